@@ -1,0 +1,174 @@
+"""The form in which an optimizer's mathematics is written: once, as pure functions on an array namespace.
+
+A rule knows no framework. ``coefficients`` turns hyper-parameters and the step number into scalars (float64, once per
+step); ``step`` turns weight, gradient and slots into new ones. Everything else is derived: kernels for MXNet's CPU
+contexts and updates on ``mx.nd`` (`gluon_optim.mxnet`), PyTorch, ONNX and optax mirrors, and float64 NumPy for people
+and tests.
+
+>>> import numpy as np
+>>> from gluon_optim import rules
+>>> rule = rules.get('sgd_torch')
+>>> h = rule.hyperparameters(learning_rate=0.5, momentum=0.9)
+>>> w, slots = rule.run(np, h, t=1, weight=np.ones(2), gradient=np.array([1.0, 2.0]))
+>>> w, slots['momentum_buffer']
+(array([0.5, 0. ]), array([1., 2.]))
+"""
+import math
+from typing import Any, Callable, ClassVar, Dict, Mapping, NamedTuple, Optional, Tuple
+
+import numpy
+
+from ..schema import Hyper, Values, Slot, check_known
+
+__all__ = ['BASE_HYPERS', 'Rule', 'bias_correction', 'scalars']
+
+BASE_HYPERS = (
+    Hyper('rescale_grad', 1.0, '(-inf, inf)', 'factor on the gradient; `Trainer.step(batch_size)` sets it to 1/batch_size'),
+    Hyper('clip_gradient', None, '(0, inf)', 'bound on each element of the rescaled gradient', optional=True),
+)
+
+
+class _Scalars:
+    """The array namespace on Python floats: what `Rule.coefficients` needs of one."""
+
+    sqrt = staticmethod(math.sqrt)
+    exp = staticmethod(math.exp)
+    expm1 = staticmethod(math.expm1)
+    minimum = staticmethod(min)
+    maximum = staticmethod(max)
+
+    @staticmethod
+    def where(condition: Any, x: float, y: float) -> float:
+        return x if condition else y
+
+
+scalars = _Scalars()
+
+
+def bias_correction(xp: Any, beta: float, t: Any) -> Any:
+    """1 - beta**t, also where ``t`` is traced in single precision (written out, float32 is off by 1e-5).
+
+    >>> bias_correction(scalars, 0.9, 1)  # doctest: +ELLIPSIS
+    0.0999999999999999...
+    """
+    return -xp.expm1(t * math.log(beta)) if beta > 0 else 1.0
+
+
+class Static(NamedTuple):
+    """What of the hyper-parameters shapes the computation, and so selects a compiled kernel."""
+
+    switches: Tuple[Tuple[str, Any], ...]
+    slots: Tuple[Slot, ...]
+    clip: bool
+
+
+class Rule:
+    """Base of all rules. A subclass declares and defines; it is never instantiated.
+
+    ``name``, ``summary``, ``paper``
+        The key in the registry, one line for tables, and where the algorithm comes from.
+    ``hypers``
+        Tuple of `Hyper`, ``learning_rate`` and ``wd`` first. `BASE_HYPERS` are added to every rule.
+    ``slots(h)``
+        Tuple of `Slot`; may depend on the hyper-parameters (no momentum, no slot).
+    ``coefficients(xp, h, t)``
+        Dictionary of scalars for the update number ``t`` = 1, 2, ... of a parameter. ``h.learning_rate``, ``h.wd`` and
+        ``t`` may be traced (JAX, ONNX): no Python ``if`` on them; all others are Python numbers.
+    ``step(xp, h, c, w, g, s)``
+        The update: weight ``w``, gradient ``g``, slots ``s.<name>``, coefficients ``c.<name>``, and of ``h`` the
+        switches only. Returns the new weight and a dictionary of new slots. Pure: nothing in place, no branch on an
+        array's values (``xp.where``). ``xp`` has sum, sqrt, abs, sign, exp, minimum, maximum, where.
+    ``check(h)``
+        Optional: raise ValueError on combinations that no implementation defines.
+    ``lowerable``
+        False where ``step`` does more than elementwise functions and sums over the tensor.
+    ``peers``
+        Names of implementations that compute the same, as tests prove.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str] = ''
+    formula: ClassVar[str] = ''
+    hypers: ClassVar[Tuple[Hyper, ...]]
+    peers: ClassVar[Tuple[str, ...]] = ()
+    exceptions: ClassVar[Mapping[str, str]] = {}
+    lowerable: ClassVar[bool] = True
+
+    slots: ClassVar[Callable[[Values], Tuple[Slot, ...]]]
+    coefficients: ClassVar[Callable[[Any, Values, Any], Dict[str, Any]]]
+    step: ClassVar[Callable[..., Tuple[Any, Dict[str, Any]]]]
+
+    @staticmethod
+    def check(h: Values) -> None:
+        """Refuse combinations of hyper-parameters; the default refuses none."""
+
+    @classmethod
+    def hyper(cls, name: str) -> Hyper:
+        """The declaration of one hyper-parameter."""
+        return next(x for x in cls.hypers + BASE_HYPERS if x.name == name)
+
+    @classmethod
+    def hyperparameters(cls, **given: Any) -> Values:
+        """Check ``given``, fill in the defaults.
+
+        Raises TypeError for an unknown name or a value of the wrong type, ValueError for one out of range.
+
+        >>> from gluon_optim import rules
+        >>> rules.get('adamw').hyperparameters(beta3=0.9)
+        Traceback (most recent call last):
+          ...
+        TypeError: Unknown argument of adamw 'beta3'. Did you mean 'beta2' or 'beta1'? Known: 'amsgrad', 'beta1', 'beta2', \
+'clip_gradient', 'epsilon', 'learning_rate', 'rescale_grad', 'wd'.
+        """
+        declared = {hyper.name: hyper for hyper in cls.hypers + BASE_HYPERS}
+        for name in given:
+            check_known('argument', name, declared, owner=cls.name)
+        h = Values(**{name: hyper.check(given.get(name, hyper.default)) for name, hyper in declared.items()})
+        cls.check(h)
+        return h
+
+    @classmethod
+    def static(cls, h: Values) -> Static:
+        """The part of ``h`` that shapes the computation."""
+        switches = tuple((x.name, getattr(h, x.name)) for x in cls.hypers if x.is_switch)
+        return Static(switches, cls.slots(h), h.clip_gradient is not None)
+
+    @classmethod
+    def prepare(cls, xp: Any, c: Values, static: Static, w: Any, g: Any) -> Any:
+        """The gradient as the rule sees it: rescaled, then clipped. Drop-ins have MXNet's own order."""
+        g = g * c.rescale_grad
+        return xp.minimum(xp.maximum(g, -c.clip_gradient), c.clip_gradient) if static.clip else g
+
+    @classmethod
+    def all_coefficients(cls, xp: Any, h: Values, t: Any) -> Dict[str, Any]:
+        """``coefficients`` and those of `prepare`."""
+        c = dict(cls.coefficients(xp, h, t), rescale_grad=h.rescale_grad)
+        if h.clip_gradient is not None:
+            c['clip_gradient'] = h.clip_gradient
+        return c
+
+    @classmethod
+    def apply(cls, xp: Any, static: Static, c: Mapping[str, Any], w: Any, g: Any, slots: Mapping[str, Any]
+              ) -> Tuple[Any, Dict[str, Any]]:
+        """`prepare` and `step` on arrays of one namespace: what every runtime calls."""
+        coefficients = Values(**c)
+        g = cls.prepare(xp, coefficients, static, w, g)
+        return cls.step(xp, Values(**dict(static.switches)), coefficients, w, g, Values(**slots))
+
+    @classmethod
+    def run(cls, xp: Any, h: Values, t: int, weight: Any, gradient: Any, slots: Optional[Mapping[str, Any]] = None
+            ) -> Tuple[Any, Dict[str, Any]]:
+        """One whole update with NumPy-like ``xp``; ``slots=None`` starts fresh. For people and tests."""
+        if slots is None:
+            slots = {slot.name: initial_slot(slot, weight) for slot in cls.slots(h)}
+        c = cls.all_coefficients(scalars, h, t)
+        return cls.apply(xp, cls.static(h), c, weight, gradient, slots)
+
+
+def initial_slot(slot: Slot, weight: Any) -> Any:
+    """The NumPy array that ``slot`` holds before the first update of ``weight``."""
+    if slot.init == 'weight':
+        return numpy.array(weight)
+    dtype = numpy.result_type(weight, numpy.float32)
+    return numpy.full(numpy.shape(weight) if slot.like == 'weight' else (), slot.init, dtype)

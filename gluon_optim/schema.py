@@ -1,0 +1,176 @@
+"""What an optimizer declares about itself: hyper-parameters and slots, and the errors made from them.
+
+Everything that needs to know a name, a default, a range or a shape reads it from here: the constructors, the checkpoint
+manifest, the converters, the command line and the tables of the README. Nothing here imports a framework.
+"""
+import difflib
+import math
+import numbers
+from typing import Any, Dict, Iterable, NamedTuple, Optional, Tuple, Union
+
+__all__ = ['Hyper', 'Values', 'Slot', 'check_known', 'one_of']
+
+
+class Interval(NamedTuple):
+    """A range of real numbers, parsed from mathematical notation such as ``'[0, 1)'``."""
+
+    text: str
+    low: float
+    high: float
+    low_closed: bool
+    high_closed: bool
+
+    @classmethod
+    def parse(cls, text: str) -> 'Interval':
+        low, high = text[1:-1].split(',')
+        return cls(text, float(low), float(high), text[0] == '[', text[-1] == ']')
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, (int, float)) or math.isnan(value):
+            return False
+        above = value >= self.low if self.low_closed else value > self.low
+        below = value <= self.high if self.high_closed else value < self.high
+        return above and below
+
+
+class Hyper(NamedTuple):
+    """One hyper-parameter of a rule.
+
+    Parameters
+    ----------
+    name : str
+        MXNet's word for it (``learning_rate``, ``wd``, ``beta1``, ``epsilon``).
+    default : number, bool, str or None
+    domain : str or tuple
+        An interval in mathematical notation (``'[0, 1)'``) makes a number; a tuple of allowed values makes a switch.
+    doc : str
+        Half a sentence for the tables: what it is, in which unit.
+    optional : bool
+        Whether None is allowed too.
+
+    A switch is static: rules branch on it with Python's ``if``. A number reaches the arrays through
+    ``Rule.coefficients`` only, so one compiled kernel serves all its values.
+
+    >>> Hyper('beta1', 0.95, '[0, 1)').check(1.2)
+    Traceback (most recent call last):
+      ...
+    ValueError: `beta1` must be in [0, 1). Received: beta1=1.2. Pass a number in that range, or leave it out for the default 0.95.
+    """
+
+    name: str
+    default: Any
+    domain: Union[str, Tuple[Any, ...]]
+    doc: str = ''
+    optional: bool = False
+
+    @property
+    def is_switch(self) -> bool:
+        return not isinstance(self.domain, str)
+
+    @property
+    def allowed(self) -> str:
+        """The domain in words, as error messages and tables print it."""
+        text = 'in ' + self.domain if isinstance(self.domain, str) else 'one of ' + one_of(self.domain)
+        return text + (' or None' if self.optional and None not in self.domain else '')
+
+    def check(self, value: Any) -> Any:
+        """Return ``value`` as a Python number or switch, or raise an error that says what is allowed."""
+        if value is None and self.optional:
+            return None
+        if self.is_switch:
+            # `in` would let 0 pass for False and 1.0 for True
+            if any(value is choice or (type(value) is type(choice) and value == choice) for choice in self.domain):
+                return value
+            raise self._refuse(ValueError if isinstance(value, (bool, str, int, float)) else TypeError, value)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise self._refuse(TypeError, value)
+        if float(value) not in Interval.parse(str(self.domain)):
+            raise self._refuse(ValueError, value)
+        return float(value)
+
+    def _refuse(self, error: type, value: Any) -> Exception:
+        kind = 'value' if self.is_switch else 'number'
+        where = 'one of them' if self.is_switch else 'in that range'
+        return error(f'`{self.name}` must be {self.allowed}. Received: {self.name}={value!r}. '
+                     f'Pass a {kind} {where}, or leave it out for the default {self.default!r}.')
+
+
+class Slot(NamedTuple):
+    """One array that a rule keeps per parameter.
+
+    Parameters
+    ----------
+    name : str
+        The key under which it is saved (``<parameter>/<name>``).
+    like : 'weight' or 'scalar'
+        One value per weight element, or one per parameter (shape (1,) in MXNet, () elsewhere).
+    init : float or 'weight'
+        What it holds before the first update: a number, or the weight itself.
+    torch, optax : str
+        The key that PyTorch's state_dict and optax's state use for this quantity.
+    doc : str
+    """
+
+    name: str
+    like: str = 'weight'
+    init: Union[float, str] = 0.0
+    torch: str = ''
+    optax: str = ''
+    doc: str = ''
+
+
+class Values:
+    """Named values, read as attributes: hyper-parameters ``h.beta1``, coefficients ``c.lr``, slots ``s.mean``.
+
+    >>> h = Values(beta1=0.9, amsgrad=False)
+    >>> h.beta1, 'beta2' in h, h
+    (0.9, False, Values(beta1=0.9, amsgrad=False))
+    """
+
+    def __init__(self, **values: Any):
+        self.__dict__.update(values)
+
+    def replace(self, **values: Any) -> 'Values':
+        """A copy with some values exchanged."""
+        return Values(**{**self.__dict__, **values})
+
+    def asdict(self) -> Dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __getattr__(self, name: str) -> Any:  # reached only when the attribute is missing
+        raise AttributeError(f'no `{name}` here; there are {one_of(self.__dict__)}')
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.__dict__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Values) and self.__dict__ == other.__dict__
+
+    def __repr__(self) -> str:
+        return 'Values(' + ', '.join(f'{k}={v!r}' for k, v in self.__dict__.items()) + ')'
+
+
+def one_of(names: Iterable[Any]) -> str:
+    """Names as an error message lists them.
+
+    >>> one_of(['a', 'b', None])
+    "'a', 'b', None"
+    """
+    return ', '.join(map(repr, names))
+
+
+def check_known(what: str, name: str, known: Iterable[str], error: type = TypeError, owner: Optional[str] = None) -> None:
+    """Raise ``error`` unless ``name`` is one of ``known``; say which known names are near.
+
+    >>> check_known('optimizer', 'novgrad', ['novograd', 'adamw'], ValueError)
+    Traceback (most recent call last):
+      ...
+    ValueError: Unknown optimizer 'novgrad'. Did you mean 'novograd'? Known: 'adamw', 'novograd'.
+    """
+    known = sorted(known)
+    if name in known:
+        return
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
+    hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
+    of = f' of {owner}' if owner else ''
+    raise error(f'Unknown {what}{of} {name!r}.{hint} Known: {one_of(known)}.')
