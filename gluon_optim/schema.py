@@ -6,7 +6,7 @@ manifest, the converters, the command line and the tables of the README. Nothing
 import difflib
 import math
 import numbers
-from typing import Any, Dict, Iterable, NamedTuple, Optional, Tuple, Union
+from typing import Any, Collection, Dict, Iterable, NamedTuple, Optional, Union
 
 __all__ = ['Hyper', 'Values', 'Slot', 'check_known', 'one_of']
 
@@ -41,7 +41,7 @@ class Hyper(NamedTuple):
     name : str
         MXNet's word for it (``learning_rate``, ``wd``, ``beta1``, ``epsilon``).
     default : number, bool, str or None
-    domain : str or tuple
+    domain : str or collection
         An interval in mathematical notation (``'[0, 1)'``) makes a number; a tuple of allowed values makes a switch.
     doc : str
         Half a sentence for the tables: what it is, in which unit.
@@ -59,7 +59,7 @@ class Hyper(NamedTuple):
 
     name: str
     default: Any
-    domain: Union[str, Tuple[Any, ...]]
+    domain: Union[str, Collection[Any]]
     doc: str = ''
     optional: bool = False
 

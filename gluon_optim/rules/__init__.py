@@ -2,14 +2,31 @@
 from typing import Dict, List, Type
 
 from ..schema import check_known
+from .adabelief import AdaBelief
+from .adadelta_torch import AdadeltaTorch
+from .adagrad_torch import AdagradTorch
+from .adam_torch import AdamTorch
+from .adamax_torch import AdamaxTorch
 from .adamw import AdamW
+from .asgd import ASGD
 from .base import Rule
+from .lans import LANS
+from .larc import LARC
+from .nadam_torch import NAdamTorch
+from .noise_adaptive_sgd import NoiseAdaptiveSGD
 from .novograd import NovoGrad
+from .radam import RAdam
+from .rmsprop_torch import RMSpropTorch
+from .rprop import Rprop
+from .sgd_ema import SGDEMA
 from .sgd_torch import SGDTorch
+from .sngd import SNGD
 
 __all__ = ['Rule', 'get', 'names']
 
-_RULES: Dict[str, Type[Rule]] = {rule.name: rule for rule in (AdamW, NovoGrad, SGDTorch)}
+_RULES: Dict[str, Type[Rule]] = {rule.name: rule for rule in (
+    AdaBelief, AdadeltaTorch, AdagradTorch, AdamTorch, AdamaxTorch, AdamW, ASGD, LANS, LARC, NAdamTorch, NoiseAdaptiveSGD,
+    NovoGrad, RAdam, RMSpropTorch, Rprop, SGDEMA, SGDTorch, SNGD)}
 
 
 def get(name: str) -> Type[Rule]:
@@ -20,7 +37,7 @@ def get(name: str) -> Type[Rule]:
     >>> get('novogard')
     Traceback (most recent call last):
       ...
-    ValueError: Unknown optimizer 'novogard'. Did you mean 'novograd'? Known: 'adamw', 'novograd', 'sgd_torch'.
+    ValueError: Unknown optimizer 'novogard'. Did you mean 'novograd'? Known: 'adabelief', ...
     """
     check_known('optimizer', name.lower(), _RULES, ValueError)
     return _RULES[name.lower()]

@@ -1,6 +1,7 @@
 """AdamW (Loshchilov and Hutter, arXiv:1711.05101) in PyTorch's convention: the learning rate multiplies the decay."""
 from ..schema import Hyper, Slot
 from .base import Rule, bias_correction
+from .moments import AMSGRAD, BETA1, BETA2, MEAN, VAR, averaging, moments
 
 
 class AdamW(Rule):
@@ -19,29 +20,26 @@ class AdamW(Rule):
     hypers = (
         Hyper('learning_rate', 1e-3, '[0, inf)', 'step size'),
         Hyper('wd', 0.01, '[0, inf)', 'weight decay, decoupled; multiplied by the learning rate'),
-        Hyper('beta1', 0.9, '[0, 1)', 'decay of the mean of gradients'),
-        Hyper('beta2', 0.999, '[0, 1)', 'decay of the mean of squared gradients'),
+        BETA1,
+        BETA2,
         Hyper('epsilon', 1e-8, '[0, inf)', 'added to the root of the corrected second moment'),
-        Hyper('amsgrad', False, (False, True), 'divide by the largest second moment so far (arXiv:1904.09237)'),
+        AMSGRAD,
     )
 
     @staticmethod
     def slots(h):
-        mean = Slot('mean', torch='exp_avg', optax='mu', doc='decayed mean of gradients')
-        var = Slot('var', torch='exp_avg_sq', optax='nu', doc='decayed mean of squared gradients')
         max_var = Slot('max_var', torch='max_exp_avg_sq', optax='nu_max', doc='largest `var` so far')
-        return (mean, var, max_var) if h.amsgrad else (mean, var)
+        return (MEAN, VAR, max_var) if h.amsgrad else (MEAN, VAR)
 
     @staticmethod
     def coefficients(xp, h, t):
         correction1, correction2 = bias_correction(xp, h.beta1, t), bias_correction(xp, h.beta2, t)
-        return dict(keep=1 - h.learning_rate * h.wd, b1=h.beta1, a1=1 - h.beta1, b2=h.beta2, a2=1 - h.beta2,
-                    step_size=h.learning_rate / correction1, root_correction2=xp.sqrt(correction2), eps=h.epsilon)
+        return dict(averaging(h), keep=1 - h.learning_rate * h.wd,
+                    step_size=h.learning_rate / correction1, root_correction2=xp.sqrt(correction2))
 
     @staticmethod
     def step(xp, h, c, w, g, s):
-        mean = c.b1 * s.mean + c.a1 * g
-        var = c.b2 * s.var + c.a2 * (g * g)
+        mean, var = moments(c, s, g)
         slots = dict(mean=mean, var=var)
         if h.amsgrad:
             var = slots['max_var'] = xp.maximum(s.max_var, var)

@@ -20,7 +20,7 @@ import numpy
 
 from ..schema import Hyper, Values, Slot, check_known
 
-__all__ = ['BASE_HYPERS', 'Rule', 'bias_correction', 'scalars']
+__all__ = ['BASE_HYPERS', 'Rule', 'bias_correction', 'clipped', 'divided', 'norm', 'scalar', 'scalars', 'trust_ratio']
 
 BASE_HYPERS = (
     Hyper('rescale_grad', 1.0, '(-inf, inf)', 'factor on the gradient; `Trainer.step(batch_size)` sets it to 1/batch_size'),
@@ -34,6 +34,7 @@ class _Scalars:
     sqrt = staticmethod(math.sqrt)
     exp = staticmethod(math.exp)
     expm1 = staticmethod(math.expm1)
+    log = staticmethod(math.log)
     minimum = staticmethod(min)
     maximum = staticmethod(max)
 
@@ -52,6 +53,31 @@ def bias_correction(xp: Any, beta: float, t: Any) -> Any:
     0.0999999999999999...
     """
     return -xp.expm1(t * math.log(beta)) if beta > 0 else 1.0
+
+
+def norm(xp: Any, x: Any) -> Any:
+    """The L2 norm over the whole tensor."""
+    return xp.sqrt(xp.sum(x * x))
+
+
+def divided(xp: Any, x: Any, size: Any) -> Any:
+    """``x / size``, and ``x`` itself where ``size`` is 0: a tensor of zeros stays one."""
+    return x / xp.where(size == 0, 1.0, size)
+
+
+def trust_ratio(xp: Any, numerator: Any, denominator: Any) -> Any:
+    """``numerator / denominator`` of two norms, and 1 where either is 0 (LARC, LARS, LAMB, LANS)."""
+    return xp.where(numerator == 0, 1.0, xp.where(denominator == 0, 1.0, divided(xp, numerator, denominator)))
+
+
+def scalar(value: Any, like: Any) -> Any:
+    """A coefficient as one number of a tensor, which a scalar slot can take; ``like`` is another such number."""
+    return 0 * like + value
+
+
+def clipped(xp: Any, c: Values, x: Any) -> Any:
+    """``x`` within +-clip_gradient, if that is set."""
+    return xp.minimum(xp.maximum(x, -c.clip_gradient), c.clip_gradient) if 'clip_gradient' in c else x
 
 
 class Static(NamedTuple):
@@ -104,6 +130,14 @@ class Rule:
         """Refuse combinations of hyper-parameters; the default refuses none."""
 
     @classmethod
+    def declared(cls, given: Mapping[str, Any]) -> Tuple[Hyper, ...]:
+        """The hyper-parameters that go with the values ``given``; `BASE_HYPERS` are added to them.
+
+        They are ``hypers``, unless one value decides which others there are, as the ``base`` of larc does.
+        """
+        return cls.hypers
+
+    @classmethod
     def hyper(cls, name: str) -> Hyper:
         """The declaration of one hyper-parameter."""
         return next(x for x in cls.hypers + BASE_HYPERS if x.name == name)
@@ -121,7 +155,7 @@ class Rule:
         TypeError: Unknown argument of adamw 'beta3'. Did you mean 'beta2' or 'beta1'? Known: 'amsgrad', 'beta1', 'beta2', \
 'clip_gradient', 'epsilon', 'learning_rate', 'rescale_grad', 'wd'.
         """
-        declared = {hyper.name: hyper for hyper in cls.hypers + BASE_HYPERS}
+        declared = {hyper.name: hyper for hyper in cls.declared(given) + BASE_HYPERS}
         for name in given:
             check_known('argument', name, declared, owner=cls.name)
         h = Values(**{name: hyper.check(given.get(name, hyper.default)) for name, hyper in declared.items()})
@@ -131,14 +165,13 @@ class Rule:
     @classmethod
     def static(cls, h: Values) -> Static:
         """The part of ``h`` that shapes the computation."""
-        switches = tuple((x.name, getattr(h, x.name)) for x in cls.hypers if x.is_switch)
+        switches = tuple((x.name, getattr(h, x.name)) for x in cls.declared(h.asdict()) if x.is_switch)
         return Static(switches, cls.slots(h), h.clip_gradient is not None)
 
     @classmethod
     def prepare(cls, xp: Any, c: Values, static: Static, w: Any, g: Any) -> Any:
         """The gradient as the rule sees it: rescaled, then clipped. Drop-ins have MXNet's own order."""
-        g = g * c.rescale_grad
-        return xp.minimum(xp.maximum(g, -c.clip_gradient), c.clip_gradient) if static.clip else g
+        return clipped(xp, c, g * c.rescale_grad)
 
     @classmethod
     def all_coefficients(cls, xp: Any, h: Values, t: Any) -> Dict[str, Any]:

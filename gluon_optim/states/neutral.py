@@ -1,10 +1,13 @@
 """What a training run's optimizer holds, as NumPy arrays under names: no framework, no device."""
+import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy
 
-__all__ = ['OptimizerStates', 'ParameterInfo']
+__all__ = ['Array', 'OptimizerStates', 'ParameterInfo', 'chunks', 'digest']
+
+Array = Any  # a numpy.ndarray, or what has `shape`, `dtype` and `chunks()`: an array of a device that is copied in pieces
 
 
 @dataclass
@@ -51,3 +54,40 @@ class OptimizerStates:
     @property
     def names(self) -> List[str]:
         return [parameter.name for parameter in self.parameters]
+
+
+def chunks(array: Array) -> Iterator[numpy.ndarray]:
+    """The elements in C order, little-endian, as contiguous pieces of at most 1 MiB.
+
+    >>> [piece.tolist() for piece in chunks(numpy.arange(6, dtype='>i8').reshape(2, 3).T)]
+    [[0, 3, 1, 4, 2, 5]]
+    """
+    if not isinstance(array, numpy.ndarray):
+        yield from array.chunks()
+        return
+    dtype = array.dtype.newbyteorder('<')
+    for piece in numpy.nditer(array, ['external_loop', 'buffered', 'zerosize_ok'], op_dtypes=[dtype], casting='equiv',
+                              order='C', buffersize=(1 << 20) // dtype.itemsize):
+        yield numpy.ascontiguousarray(piece)
+
+
+def digest(states: OptimizerStates) -> str:
+    """SHA-256 (hexadecimal) over what decides how training goes on: the optimizer's name, ``num_update``, and by sorted
+    name the type and shape of the weight, its count, and types, shapes and bytes of slots, master and the optimizer's
+    variables. Not over hyper-parameters, rates, the order of parameters, or anything about devices.
+    """
+    def add(arrays: Dict[str, Array]) -> None:
+        for key, array in sorted(arrays.items()):
+            sha.update(repr((key, numpy.dtype(array.dtype).name, tuple(array.shape))).encode())
+            for piece in chunks(array):
+                sha.update(piece)
+
+    sha = hashlib.sha256(repr((states.optimizer.lower(), int(states.num_update))).encode())
+    for info in sorted(states.parameters, key=lambda info: info.name):
+        name, slots = info.name, dict(states.slots.get(info.name) or {})
+        if name in states.master:
+            slots['master'] = states.master[name]
+        sha.update(repr((name, info.dtype, tuple(info.shape), int(states.counts.get(name, 0)), name in states.slots)).encode())
+        add(slots)
+    add(states.variables)
+    return sha.hexdigest()

@@ -1,0 +1,171 @@
+"""What generated kernels call, and how they are launched on several threads.
+
+A kernel is a C function ``kernel(pass, lane, words)``: one pass over its lane's share of the work. ``words`` points to
+int64 values, most of them addresses (`Words`). Kernels contain no parallelism: one driver, compiled once, runs any
+kernel's passes one after the other, the lanes of a pass side by side. The work is cut into the same items whatever the
+number of lanes, and partial sums belong to items, so results do not depend on the number of threads.
+"""
+import math
+import os
+import threading
+from typing import Any, Callable, Sequence
+
+import numba
+import numpy
+from llvmlite import ir
+from numba import carray, njit, prange, types
+from numba.extending import intrinsic
+
+__all__ = ['ITEM', 'accumulate', 'f32_at', 'f64_at', 'fetch_addresses', 'float_to_half', 'half_to_float', 'i64_at', 'launch',
+           'u16_at']
+
+ITEM = 65536       # elements in one piece of work
+SMALL = 65536      # a launch over fewer elements than this is not worth waking a thread
+
+_I64 = ir.IntType(64)
+
+
+def compiled(**options: Any) -> Callable:
+    """``numba.njit`` with the result kept on disk, where numba finds a folder to keep it in."""
+    def decorate(function: Callable) -> Callable:
+        try:
+            return njit(cache=True, nogil=True, error_model='numpy', **options)(function)
+        except RuntimeError:  # "no locator available": nowhere to write
+            return njit(nogil=True, error_model='numpy', **options)(function)
+    return decorate
+
+
+def _pointer(numba_type: types.Type, llvm_type: ir.Type) -> Callable:
+    @intrinsic
+    def pointer(typing_context, address):
+        def generate(context, builder, signature, args):
+            return builder.inttoptr(args[0], llvm_type.as_pointer())
+        return types.CPointer(numba_type)(types.int64), generate
+
+    @njit(inline='always')
+    def array_at(address, size):
+        return carray(pointer(address), size)
+    return array_at
+
+
+f32_at = _pointer(types.float32, ir.FloatType())
+f64_at = _pointer(types.float64, ir.DoubleType())
+u16_at = _pointer(types.uint16, ir.IntType(16))
+i64_at = _pointer(types.int64, _I64)
+
+
+def _bitcast(source: types.Type, target: types.Type, llvm_target: ir.Type) -> Callable:
+    @intrinsic
+    def cast(typing_context, value):
+        def generate(context, builder, signature, args):
+            return builder.bitcast(args[0], llvm_target)
+        return target(source), generate
+    return cast
+
+
+_float_bits = _bitcast(types.float32, types.uint32, ir.IntType(32))
+_bits_float = _bitcast(types.uint32, types.float32, ir.FloatType())
+
+
+@intrinsic
+def accumulate(typing_context, total, value):
+    """total + value in float64, where the compiler may reorder: the one place where it may, so that sums vectorise and
+    everything else stays equal to MXNet's operators bit for bit."""
+    def generate(context, builder, signature, args):
+        return builder.fadd(args[0], args[1], flags=('reassoc',))
+    return types.float64(types.float64, types.float64), generate
+
+
+@intrinsic
+def _call(typing_context, function, stage, lane, words):
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.FunctionType(_I64, [_I64] * 3).as_pointer())
+        return builder.call(pointer, args[1:])
+    return types.int64(types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _call_get_data(typing_context, function, handle, out):
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.FunctionType(ir.IntType(32), [_I64] * 2).as_pointer())
+        return builder.sext(builder.call(pointer, args[1:]), _I64)
+    return types.int64(types.int64, types.int64, types.int64), generate
+
+
+@njit(inline='always')
+def half_to_float(half):
+    """IEEE float16 bits to float32; numba has no float16 on the CPU."""
+    sign = numpy.uint32(half & numpy.uint16(0x8000)) << numpy.uint32(16)
+    rest = numpy.uint32(half & numpy.uint16(0x7fff)) << numpy.uint32(13)
+    # the multiplication moves the exponent's bias from 15 to 127, subnormals included
+    finite = _float_bits(_bits_float(numpy.uint32(rest)) * numpy.float32(2.0 ** 112))
+    bits = rest | numpy.uint32(0x7f800000) if rest >= numpy.uint32(0x0f800000) else finite
+    return _bits_float(numpy.uint32(bits | sign))
+
+
+@njit(inline='always')
+def float_to_half(value):
+    """float32 to IEEE float16 bits, rounded to nearest even, by integer operations."""
+    bits = _float_bits(value)
+    sign = bits & numpy.uint32(0x80000000)
+    rest = numpy.uint32(bits ^ sign)
+    # below 2^-14 the addition of 0.5 lets the floating-point unit round at the last bit of a subnormal half
+    subnormal = _float_bits(_bits_float(rest) + numpy.float32(0.5)) - numpy.uint32(0x3f000000)
+    odd = (rest >> numpy.uint32(13)) & numpy.uint32(1)
+    normal = (rest + numpy.uint32(0xc8000fff) + odd) >> numpy.uint32(13)
+    special = numpy.uint32(0x7e00) if rest > numpy.uint32(0x7f800000) else numpy.uint32(0x7c00)
+    half = subnormal if rest < numpy.uint32(0x38800000) else normal
+    half = special if rest >= numpy.uint32(0x47800000) else half
+    return numpy.uint16(half | (sign >> numpy.uint32(16)))
+
+
+def _drive(kernel, passes, lanes, words, returned):
+    for stage in range(passes):
+        for lane in prange(lanes):
+            returned[lane] = _call(kernel, stage, lane, words)
+
+
+_drive_here = compiled()(_drive)
+_drive_parallel = compiled(parallel=True)(_drive)
+
+
+@compiled()
+def fetch_addresses(get_data, handles, addresses):
+    """Call ``int get_data(handle, void **out)`` for each handle; the index of the first failure, or -1."""
+    for i in range(handles.size):
+        if _call_get_data(get_data, handles[i], addresses.ctypes.data + 8 * i) != 0:
+            return i
+    return -1
+
+
+_home = os.getpid()
+_one_at_a_time = threading.Lock()  # numba's workqueue layer kills the process when two threads launch at once
+
+
+def lane_count(elements: int) -> int:
+    """How many threads a launch over ``elements`` uses: numba's setting, at most OMP_NUM_THREADS; one in a forked child,
+    where OpenMP's threads did not come along."""
+    if elements < SMALL or os.getpid() != _home:
+        return 1
+    openmp = os.environ.get('OMP_NUM_THREADS', '')
+    return min(numba.get_num_threads(), int(openmp) if openmp.isdigit() and int(openmp) else math.inf)  # type: ignore[return-value]
+
+
+def launch(kernel: int, passes: int, lanes: int, words: numpy.ndarray) -> None:
+    """Run all passes of the kernel at address ``kernel``."""
+    returned = numpy.empty(lanes, numpy.int64)
+    if lanes == 1:
+        _drive_here(kernel, passes, 1, words.ctypes.data, returned)
+    else:
+        with _one_at_a_time:
+            _drive_parallel(kernel, passes, lanes, words.ctypes.data, returned)
+
+
+def split(costs: Sequence[int], parts: int) -> numpy.ndarray:
+    """Bounds of ``parts`` consecutive ranges of about equal cost.
+
+    >>> split([1, 1, 1, 3], 2)
+    array([0, 3, 4])
+    """
+    total = numpy.concatenate([[0], numpy.cumsum(costs)])
+    return numpy.searchsorted(total, total[-1] * numpy.arange(parts + 1) / parts).astype(numpy.int64)

@@ -1,0 +1,210 @@
+"""Two ways to run a rule on MXNet arrays: compiled loops on CPU contexts, MXNet's own operators anywhere.
+
+Both compute the same numbers: elementwise arithmetic rounds after every operation, sums are accumulated in float64.
+"""
+import collections
+import functools
+import logging
+import operator
+from typing import Any, Dict, NamedTuple, Sequence, Tuple, Type
+
+import numpy
+# submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
+from mxnet import base as mx_base
+from mxnet import ndarray as nd
+
+from ..rules.base import Rule, Static, scalars
+from ..schema import Values
+
+log = logging.getLogger('gluon_optim')
+
+__all__ = ['Executor', 'Update', 'check_weight']
+
+KEEP = 16384  # tensors whose preparation is kept between steps
+
+
+class Update(NamedTuple):
+    """One call of the optimizer: lists of one entry per parameter, all on one context and of one dtype."""
+
+    weights: Sequence[Any]
+    gradients: Sequence[Any]
+    slots: Sequence[Tuple[Any, ...]]
+    masters: Sequence[Any]       # float32 copies of float16 weights, or empty
+
+
+class Executor:
+    """Runs one rule; keeps what it prepared between steps. Never pickled."""
+
+    def __init__(self, rule: Type[Rule]):
+        self.rule = rule
+        self._prepared: 'collections.OrderedDict[Any, Any]' = collections.OrderedDict()
+        self._tensors = 0
+
+    def prepare(self, key: Any, update: Update, h: Values) -> Any:
+        """Check ``update`` and return an object whose ``run(table, rows)`` updates parameter i with the coefficients
+        ``table[rows[i]]``. ``key`` identifies the list of parameters between steps.
+
+        Raises TypeError or ValueError before anything is written.
+        """
+        static = self.rule.static(h)
+        key = (key, static)
+        prepared = self._prepared.get(key)
+        if prepared is not None:
+            if _same(prepared.update, update):
+                self._prepared.move_to_end(key)
+                return prepared
+            del self._prepared[key]
+            self._tensors -= len(prepared.update.weights)
+        _check(self.rule, static, update)
+        on_cpu = update.weights[0].context.device_type.startswith('cpu')
+        kind = _Loops if self.rule.lowerable and on_cpu and _compiler() is not None else _Operators
+        prepared = self._prepared[key] = kind(self.rule, static, tuple(self.rule.all_coefficients(scalars, h, 1)), update)
+        self._tensors += len(update.weights)
+        while self._tensors > KEEP and len(self._prepared) > 1:
+            self._tensors -= len(self._prepared.popitem(last=False)[1].update.weights)
+        return prepared
+
+
+def _same(old: Update, new: Update) -> bool:
+    """Whether ``new`` has the very arrays of ``old``."""
+    return all(len(a) == len(b) and all(map(operator.is_, a, b)) for a, b in zip(old, new))
+
+
+class _Loops:
+    """A list of parameters for the compiled kernel.
+
+    The addresses of weights and gradients are not kept: MXNet permutes a weight's bytes in place for oneDNN and turns
+    them back when its address is asked for, so they are asked for at every launch, after everything pending has finished.
+    """
+
+    def __init__(self, rule: Type[Rule], static: Static, coefficients: Tuple[str, ...], update: Update):
+        loops = _compiler()
+        dtype = numpy.dtype(update.weights[0].dtype).name
+        kernel = loops.kernel(rule, static, coefficients, loops.Storage(dtype, bool(update.masters)))
+        self.update = update
+        self._batch = loops.Batch(kernel, [weight.size for weight in update.weights])
+        arrays = {'gradient': update.gradients, 'weight': update.masters or update.weights, 'half': update.weights}
+        arrays.update(zip((slot.name for slot in static.slots), zip(*update.slots)))
+        nd.waitall()  # an array has its memory only when the operator that fills it has run
+        self._fetched = []
+        for addresses, role in zip(self._batch.addresses, kernel.roles):
+            handles = numpy.array([array.handle.value for array in arrays[role]], numpy.int64)
+            if arrays[role] is update.weights or arrays[role] is update.gradients:
+                self._fetched.append((handles, addresses))
+            else:
+                _fetch(handles, addresses)  # only we touch slots and masters: once is enough
+
+    def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int]) -> None:
+        nd.waitall()  # gradients are complete, and nobody reads the weights any more
+        for handles, addresses in self._fetched:
+            _fetch(handles, addresses)
+        self._batch.run(numpy.array([list(c.values()) for c in table]), numpy.array(rows, numpy.int64))
+
+
+def _fetch(handles: numpy.ndarray, addresses: numpy.ndarray) -> None:
+    failed = _compiler().runtime.fetch_addresses(_get_data(), handles, addresses)
+    if failed >= 0:
+        mx_base.check_call(-1)
+
+
+@functools.lru_cache(maxsize=None)
+def _get_data() -> int:
+    import ctypes
+    return ctypes.cast(mx_base._LIB.MXNDArrayGetData, ctypes.c_void_p).value or 0
+
+
+@functools.lru_cache(maxsize=None)
+def _compiler() -> Any:
+    """The compiler of loops, imported at the first update; None where numba is missing."""
+    try:
+        from ..lowering import loops
+        return loops
+    except ImportError as error:
+        log.warning('Optimizers run on MXNet operators, several times slower: %s. `pip install numba` makes them fast.', error)
+        return None
+
+
+class _Namespace:
+    """The array namespace of rules on mx.nd."""
+
+    sqrt, exp, abs, sign = staticmethod(nd.sqrt), staticmethod(nd.exp), staticmethod(nd.abs), staticmethod(nd.sign)
+    minimum, maximum = staticmethod(nd.minimum), staticmethod(nd.maximum)
+
+    @staticmethod
+    def sum(x: Any) -> Any:
+        return nd.sum(x.astype('float64')).astype(x.dtype)
+
+    @staticmethod
+    def where(condition: Any, x: Any, y: Any) -> Any:
+        arrays = [a for a in (condition, x, y) if isinstance(a, nd.NDArray)]
+        full = max(arrays, key=lambda a: a.size)  # the others are numbers, or have shape (1,)
+        return nd.where(*(nd.full(full.shape, a, full.context, full.dtype) if not isinstance(a, nd.NDArray)
+                          else a if a.shape == full.shape else a.broadcast_to(full.shape) for a in (condition, x, y)))
+
+
+class _Operators:
+    """A list of parameters for MXNet's operators: nothing waits for a result, temporaries come and go."""
+
+    def __init__(self, rule: Type[Rule], static: Static, coefficients: Tuple[str, ...], update: Update):
+        self.rule, self.static, self.update = rule, static, update
+
+    def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int]) -> None:
+        for i, row in enumerate(rows):
+            master = self.update.masters[i] if self.update.masters else None
+            self._one(table[row], self.update.weights[i], self.update.gradients[i], self.update.slots[i], master)
+
+    def _one(self, c: Dict[str, float], weight: Any, gradient: Any, slots: Tuple[Any, ...], master: Any) -> None:
+        named = dict(zip((slot.name for slot in self.static.slots), slots))
+        precision = 'float64' if weight.dtype == numpy.float64 else 'float32'
+        exact = weight.astype(precision, copy=False) if master is None else master
+        new_weight, new_slots = self.rule.apply(_Namespace, self.static, c, exact, gradient.astype(precision, copy=False), named)
+        for name, value in new_slots.items():
+            value.copyto(named[name])
+        if exact is weight or exact is master:
+            new_weight.copyto(exact)
+        if weight.dtype == numpy.float16:
+            nd.cast(new_weight, dtype='float16', out=weight)
+
+
+DTYPES = (numpy.float16, numpy.float32, numpy.float64)
+
+
+def check_weight(rule: Type[Rule], weight: Any) -> None:
+    """Refuse weights that no rule updates."""
+    if weight.stype != 'default':
+        raise TypeError(f'{rule.name} updates dense weights. Received: a weight of stype {weight.stype!r}. '
+                        "Create the Parameter with stype='default'.")
+    if weight.dtype not in DTYPES:
+        raise TypeError(f'{rule.name} updates float16, float32 and float64 weights. Received: dtype {weight.dtype}. '
+                        "Cast the block (net.cast('float32')), or give the parameter grad_req='null'.")
+
+
+def _check(rule: Type[Rule], static: Static, update: Update) -> None:
+    """Refuse arrays that do not belong together."""
+    first = update.weights[0]
+    for i, (weight, gradient, slots) in enumerate(zip(update.weights, update.gradients, update.slots)):
+        check_weight(rule, weight)
+        if gradient.stype != 'default':
+            raise TypeError(f'{rule.name} takes dense gradients. Received: a gradient of stype {gradient.stype!r}. '
+                            'Create the Embedding with sparse_grad=False.')
+        if gradient.shape != weight.shape or gradient.dtype != weight.dtype:
+            raise ValueError(f'A gradient must have the shape and dtype of its weight, {weight.shape} {_name(weight.dtype)}. '
+                             f'Received: {gradient.shape} {_name(gradient.dtype)}. Pass the weight\'s own gradient.')
+        if weight.dtype != first.dtype or weight.context != first.context:
+            raise ValueError('One call updates weights of one dtype on one context. '
+                             f'Received: {_name(first.dtype)} on {first.context} and {_name(weight.dtype)} on {weight.context}. '
+                             'Call once for each.')
+        precision = 'float64' if weight.dtype == numpy.float64 else 'float32'
+        expected = [(weight.shape if slot.like == 'weight' else (1,), precision) for slot in static.slots]
+        received = [(a.shape, _name(a.dtype)) for a in slots] if isinstance(slots, (tuple, list)) else None
+        if received != expected:
+            raise ValueError(f'The state of parameter number {i} does not belong to {rule.name}. Expected the slots '
+                             f'{[slot.name for slot in static.slots]} of {expected}. Received: {received}. '
+                             'Load states of this optimizer, or start without states.')
+        if update.masters and (update.masters[i].shape, _name(update.masters[i].dtype)) != (weight.shape, 'float32'):
+            raise ValueError(f'The master of a float16 weight of shape {weight.shape} must be float32 of that shape. Received: '
+                             f'{update.masters[i].shape} {_name(update.masters[i].dtype)}. Load states of this network.')
+
+
+def _name(dtype: Any) -> str:
+    return numpy.dtype(dtype).name

@@ -1,0 +1,211 @@
+"""`RuleOptimizer`: a rule as an `mx.optimizer.Optimizer`."""
+import inspect
+import math
+import warnings
+from typing import Any, ClassVar, Dict, List, Sequence, Tuple, Type
+
+import numpy
+# submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
+from mxnet import ndarray as nd
+from mxnet.optimizer import optimizer as mx_optimizer
+
+from ..rules.base import BASE_HYPERS, Rule, scalars
+from ..schema import Values, check_known
+from .executors import Executor, Update, check_weight
+
+__all__ = ['RuleOptimizer']
+
+# what every MXNet optimizer accepts and no rule declares
+BASE_ARGUMENTS = ('lr_scheduler', 'begin_num_update', 'multi_precision', 'param_idx2name', 'param_dict', 'sym')
+
+
+class RuleOptimizer(mx_optimizer.Optimizer):
+    """Base of all optimizers of this package; a subclass only names its `rule`.
+
+    Parameters
+    ----------
+    learning_rate : float, optional
+        Without it the scheduler's ``base_lr`` stays, or the rule's default holds where there is no scheduler.
+    wd, rescale_grad, clip_gradient, and the rule's own
+        See the rule. Checked here, and again whenever they were changed.
+    lr_scheduler, begin_num_update, multi_precision, param_idx2name, param_dict, sym
+        As `mx.optimizer.Optimizer` documents them.
+
+    Raises TypeError for an unknown argument or a wrong type, ValueError for a value out of range.
+
+    float16 weights are updated in float32: from a float32 master with ``multi_precision=True``, else from the weight
+    itself. Slots are float32, or float64 for float64 weights. Gradients are never modified.
+    """
+
+    rule: ClassVar[Type[Rule]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if 'rule' in cls.__dict__:
+            cls.__signature__ = _signature(cls.rule)  # type: ignore[attr-defined]
+            cls.__doc__ = cls.__doc__ or cls.rule.__doc__
+
+    def __init__(self, learning_rate: Any = None, **arguments: Any):
+        declared = {hyper.name for hyper in self.rule.declared(arguments) + BASE_HYPERS}
+        for name in arguments:
+            check_known('argument', name, declared.union(BASE_ARGUMENTS), owner=self.rule.name)
+        own = {name: arguments.pop(name) for name in declared.intersection(arguments)}
+        if learning_rate is not None:
+            own['learning_rate'] = learning_rate
+        h = self.rule.hyperparameters(**own)
+        _check_begin(arguments.get('begin_num_update', 0))
+        scheduler = arguments.get('lr_scheduler')
+        rate = h.learning_rate if scheduler is None or learning_rate is not None else None
+        if scheduler is not None and rate is not None:
+            scheduler.base_lr = rate  # MXNet would do the same, and print a UserWarning object
+        super().__init__(learning_rate=rate, wd=h.wd, rescale_grad=h.rescale_grad, clip_gradient=h.clip_gradient, **arguments)
+        self._names = tuple(name for name in h.asdict() if name != 'learning_rate')
+        for name in self._names:
+            setattr(self, name, getattr(h, name))
+        self.aggregate_num = 2 ** 31 - 1  # the updater hands over all parameters of a dtype at once
+        self._restored_counts: Dict[Any, int] = {}
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """What lives as long as the process and is never saved."""
+        self._executor = Executor(self.rule)
+        self._checked: Tuple[Any, Any] = (None, None)
+        self._warned = False
+
+    def __getstate__(self) -> Dict[str, Any]:
+        state = super().__getstate__()
+        for name in ('_executor', '_checked', '_warned'):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._set_up()
+        # saved on some devices, continued on others
+        self.set_update_counts(self.update_counts(), self.num_update)
+
+    # -- hyper-parameters -------------------------------------------------------------------------------------------
+
+    def hyperparameters(self) -> Values:
+        """All hyper-parameters as they are now, checked; ``learning_rate`` is the scheduler's ``base_lr`` where there is one.
+
+        Raises ValueError or TypeError as the constructor does.
+        """
+        rate = self.lr if self.lr_scheduler is None else self.lr_scheduler.base_lr
+        now = (rate, *[getattr(self, name) for name in self._names])
+        if now != self._checked[0]:
+            self._checked = now, self.rule.hyperparameters(learning_rate=rate, **dict(zip(self._names, now[1:])))
+        return self._checked[1]
+
+    # -- update counts ----------------------------------------------------------------------------------------------
+
+    def update_counts(self) -> Dict[Any, int]:
+        """How many updates each parameter index has seen: the largest count of all devices, begin_num_update not included."""
+        merged = dict(self._restored_counts)
+        for counts in self._all_index_update_counts.values():
+            for index, count in counts.items():
+                merged[index] = max(count, merged.get(index, count))
+        return {index: count - self.begin_num_update for index, count in merged.items()}
+
+    def set_update_counts(self, counts: Dict[Any, int], num_update: int) -> None:
+        """Continue from ``counts`` (as `update_counts` gives them) on whatever devices come."""
+        self._restored_counts = {index: count + self.begin_num_update for index, count in counts.items()}
+        self._all_index_update_counts = {0: dict(self._restored_counts)}
+        self._index_update_count = self._all_index_update_counts[0]
+        self.num_update = num_update
+
+    def _set_current_context(self, device_id: int) -> None:
+        # MXNet starts a new device at begin_num_update; a run that was resumed on it is further
+        if device_id not in self._all_index_update_counts:
+            self._all_index_update_counts[device_id] = dict(self._restored_counts)
+        super()._set_current_context(device_id)
+
+    # -- states -----------------------------------------------------------------------------------------------------
+
+    def create_state(self, index: Any, weight: Any) -> Tuple[Any, ...]:
+        """A tuple of the rule's slots for ``weight``, in the order of ``rule.slots``; shape (1,) for one number."""
+        check_weight(self.rule, weight)
+        dtype = 'float64' if weight.dtype == numpy.float64 else 'float32'
+        return tuple(
+            weight.astype(dtype) if slot.init == 'weight'
+            else nd.full(weight.shape if slot.like == 'weight' else (1,), slot.init, ctx=weight.context, dtype=dtype)
+            for slot in self.rule.slots(self.hyperparameters()))
+
+    def create_state_multi_precision(self, index: Any, weight: Any) -> Any:
+        """``(master, slots)`` for float16 weights with multi_precision, else the slots."""
+        check_weight(self.rule, weight)
+        if not self._has_master(weight):
+            if weight.dtype == numpy.float16 and not self._warned:
+                self._warned = True
+                warnings.warn(f'{self.rule.name} updates float16 weights without a float32 master: small updates round away. '
+                              'Pass multi_precision=True.', stacklevel=2)
+            return self.create_state(index, weight)
+        master = weight.astype('float32')
+        return master, self.create_state(index, master)
+
+    def _has_master(self, weight: Any) -> bool:
+        return bool(self.multi_precision) and weight.dtype == numpy.float16
+
+    # -- updates ----------------------------------------------------------------------------------------------------
+
+    def update(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
+        """One update of one parameter, or of lists of parameters of one dtype and context."""
+        if isinstance(index, (list, tuple)):
+            self._update(index, weight, grad, state, ())
+        else:
+            self._update([index], [weight], [grad], [state], ())
+
+    def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
+        """`update`, with states as `create_state_multi_precision` makes them."""
+        if not isinstance(index, (list, tuple)):
+            index, weight, grad, state = [index], [weight], [grad], [state]
+        if self._has_master(weight[0]):
+            for one in state:
+                if not (isinstance(one, (tuple, list)) and len(one) == 2 and isinstance(one[1], (tuple, list))):
+                    raise ValueError(f'{self.rule.name} with multi_precision keeps (master, slots) per float16 parameter. '
+                                     'Received a state without a master. Load states that were saved with '
+                                     'multi_precision=True, or start without states.')
+            self._update(index, weight, grad, [slots for _, slots in state], [master for master, _ in state])
+        else:
+            self._update(index, weight, grad, state, ())
+
+    def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any],
+                slots: Sequence[Tuple[Any, ...]], masters: Sequence[Any]) -> None:
+        if not indices:
+            return
+        h = self.hyperparameters()
+        key = (tuple(indices), str(weights[0].context))
+        prepared = self._executor.prepare(key, Update(weights, gradients, slots, masters), h)
+        prepared.run(*self._coefficients(h, indices))
+
+    def _coefficients(self, h: Values, indices: Sequence[Any]) -> Tuple[List[Dict[str, float]], List[int]]:
+        """Count one update of each parameter. Returns the coefficients of each distinct (t, learning rate, decay), and
+        which of them each parameter uses."""
+        before = self.num_update
+        self._update_count(indices)
+        counts, begin = self._index_update_count, self.begin_num_update
+        keys = list(zip([counts[index] - begin for index in indices], self._get_lrs(indices), self._get_wds(indices)))
+        distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+        for _, rate, wd in distinct:
+            if not (math.isfinite(rate) and math.isfinite(wd)):
+                for index in indices:
+                    counts[index] -= 1
+                self.num_update = before
+                raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for update '
+                                 f'{before + 1}. Look at the lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
+        table = [self.rule.all_coefficients(scalars, h.replace(learning_rate=rate, wd=wd), t) for t, rate, wd in distinct]
+        return table, [distinct[key] for key in keys] if len(table) > 1 else [0] * len(keys)
+
+
+def _check_begin(begin: Any) -> None:
+    if isinstance(begin, bool) or not isinstance(begin, int) or begin < 0:
+        raise (ValueError if isinstance(begin, int) else TypeError)(
+            f'`begin_num_update` must be a whole number, 0 or more. Received: begin_num_update={begin!r}. '
+            'Pass the number of updates that the scheduler shall count as done.')
+
+
+def _signature(rule: Type[Rule]) -> inspect.Signature:
+    """What ``help`` shows: MXNet's word for each argument, and its default."""
+    own = [(hyper.name, None if hyper.name == 'learning_rate' else hyper.default) for hyper in rule.hypers + BASE_HYPERS]
+    base = [('lr_scheduler', None), ('begin_num_update', 0), ('multi_precision', False)]
+    return inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default) for name, default in own + base])

@@ -1,0 +1,114 @@
+"""The optimizers that `gluon.Trainer(params, NAME)` finds: each class is its rule, no more.
+
+Their import path is stable: saved states and parameter servers name it.
+"""
+from typing import Any, Dict, Optional, Type, Union
+
+# a submodule, not an attribute of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
+from mxnet.optimizer import optimizer as mx_optimizer
+
+from .. import rules
+from ..schema import check_known
+from .optimizer import RuleOptimizer
+
+__all__ = ['create', 'register']
+
+Optimizer = mx_optimizer.Optimizer
+
+_CLASSES: Dict[str, Type[Optimizer]] = {}
+
+
+def register(what: Union[str, type]) -> Any:
+    """Class decorator: make a rule or an MXNet optimizer available by name, to `gluon.Trainer` and to `create`.
+
+    ``@register`` takes a `Rule`'s own ``name`` or a class's name in lower case; ``@register('name')`` takes that name.
+    A `Rule` is returned unchanged, and has all that a built-in one has: compiled kernels, state files, conversions.
+
+    Raises ValueError where the name is taken, here or by MXNet.
+
+    >>> import gluon_optim as go
+    >>> @go.register
+    ... class SignDescent(go.Rule):
+    ...     name, summary = 'sign_descent', 'the sign of the gradient'
+    ...     hypers = (go.Hyper('learning_rate', 0.01, '[0, inf)'), go.Hyper('wd', 0.0, '[0, inf)'))
+    ...     slots = staticmethod(lambda h: ())
+    ...     coefficients = staticmethod(lambda xp, h, t: dict(lr=h.learning_rate, wd=h.wd))
+    ...     @staticmethod
+    ...     def step(xp, h, c, w, g, s):
+    ...         return w - c.lr * (xp.sign(g) + c.wd * w), {}
+    >>> go.create('sign_descent').lr
+    0.01
+    """
+    if isinstance(what, type):
+        return _register(what, None)
+    return lambda cls: _register(cls, what)
+
+
+def _register(cls: type, name: Optional[str]) -> type:
+    if issubclass(cls, rules.Rule):
+        if name is not None:
+            cls.name = name
+        rules.add(cls)
+        optimizer: Type[Optimizer] = type(cls.__name__, (UserOptimizer,), {'rule': cls, '__module__': cls.__module__})
+        name = cls.name
+    elif issubclass(cls, Optimizer):
+        optimizer, name = cls, name or cls.__name__.lower()
+    else:
+        raise TypeError(f'`register` takes a gluon_optim.Rule or an mx.optimizer.Optimizer. Received: {cls!r}. Derive from one of them.')
+    taken = _CLASSES.get(name, Optimizer.opt_registry.get(name))
+    if taken is not None and _path(taken) != _path(optimizer):
+        raise ValueError(f'The name {name!r} is taken by {_path(taken)}. Register under another: @register({name + "2"!r}).')
+    _CLASSES[name] = optimizer
+    Optimizer.opt_registry[name] = optimizer
+    return cls
+
+
+def _path(cls: type) -> str:
+    return f'{cls.__module__}.{cls.__qualname__}'
+
+
+class UserOptimizer(RuleOptimizer):
+    """Base of the optimizers made from users' own rules: pickled as the rule, which has an import path."""
+
+    def __reduce__(self) -> Any:
+        return _restore, (self.rule,), self.__getstate__()
+
+
+def _restore(rule: Type[rules.Rule]) -> Optimizer:
+    cls = _CLASSES[rule.name]
+    return cls.__new__(cls)
+
+
+def create(name: str, **hypers: Any) -> Optimizer:
+    """An optimizer by name, of this package whatever MXNet means by the name.
+
+    Raises ValueError for an unknown name, TypeError and ValueError for hyper-parameters that the rule refuses.
+
+    >>> import gluon_optim as go
+    >>> go.create('novograd', beta1=0.9).beta1
+    0.9
+    """
+    check_known('optimizer', name.lower(), _CLASSES, ValueError)
+    return _CLASSES[name.lower()](**hypers)
+
+
+def _ours(cls: Type[RuleOptimizer]) -> Type[RuleOptimizer]:
+    """Register one of the classes below; MXNet's own meaning of a name stays (2.0 has its own adamw)."""
+    _CLASSES[cls.rule.name] = cls
+    Optimizer.opt_registry.setdefault(cls.rule.name, cls)
+    return cls
+
+
+@_ours
+class AdamW(RuleOptimizer):
+    rule = rules.get('adamw')
+
+
+@_ours
+class NovoGrad(RuleOptimizer):
+    rule = rules.get('novograd')
+
+
+@_ours
+class SGDTorch(RuleOptimizer):
+    rule = rules.get('sgd_torch')

@@ -1,0 +1,61 @@
+"""RMSprop (Tieleman and Hinton, 2012) in PyTorch's convention (torch.optim.RMSprop), and its bias-corrected form.
+
+MXNet's own `rmsprop` adds epsilon inside the root and keeps the learning rate in the buffer.
+"""
+from ..schema import Hyper, Slot
+from .base import Rule, bias_correction
+
+
+class RMSpropTorch(Rule):
+    """Gradients divided by their running root mean square.
+
+        u  = g + wd w
+        v  = rho v + (1 - rho) u^2
+        a  = rho a + (1 - rho) u                                         centered
+        d  = sqrt(v) + epsilon                                           centered: sqrt(max(v - a^2, 0)) + epsilon
+        b  = momentum b + u / d
+        w -= learning_rate b
+
+    bias_correction: v / (1 - rho^t) and a / (1 - rho^t) stand in d. PyTorch's root of v - a^2 is NaN where rounding
+    makes that negative; here it is 0.
+    """
+
+    name = 'rmsprop_torch'
+    summary = "gradients divided by their running root mean square, PyTorch's convention; with bias correction on demand"
+    paper = 'Tieleman and Hinton, Lecture 6.5, COURSERA: Neural networks for machine learning, 2012; centered: arXiv:1308.0850'
+    peers = ('torch.optim.RMSprop',)
+    hypers = (
+        Hyper('learning_rate', 0.01, '[0, inf)', 'step size'),
+        Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the gradient'),
+        Hyper('rho', 0.99, '[0, 1)', 'decay of the mean of squared gradients (alpha in PyTorch)'),
+        Hyper('epsilon', 1e-8, '[0, inf)', 'added to the root'),
+        Hyper('momentum', 0.0, '[0, inf)', 'decay of the momentum buffer; 0 keeps none'),
+        Hyper('centered', False, (False, True), 'subtract the squared mean of gradients: divide by their standard deviation'),
+        Hyper('bias_correction', False, (False, True), 'divide the running means by the sums of their weights'),
+    )
+
+    @staticmethod
+    def slots(h):
+        mean_sq = Slot('mean_sq', torch='square_avg', optax='nu', doc='decayed mean of squared gradients')
+        mean = Slot('mean', torch='grad_avg', optax='mu', doc='decayed mean of gradients')
+        buffer = Slot('momentum_buffer', torch='momentum_buffer', optax='trace', doc='decayed sum of divided gradients')
+        return (mean_sq,) + ((mean,) if h.centered else ()) + ((buffer,) if h.momentum > 0 else ())
+
+    @staticmethod
+    def coefficients(xp, h, t):
+        weights = bias_correction(xp, h.rho, t) if h.bias_correction else 1.0
+        return dict(lr=h.learning_rate, wd=h.wd, rho=h.rho, a=1 - h.rho, eps=h.epsilon, mu=h.momentum,
+                    root_weights=xp.sqrt(weights), mean_scale=1 / weights)
+
+    @staticmethod
+    def step(xp, h, c, w, g, s):
+        u = g + c.wd * w
+        slots = dict(mean_sq=c.rho * s.mean_sq + c.a * (u * u))
+        variance = slots['mean_sq']
+        if h.centered:
+            mean = slots['mean'] = c.rho * s.mean + c.a * u
+            variance = xp.maximum(variance - c.mean_scale * (mean * mean), 0.0)
+        update = u / (xp.sqrt(variance) / c.root_weights + c.eps)
+        if 'momentum_buffer' in s:
+            update = slots['momentum_buffer'] = c.mu * s.momentum_buffer + update
+        return w - c.lr * update, slots

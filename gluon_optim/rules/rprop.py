@@ -1,0 +1,54 @@
+"""Rprop (Riedmiller and Braun, ICNN 1993) as torch.optim.Rprop computes it; for full batches, as only signs count."""
+from ..schema import Hyper, Slot
+from .base import Rule
+
+
+class Rprop(Rule):
+    """A step size for each element, which grows while the sign of the gradient stays and shrinks when it changes.
+
+        z  = learning_rate at the first update
+        z  = min(max(f z, step_min), step_max)      f is eta_plus where g g_prev > 0, eta_minus where < 0, else 1
+        g  = 0                                      where g g_prev < 0
+        w -= sign(g) z
+        g_prev = g
+    """
+
+    name = 'rprop'
+    summary = 'a step size per element, from the signs of successive gradients alone; for full batches'
+    paper = 'Riedmiller and Braun, A direct adaptive method for faster backpropagation learning, 1993'
+    peers = ('torch.optim.Rprop',)
+    exceptions = {'lr_mult=0': 'the learning rate is the first step only, and a step is never below step_min'}
+    hypers = (
+        Hyper('learning_rate', 0.01, '[0, inf)', 'first step of each element; later ones do not depend on it'),
+        Hyper('wd', 0.0, '[0, 0]', 'there is none: a sum with the gradient would decide about signs'),
+        Hyper('eta_minus', 0.5, '(0, 1)', 'factor on the step where the sign of the gradient has changed'),
+        Hyper('eta_plus', 1.2, '(1, inf)', 'factor on the step where it has not'),
+        Hyper('step_min', 1e-6, '[0, inf)', 'smallest step'),
+        Hyper('step_max', 50.0, '[0, inf)', 'largest step'),
+    )
+
+    @staticmethod
+    def check(h):
+        if h.step_min > h.step_max:
+            raise ValueError(f'`step_min` must not be above `step_max`. Received: step_min={h.step_min}, step_max={h.step_max}. '
+                             'Exchange them, or leave one out.')
+
+    @staticmethod
+    def slots(h):
+        return (Slot('previous', torch='prev', optax='prev_updates', doc='last gradient, 0 where its sign had changed'),
+                Slot('step_size', torch='step_size', optax='step_sizes', doc='present step of each element'))
+
+    @staticmethod
+    def coefficients(xp, h, t):
+        first = 1.0 * (t == 1)
+        return dict(first_step=first * h.learning_rate, later=1 - first, minus=h.eta_minus, plus=h.eta_plus,
+                    step_min=h.step_min, step_max=h.step_max)
+
+    @staticmethod
+    def step(xp, h, c, w, g, s):
+        z = c.first_step + c.later * s.step_size
+        agreement = g * s.previous
+        z = xp.where(agreement > 0, c.plus * z, xp.where(agreement < 0, c.minus * z, z))
+        z = xp.minimum(xp.maximum(z, c.step_min), c.step_max)
+        g = xp.where(agreement < 0, 0.0, g)
+        return w - xp.sign(g) * z, dict(previous=g, step_size=z)
