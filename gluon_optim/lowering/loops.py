@@ -12,7 +12,7 @@ import pathlib
 import sys
 import tempfile
 from types import ModuleType
-from typing import Any, Dict, List, NamedTuple, Sequence, Set, Tuple, Type
+from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Set, Tuple, Type
 
 import numpy
 
@@ -104,7 +104,7 @@ class Batch:
         """Divide items and tensors among ``lanes`` threads."""
         self._lanes = lanes
         self._item_bounds = runtime.split(self._items[2] + 256, lanes)
-        self._tensor_bounds = runtime.split(numpy.ones(self.addresses.shape[1], numpy.int64), lanes)
+        self._tensor_bounds = runtime.split(numpy.ones(self.addresses.shape[1]), lanes)
         arrays = (self._item_bounds, self._tensor_bounds, self._items, self._first_item, self._partial, self._kept, self.addresses)
         # as _PROLOGUE unpacks them
         self._words = numpy.array([a.ctypes.data for a in arrays] + [self._items.shape[1], self.addresses.shape[1], 0, 0],
@@ -177,7 +177,7 @@ class _Source:
         for node in stage.scalars:
             if node.op == 'sum':
                 body += ['    total = 0.0', '    for item in range(first_item[i], first_item[i + 1]):',
-                         f'        total += partial[item * {self.sums} + {sums.index(node)}]',
+                         f'        total += partial[item * {self.sums} + {[other is node for other in sums].index(True)}]',
                          f'    {_name(node)} = {self.storage.precision}(total)']
             elif node.op == 'slot':
                 body.append(f'    {_name(node)} = {self._array(node.name, size="1")}[0]')
@@ -190,8 +190,7 @@ class _Source:
         return body
 
     def _loop(self, stage: Stage) -> List[str]:
-        arrays = {node.name for node in stage.body if node.op in ('slot', 'gradient')} | set(stage.loads[node] for node in
-                  stage.body if node in stage.loads) | set(stage.stores)
+        arrays = {stage.loads.get(node, node.name) for node in stage.body if node in stage.loads or not node.args} | set(stage.stores)
         computed = [node for node in stage.body if node not in stage.loads]
         body = ['for item in range(item_bounds[0], item_bounds[1]):',
                 '    i, start, size = items[item], items[n_items + item], items[2 * n_items + item]']
@@ -202,14 +201,36 @@ class _Source:
         scalars = {a for node in computed for a in node.args if a.size == 'scalar'}
         body += [f'    {_name(node)} = kept[i * {len(self.kept)} + {self.kept[node]}]' for node in _sorted(scalars)]
         body += [f'    total{k} = 0.0' for k in range(len(stage.sums))]
-        body.append('    for j in range(size):')
+        if stage.sums and not stage.stores:
+            body += self._quarters(stage, arrays)
+        else:
+            body += ['    for j in range(size):', *self._elements(stage)]
+        body += [f'    partial[item * {self.sums} + {k}] = total{k}' for k in range(len(stage.sums))]
+        return body
+
+    def _quarters(self, stage: Stage, arrays: Iterable[str]) -> List[str]:
+        """A loop that only reads, over four parts at once: a single stream does not keep the memory busy."""
+        parts = ['_a', '_b', '_c', '_d']
+        body = ['    quarter = size // 4']
+        for n, part in enumerate(parts):
+            body += [f'    {role}_array{part} = {role}_array[{n} * quarter:{n + 1} * quarter]' for role in sorted(arrays)]
+            body += [f'    total{k}{part} = 0.0' for k in range(len(stage.sums))]
+        body.append('    for j in range(quarter):')
+        for part in parts:
+            body += self._elements(stage, part)
+        body += [f'    total{k} = (total{k}_a + total{k}_b) + (total{k}_c + total{k}_d)' for k in range(len(stage.sums))]
+        return [*body, '    for j in range(4 * quarter, size):', *self._elements(stage)]
+
+    def _elements(self, stage: Stage, part: str = '') -> List[str]:
+        """What is done for element j of each array (or of one ``part`` of it)."""
+        body = []
         for node in stage.body:
             slot = stage.loads.get(node, node.name if node.op in ('slot', 'gradient') else None)
-            body.append(f'        {_name(node)} = {self._load(slot) if slot else self._expression(node)}')
-        body += [f'        total{k} = accumulate(total{k}, float64({_name(node.args[0])}))' for k, node in enumerate(stage.sums)]
+            body.append(f'        {_name(node)} = {self._load(slot, part) if slot else self._expression(node)}')
+        body += [f'        total{k}{part} = accumulate(total{k}{part}, float64({_name(node.args[0])}))'
+                 for k, node in enumerate(stage.sums)]
         for slot, node in stage.stores.items():
             body += self._store(slot, node)
-        body += [f'    partial[item * {self.sums} + {k}] = total{k}' for k in range(len(stage.sums))]
         return body
 
     def _is_half(self, role: str) -> bool:
@@ -222,8 +243,9 @@ class _Source:
             return f'{self.at}({row}, 1)'
         return f'u16_at({row} + 2 * start, size)' if self._is_half(role) else f'{self.at}({row} + {self.itemsize} * start, size)'
 
-    def _load(self, role: str) -> str:
-        return f'half_to_float({role}_array[j])' if self._is_half(role) else f'{role}_array[j]'
+    def _load(self, role: str, part: str) -> str:
+        element = f'{role}_array{part}[j]'
+        return f'half_to_float({element})' if self._is_half(role) else element
 
     def _store(self, role: str, node: Node) -> List[str]:
         lines = [f'        {role}_array[j] = ' + (f'float_to_half({_name(node)})' if self._is_half(role) else _name(node))]

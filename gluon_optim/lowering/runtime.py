@@ -1,6 +1,6 @@
 """What generated kernels call, and how they are launched on several threads.
 
-A kernel is a C function ``kernel(pass, lane, words)``: one pass over its lane's share of the work. ``words`` points to
+A kernel is a C function ``kernel(pass, lane, words)``: one pass over one lane's share of the work. ``words`` points to
 int64 values, most of them addresses (`Words`). Kernels contain no parallelism: one driver, compiled once, runs any
 kernel's passes one after the other, the lanes of a pass side by side. The work is cut into the same items whatever the
 number of lanes, and partial sums belong to items, so results do not depend on the number of threads.
@@ -8,11 +8,11 @@ number of lanes, and partial sums belong to items, so results do not depend on t
 import math
 import os
 import threading
-from typing import Any, Callable, Sequence
+from typing import Any, Callable
 
 import numba
 import numpy
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 
@@ -54,19 +54,6 @@ u16_at = _pointer(types.uint16, ir.IntType(16))
 i64_at = _pointer(types.int64, _I64)
 
 
-def _bitcast(source: types.Type, target: types.Type, llvm_target: ir.Type) -> Callable:
-    @intrinsic
-    def cast(typing_context, value):
-        def generate(context, builder, signature, args):
-            return builder.bitcast(args[0], llvm_target)
-        return target(source), generate
-    return cast
-
-
-_float_bits = _bitcast(types.float32, types.uint32, ir.IntType(32))
-_bits_float = _bitcast(types.uint32, types.float32, ir.FloatType())
-
-
 @intrinsic
 def accumulate(typing_context, total, value):
     """total + value in float64, where the compiler may reorder: the one place where it may, so that sums vectorise and
@@ -92,9 +79,28 @@ def _call_get_data(typing_context, function, handle, out):
     return types.int64(types.int64, types.int64, types.int64), generate
 
 
+def _convert(source: types.Type, target: types.Type, instructions: Callable) -> Callable:
+    @intrinsic
+    def convert(typing_context, value):
+        def generate(context, builder, signature, args):
+            return instructions(builder, args[0])
+        return target(source), generate
+    return convert
+
+
+_float_bits = _convert(types.float32, types.uint32, lambda builder, x: builder.bitcast(x, ir.IntType(32)))
+_bits_float = _convert(types.uint32, types.float32, lambda builder, x: builder.bitcast(x, ir.FloatType()))
+
+# Numba has no float16 on the CPU, LLVM has: one instruction for eight values where the processor has F16C.
+_half_to_float_f16c = _convert(types.uint16, types.float32, lambda builder, x: builder.fpext(
+    builder.bitcast(x, ir.HalfType()), ir.FloatType()))
+_float_to_half_f16c = _convert(types.float32, types.uint16, lambda builder, x: builder.bitcast(
+    builder.fptrunc(x, ir.HalfType()), ir.IntType(16)))
+
+
 @njit(inline='always')
-def half_to_float(half):
-    """IEEE float16 bits to float32; numba has no float16 on the CPU."""
+def _half_to_float_integer(half):
+    """IEEE float16 bits to float32, by integer operations."""
     sign = numpy.uint32(half & numpy.uint16(0x8000)) << numpy.uint32(16)
     rest = numpy.uint32(half & numpy.uint16(0x7fff)) << numpy.uint32(13)
     # the multiplication moves the exponent's bias from 15 to 127, subnormals included
@@ -104,7 +110,7 @@ def half_to_float(half):
 
 
 @njit(inline='always')
-def float_to_half(value):
+def _float_to_half_integer(value):
     """float32 to IEEE float16 bits, rounded to nearest even, by integer operations."""
     bits = _float_bits(value)
     sign = bits & numpy.uint32(0x80000000)
@@ -119,14 +125,27 @@ def float_to_half(value):
     return numpy.uint16(half | (sign >> numpy.uint32(16)))
 
 
+def _has_f16c() -> bool:
+    """Whether compiled code may use F16C; a processor that the user named for numba is not looked into."""
+    return not numba.config.CPU_NAME and bool(binding.get_host_cpu_features().get('f16c'))
+
+
+half_to_float = _half_to_float_f16c if _has_f16c() else _half_to_float_integer
+float_to_half = _float_to_half_f16c if _has_f16c() else _float_to_half_integer
+
+
+# Two functions, not one with and without prange: numba's cache tells them apart by their names.
+@compiled(parallel=True)
 def _drive(kernel, passes, lanes, words, returned):
     for stage in range(passes):
         for lane in prange(lanes):
             returned[lane] = _call(kernel, stage, lane, words)
 
 
-_drive_here = compiled()(_drive)
-_drive_parallel = compiled(parallel=True)(_drive)
+@compiled()
+def _drive_alone(kernel, passes, words):
+    for stage in range(passes):
+        _call(kernel, stage, 0, words)
 
 
 @compiled()
@@ -153,18 +172,17 @@ def lane_count(elements: int) -> int:
 
 def launch(kernel: int, passes: int, lanes: int, words: numpy.ndarray) -> None:
     """Run all passes of the kernel at address ``kernel``."""
-    returned = numpy.empty(lanes, numpy.int64)
     if lanes == 1:
-        _drive_here(kernel, passes, 1, words.ctypes.data, returned)
+        _drive_alone(kernel, passes, words.ctypes.data)
     else:
         with _one_at_a_time:
-            _drive_parallel(kernel, passes, lanes, words.ctypes.data, returned)
+            _drive(kernel, passes, lanes, words.ctypes.data, numpy.empty(lanes, numpy.int64))
 
 
-def split(costs: Sequence[int], parts: int) -> numpy.ndarray:
+def split(costs: numpy.ndarray, parts: int) -> numpy.ndarray:
     """Bounds of ``parts`` consecutive ranges of about equal cost.
 
-    >>> split([1, 1, 1, 3], 2)
+    >>> split(numpy.array([1, 1, 1, 3]), 2)
     array([0, 3, 4])
     """
     total = numpy.concatenate([[0], numpy.cumsum(costs)])
