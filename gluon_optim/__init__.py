@@ -17,6 +17,7 @@ __version__ = '0.1.0'
 _PUBLIC = {
     'Hyper': 'schema', 'Slot': 'schema', 'Rule': 'rules.base',
     'OptimizerStates': 'states.neutral',
+    'list_optimizers': 'catalog', 'optimizer_info': 'catalog',
     'create': 'mxnet.registry', 'register': 'mxnet.registry',
     'save_states': 'mxnet.trainer', 'load_states': 'mxnet.trainer', 'states_digest': 'mxnet.trainer',
     'read_states': 'states.reader',

@@ -71,7 +71,7 @@ class Hyper(NamedTuple):
     def allowed(self) -> str:
         """The domain in words, as error messages and tables print it."""
         text = 'in ' + self.domain if isinstance(self.domain, str) else 'one of ' + one_of(self.domain)
-        return text + (' or None' if self.optional and None not in self.domain else '')
+        return text + (' or None' if self.optional else '')
 
     def check(self, value: Any) -> Any:
         """Return ``value`` as a Python number or switch, or raise an error that says what is allowed."""

@@ -107,7 +107,15 @@ def trace(rule: Type[Rule], static: Static, coefficients: Tuple[str, ...]) -> Gr
         raise ValueError(f'{rule.name}: `step` must return every slot that `slots` declares. '
                          f'Declared: {sorted(slots)}. Returned: {sorted(new_slots)}.')
     graph.outputs = {**new_slots, WEIGHT: new_weight}
+    for name, leaf in {**slots, WEIGHT: weight}.items():
+        new = graph.outputs[name]
+        if not isinstance(new, Node) or new.size != leaf.size:
+            raise TypeError(f'{rule.name}: `step` must return {name} as {_KINDS[leaf.size]}. '
+                            f'Received: {_KINDS[new.size] if isinstance(new, Node) else repr(new)}.')
     return graph
+
+
+_KINDS = {'tensor': 'a tensor of the shape of the weight', 'scalar': 'one number per parameter', 'coefficient': 'a coefficient'}
 
 
 @dataclass

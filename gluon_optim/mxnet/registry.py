@@ -100,8 +100,58 @@ def _ours(cls: Type[RuleOptimizer]) -> Type[RuleOptimizer]:
 
 
 @_ours
+class AdaBelief(RuleOptimizer):
+    rule = rules.get('adabelief')
+
+
+@_ours
+class AdadeltaTorch(RuleOptimizer):
+    rule = rules.get('adadelta_torch')
+
+
+@_ours
+class AdagradTorch(RuleOptimizer):
+    rule = rules.get('adagrad_torch')
+
+
+@_ours
+class AdamTorch(RuleOptimizer):
+    rule = rules.get('adam_torch')
+
+
+@_ours
+class AdamaxTorch(RuleOptimizer):
+    rule = rules.get('adamax_torch')
+
+
+@_ours
 class AdamW(RuleOptimizer):
     rule = rules.get('adamw')
+
+
+@_ours
+class ASGD(RuleOptimizer):
+    rule = rules.get('asgd')
+
+
+@_ours
+class LANS(RuleOptimizer):
+    rule = rules.get('lans')
+
+
+@_ours
+class LARC(RuleOptimizer):
+    rule = rules.get('larc')
+
+
+@_ours
+class NAdamTorch(RuleOptimizer):
+    rule = rules.get('nadam_torch')
+
+
+@_ours
+class NoiseAdaptiveSGD(RuleOptimizer):
+    rule = rules.get('noise_adaptive_sgd')
 
 
 @_ours
@@ -110,5 +160,30 @@ class NovoGrad(RuleOptimizer):
 
 
 @_ours
+class RAdam(RuleOptimizer):
+    rule = rules.get('radam')
+
+
+@_ours
+class RMSpropTorch(RuleOptimizer):
+    rule = rules.get('rmsprop_torch')
+
+
+@_ours
+class Rprop(RuleOptimizer):
+    rule = rules.get('rprop')
+
+
+@_ours
+class SGDEMA(RuleOptimizer):
+    rule = rules.get('sgd_ema')
+
+
+@_ours
 class SGDTorch(RuleOptimizer):
     rule = rules.get('sgd_torch')
+
+
+@_ours
+class SNGD(RuleOptimizer):
+    rule = rules.get('sngd')

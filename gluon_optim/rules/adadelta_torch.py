@@ -1,6 +1,6 @@
 """AdaDelta (Zeiler, arXiv:1212.5701) in PyTorch's convention (torch.optim.Adadelta).
 
-MXNet's own `adadelta` has no learning rate, and no place for the decay in the averages.
+MXNet's own `adadelta` has no learning rate and keeps the decay out of the averages.
 """
 from ..schema import Hyper, Slot
 from .base import Rule

@@ -18,7 +18,7 @@ from typing import Any, Callable, ClassVar, Dict, Mapping, NamedTuple, Optional,
 
 import numpy
 
-from ..schema import Hyper, Values, Slot, check_known
+from ..schema import Hyper, Slot, Values, check_known
 
 __all__ = ['BASE_HYPERS', 'Rule', 'bias_correction', 'clipped', 'divided', 'norm', 'scalar', 'scalars', 'trust_ratio']
 

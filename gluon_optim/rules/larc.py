@@ -121,9 +121,10 @@ class LARC(Rule):
             ratio = xp.maximum(ratio, c.larc_min_update)
         if h.clip:
             ratio = xp.minimum(ratio, 1.0)
-        u = ratio * g
-        if apex:  # a zero norm leaves the gradient alone
-            ratio = xp.where(w_norm == 0, 1.0, xp.where(g_norm == 0, 1.0, ratio))
-            u = ratio * g + xp.where(g_norm == 0, 0.0, ratio * c.larc_wd) * w
         base, values = inside(h)
-        return base.step(xp, values, c, w, u, s)
+        if not apex:
+            return base.step(xp, values, c, w, ratio * g, s)
+        # a weight of zeros takes the gradient as it is, a gradient of zeros brings no decay
+        ratio = xp.where(w_norm == 0, 1.0, ratio)
+        decay = xp.where(g_norm == 0, 0.0, ratio * c.larc_wd)
+        return base.step(xp, values, c, w, ratio * g + decay * w, s)

@@ -2,11 +2,13 @@
 from ..schema import Hyper, Slot
 from .base import Rule
 
+SHARE_MAX = 0.5  # of a new gradient in the averages, from the second update on
+
 
 class NoiseAdaptiveSGD(Rule):
     """The derived algorithm of the lecture on SGD. B is batch_size, L is curvature, a bound of the second derivative.
 
-        r      = B / B*, not above 1, not below averaging_min        (B* of the last update; 1 at the first)
+        r      = B / B*, not above 1/2, not below averaging_min      (B* of the last update; r is 1 at the first)
         a      = (1 - r) a + r g                                     running mean of the gradient
         s      = (1 - r) s + r g^2                                   running mean of its square
         sigma2 = B max(s - a^2, 0)                                   variance of one example's gradient
@@ -15,18 +17,19 @@ class NoiseAdaptiveSGD(Rule):
         w     -= learning_rate eta (g + wd w)
 
     The lecture's are the two averages, B* = 16 sigma^2/a^2, eta = B/(2 B* L) and the step. Repaired here: its slide
-    averages a in the second recurrence where s must stand; averages have weights of at most 1 and do not stop
-    (averaging_min); eta is not above the lecture's optimum 1/(2 L); sigma2 is scaled to one example, as B* counts
-    examples; epsilon. B* and eta are slots, there to be looked at; learning_rate multiplies eta, for schedules.
+    averages a in the second recurrence where s must stand; 0/0 (epsilon); eta is not above the lecture's optimum 1/(2 L);
+    sigma2 is that of one example, as B* counts examples; r does not vanish (averaging_min); and r is at most 1/2.
+    A weight of 1 would be plain SGD: averages of one gradient, so sigma2 = 0, B* = 0, and r = 1 for ever.
+    B* and eta are slots, there to be looked at; learning_rate multiplies eta, for schedules.
     """
 
     name = 'noise_adaptive_sgd'
-    summary = "SGD whose step size follows from batch size and measured gradient noise, element by element"
-    paper = 'D. McAllester, Fundamentals of deep learning (TTIC 31230): SGD, a derived algorithm'
+    summary = 'SGD whose step size follows from batch size and measured gradient noise, element by element'
+    paper = 'D. McAllester, Fundamentals of Deep Learning (TTIC 31230, 2018): SGD, a derived algorithm'
     hypers = (
         Hyper('learning_rate', 1.0, '[0, inf)', 'factor on the derived step size'),
         Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the gradient of the step'),
-        Hyper('batch_size', 1.0, '(0, inf)', 'number of examples that a gradient averages over'),
+        Hyper('batch_size', 1.0, '(0, inf)', 'number of examples that a gradient averages over; scales B*, cancels in r and eta'),
         Hyper('curvature', 1.0, '(0, inf)', 'bound of the second derivative of the loss'),
         Hyper('averaging_min', 1e-3, '[0, 1]', 'smallest weight of a new gradient in the running means'),
         Hyper('epsilon', 1e-12, '(0, inf)', 'added to the squared mean of gradients'),
@@ -36,18 +39,20 @@ class NoiseAdaptiveSGD(Rule):
     def slots(h):
         return (Slot('mean', torch='exp_avg', optax='mu', doc='running mean of gradients'),
                 Slot('mean_sq', torch='exp_avg_sq', optax='nu', doc='running mean of squared gradients'),
-                Slot('batch_star', torch='batch_star', optax='batch_star', doc='B*: the batch size with the most progress per example'),
+                Slot('batch_star', torch='batch_star', optax='batch_star',
+                     doc='B*, the batch size with the most progress per example'),
                 Slot('eta', torch='eta', optax='eta', doc='the derived step size'))
 
     @staticmethod
     def coefficients(xp, h, t):
         first = 1.0 * (t == 1)
         return dict(lr=h.learning_rate, wd=h.wd, batch=h.batch_size, batch16=16 * h.batch_size,
-                    share_min=first + (1 - first) * h.averaging_min, eta_max=0.5 / h.curvature, eps=h.epsilon)
+                    share_min=first + (1 - first) * h.averaging_min,
+                    share_max=first + (1 - first) * max(h.averaging_min, SHARE_MAX), eta_max=0.5 / h.curvature, eps=h.epsilon)
 
     @staticmethod
     def step(xp, h, c, w, g, s):
-        r = xp.maximum(c.batch / xp.maximum(s.batch_star, c.batch), c.share_min)
+        r = xp.minimum(xp.maximum(c.batch / xp.maximum(s.batch_star, c.batch), c.share_min), c.share_max)
         mean = (1 - r) * s.mean + r * g
         mean_sq = (1 - r) * s.mean_sq + r * (g * g)
         batch_star = c.batch16 * xp.maximum(mean_sq - mean * mean, 0.0) / (mean * mean + c.eps)

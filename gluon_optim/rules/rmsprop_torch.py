@@ -1,6 +1,6 @@
 """RMSprop (Tieleman and Hinton, 2012) in PyTorch's convention (torch.optim.RMSprop), and its bias-corrected form.
 
-MXNet's own `rmsprop` adds epsilon inside the root and keeps the learning rate in the buffer.
+MXNet's own `rmsprop` adds epsilon inside the root and, centered, keeps the learning rate in the buffer.
 """
 from ..schema import Hyper, Slot
 from .base import Rule, bias_correction
@@ -16,8 +16,8 @@ class RMSpropTorch(Rule):
         b  = momentum b + u / d
         w -= learning_rate b
 
-    bias_correction: v / (1 - rho^t) and a / (1 - rho^t) stand in d. PyTorch's root of v - a^2 is NaN where rounding
-    makes that negative; here it is 0.
+    bias_correction: v / (1 - rho^t) stands in d for v. The mean a is not corrected: at the first update, d would be 0.
+    PyTorch's root of v - a^2 is NaN where rounding makes that negative; here it is 0.
     """
 
     name = 'rmsprop_torch'
@@ -31,7 +31,7 @@ class RMSpropTorch(Rule):
         Hyper('epsilon', 1e-8, '[0, inf)', 'added to the root'),
         Hyper('momentum', 0.0, '[0, inf)', 'decay of the momentum buffer; 0 keeps none'),
         Hyper('centered', False, (False, True), 'subtract the squared mean of gradients: divide by their standard deviation'),
-        Hyper('bias_correction', False, (False, True), 'divide the running means by the sums of their weights'),
+        Hyper('bias_correction', False, (False, True), 'divide the mean of squares by the sum of its weights'),
     )
 
     @staticmethod
@@ -43,19 +43,18 @@ class RMSpropTorch(Rule):
 
     @staticmethod
     def coefficients(xp, h, t):
-        weights = bias_correction(xp, h.rho, t) if h.bias_correction else 1.0
         return dict(lr=h.learning_rate, wd=h.wd, rho=h.rho, a=1 - h.rho, eps=h.epsilon, mu=h.momentum,
-                    root_weights=xp.sqrt(weights), mean_scale=1 / weights)
+                    weights=bias_correction(xp, h.rho, t))
 
     @staticmethod
     def step(xp, h, c, w, g, s):
         u = g + c.wd * w
         slots = dict(mean_sq=c.rho * s.mean_sq + c.a * (u * u))
-        variance = slots['mean_sq']
+        variance = slots['mean_sq'] / c.weights if h.bias_correction else slots['mean_sq']
         if h.centered:
             mean = slots['mean'] = c.rho * s.mean + c.a * u
-            variance = xp.maximum(variance - c.mean_scale * (mean * mean), 0.0)
-        update = u / (xp.sqrt(variance) / c.root_weights + c.eps)
+            variance = xp.maximum(variance - mean * mean, 0.0)
+        update = u / (xp.sqrt(variance) + c.eps)
         if 'momentum_buffer' in s:
             update = slots['momentum_buffer'] = c.mu * s.momentum_buffer + update
         return w - c.lr * update, slots

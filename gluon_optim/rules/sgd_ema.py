@@ -19,7 +19,7 @@ class SGDEMA(Rule):
 
     name = 'sgd_ema'
     summary = 'SGD on a running average of gradients, so that the step length does not depend on the momentum'
-    paper = "D. McAllester, Fundamentals of deep learning (TTIC 31230): SGD, momentum in a non-standard parametrisation"
+    paper = 'D. McAllester, Fundamentals of Deep Learning (TTIC 31230, 2018): SGD, momentum in a non-standard parametrisation'
     peers = ('torch.optim.SGD (learning_rate (1 - momentum))',)
     hypers = (
         Hyper('learning_rate', 0.01, '[0, inf)', 'step size'),

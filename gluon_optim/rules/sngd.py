@@ -1,4 +1,4 @@
-"""Stochastic normalised gradient descent: the two forms that lead to LARS and NovoGrad in NVIDIA's course."""
+"""Stochastic normalised gradient descent: the two forms from which a course on large batches derives LARS and NovoGrad."""
 from ..schema import Hyper
 from .base import Rule, divided, norm
 
@@ -15,7 +15,7 @@ class SNGD(Rule):
 
     name = 'sngd'
     summary = 'the direction of the gradient, with a step of fixed length or as long as the weight'
-    paper = 'NVIDIA Deep Learning Institute, Fundamentals of deep learning for multi-GPUs: layer-wise learning rate control'
+    paper = 'stochastic normalised gradient descent, as taught before LARS; no single paper'
     hypers = (
         Hyper('learning_rate', 0.01, '[0, inf)', 'length of a step'),
         Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the normalised gradient'),

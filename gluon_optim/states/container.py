@@ -79,7 +79,7 @@ def write(path: Path, states: OptimizerStates) -> None:
                 crc = zlib.crc32(chunk, crc)
                 file.write(chunk)
             if file.tell() != len(header) + entries[key][3]:
-                raise StateFileError(f'Cannot write {key!r}: it changed its size meanwhile. Do not touch the states while they are saved.')
+                raise StateFileError(f'Cannot write {key!r}: its size changed meanwhile. Do not touch states while they are saved.')
             manifest['crc32'][key] = f'{crc:08x}'
         file.seek(0)
         file.write(_header(manifest, entries))
@@ -163,7 +163,7 @@ def _header(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) -> bytes:
     text = _dumps({'__metadata__': {'gluon_optim': _dumps(manifest)}, **tensors}).encode()
     text += b' ' * (-len(text) % 8)
     if len(text) > MAX_HEADER:
-        raise StateFileError(f'the header may have up to {MAX_HEADER} bytes. Received: {len(entries)} arrays, for which it has {len(text)}.')
+        raise StateFileError(f'the header may have up to {MAX_HEADER} bytes. Received: {len(entries)} arrays that need {len(text)}.')
     return _signed(struct.pack('<Q', len(text)) + text)
 
 
@@ -311,7 +311,8 @@ def _loads(text: bytes) -> Any:
         def parse(digits: str) -> Any:
             value = kind(digits) if len(digits) <= 32 else math.inf  # converting a million digits takes seconds
             if not -2**63 <= value < 2**63 and (kind is int or math.isinf(value)):
-                raise StateFileError(f'a number in the header must be finite and fit into 64 bits. Received: {digits[:40]}. {_DAMAGED}')
+                raise StateFileError('a number in the header must be finite and fit into 64 bits. '
+                                     f'Received: {digits[:40]}. {_DAMAGED}')
             return value
         return parse
 
@@ -325,7 +326,8 @@ def _loads(text: bytes) -> Any:
     except StateFileError:
         raise
     except (ValueError, RecursionError) as error:
-        raise StateFileError(f'the header must be JSON in UTF-8. Received: {type(error).__name__}: {str(error)[:200]}. {_DAMAGED}') from None
+        received = f'{type(error).__name__}: {str(error)[:200]}'
+        raise StateFileError(f'the header must be JSON in UTF-8. Received: {received}. {_DAMAGED}') from None
     return value
 
 
@@ -335,12 +337,12 @@ def _check_layout(entries: Mapping[str, Entry], size: int) -> None:
     for key, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         nbytes = math.prod(shape) * numpy.dtype(dtype).itemsize
         if begin != position or end - begin != nbytes:
-            raise StateFileError(f'{_show(key)} of shape {shape} and type {dtype} must be at bytes {position} to {position + nbytes} '
-                                 f'of the data. Received: {begin} to {end}. {_DAMAGED}')
+            raise StateFileError(f'{_show(key)} of shape {shape} and type {dtype} must be at bytes {position} to '
+                                 f'{position + nbytes} of the data. Received: {begin} to {end}. {_DAMAGED}')
         position = end
     if position != size:
-        raise StateFileError(f'the data must have {position} bytes. Received: {size}. '
-                             f'The file is {"cut off" if size < position else "longer than it was written"}: take another copy of it.')
+        fault = 'cut off' if size < position else 'longer than it was written'
+        raise StateFileError(f'the data must have {position} bytes. Received: {size}. The file is {fault}: take another copy.')
 
 
 def _read_array(file: BinaryIO, key: str, entry: Entry, crc32: str) -> numpy.ndarray:
@@ -390,7 +392,8 @@ def _check(manifest: Any, entries: Mapping[str, Entry]) -> None:
             listed.append(f'{record["name"]}/master')
             _, shape, _, _ = entries.get(listed[-1], (None, None, 0, 0))
             if shape is not None and shape != tuple(record['shape']):
-                raise StateFileError(f'{listed[-1]!r} must have the shape {record["shape"]} of its parameter. Received: {list(shape)}.')
+                raise StateFileError(f'{_show(listed[-1])} must have the shape {record["shape"]} of its parameter. '
+                                     f'Received: {list(shape)}.')
     for what, keys in (('names of parameters', [r['name'] for r in manifest['parameters']]), ('arrays of the manifest', listed)):
         repeated = [key for key, number in collections.Counter(keys).items() if number > 1]
         if repeated:
@@ -398,7 +401,7 @@ def _check(manifest: Any, entries: Mapping[str, Entry]) -> None:
     for what, keys in (('checksums', manifest['crc32']), ('arrays in the file', entries)):
         odd = sorted(set(listed) ^ set(keys))
         if odd:
-            raise StateFileError(f'the {what} must be those that the manifest lists. Received in one of the two only: {_show(odd)}.')
+            raise StateFileError(f'the {what} must be those that the manifest lists. In one of the two only: {_show(odd)}.')
 
 
 Check = Callable[[Any], bool]

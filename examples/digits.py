@@ -1,0 +1,27 @@
+"""The data of the examples: UCI's handwritten digits, which ship inside scikit-learn, and the order in which they come.
+
+No framework here, so that a run carried over from MXNet to PyTorch sees the same batches.
+"""
+import numpy
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+
+def load():
+    """1797 images of 8 x 8 pixels in [0, 1]: ((1437 images, labels) to train on, (360 images, labels) held out)."""
+    digits = load_digits()
+    images = (digits.images / 16).astype('float32')[:, None]  # NCHW
+    labels = digits.target.astype('int32')
+    train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    return (train_x, train_y), (test_x, test_y)
+
+
+def batch_indices(seed, step, samples, batch_size):
+    """Which samples make up the batch of step number ``step`` = 0, 1, ...
+
+    A function of (seed, step) alone: a run that resumes at any step needs no generator's state.
+    """
+    per_epoch = samples // batch_size
+    epoch, batch = divmod(step, per_epoch)
+    order = numpy.random.default_rng([seed, epoch]).permutation(samples)
+    return order[batch * batch_size:(batch + 1) * batch_size]

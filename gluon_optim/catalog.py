@@ -1,0 +1,74 @@
+"""What there is: the optimizers by name, and what each one's declarations say about it."""
+import fnmatch
+import importlib.util
+import inspect
+import re
+from typing import Any, Dict, List, NamedTuple, Tuple, Type
+
+from . import rules
+from .rules.base import BASE_HYPERS, Rule
+from .schema import Hyper, Slot
+
+__all__ = ['OptimizerInfo', 'list_optimizers', 'optimizer_info']
+
+
+class OptimizerInfo(NamedTuple):
+    """What is known of one optimizer, read off its rule.
+
+    ``runtimes`` are where it runs; ``equals`` the implementations that compute the same; ``exceptions`` what a user might
+    expect and does not hold, with the reason.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    formula: str
+    hypers: Tuple[Hyper, ...]
+    slots: Tuple[Slot, ...]
+    runtimes: Tuple[str, ...]
+    equals: Tuple[str, ...]
+    exceptions: Dict[str, str]
+
+    def asdict(self) -> Dict[str, Any]:
+        """Plain dictionaries and lists, for JSON."""
+        hypers = [dict(name=h.name, default=h.default, allowed=h.allowed, doc=h.doc) for h in self.hypers]
+        return dict(self._asdict(), hypers=hypers, slots=[slot._asdict() for slot in self.slots])
+
+    @property
+    def memory(self) -> str:
+        """Bytes of state per weight, with the defaults: float32 slots; masters of float16 weights not counted."""
+        per_weight = 4 * sum(slot.like == 'weight' for slot in self.slots)
+        per_tensor = 4 * sum(slot.like == 'scalar' for slot in self.slots)
+        return f'{per_weight} bytes per weight' + (f' and {per_tensor} per parameter' if per_tensor else '')
+
+
+def list_optimizers(pattern: str = '*') -> List[str]:
+    """Names of optimizers that match a shell pattern.
+
+    >>> list_optimizers('*novo*')
+    ['novograd']
+    """
+    return fnmatch.filter(rules.names(), pattern.lower())
+
+
+def optimizer_info(name: str) -> OptimizerInfo:
+    """All that is declared about an optimizer; ValueError for an unknown name.
+
+    >>> optimizer_info('novograd').paper
+    'arXiv:1905.11286'
+    """
+    rule = rules.get(name)
+    return OptimizerInfo(rule.name, rule.summary, rule.paper, formula(rule), rule.hypers + BASE_HYPERS,
+                         rule.slots(rule.hyperparameters()), runtimes(rule), rule.peers, dict(rule.exceptions))
+
+
+def formula(rule: Type[Rule]) -> str:
+    """The indented blocks of a rule's docstring."""
+    lines = inspect.cleandoc(rule.formula or rule.__doc__ or '').splitlines()
+    return re.sub(r'\n{2,}', '\n\n', '\n'.join(line[4:] for line in lines if line.startswith('    ') or not line)).strip()
+
+
+def runtimes(rule: Type[Rule]) -> Tuple[str, ...]:
+    """Where ``rule`` runs: the runtimes that this package has a module for."""
+    mirrors = [name for name in ('torch', 'onnx', 'optax') if importlib.util.find_spec(f'{__package__}.{name}')]
+    return ('mxnet' if rule.lowerable else 'mxnet (operators only)', 'numpy', *mirrors)

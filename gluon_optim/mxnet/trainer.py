@@ -1,0 +1,447 @@
+"""The states of a `gluon.Trainer`: out of it, into it, and their digest.
+
+Everything is checked before anything is changed. What is saved does not depend on devices: one copy of the slots under
+each parameter's name, and the number of updates of each parameter.
+"""
+import logging
+import platform
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import mxnet
+import numpy
+from mxnet import gluon
+from mxnet import ndarray as nd
+from mxnet.ndarray.ndarray import array as nd_array
+
+from ..schema import Slot, Values, one_of
+from ..states import container
+from ..states.matching import match
+from ..states.neutral import Array, OptimizerStates, ParameterInfo, digest
+from .optimizer import RuleOptimizer
+from .schedulers import export_scheduler, plan_scheduler
+
+__all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_states', 'states_digest']
+
+log = logging.getLogger('gluon_optim')
+_PIECE = 1 << 18  # elements that are copied from a device at once
+
+
+@dataclass
+class LoadReport:
+    """What `load_states` did; ``str(report)`` is the line that it logs."""
+
+    total: int                                              # parameters of the trainer
+    step: int                                               # num_update
+    restored: List[str] = field(default_factory=list)       # names whose state was restored
+    missing: List[str] = field(default_factory=list)        # in the trainer, not in the file
+    unexpected: List[str] = field(default_factory=list)     # in the file, not in the trainer
+    mismatched: List[str] = field(default_factory=list)     # in both, and one sentence why it does not fit
+    rewritten: List[str] = field(default_factory=list)      # weights that were not the rounded master, and now are
+    warnings: List[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f'restored {len(self.restored)} of {self.total} parameters at step {self.step}'
+
+
+def save_states(trainer: Any, path: container.Path, net: Any = None) -> None:
+    """Save the optimizer's state, update counts, hyper-parameters and scheduler to ``path``.
+
+    Parameters
+    ----------
+    trainer : gluon.Trainer
+    path : str or os.PathLike
+        Afterwards the whole new file is there or, after an error, what was there before. docs/FORMAT.md describes it.
+    net : gluon.Block, optional
+        With it parameters are saved under their places in the net (``0.weight``), which stay the same in every process;
+        else under ``Parameter.name``.
+
+    Raises TypeError for an optimizer of MXNet or a scheduler that cannot be saved, ValueError for parameters that have
+    no shape yet or names that repeat, OSError where the file system refuses.
+    """
+    container.write(path, _export(trainer, net, _Pieces))
+
+
+def load_states(trainer: Any, path: container.Path, net: Any = None, strict: bool = True,
+                hyperparameters: str = 'file') -> LoadReport:
+    """Restore what `save_states` saved, on whatever devices the trainer has.
+
+    Parameters
+    ----------
+    trainer : gluon.Trainer
+        Of the same optimizer. Load its parameters before or afterwards: the states stay.
+    path, net
+        As for `save_states`. Names are compared by their places in the net, else by `Parameter.name`; where none
+        agrees, names that differ in their automatic numbers only are paired in order, with a warning.
+    strict : bool
+        False restores every parameter that fits and leaves the others as they are; the report lists them.
+    hyperparameters : 'file' or 'current'
+        Whose hold afterwards. 'file' puts back the saved hyper-parameters and the scheduler, with a warning for each
+        that differs; 'current' keeps the trainer's and brings its scheduler to the saved number of updates.
+
+    Returns
+    -------
+    LoadReport
+        Its text, "restored N of M parameters at step T", is logged to 'gluon_optim'.
+
+    Raises StateFileError (a ValueError) for a damaged file, ValueError for states of another optimizer, or names, shapes
+    or types that do not fit. Nothing has been changed then.
+    """
+    return import_states(trainer, container.read(path), net, strict, hyperparameters)
+
+
+def states_digest(trainer: Any, net: Any = None) -> str:
+    """SHA-256 over the state: equal exactly when two trainers would go on alike, given the same rates and gradients.
+
+    Over the optimizer's name, num_update and, by sorted name, the types and shapes of weights, counts, and the bytes of
+    slots and masters. Not over devices, hyper-parameters or paths.
+    """
+    return digest(_export(trainer, net, _Pieces))
+
+
+def export_states(trainer: Any, net: Any = None) -> OptimizerStates:
+    """The state of ``trainer`` as NumPy arrays, a copy. Raises as `save_states` does."""
+    return _export(trainer, net, nd.NDArray.asnumpy)
+
+
+def import_states(trainer: Any, states: OptimizerStates, net: Any = None, strict: bool = True,
+                  hyperparameters: str = 'file') -> LoadReport:
+    """Put ``states`` into ``trainer``. Parameters, report and errors are those of `load_states`."""
+    optimizer = _optimizer(trainer)
+    if hyperparameters not in ('file', 'current'):
+        raise ValueError(f"`hyperparameters` must be 'file' or 'current'. Received: hyperparameters={hyperparameters!r}.")
+    if states.optimizer.lower() != optimizer.rule.name:
+        raise ValueError(f'The states are of {states.optimizer!r}, the trainer runs {optimizer.rule.name!r}. '
+                         f'Create the trainer with {states.optimizer!r}, or load states of {optimizer.rule.name!r}.')
+    h = _hyperparameters(optimizer, states, hyperparameters)
+    restore_scheduler = plan_scheduler(optimizer.lr_scheduler, states.scheduler, states.num_update, hyperparameters)
+    present = _parameters(trainer, net)
+    plan = _plan(trainer, states, present, optimizer.rule.slots(h), strict)
+    notes = plan.notes + _differences(optimizer, h, states, plan.pairs, present, hyperparameters)
+    _start(trainer)
+    arrays = _to_devices(trainer, states, plan)
+    scaler = _loss_scaler(trainer, states, notes)
+
+    # everything is known to fit: from here on the trainer changes
+    _set(optimizer, h, restore_scheduler())
+    if scaler is not None:
+        vars(scaler).update({'_' + key: value for key, value in states.loss_scaler.items()})
+    _set_counts(optimizer, states, plan.pairs)
+    _keep_kvstore(trainer)
+    rewritten = _rewrite_weights(trainer, states, plan.pairs)
+    _start(trainer)
+    _install(trainer, arrays, plan.pairs)
+
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    names = [info.name for info in present]
+    report = LoadReport(len(names), states.num_update, [names[i] for i in arrays], plan.missing, plan.unexpected, plan.mismatched,
+                        [names[i] for i in rewritten], notes)
+    log.info('%s', report)
+    if rewritten:
+        log.info('rewrote %d weights from their float32 masters: %s', len(rewritten), one_of(report.rewritten))
+    return report
+
+
+# What a trainer is
+
+def _optimizer(trainer: Any) -> RuleOptimizer:
+    """The optimizer of ``trainer``, when it and its parameters are ready for what follows."""
+    if not isinstance(trainer, gluon.Trainer):
+        raise TypeError(f'`trainer` must be a gluon.Trainer. Received: {type(trainer).__name__}.')
+    optimizer = trainer._optimizer
+    if not isinstance(optimizer, RuleOptimizer):
+        received = f'{type(optimizer).__module__}.{type(optimizer).__qualname__}'
+        raise TypeError(f'The optimizer must be one of gluon_optim. Received: {received}. '
+                        "Use trainer.save_states and trainer.load_states for MXNet's own.")
+    deferred = [p.name for p in trainer._params if p._deferred_init]
+    if deferred:
+        raise ValueError(f'Shapes of parameters must be known. Received: deferred parameters {one_of(deferred[:8])}. '
+                         'Run one forward pass first: net(batch).')
+    return optimizer
+
+
+def _start(trainer: Any) -> None:
+    """What the first step does before it updates."""
+    if not trainer._kv_initialized:
+        trainer._init_kvstore()
+    if trainer._params_to_init:
+        trainer._init_params()
+    if trainer._update_on_kvstore and trainer._kvstore._updater is None:
+        raise ValueError(f'The states must be in this process. Received: kvstore {trainer._kvstore.type!r}, which keeps them '
+                         'on its servers. Create the trainer with update_on_kvstore=False.')
+
+
+def _updaters(trainer: Any) -> List[Any]:
+    """Who holds the states: the kvstore's one updater, or one for each context."""
+    return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
+
+
+def _parameters(trainer: Any, net: Any) -> List[ParameterInfo]:
+    """The trainer's parameters in its order, named by their places in ``net`` where it has them."""
+    places: Dict[int, str] = {}
+    if net is not None:
+        collect = getattr(net, '_collect_params_with_prefix', None) or net.collect_params  # MXNet 1.x, 2.x
+        for place, parameter in collect().items():
+            places.setdefault(id(parameter), place)  # a shared parameter has its first place
+    infos = [ParameterInfo(places.get(id(p), p.name), p.name, tuple(p.shape), numpy.dtype(p.dtype).name,
+                           float(p.lr_mult), float(p.wd_mult)) for p in trainer._params]
+    names = [info.name for info in infos]
+    if len(set(names)) < len(names):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f'Names of parameters must differ. Received twice: {one_of(repeated[:8])}. '
+                         'Pass net=, the Block that they belong to.')
+    return infos
+
+
+# Out of a trainer
+
+class _Pieces:
+    """An NDArray for `container.write` and `digest`, which copy it piece by piece."""
+
+    def __init__(self, array: Any, shape: Optional[Tuple[int, ...]] = None):
+        self.array = array
+        self.shape = tuple(array.shape) if shape is None else shape
+        self.dtype = numpy.dtype(array.dtype)
+
+    def reshape(self, shape: Tuple[int, ...]) -> '_Pieces':
+        return _Pieces(self.array, shape)
+
+    def chunks(self) -> Iterator[numpy.ndarray]:
+        flat = self.array.reshape(-1)
+        for i in range(0, flat.size, _PIECE):
+            yield flat[i:i + _PIECE].asnumpy()
+
+
+def _export(trainer: Any, net: Any, copy: Callable[[Any], Array]) -> OptimizerStates:
+    optimizer = _optimizer(trainer)
+    infos = _parameters(trainer, net)
+    scheduler = export_scheduler(optimizer.lr_scheduler)
+    h = optimizer.hyperparameters()
+    _start(trainer)
+    held = _updaters(trainer)[0].states
+    counts = optimizer.update_counts()
+    slots, masters = {}, {}
+    for index, info in enumerate(infos):
+        if index not in held:
+            continue
+        master, arrays = held[index] if _has_master(optimizer, info) else (None, held[index])
+        slots[info.name] = {slot.name: copy(array) if slot.like == 'weight' else copy(array).reshape(())
+                            for slot, array in zip(optimizer.rule.slots(h), arrays)}
+        if master is not None:
+            masters[info.name] = copy(master)
+    scaler = getattr(trainer, '_amp_loss_scaler', None)
+    return OptimizerStates(
+        optimizer=optimizer.rule.name,
+        hypers=h.asdict(),
+        num_update=optimizer.num_update,
+        parameters=infos,
+        counts={info.name: counts.get(index, 0) for index, info in enumerate(infos)},
+        slots=slots,
+        master=masters,
+        scheduler=scheduler,
+        loss_scaler=None if scaler is None else {key.lstrip('_'): value for key, value in vars(scaler).items()},
+        producer=_producer())
+
+
+def _has_master(optimizer: RuleOptimizer, info: ParameterInfo) -> bool:
+    return bool(optimizer.multi_precision) and info.dtype == 'float16'
+
+
+def _producer() -> Dict[str, str]:
+    from .. import __version__
+    return {'gluon_optim': __version__, 'mxnet': mxnet.__version__, 'python': platform.python_version()}
+
+
+# Into a trainer: checks
+
+class _Plan(NamedTuple):
+    pairs: Dict[int, ParameterInfo]    # the trainer's index -> the saved parameter whose state it gets
+    slots: Sequence[Slot]
+    missing: List[str]
+    unexpected: List[str]
+    mismatched: List[str]
+    notes: List[str]
+
+
+def _plan(trainer: Any, states: OptimizerStates, present: List[ParameterInfo], slots: Sequence[Slot], strict: bool) -> _Plan:
+    """Who gets what. Raises ValueError when something does not fit and ``strict`` is true."""
+    pairs, note = match(states.parameters, present)
+    missing = [info.name for i, info in enumerate(present) if i not in pairs]
+    unexpected = [info.name for j, info in enumerate(states.parameters) if j not in pairs.values()]
+    misfits = {i: _misfit(trainer._optimizer, slots, present[i], states.parameters[j], states) for i, j in pairs.items()}
+    mismatched = [misfit for misfit in misfits.values() if misfit]
+    if strict and (missing or unexpected or mismatched):
+        problems = [f'{what}: {"; ".join(found[:8])}{f"; and {len(found) - 8} more" if len(found) > 8 else ""}' for what, found in (
+            ('in the trainer only', missing), ('in the file only', unexpected), ('different', mismatched)) if found]
+        raise ValueError(f'The states must be of the same parameters. Received: {". ".join(problems)}. Nothing was changed. '
+                         'Pass strict=False to restore what fits.')
+    fitting = {i: states.parameters[j] for i, j in pairs.items() if not misfits[i]}
+    return _Plan(fitting, slots, missing, unexpected, mismatched, [note] if note else [])
+
+
+def _misfit(optimizer: RuleOptimizer, slots: Sequence[Slot], present: ParameterInfo, saved: ParameterInfo,
+            states: OptimizerStates) -> str:
+    """Why the saved state cannot become that of the present parameter, '' if it can."""
+    if tuple(saved.shape) != present.shape or saved.dtype != present.dtype:
+        return f'{present.name} is {present.dtype}{list(present.shape)}, in the file {saved.dtype}{list(saved.shape)}'
+    if saved.name not in states.slots:
+        return ''
+    master = states.master.get(saved.name)
+    if (master is not None) != _has_master(optimizer, present):
+        have = 'has a float32 master' if master is not None else 'has no float32 master'
+        return f'{present.name} {have} in the file, the trainer has multi_precision={bool(optimizer.multi_precision)}'
+    dtype = 'float64' if present.dtype == 'float64' else 'float32'
+    needed = {slot.name: (dtype, present.shape if slot.like == 'weight' else ()) for slot in slots}
+    arrays = dict(states.slots[saved.name])
+    if master is not None:
+        needed['master'], arrays['master'] = ('float32', present.shape), master
+    found = {name: (numpy.dtype(array.dtype).name, tuple(array.shape)) for name, array in arrays.items()}
+    return '' if found == needed else f'the arrays of {present.name} must be {needed}, in the file they are {found}'
+
+
+def _hyperparameters(optimizer: RuleOptimizer, states: OptimizerStates, mode: str) -> Values:
+    """Those that will hold, checked by the rule."""
+    now = optimizer.hyperparameters()
+    if mode == 'current':
+        return now
+    try:
+        saved = optimizer.rule.hyperparameters(**states.hypers)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'The hyper-parameters in the file must be those of {optimizer.rule.name}. {error} '
+                         'Pass hyperparameters="current" to go on with the trainer\'s.') from error
+    if set(saved.asdict()) != set(now.asdict()):
+        raise ValueError(f'The file has the hyper-parameters {one_of(saved.asdict())}, the trainer {one_of(now.asdict())}. '
+                         'Create the trainer with the same `base`.')
+    # the trainer sets rescale_grad at every step, from its batch size
+    return saved.replace(rescale_grad=now.rescale_grad)
+
+
+def _differences(optimizer: RuleOptimizer, h: Values, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
+                 present: List[ParameterInfo], mode: str) -> List[str]:
+    """One sentence for each value that differs between file and trainer, and which of the two holds."""
+    now, saved = optimizer.hyperparameters().asdict(), dict(states.hypers)
+    skipped = {'rescale_grad'} | ({'learning_rate'} if optimizer.lr_scheduler or states.scheduler else set())
+    whose = "the file's holds" if mode == 'file' else "the trainer's holds"
+    notes = [f'{name} is {now[name]!r} in the trainer and {saved[name]!r} in the file: {whose}.'
+             for name in now if name in saved and name not in skipped and now[name] != saved[name]]
+    for i, info in pairs.items():
+        for name in ('lr_mult', 'wd_mult'):
+            mine, theirs = getattr(present[i], name), getattr(info, name)
+            if mine != theirs:
+                notes.append(f"{name} of {present[i].name} is {mine!r} in the trainer and {theirs!r} in the file: "
+                             "the trainer's holds.")
+    return notes
+
+
+def _loss_scaler(trainer: Any, states: OptimizerStates, notes: List[str]) -> Any:
+    """The trainer's AMP loss scaler if the file has values for it."""
+    scaler = getattr(trainer, '_amp_loss_scaler', None)
+    if states.loss_scaler is None:
+        return None
+    if scaler is None:
+        notes.append('The file holds the state of an AMP loss scaler and the trainer has none: it is not restored. '
+                     'Call amp.init_trainer(trainer) before load_states.')
+        return None
+    unknown = sorted(key for key in states.loss_scaler if '_' + key not in vars(scaler))
+    if unknown:
+        raise ValueError(f'The loss scaler has no {one_of(unknown)}. It was saved by another version of MXNet.')
+    return scaler
+
+
+# Into a trainer: changes
+
+def _to_devices(trainer: Any, states: OptimizerStates, plan: _Plan) -> Dict[int, List[Any]]:
+    """The states as MXNet has them: of each index one for each updater, on its context."""
+    def array(values: Any, context: Any) -> Any:
+        return nd_array(values if values.shape else values.reshape(1), ctx=context, dtype=values.dtype)
+
+    def state(name: str, context: Any) -> Any:
+        slots = tuple(array(states.slots[name][slot.name], context) for slot in plan.slots)
+        return (array(states.master[name], context), slots) if name in states.master else slots
+
+    contexts = trainer._contexts[:len(_updaters(trainer))]
+    return {i: [state(info.name, context) for context in contexts] for i, info in plan.pairs.items() if info.name in states.slots}
+
+
+def _set(optimizer: RuleOptimizer, h: Values, scheduler: Any) -> None:
+    optimizer.lr_scheduler = scheduler
+    for name, value in h.asdict().items():
+        if name != 'learning_rate':
+            setattr(optimizer, name, value)
+        elif scheduler is None:
+            optimizer.lr = value
+
+
+def _set_counts(optimizer: RuleOptimizer, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:
+    counts = optimizer.update_counts()
+    counts.update((i, states.counts.get(info.name, 0)) for i, info in pairs.items())
+    # MXNet keeps num_update = begin_num_update + the largest count: else the schedule would stand still, or jump
+    optimizer.begin_num_update = states.num_update - max(states.counts.values(), default=0)
+    optimizer.set_update_counts(counts, states.num_update)
+
+
+def _rewrite_weights(trainer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> List[int]:
+    """Make each weight its rounded master, on all devices; the indices of those that were something else."""
+    rewritten = []
+    for i, info in pairs.items():
+        if info.name not in states.master:
+            continue
+        parameter = trainer._params[i]
+        with numpy.errstate(over='ignore'):
+            weight = states.master[info.name].astype(info.dtype)
+        if any(data.asnumpy().tobytes() != weight.tobytes() for data in parameter.list_data()):
+            parameter.set_data(nd_array(weight, dtype=weight.dtype))  # and in the kvstore before the next step
+            rewritten.append(i)
+    return rewritten
+
+
+def _install(trainer: Any, arrays: Dict[int, List[Any]], pairs: Dict[int, ParameterInfo]) -> None:
+    for k, updater in enumerate(_updaters(trainer)):
+        for i in pairs:
+            updater.states.pop(i, None)
+            updater.states_synced.pop(i, None)
+        for i, states in arrays.items():
+            updater.states[i] = states[k]
+            updater.states_synced[i] = False  # the kvstore's copy of a weight may be on another context
+
+
+def _keep_kvstore(trainer: Any) -> None:
+    """Let the states survive `Parameter.set_data` and `net.load_parameters`.
+
+    Both make a trainer that updates on its kvstore throw it away with all states, and MXNet's next one starts afresh while
+    the counts go on. This trainer keeps its kvstore, and sends it the new weights before the next step.
+    """
+    if '_reset_kvstore' in vars(trainer):
+        return
+    reset, start = trainer._reset_kvstore, trainer._init_kvstore
+
+    def reset_kvstore() -> None:
+        if trainer._update_on_kvstore and not trainer._distributed:
+            trainer._kv_initialized = False  # asks for `_init_kvstore` before the next step
+        else:
+            reset()
+
+    def init_kvstore() -> None:
+        if trainer._kvstore is None:
+            start()
+        else:
+            _send_weights(trainer)
+            trainer._kv_initialized = True
+
+    trainer._reset_kvstore, trainer._init_kvstore = reset_kvstore, init_kvstore
+
+
+def _send_weights(trainer: Any) -> None:
+    """Make the kvstore's copy of each weight that of the first device, as MXNet does when it makes a kvstore."""
+    store, updater = trainer._kvstore, trainer._kvstore._updater
+    store._set_updater(lambda key, new, stored: new.copyto(stored))
+    try:
+        for index, parameter in enumerate(trainer._params):
+            if parameter not in trainer._params_to_init:
+                store.push(index, parameter.list_data()[0])
+                store.pull(index, out=parameter.list_data())
+        nd.waitall()
+    finally:
+        store._set_updater(updater)

@@ -1,0 +1,39 @@
+"""One way into every file of optimizer states, ours or MXNet's; nothing in it is executed."""
+import os
+from typing import Any, Union
+
+from . import container, legacy
+from .neutral import OptimizerStates
+
+__all__ = ['read_states']
+
+
+def read_states(path: Union[str, 'os.PathLike[str]'], params: Any = None) -> OptimizerStates:
+    """Read optimizer states without MXNet.
+
+    Parameters
+    ----------
+    path : str or path
+        A file of `gluon_optim.save_states`, or a ``.states`` file of MXNet 1.x or 2.x (``Trainer.save_states``).
+    params : list of str, dict, or path of a ``.params`` file, optional
+        Names for MXNet's files, which know parameters by index only: names in trainer order, names with arrays or
+        shapes, or the file the parameters were saved in. Without it they are called '0', '1', ...
+
+    Returns
+    -------
+    OptimizerStates
+        ``report`` says what was assumed.
+
+    Raises
+    ------
+    StateFileError
+        (a ValueError) when the file is damaged, is something else, or names anything that is not an optimizer's state.
+    OSError
+        when it cannot be opened.
+    """
+    if container.is_container(path):
+        if params is not None:
+            raise ValueError(f'`params` names the parameters of MXNet\'s own files. Received: params={type(params).__name__} for '
+                             f'{os.fspath(path)!r}, which holds its names itself. Leave `params` out.')
+        return container.read(path)
+    return legacy.read_states(path, params)
