@@ -246,7 +246,7 @@ def _entry(form: Foreign, slots: Sequence[Slot], states: OptimizerStates, info: 
                          f'Received: {one_of(held)}. Are the states those of other hyper-parameters?')
     entry = {form.slot_key(slot): held[slot.name] for slot in slots if slot.name in held}
     if form.counts:
-        entry['step'] = numpy.array(count + 1, 'float32')
+        entry['step'] = numpy.array(count, 'float32')
     if form.masters and name in states.master:
         entry['master'] = states.master[name]
     check_entry(form, slots, repr(name), info.shape, slot_type(info.dtype), entry)

@@ -95,3 +95,7 @@ assert go.__file__.startswith(sys.argv[1]), go.__file__
 assert 'novograd' in go.list_optimizers()
 """
     run(sys.executable, '-W', 'error', '-c', script, site, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(site)})
+
+
+def test_the_tables_of_the_readme_are_up_to_date():
+    run(sys.executable, ROOT / 'tools/make_tables.py', '--check', env={**os.environ, 'PYTHONPATH': str(ROOT)})

@@ -28,11 +28,13 @@ GRADIENT, HALF = 'gradient', 'half'
 
 
 class Storage(NamedTuple):
-    """How weights and gradients lie in memory: 'float16', 'float32' or 'float64', and whether float16 weights have a
-    float32 master. Computation and slots are float64 for float64 weights, else float32."""
+    """How weights and gradients lie in memory: 'float16', 'float32' or 'float64', whether float16 weights have a
+    float32 master, and whether slots are float16 too. Computation, and slots otherwise, are float64 for float64
+    weights, else float32."""
 
     dtype: str
     master: bool = False
+    half_slots: bool = False
 
     @property
     def precision(self) -> str:
@@ -234,8 +236,9 @@ class _Source:
         return body
 
     def _is_half(self, role: str) -> bool:
-        half = self.storage.dtype == 'float16'
-        return half and (role in (GRADIENT, HALF) or (role == WEIGHT and not self.storage.master))
+        if role in (GRADIENT, HALF) or (role == WEIGHT and not self.storage.master):
+            return self.storage.dtype == 'float16'
+        return self.storage.half_slots and role != WEIGHT
 
     def _array(self, role: str, size: str = 'size') -> str:
         row = f'addresses[{self.roles.index(role)} * n + i]'

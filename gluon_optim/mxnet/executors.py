@@ -6,7 +6,7 @@ import collections
 import functools
 import logging
 import operator
-from typing import Any, Dict, NamedTuple, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Type
 
 import numpy
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
@@ -28,15 +28,33 @@ class Update(NamedTuple):
 
     weights: Sequence[Any]
     gradients: Sequence[Any]
+    states: Sequence[Any]        # as the optimizer nests them
+
+
+class Arrays(NamedTuple):
+    """An `Update` whose states were taken apart."""
+
+    weights: Sequence[Any]
+    gradients: Sequence[Any]
     slots: Sequence[Tuple[Any, ...]]
     masters: Sequence[Any]       # float32 copies of float16 weights, or empty
 
 
 class Executor:
-    """Runs one rule; keeps what it prepared between steps. Never pickled."""
+    """Runs one rule; keeps what it prepared between steps. Never pickled.
 
-    def __init__(self, rule: Type[Rule]):
-        self.rule = rule
+    Parameters
+    ----------
+    rule : Rule
+    split : callable
+        ``split(state, h)`` returns the slots in a state, and its master or None. Called for new arrays only.
+    slot_dtype : callable
+        ``slot_dtype(dtype)`` is the name of the type of the slots of a weight.
+    """
+
+    def __init__(self, rule: Type[Rule], split: Callable[[Any, Values], Tuple[Tuple[Any, ...], Any]],
+                 slot_dtype: Callable[[Any], str]):
+        self.rule, self._split, self._slot_dtype = rule, split, slot_dtype
         self._prepared: 'collections.OrderedDict[Any, Any]' = collections.OrderedDict()
         self._tensors = 0
 
@@ -55,10 +73,13 @@ class Executor:
                 return prepared
             del self._prepared[key]
             self._tensors -= len(prepared.update.weights)
-        _check(self.rule, static, update)
+        slots, masters = zip(*[self._split(state, h) for state in update.states])
+        arrays = Arrays(update.weights, update.gradients, slots, () if masters[0] is None else masters)
+        _check(self.rule, static, arrays, self._slot_dtype(update.weights[0].dtype))
         on_cpu = update.weights[0].context.device_type.startswith('cpu')
         kind = _Loops if self.rule.lowerable and on_cpu and _compiler() is not None else _Operators
-        prepared = self._prepared[key] = kind(self.rule, static, tuple(self.rule.all_coefficients(scalars, h, 1)), update)
+        prepared = self._prepared[key] = kind(self.rule, static, tuple(self.rule.all_coefficients(scalars, h, 1)), arrays)
+        prepared.update = Update(*map(tuple, update))  # the caller's lists may change
         self._tensors += len(update.weights)
         while self._tensors > KEEP and len(self._prepared) > 1:
             self._tensors -= len(self._prepared.popitem(last=False)[1].update.weights)
@@ -77,19 +98,22 @@ class _Loops:
     them back when its address is asked for, so they are asked for at every launch, after everything pending has finished.
     """
 
-    def __init__(self, rule: Type[Rule], static: Static, coefficients: Tuple[str, ...], update: Update):
+    update: Update
+
+    def __init__(self, rule: Type[Rule], static: Static, coefficients: Tuple[str, ...], arrays: Arrays):
         loops = _compiler()
-        dtype = numpy.dtype(update.weights[0].dtype).name
-        kernel = loops.kernel(rule, static, coefficients, loops.Storage(dtype, bool(update.masters)))
-        self.update = update
-        self._batch = loops.Batch(kernel, [weight.size for weight in update.weights])
-        arrays = {'gradient': update.gradients, 'weight': update.masters or update.weights, 'half': update.weights}
-        arrays.update(zip((slot.name for slot in static.slots), zip(*update.slots)))
+        weights, gradients, slots, masters = arrays
+        half_slots = bool(static.slots) and slots[0][0].dtype == numpy.float16
+        storage = loops.Storage(_name(weights[0].dtype), bool(masters), half_slots)
+        kernel = loops.kernel(rule, static, coefficients, storage)
+        self._batch = loops.Batch(kernel, [weight.size for weight in weights])
+        roles = {'gradient': gradients, 'weight': masters or weights, 'half': weights}
+        roles.update(zip((slot.name for slot in static.slots), zip(*slots)))
         nd.waitall()  # an array has its memory only when the operator that fills it has run
         self._fetched = []
         for addresses, role in zip(self._batch.addresses, kernel.roles):
-            handles = numpy.array([array.handle.value for array in arrays[role]], numpy.int64)
-            if arrays[role] is update.weights or arrays[role] is update.gradients:
+            handles = numpy.array([array.handle.value for array in roles[role]], numpy.int64)
+            if roles[role] is weights or roles[role] is gradients:
                 self._fetched.append((handles, addresses))
             else:
                 _fetch(handles, addresses)  # only we touch slots and masters: once is enough
@@ -145,21 +169,24 @@ class _Namespace:
 class _Operators:
     """A list of parameters for MXNet's operators: nothing waits for a result, temporaries come and go."""
 
-    def __init__(self, rule: Type[Rule], static: Static, coefficients: Tuple[str, ...], update: Update):
-        self.rule, self.static, self.update = rule, static, update
+    update: Update
+
+    def __init__(self, rule: Type[Rule], static: Static, coefficients: Tuple[str, ...], arrays: Arrays):
+        self.rule, self.static, self._arrays = rule, static, arrays
 
     def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int]) -> None:
+        weights, gradients, slots, masters = self._arrays
         for i, row in enumerate(rows):
-            master = self.update.masters[i] if self.update.masters else None
-            self._one(table[row], self.update.weights[i], self.update.gradients[i], self.update.slots[i], master)
+            self._one(table[row], weights[i], gradients[i], slots[i], masters[i] if masters else None)
 
     def _one(self, c: Dict[str, float], weight: Any, gradient: Any, slots: Tuple[Any, ...], master: Any) -> None:
         named = dict(zip((slot.name for slot in self.static.slots), slots))
         precision = 'float64' if weight.dtype == numpy.float64 else 'float32'
         exact = weight.astype(precision, copy=False) if master is None else master
-        new_weight, new_slots = self.rule.apply(_Namespace, self.static, c, exact, gradient.astype(precision, copy=False), named)
+        wide = {name: array.astype(precision, copy=False) for name, array in named.items()}
+        new_weight, new_slots = self.rule.apply(_Namespace, self.static, c, exact, gradient.astype(precision, copy=False), wide)
         for name, value in new_slots.items():
-            value.copyto(named[name])
+            value.astype(named[name].dtype, copy=False).copyto(named[name])
         if exact is weight or exact is master:
             new_weight.copyto(exact)
         if weight.dtype == numpy.float16:
@@ -179,10 +206,10 @@ def check_weight(rule: Type[Rule], weight: Any) -> None:
                         "Cast the block (net.cast('float32')), or give the parameter grad_req='null'.")
 
 
-def _check(rule: Type[Rule], static: Static, update: Update) -> None:
+def _check(rule: Type[Rule], static: Static, arrays: Arrays, slot_dtype: str) -> None:
     """Refuse arrays that do not belong together."""
-    first = update.weights[0]
-    for i, (weight, gradient, slots) in enumerate(zip(update.weights, update.gradients, update.slots)):
+    first = arrays.weights[0]
+    for i, (weight, gradient, slots) in enumerate(zip(arrays.weights, arrays.gradients, arrays.slots)):
         check_weight(rule, weight)
         if gradient.stype != 'default':
             raise TypeError(f'{rule.name} takes dense gradients. Received: a gradient of stype {gradient.stype!r}. '
@@ -194,16 +221,15 @@ def _check(rule: Type[Rule], static: Static, update: Update) -> None:
             raise ValueError('One call updates weights of one dtype on one context. '
                              f'Received: {_name(first.dtype)} on {first.context} and {_name(weight.dtype)} on {weight.context}. '
                              'Call once for each.')
-        precision = 'float64' if weight.dtype == numpy.float64 else 'float32'
-        expected = [(weight.shape if slot.like == 'weight' else (1,), precision) for slot in static.slots]
+        expected = [(weight.shape if slot.like == 'weight' else (1,), slot_dtype) for slot in static.slots]
         received = [(a.shape, _name(a.dtype)) for a in slots] if isinstance(slots, (tuple, list)) else None
         if received != expected:
             raise ValueError(f'The state of parameter number {i} does not belong to {rule.name}. Expected the slots '
                              f'{[slot.name for slot in static.slots]} of {expected}. Received: {received}. '
                              'Load states of this optimizer, or start without states.')
-        if update.masters and (update.masters[i].shape, _name(update.masters[i].dtype)) != (weight.shape, 'float32'):
+        if arrays.masters and (arrays.masters[i].shape, _name(arrays.masters[i].dtype)) != (weight.shape, 'float32'):
             raise ValueError(f'The master of a float16 weight of shape {weight.shape} must be float32 of that shape. Received: '
-                             f'{update.masters[i].shape} {_name(update.masters[i].dtype)}. Load states of this network.')
+                             f'{arrays.masters[i].shape} {_name(arrays.masters[i].dtype)}. Load states of this network.')
 
 
 def _name(dtype: Any) -> str:
