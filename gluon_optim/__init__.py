@@ -19,6 +19,7 @@ _PUBLIC = {
     'OptimizerStates': 'states.neutral',
     'list_optimizers': 'catalog', 'optimizer_info': 'catalog',
     'create': 'mxnet.registry', 'register': 'mxnet.registry',
+    'accelerate': 'mxnet.builtin', 'restore_builtins': 'mxnet.builtin',
     'save_states': 'mxnet.trainer', 'load_states': 'mxnet.trainer', 'states_digest': 'mxnet.trainer',
     'read_states': 'states.reader',
     'to_torch': 'torch', 'from_torch': 'torch',

@@ -336,12 +336,13 @@ def test_beside_and_inside_a_compiled_function():
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(train, backend=backend)
-    for count in range(12):
+    compiled, compiled_step = torch.compile(train, backend=backend), torch.compile(optimizers[0].step, backend=backend)
+    for _ in range(11):
         assert torch.equal(compiled(model, optimizers[0]), train(plain, optimizers[1]))
-        if count == 2:
-            compiled_so_far = len(graphs)
-    assert len(graphs) == compiled_so_far > 0  # no step is compiled anew because its coefficients are
+    assert len(graphs) == 1  # of the model: updates are not traced, whose coefficients are other numbers at each step
+    compiled_step()
+    optimizers[1].step()
+    assert len(graphs) == 1
     assert torch.equal(model.weight, plain.weight) and optimizers[0].state[model.weight]['step'] == 12
 
 
@@ -534,10 +535,20 @@ def test_multipliers_become_param_groups(target):
     back = from_torch(state_dict, 'adamw', target, params=states.parameters)
     assert back.parameters == states.parameters and back.hypers['learning_rate'] == 0.05 and digest(back) == digest(states)
     if target == 'mirror':  # whose groups know the names, also after they were renumbered
+        assert from_torch(state_dict).names == states.names
         back = from_torch(create_and_load(split, state_dict).state_dict(), params=states.names)
         assert [(info.name, info.lr_mult, info.wd_mult) for info in back.parameters] == [
             (info.name, info.lr_mult, info.wd_mult) for info in states.parameters]
         assert digest(back) == digest(states)
+
+
+def test_multipliers_come_back_exactly():
+    infos = infos_with_multipliers()
+    infos[0].lr_mult = 3.0
+    states, _ = states_of('adamw', {'learning_rate': 0.1}, 'float64', infos=infos)
+    assert 0.1 * 3.0 / 3.0 != 0.1
+    back = from_torch(to_torch(states), params=infos)
+    assert back.hypers['learning_rate'] == 0.1 and back.parameters == infos
 
 
 def create_and_load(groups, state_dict):
@@ -585,6 +596,9 @@ def test_parameters_that_had_no_update_stay_fresh():
         assert sorted(state_dict['state']) == [0, 2]
         back = from_torch(state_dict, 'sgd_torch', target, params=states.parameters, num_update=10)
         assert digest(back) == digest(states)
+    states.slots['bias'] = {'momentum_buffer': np.zeros(3, 'float32')}
+    assert to_torch(states)['state'][1]['step'] == 0
+    state_dict = to_torch(states, 'torch')
     params = parameters(weights)
     optimizer = torch.optim.SGD(params.values(), lr=0.1)
     optimizer.load_state_dict(state_dict)

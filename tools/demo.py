@@ -116,7 +116,7 @@ def demonstrate(folder):
     run([*CONTINUE, str(checkpoints / f'step-{resumed_from}')], logs['torch'])
     straight, torch = losses(logs['straight']), losses(logs['torch'])
     apart = max(abs(torch[step] - straight[step]) for step in list(torch)[:20])
-    print(f'     first 20 losses differ from MXNet\'s by at most {apart:.1g}')
+    print(f"     first 20 losses differ from MXNet's by at most {apart:.1g}")
     picture(folder / 'resume.png', logs, killed_at, resumed_from)
     print(f'     the picture of it all: {folder / "resume.png"}')
 

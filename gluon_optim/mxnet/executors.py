@@ -6,7 +6,7 @@ import collections
 import functools
 import logging
 import operator
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, NamedTuple, Sequence, Tuple, Type
 
 import numpy
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
@@ -47,25 +47,25 @@ class Executor:
     ----------
     rule : Rule
     split : callable
-        ``split(state, h)`` returns the slots in a state, and its master or None. Called for new arrays only.
+        ``split(state, h, mixed)`` returns the slots in a state and, where ``mixed``, its master. Called for new arrays only.
     slot_dtype : callable
         ``slot_dtype(dtype)`` is the name of the type of the slots of a weight.
     """
 
-    def __init__(self, rule: Type[Rule], split: Callable[[Any, Values], Tuple[Tuple[Any, ...], Any]],
+    def __init__(self, rule: Type[Rule], split: Callable[[Any, Values, bool], Tuple[Tuple[Any, ...], Any]],
                  slot_dtype: Callable[[Any], str]):
         self.rule, self._split, self._slot_dtype = rule, split, slot_dtype
         self._prepared: 'collections.OrderedDict[Any, Any]' = collections.OrderedDict()
         self._tensors = 0
 
-    def prepare(self, key: Any, update: Update, h: Values) -> Any:
+    def prepare(self, key: Any, update: Update, h: Values, mixed: bool) -> Any:
         """Check ``update`` and return an object whose ``run(table, rows)`` updates parameter i with the coefficients
-        ``table[rows[i]]``. ``key`` identifies the list of parameters between steps.
+        ``table[rows[i]]``. ``key`` identifies the list of parameters between steps, ``mixed`` says that states have masters.
 
         Raises TypeError or ValueError before anything is written.
         """
         static = self.rule.static(h)
-        key = (key, static)
+        key = (key, static, mixed)
         prepared = self._prepared.get(key)
         if prepared is not None:
             if _same(prepared.update, update):
@@ -73,8 +73,8 @@ class Executor:
                 return prepared
             del self._prepared[key]
             self._tensors -= len(prepared.update.weights)
-        slots, masters = zip(*[self._split(state, h) for state in update.states])
-        arrays = Arrays(update.weights, update.gradients, slots, () if masters[0] is None else masters)
+        slots, masters = zip(*[self._split(state, h, mixed) for state in update.states])
+        arrays = Arrays(update.weights, update.gradients, slots, masters if mixed else ())
         _check(self.rule, static, arrays, self._slot_dtype(update.weights[0].dtype))
         on_cpu = update.weights[0].context.device_type.startswith('cpu')
         kind = _Loops if self.rule.lowerable and on_cpu and _compiler() is not None else _Operators

@@ -1,4 +1,4 @@
-"""`RuleOptimizer`: a rule as an `mx.optimizer.Optimizer`."""
+"""A rule as an `mx.optimizer.Optimizer`: `Runner`, what all of them do, and `RuleOptimizer`, the base of this package's own."""
 import inspect
 import math
 import warnings
@@ -13,13 +13,156 @@ from ..rules.base import BASE_HYPERS, Rule, scalars
 from ..schema import Values, check_known
 from .executors import Executor, Update, check_weight
 
-__all__ = ['RuleOptimizer']
+__all__ = ['RuleOptimizer', 'Runner']
 
 # what every MXNet optimizer accepts and no rule declares
 BASE_ARGUMENTS = ('lr_scheduler', 'begin_num_update', 'multi_precision', 'param_idx2name', 'param_dict', 'sym')
 
 
-class RuleOptimizer(mx_optimizer.Optimizer):
+class Runner:
+    """Updates lists of parameters by `rule`; beside an `mx.optimizer.Optimizer` among the bases of a class.
+
+    A subclass says what its hyper-parameters are (`_given`), how its states nest (`split_state`, `join_state`) and what
+    counts as t (`_count`).
+    """
+
+    rule: ClassVar[Type[Rule]]
+    _process_only: ClassVar[Tuple[str, ...]] = ('_executor', '_checked', '_warned')  # never saved
+
+    def _set_up(self) -> None:
+        """What lives as long as the process."""
+        self._executor = Executor(self.rule, self.split_state, self.slot_dtype)
+        self._checked: Tuple[Any, Any] = (None, None)
+        self._warned = False
+
+    def __getstate__(self) -> Dict[str, Any]:
+        state = super().__getstate__()  # type: ignore[misc]
+        return {name: value for name, value in state.items() if name not in self._process_only}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        self._set_up()
+        # saved on some devices, continued on others
+        self.set_update_counts(self.update_counts(), self.num_update)
+
+    # -- hyper-parameters -------------------------------------------------------------------------------------------
+
+    def _given(self) -> Dict[str, Any]:
+        """The hyper-parameters as they are now, but for the learning rate."""
+        raise NotImplementedError
+
+    def hyperparameters(self) -> Values:
+        """All hyper-parameters as they are now, checked; ``learning_rate`` is the scheduler's ``base_lr`` where there is one.
+
+        Raises ValueError or TypeError as the constructor does.
+        """
+        rate = self.lr if self.lr_scheduler is None else self.lr_scheduler.base_lr
+        now = dict(self._given(), learning_rate=rate)
+        if now != self._checked[0]:
+            self._checked = now, self.rule.hyperparameters(**now)
+        return self._checked[1]
+
+    # -- update counts ----------------------------------------------------------------------------------------------
+
+    def update_counts(self) -> Dict[Any, int]:
+        """How many updates each parameter index has seen: the largest count of all devices, begin_num_update not included."""
+        merged = dict(self._restored_counts)
+        for counts in self._all_index_update_counts.values():
+            for index, count in counts.items():
+                merged[index] = max(count, merged.get(index, count))
+        return {index: count - self.begin_num_update for index, count in merged.items()}
+
+    def set_update_counts(self, counts: Dict[Any, int], num_update: int) -> None:
+        """Continue from ``counts`` (as `update_counts` gives them) on whatever devices come."""
+        self._restored_counts = {index: count + self.begin_num_update for index, count in counts.items()}
+        self._all_index_update_counts = {0: dict(self._restored_counts)}
+        self._index_update_count = self._all_index_update_counts[0]
+        self.num_update = num_update
+
+    def _set_current_context(self, device_id: int) -> None:
+        # MXNet starts a new device at begin_num_update; a run that was resumed on it is further
+        if device_id not in self._all_index_update_counts:
+            self._all_index_update_counts[device_id] = dict(self._restored_counts)
+        super()._set_current_context(device_id)  # type: ignore[misc]
+
+    # -- states -----------------------------------------------------------------------------------------------------
+
+    def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
+        """The slots in the state of a parameter, in the order of ``rule.slots(h)``, and its float32 master where ``mixed``.
+
+        Raises ValueError for a state of another form.
+        """
+        raise NotImplementedError
+
+    def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
+        """The state that consists of ``slots`` and ``master``; the inverse of `split_state`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def slot_dtype(dtype: Any) -> str:
+        """The type of the slots of a weight of type ``dtype``, or of its master."""
+        return 'float64' if dtype == numpy.float64 else 'float32'
+
+    def has_master(self, weight: Any) -> bool:
+        return bool(self.multi_precision) and weight.dtype == numpy.float16
+
+    # -- updates ----------------------------------------------------------------------------------------------------
+
+    def update(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
+        """One update of one parameter, or of lists of parameters of one dtype and context."""
+        if not isinstance(index, (list, tuple)):
+            index, weight, grad, state = [index], [weight], [grad], [state]
+        self._update(index, weight, grad, state, False)
+
+    def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
+        """`update`, with states as `create_state_multi_precision` makes them."""
+        if not isinstance(index, (list, tuple)):
+            index, weight, grad, state = [index], [weight], [grad], [state]
+        self._update(index, weight, grad, state, bool(index) and self.has_master(weight[0]))
+
+    def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
+                mixed: bool) -> None:
+        """``mixed``: the states contain masters."""
+        if not indices:
+            return
+        h = self.hyperparameters()
+        key = (tuple(indices), str(weights[0].context))
+        prepared = self._executor.prepare(key, Update(weights, gradients, states), h, mixed)
+        prepared.run(*self._coefficients(h, indices, weights[0].dtype))
+
+    def _coefficients(self, h: Values, indices: Sequence[Any], dtype: Any) -> Tuple[List[Dict[str, float]], List[int]]:
+        """Count one update of each parameter. Returns the coefficients of each distinct `_count`, and which of them each
+        parameter uses."""
+        before = self._progress()
+        keys = self._count(indices)
+        distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+        for _, rate, wd, *_ in distinct:
+            if not (math.isfinite(rate) and math.isfinite(wd)):
+                for index in indices:
+                    self._index_update_count[index] -= 1
+                vars(self).update(before)
+                raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for update '
+                                 f'{self.num_update + 1}. Look at the lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
+        table = [self._row(h, key, dtype) for key in distinct]
+        return table, [distinct[key] for key in keys] if len(table) > 1 else [0] * len(keys)
+
+    def _progress(self) -> Dict[str, Any]:
+        """The attributes that `_count` changes, besides the counts of the parameters."""
+        return dict(num_update=self.num_update)
+
+    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+        """Count one update of each parameter. Returns t, learning rate and decay of each, and whatever else `_row` needs."""
+        self._update_count(indices)
+        counts, begin = self._index_update_count, self.begin_num_update
+        return list(zip([counts[index] - begin for index in indices], self._get_lrs(indices), self._get_wds(indices)))
+
+    def _row(self, h: Values, key: Tuple, dtype: Any) -> Dict[str, float]:
+        """The coefficients that go with ``key``, one of `_count`, for weights of type ``dtype``."""
+        t, rate, wd = key
+        return self.rule.all_coefficients(scalars, h.replace(learning_rate=rate, wd=wd), t)
+
+
+class RuleOptimizer(Runner, mx_optimizer.Optimizer):
     """Base of all optimizers of this package; a subclass only names its `rule`.
 
     Parameters
@@ -36,8 +179,6 @@ class RuleOptimizer(mx_optimizer.Optimizer):
     float16 weights are updated in float32: from a float32 master with ``multi_precision=True``, else from the weight
     itself. Slots are float32, or float64 for float64 weights. Gradients are never modified.
     """
-
-    rule: ClassVar[Type[Rule]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -66,61 +207,8 @@ class RuleOptimizer(mx_optimizer.Optimizer):
         self._restored_counts: Dict[Any, int] = {}
         self._set_up()
 
-    def _set_up(self) -> None:
-        """What lives as long as the process and is never saved."""
-        self._executor = Executor(self.rule)
-        self._checked: Tuple[Any, Any] = (None, None)
-        self._warned = False
-
-    def __getstate__(self) -> Dict[str, Any]:
-        state = super().__getstate__()
-        for name in ('_executor', '_checked', '_warned'):
-            del state[name]
-        return state
-
-    def __setstate__(self, state: Dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._set_up()
-        # saved on some devices, continued on others
-        self.set_update_counts(self.update_counts(), self.num_update)
-
-    # -- hyper-parameters -------------------------------------------------------------------------------------------
-
-    def hyperparameters(self) -> Values:
-        """All hyper-parameters as they are now, checked; ``learning_rate`` is the scheduler's ``base_lr`` where there is one.
-
-        Raises ValueError or TypeError as the constructor does.
-        """
-        rate = self.lr if self.lr_scheduler is None else self.lr_scheduler.base_lr
-        now = (rate, *[getattr(self, name) for name in self._names])
-        if now != self._checked[0]:
-            self._checked = now, self.rule.hyperparameters(learning_rate=rate, **dict(zip(self._names, now[1:])))
-        return self._checked[1]
-
-    # -- update counts ----------------------------------------------------------------------------------------------
-
-    def update_counts(self) -> Dict[Any, int]:
-        """How many updates each parameter index has seen: the largest count of all devices, begin_num_update not included."""
-        merged = dict(self._restored_counts)
-        for counts in self._all_index_update_counts.values():
-            for index, count in counts.items():
-                merged[index] = max(count, merged.get(index, count))
-        return {index: count - self.begin_num_update for index, count in merged.items()}
-
-    def set_update_counts(self, counts: Dict[Any, int], num_update: int) -> None:
-        """Continue from ``counts`` (as `update_counts` gives them) on whatever devices come."""
-        self._restored_counts = {index: count + self.begin_num_update for index, count in counts.items()}
-        self._all_index_update_counts = {0: dict(self._restored_counts)}
-        self._index_update_count = self._all_index_update_counts[0]
-        self.num_update = num_update
-
-    def _set_current_context(self, device_id: int) -> None:
-        # MXNet starts a new device at begin_num_update; a run that was resumed on it is further
-        if device_id not in self._all_index_update_counts:
-            self._all_index_update_counts[device_id] = dict(self._restored_counts)
-        super()._set_current_context(device_id)
-
-    # -- states -----------------------------------------------------------------------------------------------------
+    def _given(self) -> Dict[str, Any]:
+        return {name: getattr(self, name) for name in self._names}
 
     def create_state(self, index: Any, weight: Any) -> Tuple[Any, ...]:
         """A tuple of the rule's slots for ``weight``, in the order of ``rule.slots``; shape (1,) for one number."""
@@ -134,7 +222,7 @@ class RuleOptimizer(mx_optimizer.Optimizer):
     def create_state_multi_precision(self, index: Any, weight: Any) -> Any:
         """``(master, slots)`` for float16 weights with multi_precision, else the slots."""
         check_weight(self.rule, weight)
-        if not self._has_master(weight):
+        if not self.has_master(weight):
             if weight.dtype == numpy.float16 and not self._warned:
                 self._warned = True
                 warnings.warn(f'{self.rule.name} updates float16 weights without a float32 master: small updates round away. '
@@ -143,58 +231,17 @@ class RuleOptimizer(mx_optimizer.Optimizer):
         master = weight.astype('float32')
         return master, self.create_state(index, master)
 
-    def _has_master(self, weight: Any) -> bool:
-        return bool(self.multi_precision) and weight.dtype == numpy.float16
+    def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
+        if not mixed:
+            return state, None
+        if not (isinstance(state, (tuple, list)) and len(state) == 2 and isinstance(state[1], (tuple, list))):
+            raise ValueError(f'{self.rule.name} with multi_precision keeps (master, slots) per float16 parameter. '
+                             'Received a state without a master. Load states that were saved with '
+                             'multi_precision=True, or start without states.')
+        return state[1], state[0]
 
-    # -- updates ----------------------------------------------------------------------------------------------------
-
-    def update(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
-        """One update of one parameter, or of lists of parameters of one dtype and context."""
-        if isinstance(index, (list, tuple)):
-            self._update(index, weight, grad, state, ())
-        else:
-            self._update([index], [weight], [grad], [state], ())
-
-    def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
-        """`update`, with states as `create_state_multi_precision` makes them."""
-        if not isinstance(index, (list, tuple)):
-            index, weight, grad, state = [index], [weight], [grad], [state]
-        if self._has_master(weight[0]):
-            for one in state:
-                if not (isinstance(one, (tuple, list)) and len(one) == 2 and isinstance(one[1], (tuple, list))):
-                    raise ValueError(f'{self.rule.name} with multi_precision keeps (master, slots) per float16 parameter. '
-                                     'Received a state without a master. Load states that were saved with '
-                                     'multi_precision=True, or start without states.')
-            self._update(index, weight, grad, [slots for _, slots in state], [master for master, _ in state])
-        else:
-            self._update(index, weight, grad, state, ())
-
-    def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any],
-                slots: Sequence[Tuple[Any, ...]], masters: Sequence[Any]) -> None:
-        if not indices:
-            return
-        h = self.hyperparameters()
-        key = (tuple(indices), str(weights[0].context))
-        prepared = self._executor.prepare(key, Update(weights, gradients, slots, masters), h)
-        prepared.run(*self._coefficients(h, indices))
-
-    def _coefficients(self, h: Values, indices: Sequence[Any]) -> Tuple[List[Dict[str, float]], List[int]]:
-        """Count one update of each parameter. Returns the coefficients of each distinct (t, learning rate, decay), and
-        which of them each parameter uses."""
-        before = self.num_update
-        self._update_count(indices)
-        counts, begin = self._index_update_count, self.begin_num_update
-        keys = list(zip([counts[index] - begin for index in indices], self._get_lrs(indices), self._get_wds(indices)))
-        distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-        for _, rate, wd in distinct:
-            if not (math.isfinite(rate) and math.isfinite(wd)):
-                for index in indices:
-                    counts[index] -= 1
-                self.num_update = before
-                raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for update '
-                                 f'{before + 1}. Look at the lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
-        table = [self.rule.all_coefficients(scalars, h.replace(learning_rate=rate, wd=wd), t) for t, rate, wd in distinct]
-        return table, [distinct[key] for key in keys] if len(table) > 1 else [0] * len(keys)
+    def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
+        return slots if master is None else (master, slots)
 
 
 def _check_begin(begin: Any) -> None:

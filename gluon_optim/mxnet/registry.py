@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional, Type, Union
 from mxnet.optimizer import optimizer as mx_optimizer
 
 from .. import rules
+from ..rules.mx import DROP_INS
 from ..schema import check_known
 from .optimizer import RuleOptimizer
 
@@ -87,9 +88,17 @@ def create(name: str, **hypers: Any) -> Optimizer:
     >>> import gluon_optim as go
     >>> go.create('novograd', beta1=0.9).beta1
     0.9
+
+    For the name of a built-in one, the drop-in that computes the same, faster:
+
+    >>> type(go.create('adam')).__mro__[3]
+    <class 'mxnet.optimizer.optimizer.Adam'>
     """
-    check_known('optimizer', name.lower(), _CLASSES, ValueError)
-    return _CLASSES[name.lower()](**hypers)
+    check_known('optimizer', name.lower(), {*_CLASSES, *DROP_INS}, ValueError)
+    if name.lower() in _CLASSES:
+        return _CLASSES[name.lower()](**hypers)
+    from . import builtin  # when it is needed: most programs do without
+    return builtin.create(name, **hypers)
 
 
 def _ours(cls: Type[RuleOptimizer]) -> Type[RuleOptimizer]:

@@ -12,6 +12,7 @@ from .asgd import ASGD
 from .base import Rule
 from .lans import LANS
 from .larc import LARC
+from .mx import DROP_INS
 from .nadam_torch import NAdamTorch
 from .noise_adaptive_sgd import NoiseAdaptiveSGD
 from .novograd import NovoGrad
@@ -39,17 +40,19 @@ def get(name: str) -> Type[Rule]:
       ...
     ValueError: Unknown optimizer 'novogard'. Did you mean 'novograd'? Known: 'adabelief', ...
     """
-    check_known('optimizer', name.lower(), _RULES, ValueError)
-    return _RULES[name.lower()]
+    known = {**DROP_INS, **_RULES}
+    check_known('optimizer', name.lower(), known, ValueError)
+    return known[name.lower()]
 
 
-def names() -> List[str]:
-    """All registered names, sorted."""
-    return sorted(_RULES)
+def names(drop_ins: bool = False) -> List[str]:
+    """All registered names, sorted; with ``drop_ins`` those of MXNet's own optimizers too."""
+    return sorted({**DROP_INS, **_RULES} if drop_ins else _RULES)
 
 
 def add(rule: Type[Rule]) -> None:
     """Add a user's own rule under ``rule.name``; a name that is taken is refused."""
-    if rule.name in _RULES and _RULES[rule.name] is not rule:
-        raise ValueError(f'The name {rule.name!r} is taken by {_RULES[rule.name]!r}. Give the rule another `name`.')
+    taken = _RULES.get(rule.name, DROP_INS.get(rule.name, rule))
+    if taken is not rule:
+        raise ValueError(f'The name {rule.name!r} is taken by {taken!r}. Give the rule another `name`.')
     _RULES[rule.name] = rule

@@ -21,7 +21,7 @@ def averaging(h: Values) -> Dict[str, float]:
 
 def moments(c: Values, s: Values, g: Any) -> Tuple[Any, Any]:
     """The new mean and mean square: beta1 m + (1 - beta1) g and beta2 v + (1 - beta2) g^2."""
-    return c.b1 * s.mean + c.a1 * g, c.b2 * s.var + c.a2 * (g * g)
+    return c.b1 * s.mean + c.a1 * g, c.b2 * s.var + c.a2 * g * g
 
 
 def decay(h: Values) -> Dict[str, Any]:

@@ -1,0 +1,336 @@
+"""Drop-ins for the optimizers of MXNet 1.9.1: the same results, state and pickle, updated by compiled loops.
+
+`accelerate` makes the built-in names create them; `gluon_optim.create` always does. Each class is a subclass of the one
+that it replaces: constructor, states, multipliers and counts are MXNet's own code, the update is a rule of
+`gluon_optim.rules.mx`. What MXNet keeps on the optimizer (the momentum schedule of nadam, the rates of lars, the gradients
+of lbsgd) is kept there, one for each device.
+"""
+import copy
+import copyreg
+import functools
+import inspect
+import weakref
+from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
+
+import numpy
+# submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
+from mxnet.ndarray import sparse
+from mxnet.ndarray.ndarray import NDArray
+from mxnet.optimizer import optimizer as mx_optimizer
+
+from .. import rules
+from ..rules.base import BASE_HYPERS
+from ..rules.mx import DROP_INS
+from ..rules.mx.base import MXNumbers, MXRule
+from ..schema import Values, check_known, one_of
+from .executors import check_weight
+from .optimizer import Runner
+
+__all__ = ['accelerate', 'create', 'restore_builtins']
+
+StateTree = Union[None, str, Tuple[str, ...]]
+
+_NUMBERS = {precision: MXNumbers(precision) for precision in ('float32', 'float64')}
+_in_use: 'weakref.WeakSet[DropIn]' = weakref.WeakSet()
+
+
+class DropIn(Runner):
+    """Base of all drop-ins; a subclass derives from it and from the class of MXNet that it replaces.
+
+    ``state_tree``
+        How MXNet nests the slots: a name for a bare array, a tuple of names, or None. A slot that the hyper-parameters
+        do without is None in it.
+    ``master_last``
+        Whether MXNet puts the float32 master behind the rest, ``(state, master)``.
+    ``attributes``
+        Arguments that MXNet keeps under another name.
+    ``off_at_zero``
+        Arguments of which MXNet ignores 0 and negative values.
+    ``single_slots``
+        Whether MXNet makes float32 slots for weights of any type, and then cannot update others. Here they are float64
+        for float64 weights.
+    ``shared``
+        Attributes that are state of the optimizer as a whole. Each device has its own, or replicas would drift apart.
+
+    float16 weights without a master are computed in float32, and rounded when they are stored, as are their slots.
+    row_sparse weights and gradients are handed to MXNet's own update. A NaN or infinite rate is a ValueError.
+    """
+
+    rule: ClassVar[Type[MXRule]]
+    replaces: ClassVar[Type[mx_optimizer.Optimizer]]
+    state_tree: ClassVar[StateTree] = None
+    master_last: ClassVar[bool] = False
+    attributes: ClassVar[Mapping[str, str]] = {}
+    off_at_zero: ClassVar[Tuple[str, ...]] = ('clip_gradient',)
+    single_slots: ClassVar[bool] = False
+    shared: ClassVar[Tuple[str, ...]] = ()
+
+    _process_only = (*Runner._process_only, '_restored_counts', '_device', '_parked')
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not issubclass(cls, mx_optimizer.Optimizer):
+            return
+        cls.replaces = cls.__bases__[-1]
+        cls.rule = DROP_INS[cls.__name__.lower()]
+        cls.__doc__ = cls.__doc__ or cls.rule.__doc__
+        cls.__signature__ = inspect.signature(cls.replaces)  # type: ignore[attr-defined]
+        CLASSES[cls.rule.name] = cls
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._restored_counts: Dict[Any, int] = {}
+        self._set_up()
+        self.hyperparameters()
+
+    def _set_up(self) -> None:
+        super()._set_up()
+        self.set_shared_state({})
+        _in_use.add(self)
+        _take_over_loading()
+
+    # -- pickling: as the class of MXNet ----------------------------------------------------------------------------
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # not copyreg.__newobj__, which refuses another class than that of the object
+        return copyreg._reconstructor, (self.replaces, object, None), self.__getstate__()  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        super().__setstate__(dict(state, _restored_counts={}))
+
+    def __copy__(self) -> 'DropIn':
+        return _restored(type(self), self.__getstate__())
+
+    def __deepcopy__(self, memo: Dict[int, Any]) -> 'DropIn':
+        return _restored(type(self), copy.deepcopy(self.__getstate__(), memo))
+
+    @property
+    def aggregate_num(self) -> int:
+        """How many parameters the updater hands over at once: all. MXNet's own number is what is pickled."""
+        return 2 ** 31 - 1
+
+    @aggregate_num.setter
+    def aggregate_num(self, number: int) -> None:
+        vars(self)['aggregate_num'] = number
+
+    # -- hyper-parameters -------------------------------------------------------------------------------------------
+
+    def _given(self) -> Dict[str, Any]:
+        given = {hyper.name: getattr(self, self.attributes.get(hyper.name, hyper.name))
+                 for hyper in self.rule.hypers[1:] + BASE_HYPERS}
+        for name in self.off_at_zero:
+            if isinstance(given[name], (int, float)) and given[name] <= 0:
+                given[name] = None
+        return given
+
+    # -- states -----------------------------------------------------------------------------------------------------
+
+    def create_state(self, index: Any, weight: Any) -> Any:
+        """MXNet's own state for ``weight``."""
+        if weight.stype == 'default':
+            check_weight(self.rule, weight)
+        state = super().create_state(index, weight)  # type: ignore[misc]
+        if not self.single_slots or weight.dtype != numpy.float64:
+            return state
+        return state.astype('float64') if isinstance(state, NDArray) else tuple(array.astype('float64') for array in state)
+
+    def slot_dtype(self, dtype: Any) -> str:  # type: ignore[override]
+        return 'float32' if self.single_slots and dtype == numpy.float16 else numpy.dtype(dtype).name
+
+    def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
+        master = None
+        if mixed:
+            if not (isinstance(state, (tuple, list)) and len(state) == 2):
+                raise ValueError(f'{self.rule.name} with multi_precision keeps a float32 master per float16 parameter. Received a '
+                                 'state without. Load states that were saved with multi_precision=True, or start without states.')
+            state, master = state if self.master_last else state[::-1]
+        arrays = state if isinstance(self.state_tree, tuple) and isinstance(state, (tuple, list)) else (state,)
+        return tuple(array for array in arrays if array is not None), master
+
+    def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
+        named = {slot.name: array for slot, array in zip(self.rule.slots(h), slots)}
+        tree = self.state_tree
+        state = tuple(map(named.get, tree)) if isinstance(tree, tuple) else named.get(tree)  # type: ignore[arg-type]
+        if master is None:
+            return state
+        return (state, master) if self.master_last else (master, state)
+
+    # -- what belongs to the optimizer as a whole -------------------------------------------------------------------
+
+    def shared_state(self) -> Dict[str, Any]:
+        """The attributes ``shared``, as they are for the device that was updated last."""
+        return {name: copy.copy(getattr(self, name)) for name in self.shared}
+
+    def set_shared_state(self, values: Mapping[str, Any]) -> None:
+        """Set them, for all devices."""
+        vars(self).update(values)
+        self._device: Any = None                                            # whose they are; None: not known yet
+        self._parked: Dict[Any, Dict[str, Any]] = {None: self.shared_state()}  # those of other devices; None: of a new one
+
+    def _set_current_context(self, device_id: int) -> None:
+        super()._set_current_context(device_id)
+        if self.shared and device_id != self._device:
+            if self._device is not None:
+                self._parked[self._device] = self.shared_state()
+            values = self._parked.get(device_id, self._parked[None])
+            vars(self).update({name: copy.copy(value) for name, value in values.items()})
+            self._device = device_id
+
+    def _progress(self) -> Dict[str, Any]:
+        return dict(super()._progress(), **self.shared_state())
+
+    # -- updates ----------------------------------------------------------------------------------------------------
+
+    def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
+                mixed: bool) -> None:
+        if self.rule.lowerable and {*map(type, weights), *map(type, gradients)} <= {NDArray}:
+            super()._update(indices, weights, gradients, states, mixed)
+            return
+        update = self.replaces.update_multi_precision if mixed else self.replaces.update
+        dense = []
+        for one in zip(indices, weights, gradients, states):
+            if self.rule.lowerable and not any(isinstance(array, sparse.BaseSparseNDArray) for array in one[1:3]):
+                dense.append(one)
+            else:
+                update(self, *one)
+        if dense:
+            super()._update(*zip(*dense), mixed)  # type: ignore[misc]
+
+    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+        rates = self._rates(indices)
+        counts = self._index_update_count  # begin_num_update included
+        return list(zip([counts[index] for index in indices], rates, self._get_wds(indices)))
+
+    def _rates(self, indices: Sequence[Any]) -> List[float]:
+        """Count, and ask for the rates, in MXNet's order: the scheduler sees what has been counted so far."""
+        counts, begin = self._index_update_count, self.begin_num_update
+        size = self._counted_together()
+        if self.lr_scheduler is None or size >= len(indices) or counts.get(indices[0], begin) >= max(
+                counts.get(index, begin) for index in indices):
+            self._update_count(indices)
+            return self._get_lrs(indices)
+        return [rate for i in range(0, len(indices), size) for rate in self._rates(indices[i:i + size])]
+
+    def _counted_together(self) -> int:
+        """For how many parameters MXNet asks for rates at once."""
+        return 1
+
+    def _row(self, h: Values, key: Tuple, dtype: Any) -> Dict[str, float]:
+        t, rate, wd, *supplied = key
+        values = dict(zip(self.rule.supplied, supplied), learning_rate=rate, wd=wd)
+        return self.rule.all_coefficients(_NUMBERS['float64' if dtype == numpy.float64 else 'float32'], h.replace(**values), t)
+
+
+CLASSES: Dict[str, Type[DropIn]] = {}
+
+
+# The drop-ins --------------------------------------------------------------------------------------------------------
+
+class WithMomentum(DropIn):
+    state_tree = 'momentum'
+    master_last = True
+
+    def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
+        slots, master = super().split_state(state, h, mixed)
+        return (slots if h.momentum > 0 else ()), master  # it may have been set to 0 since
+
+
+class SGD(WithMomentum, mx_optimizer.SGD):
+    def _counted_together(self) -> int:
+        return max(vars(self)['aggregate_num'], 1)
+
+
+class Adam(DropIn, mx_optimizer.Adam):
+    state_tree = ('mean', 'var')
+
+
+# Who gets them -------------------------------------------------------------------------------------------------------
+
+def create(name: str, *args: Any, **kwargs: Any) -> DropIn:
+    """The drop-in for the built-in optimizer ``name``, with MXNet's arguments."""
+    return CLASSES[name.lower()](*args, **kwargs)
+
+
+def accelerate(*names: str) -> None:
+    """Make built-in names create the drop-ins: in `gluon.Trainer`, `Module.fit`, `mx.optimizer.create` and everywhere else.
+
+    Parameters
+    ----------
+    *names : str
+        Such as 'adam', 'sgd'. Without any: all that have a drop-in.
+
+    States that MXNet saved are continued by the drop-in, and the other way round. What exists already stays what it is,
+    until it loads states.
+
+    Raises ValueError for a name that is not one of MXNet's built-in optimizers.
+
+    >>> import gluon_optim as go, mxnet as mx
+    >>> go.accelerate('adam')
+    >>> type(mx.optimizer.create('adam')).__module__
+    'gluon_optim.mxnet.builtin'
+    >>> go.restore_builtins()
+    >>> type(mx.optimizer.create('adam')).__module__
+    'mxnet.optimizer.optimizer'
+    """
+    for name in names:
+        _check_name(name)
+    for name in names or CLASSES:
+        mx_optimizer.Optimizer.opt_registry[name.lower()] = CLASSES[name.lower()]
+    _take_over_loading()
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f'`accelerate` takes names of optimizers, one of {one_of(sorted(CLASSES))}. Received: {name!r}.')
+    if name.lower() in rules.names() and name.lower() not in CLASSES:
+        raise ValueError(f'{name!r} is an optimizer of gluon_optim, not a drop-in for one of MXNet. There is nothing to replace: '
+                         f'gluon_optim.create({name!r}) makes it. The drop-ins are {one_of(sorted(CLASSES))}.')
+    check_known('built-in optimizer', name.lower(), CLASSES, ValueError)
+
+
+def restore_builtins() -> None:
+    """Undo `accelerate`: all built-in names create MXNet's classes again. Drop-ins that exist stay."""
+    for name, cls in CLASSES.items():
+        mx_optimizer.Optimizer.opt_registry[name] = cls.replaces
+    if not _in_use:
+        mx_optimizer.Updater.set_states = _set_states
+
+
+def drop_in(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
+    """The drop-in in the state of ``optimizer``, if it is of a class that has one; else ``optimizer`` itself."""
+    cls = _of(optimizer)
+    if cls is None:
+        return optimizer
+    replacement = _restored(cls, optimizer.__getstate__())
+    replacement.param_dict = optimizer.param_dict
+    return replacement
+
+
+def _of(optimizer: mx_optimizer.Optimizer) -> Optional[Type[DropIn]]:
+    return next((cls for cls in CLASSES.values() if cls.replaces is type(optimizer)), None)
+
+
+def _restored(cls: Type[DropIn], state: Dict[str, Any]) -> DropIn:
+    optimizer = cls.__new__(cls)
+    optimizer.__setstate__(state)
+    return optimizer
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+_set_states = mx_optimizer.Updater.set_states  # MXNet's
+
+
+def _take_over_loading() -> None:
+    """Let updaters that ran a drop-in, or whose optimizer is accelerated, go on with a drop-in after loading states."""
+    mx_optimizer.Updater.set_states = _set_states_and_drop_in
+
+
+@functools.wraps(_set_states)
+def _set_states_and_drop_in(self: mx_optimizer.Updater, states: bytes) -> None:
+    ran_one = isinstance(self.optimizer, DropIn)
+    _set_states(self, states)
+    if ran_one or mx_optimizer.Optimizer.opt_registry.get(type(self.optimizer).__name__.lower()) is _of(self.optimizer):
+        self.optimizer = drop_in(self.optimizer)
+    # MXNet decides once, when the updater is made, and the next step of another optimizer would fail
+    self.aggregate_updates = self.optimizer.aggregate_num > 0

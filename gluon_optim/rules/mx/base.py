@@ -1,0 +1,128 @@
+"""What the rules of MXNet's own optimizers share: how its operators take numbers, and what they do to a gradient first.
+
+MXNet 1.9.1 hands the arguments of an operator over as text, and reads them in single precision, also for float64
+weights. `MXNumbers` does that; it is the namespace of coefficients where a rule must give MXNet's results. Everywhere
+else (PyTorch, ONNX, optax, NumPy) the namespace is another, and the same rules are computed without that loss.
+"""
+import functools
+from typing import Any, ClassVar, Tuple
+
+import numpy
+
+from ...schema import Hyper, Values
+from ..base import Rule, _Scalars, clipped
+
+__all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'factor',
+           'parameter', 'parameters', 'rate', 'rounded', 'working']
+
+MOST_DIGITS = 19  # of a fraction; MXNet's parser leaves out the others
+
+
+@functools.lru_cache(maxsize=4096)
+def as_parsed(x: float) -> float:
+    """``x`` as MXNet's operators read its text: digits in single precision, then divided by single powers of ten.
+
+    >>> as_parsed(0.1) == numpy.float32(0.1), as_parsed(8.49e-06) == numpy.float32(8.49e-06)
+    (True, False)
+    """
+    digits, _, exponent = repr(abs(x)).partition('e')
+    whole, _, fraction = digits.partition('.')
+    value, fraction = numpy.float32(int(whole)), fraction[:MOST_DIGITS]
+    if fraction:
+        value += numpy.float32(int(fraction) / 10.0 ** len(fraction))
+    if exponent:
+        eights, ones = divmod(abs(int(exponent)), 8)
+        powers = [numpy.float32(1e8)] * eights + [numpy.float32(10)] * ones
+        with numpy.errstate(over='ignore', under='ignore'):
+            scale = functools.reduce(numpy.multiply, powers, numpy.float32(1))
+            value = value / scale if exponent[0] == '-' else value * scale
+    return float(value) if x >= 0 else -float(value)
+
+
+class MXNumbers(_Scalars):
+    """The namespace of coefficients for operators of MXNet on weights of one precision."""
+
+    parameter = staticmethod(as_parsed)
+
+    def __init__(self, precision: str):
+        self._working = numpy.dtype(precision).type
+
+    @staticmethod
+    def rounded(x: float) -> float:
+        return float(numpy.float32(x))
+
+    def working(self, x: float) -> float:
+        return float(self._working(x))
+
+
+def parameter(xp: Any, x: Any) -> Any:
+    """``x`` as an argument of an operator."""
+    return xp.parameter(x) if hasattr(xp, 'parameter') else x
+
+
+def rounded(xp: Any, x: Any) -> Any:
+    """``x`` in single precision, as operators take lists of numbers."""
+    return xp.rounded(x) if hasattr(xp, 'rounded') else x
+
+
+def working(xp: Any, x: Any) -> Any:
+    """``x`` rounded to the precision of the weight: an intermediate result of an operator."""
+    return xp.working(x) if hasattr(xp, 'working') else x
+
+
+def parameters(xp: Any, h: Values, *names: str) -> Values:
+    """The hyper-parameters ``names`` as arguments of an operator."""
+    return Values(**{name: parameter(xp, getattr(h, name)) for name in names})
+
+
+def rate(value: float) -> Hyper:
+    """The learning rate, with MXNet's default."""
+    return Hyper('learning_rate', value, '(-inf, inf)', 'step size')
+
+
+WD = Hyper('wd', 0.0, '(-inf, inf)', 'weight decay, added to the gradient')
+MOMENTUM = Hyper('momentum', 0.0, '[0, inf)', 'decay of the momentum; 0 keeps none')
+LAZY_UPDATE = Hyper('lazy_update', True, (False, True), 'row_sparse gradients, which MXNet updates itself, touch their own rows only')
+BETA1 = Hyper('beta1', 0.9, '[0, 1)', 'decay of the mean of gradients')
+BETA2 = Hyper('beta2', 0.999, '[0, 1)', 'decay of the mean of squared gradients')
+
+
+class MXRule(Rule):
+    """A rule of MXNet's own.
+
+    ``operator``
+        Whether MXNet runs it as one operator, and not as Python.
+    ``supplied``
+        Values beside the hyper-parameters that belong to the optimizer as a whole: ``h`` has them where it keeps them.
+    """
+
+    operator: ClassVar[bool] = True
+    supplied: ClassVar[Tuple[str, ...]] = ()
+
+    @classmethod
+    def all_coefficients(cls, xp, h, t):
+        if cls.operator:
+            clip = None if h.clip_gradient is None else parameter(xp, h.clip_gradient)
+            h = h.replace(rescale_grad=parameter(xp, h.rescale_grad), clip_gradient=clip)
+        return super().all_coefficients(xp, h, t)
+
+
+class ScaledByRate(MXRule):
+    """Without clipping, learning rate and rescale_grad are one factor of the gradient."""
+
+    @classmethod
+    def prepare(cls, xp, c, static, w, g):
+        return super().prepare(xp, c, static, w, g) if static.clip else g
+
+
+def factor(h: Values, x: Any) -> Any:
+    """``x`` as the factor of a gradient that `ScaledByRate` has prepared."""
+    return x if h.clip_gradient is not None else x * h.rescale_grad
+
+
+class DecayedFirst(MXRule):
+    """The gradient is rescaled, then decay is added, then both are clipped."""
+
+    @classmethod
+    def prepare(cls, xp, c, static, w, g):
+        return clipped(xp, c, c.rescale_grad * g + c.wd * w)
