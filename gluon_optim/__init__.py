@@ -21,6 +21,7 @@ _PUBLIC = {
     'create': 'mxnet.registry', 'register': 'mxnet.registry',
     'accelerate': 'mxnet.builtin', 'restore_builtins': 'mxnet.builtin',
     'save_states': 'mxnet.trainer', 'load_states': 'mxnet.trainer', 'states_digest': 'mxnet.trainer',
+    'save_checkpoint': 'mxnet.checkpoint', 'load_checkpoint': 'mxnet.checkpoint', 'CheckpointManager': 'mxnet.manager',
     'read_states': 'states.reader',
     'to_torch': 'torch', 'from_torch': 'torch',
 }

@@ -62,9 +62,9 @@ class Run:
     def backward(self, given=None, scale=1.0):
         """Compute the gradients ``given`` (those of this step by default), times ``scale``; None leaves a parameter out."""
         given = gradients(self.steps, self.shapes) if given is None else given
-        with autograd.record():
-            losses = [sum((p.data(context).astype('float64') * nd.array(share * g, context, 'float64')).sum() * scale
-                          for p, g in zip(self.parameters, given) if g is not None and p.grad_req != 'null')
+        with autograd.record():  # without a cast, whose backward overwrites gradients that should be added up
+            losses = [(p.data(context) * nd.array(share * g, context, p.dtype)).sum() * scale
+                      for p, g in zip(self.parameters, given) if g is not None and p.grad_req != 'null'
                       for context, share in zip(self.contexts, self.shares)]
         autograd.backward(losses)
 
@@ -109,7 +109,7 @@ def assert_same(a, b, tolerance=0.0):
     """Two `Run.facts` are equal, bit for bit or within ``tolerance`` of the largest value of an array."""
     assert sorted(a) == sorted(b)
     for name in a:
-        atol = tolerance * float(np.max(np.abs(a[name])))
+        atol = tolerance and tolerance * float(np.max(np.abs(a[name])))
         np.testing.assert_allclose(b[name], a[name], rtol=0, atol=atol, err_msg=name)
 
 

@@ -42,24 +42,27 @@ class UserScheduler:
         self.base_lr, self.asked = config['base_lr'], config['asked']
 
 
-def make_net(contexts, half=False, prefix=None, seed=0, head=4):
+def make_net(contexts, half=False, norm=True):
     """Convolution, batch norm (its running statistics are parameters without gradient) and two dense layers."""
-    mx.random.seed(seed)
-    net = gluon.nn.HybridSequential(prefix=prefix)
+    mx.random.seed(0)
+    net = gluon.nn.HybridSequential()
     with net.name_scope():
-        net.add(gluon.nn.Conv2D(3, 3, in_channels=2), gluon.nn.BatchNorm(in_channels=3), gluon.nn.Flatten(),
-                HalfDense(6, 3 * 4 * 4) if half else gluon.nn.Dense(6, in_units=3 * 4 * 4), gluon.nn.Dense(head, in_units=6))
+        net.add(gluon.nn.Conv2D(3, 3, in_channels=2),
+                gluon.nn.BatchNorm(in_channels=3) if norm else gluon.nn.Activation('relu'),
+                gluon.nn.Flatten(),
+                HalfDense(6, 3 * 4 * 4) if half else gluon.nn.Dense(6, in_units=3 * 4 * 4), gluon.nn.Dense(4, in_units=6))
     net.initialize(mx.init.Normal(0.1), ctx=contexts)
     return net
 
 
 def make(config):
-    """Net and trainer of a configuration: contexts, half, prefix, optimizer, arguments, scheduler, kvstore, update_on_kvstore."""
-    net = make_net([mx.cpu(i) for i in config.get('contexts', [0])], config.get('half', False), config.get('prefix'))
+    """Net and trainer of a configuration: contexts, half, norm, optimizer, arguments, scheduler, kvstore, update_on_kvstore."""
+    net = make_net([mx.cpu(i) for i in config.get('contexts', [0])], config.get('half', False), config.get('norm', True))
     arguments = dict(config.get('arguments', {}))
     if config.get('scheduler'):
         name, options = config['scheduler']
-        arguments['lr_scheduler'] = UserScheduler(**options) if name == 'UserScheduler' else getattr(mx.lr_scheduler, name)(**options)
+        scheduler = UserScheduler if name == 'UserScheduler' else getattr(mx.lr_scheduler, name)
+        arguments['lr_scheduler'] = scheduler(**options)
     kvstore = config.get('kvstore', 'device')
     if kvstore and config.get('update_on_kvstore') and len(config.get('contexts', [0])) == 1:
         kvstore = mx.kv.create(kvstore)  # given its name, MXNet makes none for one device
@@ -105,7 +108,7 @@ def facts(net, trainer):
 
 
 def resume(config, path, start, stop, loader='go'):
-    """Load what was saved under ``path`` into a new net and trainer, go on, and tell the facts right after loading and at the end."""
+    """Load what was saved under ``path`` into a new net and trainer and go on. The facts after loading and at the end."""
     net, trainer = make(config)
     net.load_parameters(path + '.params', ctx=trainer._contexts)
     report = go.load_states(trainer, path + '.states', net) if loader == 'go' else trainer.load_states(path + '.native')

@@ -37,7 +37,8 @@ def example(seed=0):
         optimizer='novograd',
         hypers={'learning_rate': 0.1 + seed, 'wd': 1e-300, 'clip_gradient': None, 'variant': 'paper', 'amsgrad': False},
         num_update=112,
-        parameters=[ParameterInfo(name, f'net0_{i}', shape, dtype, 0.5, 2.0) for i, (name, (dtype, shape)) in enumerate(weights.items())],
+        parameters=[ParameterInfo(name, f'net0_{i}', shape, dtype, 0.5, 2.0)
+                    for i, (name, (dtype, shape)) in enumerate(weights.items())],
         counts={'net/0.weight': 12, '1.bias': 11, 'größe 😀.γ': 12, '2.empty': 1, 'frozen"\\': 0},
         slots=slots,
         master={'net/0.weight': rng.random((3, 5), 'float32')},
@@ -146,8 +147,9 @@ def test_every_byte_is_covered_as_documented(intact):
     assert covered == len(intact)
     assert (8 + length) % 8 == 0
     assert [p['name'] for p in manifest['parameters']] == example().names
-    assert manifest['parameters'][0] == {'name': 'net/0.weight', 'full_name': 'net0_0', 'shape': [3, 5], 'dtype': 'float16', 'lr_mult': 0.5,
-                                         'wd_mult': 2.0, 'count': 12, 'slots': ['mean', 'norm_sq'], 'master': True}
+    assert manifest['parameters'][0] == {
+        'name': 'net/0.weight', 'full_name': 'net0_0', 'shape': [3, 5], 'dtype': 'float16', 'lr_mult': 0.5, 'wd_mult': 2.0,
+        'count': 12, 'slots': ['mean', 'norm_sq'], 'master': True}
 
 
 def test_numpy_scalars_and_tuples_become_json(path):
@@ -294,7 +296,7 @@ def run(script, *args, **kwargs):
 
 
 def test_killed_while_writing(path):
-    """SIGKILL at random instants: what is found is always one of the complete files, the newest that was reported or its successor."""
+    """SIGKILL at random instants: what is found is always a complete file, the newest that was reported or its successor."""
     script = """
 n = int(sys.argv[2])
 while True:
@@ -438,15 +440,15 @@ def test_claimed_header_sizes(path, intact, length):
 
 def test_a_list_of_names_without_end_is_refused_in_time(path):
     """Checks over all names must not be quadratic."""
-    parameter = b'{\\"name\\":\\"a\\",\\"full_name\\":\\"a\\",\\"shape\\":[],\\"dtype\\":\\"int8\\",\\"lr_mult\\":1,\\"wd_mult\\":1,\\"count\\":0,' \
-                b'\\"slots\\":null,\\"master\\":false}'
+    parameter = json.dumps({'name': 'a', 'full_name': 'a', 'shape': [], 'dtype': 'int8', 'lr_mult': 1, 'wd_mult': 1, 'count': 0,
+                            'slots': None, 'master': False}).replace('"', '\\"').encode()
     container.write(path, OptimizerStates('adamw', {}, 0, [], {}, {}))
     text, data = split(path.read_bytes())
     forged = forge(text.replace(b'\\"parameters\\":[', b'\\"parameters\\":[' + b','.join([parameter] * 30000)), data)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(StateFileError, match='twice'):
         read_bytes(path, forged)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize('offsets, data, words', [
@@ -474,8 +476,9 @@ def test_the_data_are_covered_exactly(path, offsets, data, words):
 
 # Mutations
 
-TOKENS = [b'{', b'}', b'[', b']', b'"', b',', b':', b'\\"', b'null', b'true', b'NaN', b'-1', b'0', b'1e400', b'9' * 25, b'18446744073709551616',
-          b'\\\\ud800', b'"F64"', b'\xff', b'\x00', b' ', b'[[[[', b'master', b'mean', b'../', b'_optimizer', b'__metadata__']
+TOKENS = [b'{', b'}', b'[', b']', b'"', b',', b':', b'\\"', b'null', b'true', b'NaN', b'-1', b'0', b'1e400', b'9' * 25,
+          b'18446744073709551616', b'\\\\ud800', b'"F64"', b'\xff', b'\x00', b' ', b'[[[[', b'master', b'mean', b'../',
+          b'_optimizer', b'__metadata__']
 
 
 def mutate(chance, intact):
@@ -535,12 +538,12 @@ def fuzz(path, intact, number, seed=0):
         with open(path, 'r+b') as file:  # emptying a file before writing makes some file systems wait for the disk
             file.write(data)
             file.truncate()
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             states = container.read(path)
         except StateFileError:
             states = None
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
         if states is not None:
             assert not refused, f'mutation {i} was read'
             same_as_safetensors(path, states)
@@ -549,7 +552,7 @@ def fuzz(path, intact, number, seed=0):
 
 
 def test_mutations(path, intact):
-    """Damaged files are always refused with our error; forged ones with a right signature are refused or read as safetensors does."""
+    """Damaged files are refused with our error; forged ones with a right signature are refused or read as safetensors does."""
     read, slowest = fuzz(path, intact, int(os.environ.get('GLUON_OPTIM_MUTATIONS', 10000)))
     assert read > 10  # harmless forgeries, such as another rate: else the forging itself is broken
     assert slowest < 1

@@ -112,7 +112,7 @@ def test_the_run_goes_on_in_pytorch(tmp_path):
     run('continue_in_pytorch.py', tmp_path / 'run/step-20', '--log', tmp_path / 'torch')
     mxnet, torch = losses(tmp_path / 'mxnet'), losses(tmp_path / 'torch')
     assert list(torch) == list(range(21, 45))
-    # rounding of float32 only: without the optimizer's state the losses are apart by 0.1 within these steps
+    # rounding of float32 only: without the optimizer's state the losses are apart by 0.08 within these steps
     assert max(abs(torch[step] - mxnet[step]) for step in torch) < 2e-3
 
 

@@ -120,7 +120,7 @@ def test_recorded_states(path):
     for index, parameter in enumerate(states.parameters):
         if bare:
             assert_equal(states.slots[parameter.name], flat[index])
-        elif 'unfused' in path.name:
+        elif name == 'rmsprop' and len(flat[index]) == 3 and version[0] == '2':
             assert_equal(states.slots[parameter.name], dict(zip(['g', 'n', 'delta'], (flat[index][place] for place in '012'))))
         else:
             assert_equal(arrays_of(states, parameter.name), named(name, flat[index], version, 'master' in path.name))
@@ -140,7 +140,7 @@ def test_recorded_states(path):
 @pytest.mark.parametrize('path', [FILES / '1.9.1/rmsprop-centered.states', FILES / '2.0.0b1/rmsprop-centered.states',
                                   FILES / '2.0.0b1/rmsprop-unfused.states'], ids=lambda p: f'{p.parent.name}/{p.name}')
 def test_slots_have_the_names_of_what_they_hold(path):
-    # after one update g = 0.1 gradient and n = 0.1 gradient^2; MXNet 2 keeps them in another order without fusing
+    # after one update g = 0.1 gradient and n = 0.1 gradient^2; MXNet 2 keeps them in another order
     for slots in read_states(path).slots.values():
         np.testing.assert_allclose(slots['n'] * 0.1, slots['g'] ** 2, rtol=1e-5)
 
@@ -236,7 +236,8 @@ def repickled(data, protocol):
 
     import io
     value = Reader(io.BytesIO(data)).load()
-    modules = {module: type(sys)(module) for module, _ in made}
+    parts = [module.split('.') for module, _ in made]
+    modules = {'.'.join(names[:i]): type(sys)('.'.join(names[:i])) for names in parts for i in range(1, len(names) + 1)}
     for (module, name), cls in made.items():
         setattr(modules[module], name, cls)
     saved = {module: sys.modules.get(module) for module in modules}
@@ -303,10 +304,10 @@ def test_names_that_could_be_exchanged_are_refused(tmp_path):
 
 @pytest.mark.parametrize('params, error', [
     (['a'], 'the file has a state for index 1'), (['a', 'a'], 'differ'), ([1, 2], 'differ'), (3, 'must be a list'),
-    ({'a': 5, 'b': 6}, 'must be arrays'), ({'a': (4, 4)}, 'index 1'), ({'a': (4, 4), 'b': (4,)}, 'has shape')])
+    ({'a': 5, 'b': 6}, 'must be arrays'), ({'a': (4, 4)}, 'index 1'), ({'a': (4, 4), 'b': (4, 4)}, 'has shape')])
 def test_params_that_do_not_fit(tmp_path, params, error):
     with pytest.raises((TypeError, ValueError), match=error) as caught:
-        read_states(states_file(tmp_path, {0: (4, 4), 1: (4, 4)}), params)
+        read_states(states_file(tmp_path, {0: (4, 4), 1: (4, 5)}), params)
     assert not isinstance(caught.value, UnreadableFile)
 
 
@@ -326,9 +327,9 @@ def test_copies_of_several_devices(tmp_path):
 
 
 def test_a_params_file_gives_names(tmp_path):
-    path = states_file(tmp_path, {i: (2, 3) for i in range(5)})
-    states = read_states(path, FILES / '1.9.1/dict.params')
-    assert states.names == sorted(wanted(FILES / '1.9.1/dict.params')) == ['float16', 'float32', 'float64', 'int32', 'uint8']
+    path = states_file(tmp_path, {0: (3,), 1: (2, 3)})
+    states = read_states(path, FILES / '1.9.1/module.params')
+    assert states.names == ['bn_moving_mean', 'fc_weight'] and states.slots['fc_weight']['1'].shape == (2, 3)
 
 
 # Sparse arrays, memory
@@ -354,14 +355,14 @@ def test_sparse_arrays_may_not_grow_without_limit(tmp_path):
 
 def test_memory_of_large_files(tmp_path):
     """Not the file and the arrays, only the arrays."""
-    array = np.zeros((1 << 22,), '<f4')
+    array = np.zeros((1 << 21,), '<f4')
     path = states_file(tmp_path, {i: array.shape for i in range(3)})
     size = path.stat().st_size
     assert traced(lambda: read_states(path)) < 1.05 * size
     data = struct.pack('<QQQ', 0x112, 0, 3) + 3 * nd_bytes(array.shape) + struct.pack('<Q', 0)
     path = write(tmp_path, data, 'large.params')
     assert traced(lambda: read_params(path)) < 1.05 * len(data)
-    text = repickled(states_file(tmp_path, {i: (1 << 20,) for i in range(3)}).read_bytes(), 0)
+    text = repickled(states_file(tmp_path, {i: (1 << 18,) for i in range(3)}).read_bytes(), 0)
     path = write(tmp_path, text, 'text.states')
     assert traced(lambda: read_states(path)) < 1.5 * len(text)
 
@@ -465,7 +466,7 @@ def named_call(module, name, arguments=b')'):
 
 NAMING = {  # files that name something else: the message must say what
     'os.system': (lambda p: pickle.dumps({0: Call(os.system, 'touch MARK')}, p), r"'(posix|nt)\.system'"),
-    'subprocess': (lambda p: pickle.dumps(({}, Call(subprocess.Popen, ['touch', 'MARK'])), p), r"'subprocess\.Popen'"),
+    'subprocess': (lambda p: pickle.dumps(({}, Call(subprocess.Popen, ['touch', 'MARK'])), p), r"'(subprocess|commands)\.Popen'"),
     'eval': (lambda p: pickle.dumps({0: Call(eval, "open('MARK', 'w')")}, p), r"'(builtins|__builtin__)\.eval'"),
     'exec': (lambda p: pickle.dumps({0: Call(exec, "open('MARK', 'w')")}, p), r"'(builtins|__builtin__)\.exec'"),
     'open': (lambda p: pickle.dumps({0: Call(open, 'MARK', 'w')}, p), r"'_?io\.open'"),
@@ -786,8 +787,6 @@ def test_slots_mean_what_they_are_called(mx, tmp_path, name, relation):
     kept = gradient.asnumpy()
     updater(0, gradient, weight)
     slots = read_states(write(tmp_path, updater.get_states(dump_optimizer=True))).slots['0']
-    if name == 'dcasgd':
-        before = weight.asnumpy()  # MXNet copies the new weight
     found, wanted = relation({**slots, 'gradient': kept, 'weight': before})
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
@@ -841,9 +840,12 @@ def test_files_of_gluon(mx, tmp_path):
 
 
 def test_a_plain_net_is_matched_by_its_params_file(mx, tmp_path):
-    net = mx.gluon.nn.HybridSequential()
-    for _ in range(12):  # dense10 sorts before dense2
-        net.add(mx.gluon.nn.Dense(4, in_units=4))
+    if not is_old(mx):
+        pytest.skip('names of 2.0 are not made up')
+    net = mx.gluon.nn.HybridSequential(prefix='net_')
+    with net.name_scope():
+        for _ in range(12):  # dense10 sorts before dense2, and before dense1_weight
+            net.add(mx.gluon.nn.Dense(4, in_units=4))
     net.initialize(mx.init.Normal())
     trainer = mx.gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': 0.1, 'momentum': 0.9})
     with mx.autograd.record():
@@ -855,8 +857,7 @@ def test_a_plain_net_is_matched_by_its_params_file(mx, tmp_path):
     states = read_states(tmp_path / 'a.states', tmp_path / 'a.params')
     held, _ = mxnet_reads(mx, tmp_path / 'a.states')
     places = {id(p): name for name, p in net._collect_params_with_prefix().items()}
-    if [name.rpartition('dense')[2] for name in sorted(p.name for p in trainer._params)][:1] != ['0_bias']:
-        pytest.skip('names of this process begin elsewhere')
+    assert [name.split('.')[0] for name in states.names[::2]] == ['0', '10', '11', '1', '2', '3', '4', '5', '6', '7', '8', '9']
     for index, parameter in enumerate(trainer._params):
         assert_equal(states.slots[places[id(parameter)]], named('sgd', flat(held[index]), mx.__version__, False))
 
@@ -902,7 +903,7 @@ def test_sparse_states(mx, tmp_path):
         pytest.skip('parameters of 2.0 cannot be sparse')
     updater = mx.optimizer.get_updater(mx.optimizer.create('adam'))
     weight = mx.nd.ones((6, 3)).tostype('row_sparse')
-    updater(0, mx.nd.sparse.row_sparse_array((np.ones((2, 3)), [1, 4]), shape=(6, 3)), weight)
+    updater(0, mx.nd.sparse.row_sparse_array((np.ones((2, 3), 'float32'), [1, 4]), shape=(6, 3)), weight)
     state = updater.states[0]
     assert state[0].stype == 'row_sparse'
     states = read_states(write(tmp_path, updater.get_states(dump_optimizer=True)))

@@ -65,10 +65,10 @@ def as_json(x):
     ({**NOVOGRAD, 'contexts': [1], 'update_on_kvstore': True}, {'contexts': [0], 'update_on_kvstore': False, 'kvstore': None}),
     ({**HALF, 'contexts': [0, 1], 'kvstore': 'local', 'update_on_kvstore': True}, {'contexts': [3, 2]}),
     ({**HALF, 'contexts': [0, 1], 'update_on_kvstore': False}, {'contexts': [0, 1]}),
-    ({'optimizer': 'sgd_torch', 'arguments': {'begin_num_update': 100}, 'scheduler': ['FactorScheduler', {'step': 102, 'factor': 0.5}]},
-     {'arguments': {}, 'scheduler': None}),
-    ({'optimizer': 'sgd_torch', 'arguments': {'momentum': 0.9, 'nesterov': True}, 'scheduler': ['UserScheduler', {'base_lr': 0.2}]},
-     {'contexts': [5], 'scheduler': ['UserScheduler', {}]}),
+    ({'optimizer': 'sgd_torch', 'arguments': {'begin_num_update': 100},
+      'scheduler': ['FactorScheduler', {'step': 102, 'factor': 0.5}]}, {'arguments': {}, 'scheduler': None}),
+    ({'optimizer': 'sgd_torch', 'arguments': {'momentum': 0.9, 'nesterov': True},
+      'scheduler': ['UserScheduler', {'base_lr': 0.2}]}, {'contexts': [5], 'scheduler': ['UserScheduler', {}]}),
 ], ids=['cpu0-cpu2-cosine', 'kvstore-none', 'half-2-other-2', 'half-2-2', 'stateless-begin-factor', 'user-scheduler'])
 def test_a_resumed_run_equals_the_straight_one_bit_for_bit(path, saved, resumed):
     net, trainer = trained(saved)
@@ -82,32 +82,30 @@ def test_a_resumed_run_equals_the_straight_one_bit_for_bit(path, saved, resumed)
 
 
 def test_one_device_to_two_and_back(path):
-    net, trainer = trained(NOVOGRAD)
+    """Bit-equal after each load; in between only the gradients' sums are rounded differently."""
+    one, two = {**NOVOGRAD, 'norm': False}, {**NOVOGRAD, 'norm': False, 'contexts': [1, 2]}  # batch norm would see half batches
+    net, trainer = trained(one)
     before = save(net, trainer, path)
-    two = {**NOVOGRAD, 'contexts': [1, 2]}
     net2, trainer2 = run.make(two)
     net2.load_parameters(path + '.params', ctx=trainer2._contexts)
     go.load_states(trainer2, path + '.states', net2)
     assert run.facts(net2, trainer2) == before
     go.save_states(trainer2, path + '.states', net2)
-    out = run.resume(NOVOGRAD, path, 3, 6)
-    assert out['loaded'] == before
     run.train(net, trainer, 3, 6)
-    assert out['end'] == run.facts(net, trainer)
-    run.train(net2, trainer2, 3, 6)  # another split of the batch: equal to rounding
-    for name, parameter in net._collect_params_with_prefix().items():
-        if parameter.grad_req != 'null' and not name.startswith('0.'):  # batch norm sees half batches: what is before it differs more
-            other = net2._collect_params_with_prefix()[name]
-            np.testing.assert_allclose(parameter.data().asnumpy(), other.data(mx.cpu(1)).asnumpy(), atol=0.1)
-    assert {**run.facts(net2, trainer2)}['counts'] == out['end']['counts']
+    out = run.resume(one, path, 3, 6)
+    assert out['loaded'] == before and out['end'] == run.facts(net, trainer)
+    run.train(net2, trainer2, 3, 6)
+    assert run.facts(net2, trainer2)['counts'] == out['end']['counts']
+    for name, parameter in net2._collect_params_with_prefix().items():
+        straight = net._collect_params_with_prefix()[name].data().asnumpy()
+        np.testing.assert_allclose(parameter.data(mx.cpu(1)).asnumpy(), straight, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize('kvstore, on_kvstore', [(None, None), ('local', True), ('local', False), ('device', True), ('device', False)])
-@pytest.mark.parametrize('contexts', [[0], [0, 1]])
-def test_kvstores(path, kvstore, on_kvstore, contexts):
+@pytest.mark.parametrize('contexts, kvstore, on_kvstore', [
+    ([0], None, None), ([0], 'local', True), ([0], 'device', False), ([0], 'device', True),
+    ([0, 1], 'local', True), ([0, 1], 'local', False), ([0, 1], 'device', True), ([0, 1], 'device', False)])
+def test_kvstores(path, contexts, kvstore, on_kvstore):
     """On every kvstore, with the parameters loaded before or after the states, the run goes on as it was."""
-    if kvstore is None and len(contexts) > 1:
-        pytest.skip('without a kvstore MXNet does not add the gradients of several devices')
     config = {**NOVOGRAD, 'kvstore': kvstore, 'update_on_kvstore': on_kvstore, 'contexts': contexts}
     net, trainer = trained(config)
     before = save(net, trainer, path)
@@ -447,7 +445,8 @@ def train_dense(net, trainer, steps=2):
 
 def moments(net, trainer):
     """Slots by the place of each parameter."""
-    return {name: {slot: array.tolist() for slot, array in slots.items()} for name, slots in export_states(trainer, net).slots.items()}
+    slots = export_states(trainer, net).slots
+    return {name: {slot: array.tolist() for slot, array in slots[name].items()} for name in slots}
 
 
 def test_a_second_net_in_one_process(path):
@@ -498,7 +497,8 @@ def test_strict_and_not(path):
     assert 'more_weight' in text and 'head_weight is float32[5, 3], in the file float32[4, 3]' in text and 'strict=False' in text
     assert go.states_digest(trainer) == before
     report = go.load_states(trainer, path, strict=False)
-    assert report.restored == ['body_bias', 'body_weight'] and report.missing == ['more_bias', 'more_weight'] and report.unexpected == []
+    assert report.restored == ['body_bias', 'body_weight'] and report.missing == ['more_bias', 'more_weight']
+    assert report.unexpected == []
     assert sorted(text.split()[0] for text in report.mismatched) == ['head_bias', 'head_weight']
     states = export_states(trainer)
     assert states.counts == {'body_bias': 2, 'body_weight': 2, 'head_bias': 0, 'head_weight': 0, 'more_bias': 0, 'more_weight': 0}
@@ -621,7 +621,7 @@ def test_bad_arguments(path):
         go.load_states(trainer, path, hyperparameters='mine')
     with pytest.raises(TypeError, match='gluon.Trainer'):
         go.save_states(net, path)
-    with pytest.raises(TypeError, match="mxnet.optimizer.optimizer.Adam.*trainer.save_states"):
+    with pytest.raises(TypeError, match='mxnet.optimizer.optimizer.Adam.*trainer.save_states'):
         go.save_states(gluon.Trainer(net.collect_params(), 'adam'), path)
     with pytest.raises(FileNotFoundError):
         go.load_states(trainer, path + '.absent')
@@ -631,9 +631,13 @@ def test_deferred_parameters(path):
     net = gluon.nn.Dense(3)
     net.initialize()
     trainer = gluon.Trainer(net.collect_params(), 'adamw')
-    for call in (lambda: go.save_states(trainer, path), lambda: go.states_digest(trainer), lambda: go.load_states(trainer, __file__)):
-        with pytest.raises(ValueError, match='forward pass|no container'):
+    for call in (lambda: go.save_states(trainer, path), lambda: go.states_digest(trainer)):
+        with pytest.raises(ValueError, match='forward pass'):
             call()
+    assert not os.path.exists(path)
+    go.save_states(dense(3)[1], path)
+    with pytest.raises(ValueError, match='forward pass'):
+        go.load_states(trainer, path)
     net(mx.nd.ones((1, 2)))
     go.save_states(trainer, path)
 
@@ -646,7 +650,8 @@ def test_the_report_is_logged(path, caplog):
     go.save_states(trainer, path)
     with caplog.at_level(logging.INFO, logger='gluon_optim'):
         report = go.load_states(trainer, path)
-    assert [r.getMessage() for r in caplog.records if r.name == 'gluon_optim'] == [str(report)] == ['restored 2 of 2 parameters at step 2']
+    logged = [record.getMessage() for record in caplog.records if record.name == 'gluon_optim']
+    assert logged == [str(report)] == ['restored 2 of 2 parameters at step 2']
 
 
 def test_digest():
@@ -670,7 +675,7 @@ def test_digest():
 MEMORY = """
 import resource, sys, mxnet as mx, gluon_optim as go
 from mxnet import gluon
-parameter = gluon.Parameter('w', shape=(20 << 20,))
+parameter = gluon.Parameter('w', shape=(10 << 20,))
 parameter.initialize()
 trainer = gluon.Trainer([parameter], 'adamw')
 with mx.autograd.record():
@@ -688,8 +693,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def test_saving_needs_no_copy_of_the_states(path):
-    """160 MB of state: at most 64 MB more."""
+    """80 MB of state: at most 64 MB more."""
     out = subprocess.run([sys.executable, '-c', MEMORY, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                          env={**os.environ, 'PYTHONPATH': str(Path(container.__file__).parents[2])})
     assert out.returncode == 0, out.stderr
-    assert int(out.stdout) < 64 and os.path.getsize(path) > 160 << 20
+    assert int(out.stdout) < 64 and os.path.getsize(path) > 80 << 20

@@ -82,6 +82,7 @@ class Graph:
     def exp(self, x): return self.apply('exp', x)
     def abs(self, x): return self.apply('abs', x)
     def sign(self, x): return self.apply('sign', x)
+    def half(self, x): return self.apply('half', x)  # rounded to float16; for rules on float32 masters
     def minimum(self, x, y): return self.apply('minimum', x, y)
     def maximum(self, x, y): return self.apply('maximum', x, y)
     def where(self, condition, x, y): return self.apply('where', condition, x, y)

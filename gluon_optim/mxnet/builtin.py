@@ -19,9 +19,12 @@ from mxnet.ndarray.ndarray import NDArray
 from mxnet.optimizer import optimizer as mx_optimizer
 
 from .. import rules
-from ..rules.base import BASE_HYPERS
+from ..rules.base import BASE_HYPERS, scalars
 from ..rules.mx import DROP_INS
 from ..rules.mx.base import MXNumbers, MXRule
+from ..rules.mx.lamb import MasterLAMB
+from ..rules.mx.lars import MasterLARS
+from ..rules.mx.nadam import momentum
 from ..schema import Values, check_known, one_of
 from .executors import check_weight
 from .optimizer import Runner
@@ -240,8 +243,110 @@ class SGD(WithMomentum, mx_optimizer.SGD):
         return max(vars(self)['aggregate_num'], 1)
 
 
+class SGLD(DropIn, mx_optimizer.SGLD):
+    pass
+
+
+class LBSGD(DropIn, mx_optimizer.LBSGD):
+    state_tree = 'momentum'
+    shared = ('cumgrads',)
+
+    @property
+    def begin_epoch(self) -> float:
+        return self.init_updates / self.updates_per_epoch
+
+    def _cumulate_gradient(self, grad: Any, index: Any) -> Dict[str, Any]:
+        held = self._get_cum_gradient(index)
+        if isinstance(held.get('cum_grad'), NDArray):
+            held['cum_grad'] = held['cum_grad'].as_in_context(grad.context)  # saved on another device, perhaps
+        elif not held and self.batch_scale > 1:
+            grad = grad.copy()  # MXNet keeps the array itself
+        return super()._cumulate_gradient(grad, index)
+
+
+class NAG(WithMomentum, mx_optimizer.NAG):
+    pass
+
+
+class LARS(WithMomentum, mx_optimizer.LARS):
+    master_rule = MasterLARS
+    shared = ('last_lr', 'cur_lr')
+
+    def _counted_together(self) -> int:
+        return 2 ** 31 - 1  # asking twice would forget the last rate
+
+    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+        keys = super()._count(indices)
+        correct = self.momentum_correction and self.last_lr != 0
+        correction = self.cur_lr / self.last_lr if correct else 1.0
+        return [(*key, correction, self._adapts(index)) for key, index in zip(keys, indices)]
+
+    def _adapts(self, index: Any) -> float:
+        return 1.0 - str(self.idx2name.get(index, index)).endswith(('gamma', 'beta', 'bias'))
+
+
+class Signum(DropIn, mx_optimizer.Signum):
+    state_tree = 'momentum'
+
+
+class DCASGD(DropIn, mx_optimizer.DCASGD):
+    state_tree = ('momentum', 'previous_weight')
+
+
 class Adam(DropIn, mx_optimizer.Adam):
     state_tree = ('mean', 'var')
+
+
+class Adamax(DropIn, mx_optimizer.Adamax):
+    state_tree = ('mean', 'var')
+
+
+class Nadam(DropIn, mx_optimizer.Nadam):
+    state_tree = ('mean', 'var')
+    shared = ('m_schedule',)
+
+    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+        h = self.hyperparameters()
+        keys = []
+        for t, rate, wd in super()._count(indices):
+            self.m_schedule *= momentum(scalars, h, t)
+            # with 0 for what is lost beside 1, hundreds of parameters have the same coefficients
+            keys.append((t, rate, wd, self.m_schedule if 1 - self.m_schedule < 1 else 0.0))
+        return keys
+
+
+class LAMB(DropIn, mx_optimizer.LAMB):
+    master_rule = MasterLAMB
+    state_tree = ('mean', 'var')
+    off_at_zero = ('clip_gradient', 'lower_bound', 'upper_bound')
+
+
+class FTML(DropIn, mx_optimizer.FTML):
+    state_tree = ('d', 'v', 'z')
+
+
+class Ftrl(DropIn, mx_optimizer.Ftrl):
+    state_tree = ('z', 'n')
+    single_slots = True
+
+
+class AdaGrad(DropIn, mx_optimizer.AdaGrad):
+    state_tree = 'history'
+    attributes = {'eps': 'float_stable_eps'}
+    off_at_zero = ()
+    single_slots = True
+
+
+class AdaDelta(DropIn, mx_optimizer.AdaDelta):
+    state_tree = ('acc_g', 'acc_delta')
+    off_at_zero = ()
+    single_slots = True
+
+
+class RMSProp(DropIn, mx_optimizer.RMSProp):
+    state_tree = ('n', 'g', 'delta')
+    off_at_zero = ('clip_gradient', 'clip_weights')
+    single_slots = True
 
 
 # Who gets them -------------------------------------------------------------------------------------------------------

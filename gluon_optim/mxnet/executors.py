@@ -50,11 +50,13 @@ class Executor:
         ``split(state, h, mixed)`` returns the slots in a state and, where ``mixed``, its master. Called for new arrays only.
     slot_dtype : callable
         ``slot_dtype(dtype)`` is the name of the type of the slots of a weight.
+    master_rule : Rule
+        The rule for weights with masters; of the same hyper-parameters, coefficients and slots.
     """
 
     def __init__(self, rule: Type[Rule], split: Callable[[Any, Values, bool], Tuple[Tuple[Any, ...], Any]],
-                 slot_dtype: Callable[[Any], str]):
-        self.rule, self._split, self._slot_dtype = rule, split, slot_dtype
+                 slot_dtype: Callable[[Any], str], master_rule: Type[Rule]):
+        self.rule, self._split, self._slot_dtype, self._master_rule = rule, split, slot_dtype, master_rule
         self._prepared: 'collections.OrderedDict[Any, Any]' = collections.OrderedDict()
         self._tensors = 0
 
@@ -75,10 +77,11 @@ class Executor:
             self._tensors -= len(prepared.update.weights)
         slots, masters = zip(*[self._split(state, h, mixed) for state in update.states])
         arrays = Arrays(update.weights, update.gradients, slots, masters if mixed else ())
-        _check(self.rule, static, arrays, self._slot_dtype(update.weights[0].dtype))
+        _check(self.rule, static, arrays, self._slot_dtype('float32' if mixed else update.weights[0].dtype))
         on_cpu = update.weights[0].context.device_type.startswith('cpu')
         kind = _Loops if self.rule.lowerable and on_cpu and _compiler() is not None else _Operators
-        prepared = self._prepared[key] = kind(self.rule, static, tuple(self.rule.all_coefficients(scalars, h, 1)), arrays)
+        coefficients = tuple(self.rule.all_coefficients(scalars, h, 1))
+        prepared = self._prepared[key] = kind(self._master_rule if mixed else self.rule, static, coefficients, arrays)
         prepared.update = Update(*map(tuple, update))  # the caller's lists may change
         self._tensors += len(update.weights)
         while self._tensors > KEEP and len(self._prepared) > 1:
@@ -157,6 +160,10 @@ class _Namespace:
     @staticmethod
     def sum(x: Any) -> Any:
         return nd.sum(x.astype('float64')).astype(x.dtype)
+
+    @staticmethod
+    def half(x: Any) -> Any:
+        return x.astype('float16').astype(x.dtype)
 
     @staticmethod
     def where(condition: Any, x: Any, y: Any) -> Any:

@@ -2,7 +2,7 @@
 import inspect
 import math
 import warnings
-from typing import Any, ClassVar, Dict, List, Sequence, Tuple, Type
+from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Type
 
 import numpy
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
@@ -27,11 +27,12 @@ class Runner:
     """
 
     rule: ClassVar[Type[Rule]]
+    master_rule: ClassVar[Optional[Type[Rule]]] = None  # for weights with a float32 master, if another
     _process_only: ClassVar[Tuple[str, ...]] = ('_executor', '_checked', '_warned')  # never saved
 
     def _set_up(self) -> None:
         """What lives as long as the process."""
-        self._executor = Executor(self.rule, self.split_state, self.slot_dtype)
+        self._executor = Executor(self.rule, self.split_state, self.slot_dtype, self.master_rule or self.rule)
         self._checked: Tuple[Any, Any] = (None, None)
         self._warned = False
 
@@ -133,18 +134,28 @@ class Runner:
     def _coefficients(self, h: Values, indices: Sequence[Any], dtype: Any) -> Tuple[List[Dict[str, float]], List[int]]:
         """Count one update of each parameter. Returns the coefficients of each distinct `_count`, and which of them each
         parameter uses."""
-        before = self._progress()
-        keys = self._count(indices)
-        distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-        for _, rate, wd, *_ in distinct:
-            if not (math.isfinite(rate) and math.isfinite(wd)):
-                for index in indices:
-                    self._index_update_count[index] -= 1
-                vars(self).update(before)
-                raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for update '
-                                 f'{self.num_update + 1}. Look at the lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
-        table = [self._row(h, key, dtype) for key in distinct]
+        before = self._progress(), list(map(self._index_update_count.get, indices))
+        try:
+            keys = self._count(indices)
+            distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+            for _, rate, wd, *_ in distinct:
+                if not (math.isfinite(rate) and math.isfinite(wd)):
+                    raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for update '
+                                     f'{self.num_update}. Look at the lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
+            table = [self._row(h, key, dtype) for key in distinct]
+        except Exception:  # a scheduler's own as well: an update that does not happen is not counted
+            self._uncount(indices, *before)
+            raise
         return table, [distinct[key] for key in keys] if len(table) > 1 else [0] * len(keys)
+
+    def _uncount(self, indices: Sequence[Any], progress: Dict[str, Any], counts: Sequence[Optional[int]]) -> None:
+        """Put back what `_count` has changed."""
+        vars(self).update(progress)
+        for index, count in zip(indices, counts):
+            if count is None:
+                self._index_update_count.pop(index, None)
+            else:
+                self._index_update_count[index] = count
 
     def _progress(self) -> Dict[str, Any]:
         """The attributes that `_count` changes, besides the counts of the parameters."""

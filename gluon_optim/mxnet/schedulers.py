@@ -90,7 +90,7 @@ def _new(path: str) -> Any:
     if not isinstance(cls, type) or cls.__module__ != module:
         raise ValueError(f'The file was saved with the scheduler {path}, the trainer has none, and only those of MXNet are made '
                          f'from a file. Create the trainer with lr_scheduler={name}(...), or pass hyperparameters="current".')
-    return cls.__new__(cls)
+    return object.__new__(cls)
 
 
 def _try(scheduler: Any, path: str, num_update: int) -> None:

@@ -19,6 +19,7 @@ from ..schema import Slot, Values, one_of
 from ..states import container
 from ..states.matching import match
 from ..states.neutral import Array, OptimizerStates, ParameterInfo, digest
+from .old_files import read_for
 from .optimizer import RuleOptimizer
 from .schedulers import export_scheduler, plan_scheduler
 
@@ -60,19 +61,20 @@ def save_states(trainer: Any, path: container.Path, net: Any = None) -> None:
     Raises TypeError for an optimizer of MXNet or a scheduler that cannot be saved, ValueError for parameters that have
     no shape yet or names that repeat, OSError where the file system refuses.
     """
-    container.write(path, _export(trainer, net, _Pieces))
+    container.write(path, export_states(trainer, net, Pieces))
 
 
 def load_states(trainer: Any, path: container.Path, net: Any = None, strict: bool = True,
                 hyperparameters: str = 'file') -> LoadReport:
-    """Restore what `save_states` saved, on whatever devices the trainer has.
+    """Restore what `save_states` saved, or MXNet's `Trainer.save_states`, on whatever devices the trainer has.
 
     Parameters
     ----------
     trainer : gluon.Trainer
         Of the same optimizer. Load its parameters before or afterwards: the states stay.
     path, net
-        As for `save_states`. Names are compared by their places in the net, else by `Parameter.name`; where none
+        As for `save_states`; the states in a ``.states`` file of MXNet go by the trainer's order of parameters, and nothing
+        in it is executed. Names are compared by their places in the net, else by `Parameter.name`; where none
         agrees, names that differ in their automatic numbers only are paired in order, with a warning.
     strict : bool
         False restores every parameter that fits and leaves the others as they are; the report lists them.
@@ -88,7 +90,9 @@ def load_states(trainer: Any, path: container.Path, net: Any = None, strict: boo
     Raises StateFileError (a ValueError) for a damaged file, ValueError for states of another optimizer, or names, shapes
     or types that do not fit. Nothing has been changed then.
     """
-    return import_states(trainer, container.read(path), net, strict, hyperparameters)
+    _optimizer(trainer)
+    states = read_for(path, trainer, _parameters(trainer, net))
+    return import_states(trainer, states, net, strict, hyperparameters)
 
 
 def states_digest(trainer: Any, net: Any = None) -> str:
@@ -97,17 +101,20 @@ def states_digest(trainer: Any, net: Any = None) -> str:
     Over the optimizer's name, num_update and, by sorted name, the types and shapes of weights, counts, and the bytes of
     slots and masters. Not over devices, hyper-parameters or paths.
     """
-    return digest(_export(trainer, net, _Pieces))
-
-
-def export_states(trainer: Any, net: Any = None) -> OptimizerStates:
-    """The state of ``trainer`` as NumPy arrays, a copy. Raises as `save_states` does."""
-    return _export(trainer, net, nd.NDArray.asnumpy)
+    return digest(export_states(trainer, net, Pieces))
 
 
 def import_states(trainer: Any, states: OptimizerStates, net: Any = None, strict: bool = True,
                   hyperparameters: str = 'file') -> LoadReport:
     """Put ``states`` into ``trainer``. Parameters, report and errors are those of `load_states`."""
+    return plan_import(trainer, states, net, strict, hyperparameters)()
+
+
+def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, hyperparameters: str) -> Callable[[], LoadReport]:
+    """Check now, change later: all of `import_states` that can fail; the function returned does the rest.
+
+    Weights may be loaded in between: they are compared with their masters afterwards.
+    """
     optimizer = _optimizer(trainer)
     if hyperparameters not in ('file', 'current'):
         raise ValueError(f"`hyperparameters` must be 'file' or 'current'. Received: hyperparameters={hyperparameters!r}.")
@@ -121,27 +128,28 @@ def import_states(trainer: Any, states: OptimizerStates, net: Any = None, strict
     notes = plan.notes + _differences(optimizer, h, states, plan.pairs, present, hyperparameters)
     _start(trainer)
     arrays = _to_devices(trainer, states, plan)
-    scaler = _loss_scaler(trainer, states, notes)
+    scaler, scales = _loss_scaler(trainer, states, notes)
 
-    # everything is known to fit: from here on the trainer changes
-    _set(optimizer, h, restore_scheduler())
-    if scaler is not None:
-        vars(scaler).update({'_' + key: value for key, value in states.loss_scaler.items()})
-    _set_counts(optimizer, states, plan.pairs)
-    _keep_kvstore(trainer)
-    rewritten = _rewrite_weights(trainer, states, plan.pairs)
-    _start(trainer)
-    _install(trainer, arrays, plan.pairs)
+    def restore() -> LoadReport:  # everything is known to fit: from here on the trainer changes
+        _set(optimizer, h, restore_scheduler())
+        for name, value in scales.items():
+            setattr(scaler, name, value)
+        _set_counts(optimizer, states, plan.pairs)
+        _keep_kvstore(trainer)
+        rewritten = _rewrite_weights(trainer, states, plan.pairs)
+        _start(trainer)
+        _install(trainer, arrays, plan.pairs)
 
-    for note in notes:
-        warnings.warn(note, stacklevel=3)
-    names = [info.name for info in present]
-    report = LoadReport(len(names), states.num_update, [names[i] for i in arrays], plan.missing, plan.unexpected, plan.mismatched,
-                        [names[i] for i in rewritten], notes)
-    log.info('%s', report)
-    if rewritten:
-        log.info('rewrote %d weights from their float32 masters: %s', len(rewritten), one_of(report.rewritten))
-    return report
+        for note in notes:
+            warnings.warn(note, stacklevel=4)
+        names = [info.name for info in present]
+        report = LoadReport(len(names), states.num_update, [names[i] for i in arrays], plan.missing, plan.unexpected,
+                            plan.mismatched, [names[i] for i in rewritten], notes)
+        log.info('%s', report)
+        if rewritten:
+            log.info('rewrote %d weights from their float32 masters: %s', len(rewritten), one_of(report.rewritten))
+        return report
+    return restore
 
 
 # What a trainer is
@@ -197,7 +205,7 @@ def _parameters(trainer: Any, net: Any) -> List[ParameterInfo]:
 
 # Out of a trainer
 
-class _Pieces:
+class Pieces:
     """An NDArray for `container.write` and `digest`, which copy it piece by piece."""
 
     def __init__(self, array: Any, shape: Optional[Tuple[int, ...]] = None):
@@ -205,8 +213,8 @@ class _Pieces:
         self.shape = tuple(array.shape) if shape is None else shape
         self.dtype = numpy.dtype(array.dtype)
 
-    def reshape(self, shape: Tuple[int, ...]) -> '_Pieces':
-        return _Pieces(self.array, shape)
+    def reshape(self, shape: Tuple[int, ...]) -> 'Pieces':
+        return Pieces(self.array, shape)
 
     def chunks(self) -> Iterator[numpy.ndarray]:
         flat = self.array.reshape(-1)
@@ -214,7 +222,8 @@ class _Pieces:
             yield flat[i:i + _PIECE].asnumpy()
 
 
-def _export(trainer: Any, net: Any, copy: Callable[[Any], Array]) -> OptimizerStates:
+def export_states(trainer: Any, net: Any = None, copy: Callable[[Any], Array] = nd.NDArray.asnumpy) -> OptimizerStates:
+    """The state of ``trainer``, by default as NumPy arrays of its own. Raises as `save_states` does."""
     optimizer = _optimizer(trainer)
     infos = _parameters(trainer, net)
     scheduler = export_scheduler(optimizer.lr_scheduler)
@@ -335,19 +344,19 @@ def _differences(optimizer: RuleOptimizer, h: Values, states: OptimizerStates, p
     return notes
 
 
-def _loss_scaler(trainer: Any, states: OptimizerStates, notes: List[str]) -> Any:
-    """The trainer's AMP loss scaler if the file has values for it."""
+def _loss_scaler(trainer: Any, states: OptimizerStates, notes: List[str]) -> Tuple[Any, Dict[str, Any]]:
+    """The trainer's AMP loss scaler, and the attributes that it gets from the file."""
     scaler = getattr(trainer, '_amp_loss_scaler', None)
     if states.loss_scaler is None:
-        return None
+        return scaler, {}
     if scaler is None:
         notes.append('The file holds the state of an AMP loss scaler and the trainer has none: it is not restored. '
                      'Call amp.init_trainer(trainer) before load_states.')
-        return None
+        return scaler, {}
     unknown = sorted(key for key in states.loss_scaler if '_' + key not in vars(scaler))
     if unknown:
         raise ValueError(f'The loss scaler has no {one_of(unknown)}. It was saved by another version of MXNet.')
-    return scaler
+    return scaler, {'_' + key: value for key, value in states.loss_scaler.items()}
 
 
 # Into a trainer: changes

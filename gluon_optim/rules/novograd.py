@@ -67,12 +67,12 @@ class NovoGrad(Rule):
     @staticmethod
     def coefficients(xp, h, t):
         first = 1.0 * (t == 1)
-        b2 = h.beta2 * (1 - first)  # the first update sets v, later ones average
+        b2, a2 = h.beta2 * (1 - first), first + (1 - first) * (1 - h.beta2)  # the first update sets v, later ones average
         averaging = h.variant == 'apex' if h.grad_averaging is None else h.grad_averaging
         a1 = 1 - h.beta1 if averaging else 1.0
         if h.variant == 'tfa':
             a1 = first + (1 - first) * a1
-        c = dict(lr=h.learning_rate, wd=h.wd, b1=h.beta1, a1=a1, b2=b2, a2=1 - b2, eps=h.epsilon, eps_root=h.epsilon_root)
+        c = dict(lr=h.learning_rate, wd=h.wd, b1=h.beta1, a1=a1, b2=b2, a2=a2, eps=h.epsilon, eps_root=h.epsilon_root)
         if h.variant == 'jasper' or h.variant == 'openseq2seq':
             c.update(b2=h.beta2, a2=1 - h.beta2)
         if h.variant == 'apex':

@@ -2,9 +2,9 @@
 
 docs/FORMAT.md describes it for those who want to read it elsewhere. `write` and `read` are each other's inverse; what
 `read` returns has been checked from the first byte to the last, and what it cannot vouch for it refuses with
-`StateFileError`. The layout is written here and not by the safetensors package, because that package can neither stream
-arrays one at a time, nor sign its own header, nor refuse repeated keys. Its files and ours are the same format:
-``safetensors.numpy.load_file`` reads them.
+`StateFileError`. A checkpoint is such a file that holds a `Run` too (docs/CHECKPOINTS.md). The layout is written here and
+not by the safetensors package, because that package can neither stream arrays one at a time, nor sign its own header, nor
+refuse repeated keys. Its files and ours are the same format: ``safetensors.numpy.load_file`` reads them.
 """
 import collections
 import contextlib
@@ -13,21 +13,31 @@ import hashlib
 import json
 import math
 import os
+import re
 import reprlib
 import secrets
 import stat
 import struct
 import zlib
+from types import ModuleType
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
 import numpy
 
 from .errors import StateFileError
-from .neutral import Array, OptimizerStates, ParameterInfo, chunks
+from .neutral import Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
 
-__all__ = ['FORMAT', 'VERSION', 'is_container', 'read', 'write']
+fcntl: Optional[ModuleType]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ['CHECKPOINT', 'FORMAT', 'VERSION', 'is_container', 'read', 'read_checkpoint', 'read_manifest', 'remove_leftovers',
+           'replacing', 'write']
 
 FORMAT = 'gluon_optim.states'
+CHECKPOINT = 'gluon_optim.checkpoint'
 VERSION = 1
 MAX_HEADER = 32 << 20  # some 40 000 parameters; more is refused before it is parsed
 
@@ -48,9 +58,10 @@ Path = Union[str, 'os.PathLike[str]']
 
 # Writing
 
-def write(path: Path, states: OptimizerStates) -> None:
-    """Write ``states`` to ``path``: afterwards the whole new file is there, or, after any error, what was there before.
+def write(path: Path, states: OptimizerStates, run: Optional[Run] = None) -> None:
+    """Write ``states``, with a ``run`` as a checkpoint, to ``path``.
 
+    Afterwards the whole new file is there, or, after any error, what was there before.
     Arrays are written one by one and copied in pieces of at most 1 MiB. An existing file's permission bits are kept; a
     symbolic link keeps pointing to the file that it names.
 
@@ -64,14 +75,14 @@ def write(path: Path, states: OptimizerStates) -> None:
     {'learning_rate': 0.1}
     """
     try:
-        arrays = _arrays(states)
-        manifest = _manifest(states, arrays)
+        arrays = _arrays(states, run)
+        manifest = _manifest(states, run, arrays)
         entries = _entries(arrays)
         header = _header(manifest, entries)
         _check(_loads(_dumps(manifest).encode()), entries)  # what is written can be read
     except (StateFileError, TypeError, ValueError, RecursionError) as error:
         raise StateFileError(f'Cannot write {os.fspath(path)!r}: {error}') from None
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.seek(len(header))  # the checksums in the header are known when the arrays have been written
         for key, array in arrays.items():
             crc = 0
@@ -85,7 +96,7 @@ def write(path: Path, states: OptimizerStates) -> None:
         file.write(_header(manifest, entries))
 
 
-def _arrays(states: OptimizerStates) -> Dict[str, Array]:
+def _arrays(states: OptimizerStates, run: Optional[Run]) -> Dict[str, Array]:
     """All arrays under their keys, in file order: wide elements first, so that each array is aligned."""
     arrays: Dict[str, Array] = {}
     for name in states.names:
@@ -94,17 +105,23 @@ def _arrays(states: OptimizerStates) -> Dict[str, Array]:
         if name in states.master:
             arrays[f'{name}/master'] = states.master[name]
     arrays.update((f'_optimizer/{variable}', array) for variable, array in states.variables.items())
+    for weight in run.weights if run else ():
+        arrays.update(zip(_weight_keys(weight.name, len(weight.copies)), weight.copies))
     return dict(sorted(arrays.items(), key=lambda item: -numpy.dtype(item[1].dtype).itemsize))
 
 
-def _manifest(states: OptimizerStates, arrays: Mapping[str, Array]) -> Dict[str, Any]:
+def _weight_keys(name: str, copies: int) -> List[str]:
+    return [f'_copies/{k}/{name}' if k else f'_parameters/{name}' for k in range(copies)]
+
+
+def _manifest(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str, Array]) -> Dict[str, Any]:
     strangers = sorted({*states.counts, *states.slots, *states.master} - set(states.names))
     if strangers:
         raise StateFileError(f'counts, slots and masters must belong to parameters. Received: {strangers!r}, '
                              f'which are not among the names {states.names!r}.')
     return {
         'header_sha256': _UNSIGNED.decode(),
-        'format': FORMAT,
+        'format': CHECKPOINT if run else FORMAT,
         'version': VERSION,
         'producer': dict(states.producer),
         'optimizer': states.optimizer,
@@ -125,7 +142,13 @@ def _manifest(states: OptimizerStates, arrays: Mapping[str, Array]) -> Dict[str,
         } for p in states.parameters],
         'variables': list(states.variables),
         'crc32': dict.fromkeys(arrays, '0' * 8),
+        **({'run': _run_record(run)} if run else {}),
     }
+
+
+def _run_record(run: Run) -> Dict[str, Any]:
+    record = {name: _plain(getattr(run, name), name) for name in ('step', 'epoch', 'batch', 'metrics', 'random', 'extra')}
+    return dict(record, weights=[{'name': w.name, 'full_name': w.full_name, 'copies': len(w.copies)} for w in run.weights])
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -163,7 +186,7 @@ def _header(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) -> bytes:
     text = _dumps({'__metadata__': {'gluon_optim': _dumps(manifest)}, **tensors}).encode()
     text += b' ' * (-len(text) % 8)
     if len(text) > MAX_HEADER:
-        raise StateFileError(f'the header may have up to {MAX_HEADER} bytes. Received: {len(entries)} arrays that need {len(text)}.')
+        raise StateFileError(f'the header may have up to {MAX_HEADER} bytes. {len(entries)} arrays need {len(text)}.')
     return _signed(struct.pack('<Q', len(text)) + text)
 
 
@@ -177,7 +200,7 @@ def _signed(header: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of ``path`` when the block ends, and vanishes when it fails."""
     path = os.path.realpath(path)
     folder, name = os.path.split(path)
@@ -185,19 +208,58 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     temporary = os.path.join(folder, f'.{name[:64]}.{secrets.token_hex(8)}.tmp')
     # not tempfile.mkstemp: the kernel applies the umask to this one
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0), 0o666)
+    claim = None
     try:
         with os.fdopen(descriptor, 'wb', _CHUNK) as file:
+            claim = _claim(descriptor)
             if mode is not None:
                 os.chmod(temporary, mode)
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = path  # 'No space left on device', and where
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    finally:
+        if claim is not None:
+            os.close(claim)
     _sync_folder(folder)
+
+
+def _claim(descriptor: int) -> Optional[int]:
+    """A second descriptor, which marks a temporary file as its writer's until it is closed, or the writer dies.
+
+    None where somebody else has it, where the file system knows no locks, and on Windows, which keeps files that are open.
+    """
+    if fcntl is None:
+        return None
+    claim = os.dup(descriptor)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(claim)
+        return None
+    return claim
+
+
+def remove_leftovers(folder: Path, of: 're.Pattern[str]') -> None:
+    """Delete what killed writers left of files in ``folder`` whose names match ``of``; what a living one writes stays."""
+    for name in os.listdir(folder):
+        match = re.fullmatch(r'\.(.*)\.[0-9a-f]{16}\.tmp', name)
+        if match is None or not of.fullmatch(match[1]):
+            continue
+        with contextlib.suppress(OSError):  # its writer may finish, or another process clean up, at this moment
+            temporary = os.path.join(folder, name)
+            with open(temporary, 'r+b') as file:
+                claim = _claim(file.fileno())
+            if claim is not None or fcntl is None:
+                os.unlink(temporary)
+            if claim is not None:
+                os.close(claim)
 
 
 def _mode_of(path: str) -> Optional[int]:
@@ -240,16 +302,30 @@ def read(path: Path) -> OptimizerStates:
 
     Raises StateFileError for a file that is not complete and sound, OSError where it cannot be opened or read.
     """
+    return _opened(path, _read)[0]
+
+
+def read_checkpoint(path: Path) -> Tuple[OptimizerStates, Optional[Run]]:
+    """The states and the run in a checkpoint; no run in a file of states. Raises as `read` does."""
+    return _opened(path, _read)
+
+
+def read_manifest(path: Path) -> Dict[str, Any]:
+    """The manifest alone, after its signature has been checked; the arrays have not been read. Raises as `read` does."""
+    return _opened(path, lambda file: _parse(_read_header(file, os.fstat(file.fileno()).st_size))[0])
+
+
+def _opened(path: Path, reader: Callable[[BinaryIO], Any]) -> Any:
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait forever
         raise StateFileError(f'Cannot read {os.fspath(path)!r}: it must be a file. Received: a folder, a pipe or a device.')
     with open(path, 'rb') as file:
         try:
-            return _read(file)
+            return reader(file)
         except StateFileError as error:
             raise type(error)(f'Cannot read {os.fspath(path)!r}: {error}') from None
 
 
-def _read(file: BinaryIO) -> OptimizerStates:
+def _read(file: BinaryIO) -> Tuple[OptimizerStates, Optional[Run]]:
     size = os.fstat(file.fileno()).st_size
     header = _read_header(file, size)
     manifest, entries = _parse(header)
@@ -260,7 +336,7 @@ def _read(file: BinaryIO) -> OptimizerStates:
         arrays[key] = _read_array(file, key, entry, manifest['crc32'][key])
     if file.read(1):
         raise StateFileError('the file grew while it was read. Wait for its writer, then read again.')
-    return _states(manifest, arrays)
+    return _states(manifest, arrays), _run(manifest, arrays)
 
 
 def _read_header(file: BinaryIO, size: int) -> bytes:
@@ -287,8 +363,8 @@ def _parse(header: bytes) -> Tuple[Dict[str, Any], Dict[str, Entry]]:
     metadata = tensors.pop('__metadata__', None)
     _check_record(metadata, {'gluon_optim': _text}, 'the metadata')
     manifest = _loads(metadata['gluon_optim'].encode())
-    if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
-        raise StateFileError(f'the manifest must be of the format {FORMAT!r}. {_DAMAGED}')
+    if not isinstance(manifest, dict) or manifest.get('format') not in (FORMAT, CHECKPOINT):
+        raise StateFileError(f'the manifest must be of the format {FORMAT!r} or {CHECKPOINT!r}. {_DAMAGED}')
     if manifest.get('version') != VERSION:
         raise StateFileError(f'the version of the format must be {VERSION}. Received: {_show(manifest.get("version"))}. '
                              'Install the gluon_optim that wrote the file, or a newer one.')
@@ -379,11 +455,20 @@ def _states(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) ->
     )
 
 
+def _run(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Optional[Run]:
+    if 'run' not in manifest:
+        return None
+    record = dict(manifest['run'])
+    record['weights'] = [Weight(w['name'], w['full_name'], [arrays[key] for key in _weight_keys(w['name'], w['copies'])])
+                         for w in record['weights']]
+    return Run(**record)
+
+
 # What a manifest must look like: checked by the reader, and by the writer before anything is written
 
 def _check(manifest: Any, entries: Mapping[str, Entry]) -> None:
     """Refuse a manifest with missing, unknown or impossible contents, or that lists other arrays than ``entries``."""
-    _check_record(manifest, _MANIFEST, 'the manifest')
+    _check_record(manifest, _CHECKPOINT if manifest['format'] == CHECKPOINT else _MANIFEST, 'the manifest')
     listed = [f'_optimizer/{variable}' for variable in manifest['variables']]
     for record in manifest['parameters']:
         _check_record(record, _PARAMETER, 'a parameter of the manifest')
@@ -394,14 +479,30 @@ def _check(manifest: Any, entries: Mapping[str, Entry]) -> None:
             if shape is not None and shape != tuple(record['shape']):
                 raise StateFileError(f'{_show(listed[-1])} must have the shape {record["shape"]} of its parameter. '
                                      f'Received: {list(shape)}.')
+    listed += _check_run(manifest['run'], entries) if 'run' in manifest else []
     for what, keys in (('names of parameters', [r['name'] for r in manifest['parameters']]), ('arrays of the manifest', listed)):
         repeated = [key for key, number in collections.Counter(keys).items() if number > 1]
         if repeated:
             raise StateFileError(f'the {what} must differ. Received twice: {_show(repeated)}.')
-    for what, keys in (('checksums', manifest['crc32']), ('arrays in the file', entries)):
-        odd = sorted(set(listed) ^ set(keys))
+    for what, given in (('checksums', set(manifest['crc32'])), ('arrays in the file', set(entries))):
+        odd = sorted(given ^ set(listed))
         if odd:
             raise StateFileError(f'the {what} must be those that the manifest lists. In one of the two only: {_show(odd)}.')
+
+
+def _check_run(run: Any, entries: Mapping[str, Entry]) -> List[str]:
+    """The keys of the arrays that the run of a checkpoint lists."""
+    _check_record(run, _RUN, 'the run')
+    listed: List[str] = []
+    for record in run['weights']:
+        _check_record(record, _WEIGHT, 'a weight of the manifest')
+        if len(listed) + record['copies'] > len(entries):
+            raise StateFileError(f'the weights must be arrays of the file. Received: more than its {len(entries)}. {_DAMAGED}')
+        keys = _weight_keys(record['name'], record['copies'])
+        if len({entries[key][:2] for key in keys if key in entries}) > 1:
+            raise StateFileError(f'the copies of {_show(record["name"])} must have one shape and type. {_DAMAGED}')
+        listed += keys
+    return listed
 
 
 Check = Callable[[Any], bool]
@@ -442,8 +543,8 @@ def _word(x: Any) -> bool:
 
 
 def _name(x: Any) -> bool:
-    """printable text; between slashes neither nothing nor '.' nor '..', before the first one not '_optimizer'"""
-    return _word(x) and not {'', '.', '..'} & set(x.split('/')) and x.split('/')[0] not in ('_optimizer', '__metadata__')
+    """printable text; between slashes neither nothing nor '.' nor '..', before the first one not '_optimizer' or the like"""
+    return _word(x) and not {'', '.', '..'} & set(x.split('/')) and x.split('/')[0] not in _RESERVED
 
 
 def _key(x: Any) -> bool:
@@ -459,6 +560,16 @@ def _keys(x: Any) -> bool:
 def _slots(x: Any) -> bool:
     """a list of printable texts without a slash, none of them 'master'"""
     return _keys(x) and 'master' not in x
+
+
+def _numbers(x: Any) -> bool:
+    """an object of numbers"""
+    return isinstance(x, dict) and all(map(_number, x.values()))
+
+
+def _positive(x: Any) -> bool:
+    """a whole number from 1 to 2**53"""
+    return _natural(x) and x > 0
 
 
 def _natural(x: Any) -> bool:
@@ -527,3 +638,10 @@ _PARAMETER: Dict[str, Check] = {
     'name': _name, 'full_name': _word, 'shape': _shape, 'dtype': _one_of(_WEIGHT_DTYPES), 'lr_mult': _number, 'wd_mult': _number,
     'count': _natural, 'slots': _optional(_slots), 'master': _flag,
 }
+_CHECKPOINT: Dict[str, Check] = {**_MANIFEST, 'format': _one_of([CHECKPOINT]), 'run': _mapping}
+_RUN: Dict[str, Check] = {
+    'step': _optional(_natural), 'epoch': _optional(_natural), 'batch': _optional(_natural), 'metrics': _numbers,
+    'random': _optional(_mapping), 'extra': _mapping, 'weights': _list,
+}
+_WEIGHT: Dict[str, Check] = {'name': _name, 'full_name': _word, 'copies': _positive}
+_RESERVED = ('_optimizer', '_parameters', '_copies', '__metadata__')  # first parts of other keys

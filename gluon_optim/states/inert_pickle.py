@@ -41,12 +41,12 @@ NUMBER_TYPES = {'f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'
 
 
 class Blob:
-    """Bytes that stay in the file until they are wanted; ``codec`` is that of text which stands for bytes (Python 2)."""
+    """Bytes that stay in the file until they are wanted, or text with its ``codec``, which can stand for bytes (``is_bytes``)."""
 
-    __slots__ = ('begin', 'size', 'codec')
+    __slots__ = ('begin', 'size', 'codec', 'is_bytes')
 
-    def __init__(self, begin: int, size: int, codec: str):
-        self.begin, self.size, self.codec = begin, size, codec
+    def __init__(self, begin: int, size: int, codec: str, is_bytes: bool):
+        self.begin, self.size, self.codec, self.is_bytes = begin, size, codec, is_bytes
 
 
 class Name:
@@ -222,7 +222,7 @@ class _Machine:
         self.source.need(size, 'a string of the pickle')
         begin = self.source.at()
         self.file.seek(begin + size)
-        self.push(Blob(begin, size, codec), OBJECT_SIZE)
+        self.push(Blob(begin, size, codec, not codec), OBJECT_SIZE)
 
     def text(self, size: int, codec: str) -> None:
         if size > MAX_TEXT:
@@ -241,7 +241,7 @@ class _Machine:
         if line[-1:] != b'\n':
             self.fail('a line of the pickle is truncated.')
         if size > MAX_TEXT:
-            self.push(Blob(begin, size, 'raw-unicode-escape'), OBJECT_SIZE)
+            self.push(Blob(begin, size, 'raw-unicode-escape', False), OBJECT_SIZE)
         else:
             self.push_text(line[:-1].decode('raw-unicode-escape'))
 
@@ -356,9 +356,10 @@ class _Machine:
         encoded = codec in (('latin-1',), ('latin1',))
         if type(text) is str and encoded:
             return text.encode('latin-1')
-        if type(text) is Blob and (text.codec in WIDE if encoded else text.codec == 'bytes' and not codec):
-            return text
-        return text if type(text) is bytes and not codec else None
+        if type(text) is Blob and encoded and text.codec in WIDE and not text.is_bytes:
+            return Blob(text.begin, text.size, text.codec, True)
+        is_bytes = text.is_bytes if type(text) is Blob else type(text) is bytes
+        return text if is_bytes and not codec else None
 
     def make_instance(self, arguments: Tuple[Any, ...]) -> Optional[Object]:
         if len(arguments) != 3 or [type(x) for x in arguments[:2]] != [Name, Name] or arguments[2] is not None:
@@ -408,7 +409,7 @@ class _Machine:
 
     def content(self, value: Any) -> bytes:
         """The bytes of a number."""
-        if type(value) is Blob and value.size <= 8:
+        if type(value) is Blob and not value.codec and value.size <= 8:
             position = self.source.at()
             value = self.source.part(value.begin, value.size).take(value.size, 'a number')
             self.file.seek(position)
@@ -421,9 +422,9 @@ class _Machine:
         self.decoded += 1
         if self.decoded > MAX_ARRAYS:
             self.fail(f'the file has more than {MAX_ARRAYS} arrays.')
-        if type(content) is Blob and content.codec == 'bytes':
+        if type(content) is Blob and not content.codec:
             source = self.source.part(content.begin, content.size)
-        elif type(content) in (Blob, bytes):
+        elif type(content) is bytes or (type(content) is Blob and content.is_bytes):
             data = content if type(content) is bytes else self._encoded(content)  # type: ignore[arg-type]
             source = Source(io.BytesIO(data), f'{self.source.name}, an array in text form', 0, len(data), self.source.allowance)
         else:
@@ -477,10 +478,10 @@ INSTRUCTIONS: Dict[bytes, Callable[[_Machine], None]] = {
     b'\x8c': lambda m: m.text(m.number(B), 'utf-8'),
     b'X': lambda m: m.text(m.number(I), 'utf-8'),
     b'\x8d': lambda m: m.text(m.number(Q), 'utf-8'),
-    b'C': lambda m: m.skip(m.number(B), 'bytes'),
-    b'B': lambda m: m.skip(m.number(I), 'bytes'),
-    b'\x8e': lambda m: m.skip(m.number(Q), 'bytes'),
-    b'\x96': lambda m: m.skip(m.number(Q), 'bytes'),
+    b'C': lambda m: m.skip(m.number(B), ''),
+    b'B': lambda m: m.skip(m.number(I), ''),
+    b'\x8e': lambda m: m.skip(m.number(Q), ''),
+    b'\x96': lambda m: m.skip(m.number(Q), ''),
     b'p': lambda m: m.put(int(m.line())),
     b'q': lambda m: m.put(m.number(B)),
     b'r': lambda m: m.put(m.number(I)),

@@ -175,7 +175,7 @@ BUILTINS = {
     'signum': Builtin(('momentum',), 'momentum wd_lh'),
     'adagrad': Builtin(('history',), 'float_stable_eps>eps epsilon'),
     'groupadagrad': Builtin(('history',), 'float_stable_eps>eps epsilon'),
-    'rmsprop': Builtin((('n',), 'n', ('n', 'g', 'delta')), 'gamma1 gamma2 rho momentum epsilon centered clip_weights'),
+    'rmsprop': Builtin((('n',), ('n', 'g', 'delta')), 'gamma1 gamma2 rho momentum epsilon centered clip_weights'),
     'adadelta': Builtin((('acc_g', 'acc_delta'),), 'rho epsilon'),
     'adam': Builtin(MEAN_VAR, 'beta1 beta2 epsilon lazy_update'),
     'adamax': Builtin(MEAN_VAR, 'beta1 beta2 epsilon'),
@@ -223,12 +223,15 @@ class _Reader:
         self.source, self.states, self.optimizer = source, states, optimizer
         self.attributes: Dict[str, Any] = optimizer.attributes if optimizer else {}
         self.report: List[str] = []
+        self.visits = 0
         path = optimizer.path if optimizer else ''
         version_2 = 'use_fused_step' in self.attributes or re.match(r'mxnet\.optimizer\.(?!optimizer|contrib)\w+\.', path)
         self.version = 2 if version_2 else 1
         self.ours = _rule(path.rpartition('.')[2]) if path and not path.startswith('mxnet.') else None
         self.class_name = path.rpartition('.')[2].lower()
         self.builtin = BUILTINS.get(self.class_name) if path.startswith('mxnet.') else None
+        if path.startswith('mxnet.') and self.builtin is None:
+            source.fail(f'the second half of the pickle must be an optimizer. Received: {path}.')
 
     def read(self, params: Params) -> OptimizerStates:
         by_index = all(type(key) is int and key >= 0 for key in self.states)
@@ -340,19 +343,23 @@ class _Reader:
             return None
         if type(scheduler) is not Object:
             self.source.fail('the scheduler must be an object.')
-        return self._plain(scheduler, [10_000], 0)
+        return self._plain(scheduler, 0)
 
-    def _plain(self, value: Any, left: List[int], depth: int) -> Any:
-        """Lists, dictionaries and objects of scalars; ``left`` counts, for a small file can refer to one list very often."""
-        left[0] -= 1
-        if left[0] < 0 or depth > 20:
-            self.source.fail('the attributes of the scheduler are too many, or nested too deeply.')
+    def _visit(self, depth: int = 0) -> None:
+        """Called for each value of a walk: a small file can refer to one list very often, or to a list from itself."""
+        self.visits += 1
+        if self.visits > MAX_ITEMS or depth > 20:
+            self.source.fail('the values in the file are too many, or nested too deeply.')
+
+    def _plain(self, value: Any, depth: int) -> Any:
+        """Lists, dictionaries and objects of scalars, as JSON has them."""
+        self._visit(depth)
         if type(value) in (list, tuple):
-            return [self._plain(x, left, depth + 1) for x in value]
+            return [self._plain(x, depth + 1) for x in value]
         if type(value) is dict:
-            return {key: self._plain(x, left, depth + 1) for key, x in value.items()}
+            return {key: self._plain(x, depth + 1) for key, x in value.items()}
         if type(value) is Object:
-            return {'class': value.path, 'attributes': self._plain(value.attributes or {}, left, depth + 1)}
+            return {'class': value.path, 'attributes': self._plain(value.attributes or {}, depth + 1)}
         return self._scalar(value, 'lr_scheduler')
 
     def _variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
@@ -379,10 +386,10 @@ class _Reader:
             layouts: Tuple[Layout, ...] = (tuple(slot.name for slot in self.ours.slots(Values(**hypers))),)
         elif self.builtin is not None:
             layouts = self.builtin.layouts
-            if self.class_name == 'rmsprop' and self.attributes.get('use_fused_step') is False:
-                layouts = 'n', ('g', 'n', 'delta')  # 2.0 keeps the two in the other order then
+            if self.class_name == 'rmsprop' and self.version == 2:
+                layouts = 'n', ('g', 'n', 'delta')
         else:
-            return lambda state: (_numbered(state, self.source), None)
+            return lambda state: (self._numbered(state), None)
         last = self.version == 1 and self.class_name in MASTER_LAST
 
         def split(state: Any) -> Tuple[Dict[str, Array], Optional[Array]]:
@@ -396,6 +403,20 @@ class _Reader:
             self.source.fail(f'the state of a parameter must be what {self.class_name!r} keeps: {one_of(layouts)}, or that '
                              'and a master.')
         return split
+
+    def _numbered(self, state: Any) -> Dict[str, Array]:
+        """The arrays of a state of unknown meaning, by their place; None takes a place as well."""
+        places, left = [], [state]
+        while left:
+            self._visit()
+            value = left.pop()
+            if type(value) in (tuple, list) and len(value) <= 100:
+                left.extend(reversed(value))
+            elif value is None or type(value) is Array:
+                places.append(value)
+            else:
+                self.source.fail('the state of a parameter must consist of arrays.')
+        return {str(place): value for place, value in enumerate(places) if value is not None}
 
     def _states(self, hypers: Dict[str, Any]) -> Tuple[Dict[Any, Dict[str, numpy.ndarray]], Dict[Any, numpy.ndarray]]:
         """Slots and masters of all parameters, by key."""
@@ -440,23 +461,6 @@ def _rule(class_name: str) -> Any:
     """Our rule of the optimizer class with that name."""
     plain = {name.replace('_', ''): name for name in rules.names()}
     return rules.get(plain[class_name.lower()]) if class_name.lower() in plain else None
-
-
-def _numbered(state: Any, source: Source) -> Dict[str, Array]:
-    """The arrays of a state of unknown meaning, by their place; None takes a place as well."""
-    found: Dict[str, Array] = {}
-    left, place = [state], 0
-    while left:
-        value = left.pop()
-        if type(value) in (tuple, list) and len(value) + len(left) + place <= 1000:
-            left.extend(reversed(value))
-            continue
-        if type(value) is Array:
-            found[str(place)] = value
-        elif value is not None:
-            source.fail('the state of a parameter must consist of arrays, of up to 1000.')
-        place += 1
-    return found
 
 
 def _weight_shape(slots: Mapping[str, numpy.ndarray], master: Optional[numpy.ndarray]) -> Optional[Tuple[int, ...]]:

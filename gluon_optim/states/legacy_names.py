@@ -38,7 +38,7 @@ def assign(shapes: Mapping[Any, Shape], params: Params, idx2name: Mapping[Any, s
     infos = _infos(params)
     if any(isinstance(key, str) for key in keys):
         return _by_name(infos, shapes)
-    places, report = _places(keys, len(infos))
+    places, report = _places(keys, len(infos), shapes)
     orders = _orders(infos, versions) if isinstance(params, Mapping) else [infos]
     fitting = [order for order in orders if not _misfit(order, places, shapes)]
     if not fitting:
@@ -108,13 +108,14 @@ def _by_name(infos: List[ParameterInfo], shapes: Mapping[Any, Shape]) -> Assignm
     return Assignment(used, [info.name for info in used], [])
 
 
-def _places(keys: List[int], count: int) -> Tuple[Dict[int, int], List[str]]:
+def _places(keys: List[int], count: int, shapes: Mapping[Any, Shape]) -> Tuple[Dict[int, int], List[str]]:
     """Which parameter, counted in the trainer's order, each key means.
 
     Module on several devices without a kvstore keeps a copy for each, at index * devices + device.
     """
     copies = len(keys) // max(count, 1)
-    if copies > 1 and keys == list(range(copies * count)):
+    alike = all(shapes[key] == shapes[key - key % copies] for key in keys) if copies > 1 else False
+    if alike and keys == list(range(copies * count)):
         report = [f'The file has the states of {copies} devices: those of the first were taken.']
         return {key: key // copies for key in keys[::copies]}, report
     return {key: key for key in keys}, []

@@ -129,7 +129,8 @@ def read_ndarray(source: Source) -> numpy.ndarray:
         storage, = source.unpack('i', 'a storage type')
         if storage not in (0, ROW_SPARSE, CSR):
             source.fail(f'the storage type must be 0 (dense), 1 (row_sparse) or 2 (csr). Received: {storage}.', begin + 4)
-        stored_shape = _shape(source, 'q') if storage else ()
+        if storage:
+            _shape(source, 'q')  # of the stored values, but MXNet may write it too early; their number follows from the indices
         shape = _shape(source, 'q')
     else:
         if magic != LEGACY and magic > MAX_DIMENSIONS:
@@ -144,7 +145,7 @@ def read_ndarray(source: Source) -> numpy.ndarray:
     dtype = _dtype(source)
     if not storage:
         return source.array(dtype, shape, f'an array of shape {shape}')
-    return _sparse(source, storage, dtype, stored_shape, shape)
+    return _sparse(source, storage, dtype, shape)
 
 
 def _shape(source: Source, code: str) -> Tuple[int, ...]:
@@ -164,14 +165,15 @@ def _dtype(source: Source) -> str:
     return DTYPES[flag]
 
 
-def _sparse(source: Source, storage: int, dtype: str, stored_shape: Sequence[int], shape: Sequence[int]) -> numpy.ndarray:
+def _sparse(source: Source, storage: int, dtype: str, shape: Sequence[int]) -> numpy.ndarray:
     described = []
     for what in ('row numbers',) if storage == ROW_SPARSE else ('row pointers', 'column numbers'):
         index_dtype = _dtype(source)
         if index_dtype not in ('<i8', '<i4'):
             source.fail(f'the {what} of a sparse array must be int64 or int32. Received: {index_dtype}.', source.at() - 4)
         described.append((index_dtype, _shape(source, 'q'), f'{what} of a sparse array'))
-    values = source.array(dtype, stored_shape, f'stored values of shape {stored_shape}')
+    stored = (*described[-1][1], *(shape[1:] if storage == ROW_SPARSE else ()))
+    values = source.array(dtype, stored, f'stored values of shape {stored}')
     return dense(source, shape, values, *[source.array(*description) for description in described])
 
 
@@ -275,10 +277,8 @@ def _directory(source: Source) -> Tuple[List[_Member], int]:
     magic, _, _, _, count, size, offset, comment = source.part(end, 22).unpack('4s4H2IH', 'the end of the zip directory')
     if magic != b'PK\5\6' or comment:
         source.fail('the zip file is truncated: its directory should end here.', end)
-    if 0xFFFFFFFF in (size, offset) or count == 0xFFFF:
+    if end >= 76 and source.part(end - 20, 4).take(4, 'a locator') == b'PK\6\7':
         end -= 76
-        if end < 0:
-            source.fail('the zip file is truncated.')
         magic, count, size, offset, locator, where = source.part(end, 76).unpack('4s28xQQQ4s4xQ4x', 'the zip64 directory')
         if magic != b'PK\6\6' or locator != b'PK\6\7' or where != end:
             source.fail('the zip64 directory should end here.', end)

@@ -5,7 +5,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy
 
-__all__ = ['Array', 'OptimizerStates', 'ParameterInfo', 'chunks', 'digest']
+__all__ = ['Array', 'OptimizerStates', 'ParameterInfo', 'Run', 'Weight', 'chunks', 'digest']
 
 Array = Any  # a numpy.ndarray, or what has `shape`, `dtype` and `chunks()`: an array of a device that is copied in pieces
 
@@ -54,6 +54,34 @@ class OptimizerStates:
     @property
     def names(self) -> List[str]:
         return [parameter.name for parameter in self.parameters]
+
+
+@dataclass
+class Weight:
+    """A parameter's value. ``copies`` has one array, or one of each device where they differ (running statistics)."""
+
+    name: str
+    full_name: str
+    copies: List[Array]
+
+
+@dataclass
+class Run:
+    """What a checkpoint holds besides the optimizer's states: the net, and where the run stands.
+
+    ``step, epoch, batch``  as the user counts them, None where not given
+    ``metrics``             name -> value, by which the best checkpoint is kept
+    ``random``              the seed that MXNet was given when this was saved, and the states of NumPy's and Python's generators
+    ``extra``               the user's own, as JSON has it
+    """
+
+    weights: List[Weight]
+    step: Optional[int] = None
+    epoch: Optional[int] = None
+    batch: Optional[int] = None
+    metrics: Dict[str, float] = field(default_factory=dict)
+    random: Optional[Dict[str, Any]] = None
+    extra: Dict[str, Any] = field(default_factory=dict)
 
 
 def chunks(array: Array) -> Iterator[numpy.ndarray]:

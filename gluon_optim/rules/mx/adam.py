@@ -1,8 +1,7 @@
 """MXNet's `adam` (Kingma and Ba, arXiv:1412.6980): epsilon is added before bias correction."""
 from ...schema import Hyper
-from ..base import bias_correction
 from ..moments import MEAN, VAR, averaging, moments
-from .base import BETA1, BETA2, LAZY_UPDATE, WD, DecayedFirst, parameter, parameters, rate
+from .base import BETA1, BETA2, LAZY_UPDATE, WD, DecayedFirst, correction, parameter, parameters, rate
 
 
 class Adam(DecayedFirst):
@@ -29,7 +28,7 @@ class Adam(DecayedFirst):
 
     @staticmethod
     def coefficients(xp, h, t):
-        lr = h.learning_rate * xp.sqrt(bias_correction(xp, h.beta2, t)) / bias_correction(xp, h.beta1, t)
+        lr = h.learning_rate * xp.sqrt(correction(xp, h.beta2, t)) / correction(xp, h.beta1, t)
         numbers = parameters(xp, h, 'beta1', 'beta2', 'epsilon')
         return dict(averaging(numbers), lr=parameter(xp, lr), wd=parameter(xp, h.wd))
 

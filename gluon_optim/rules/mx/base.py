@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Tuple
 import numpy
 
 from ...schema import Hyper, Values
-from ..base import Rule, _Scalars, clipped
+from ..base import Rule, _Scalars, bias_correction, clipped
 
-__all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'factor',
-           'parameter', 'parameters', 'rate', 'rounded', 'working']
+__all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'correction', 'factor', 'half_norm',
+           'parameter', 'parameters', 'rate', 'rescaled', 'rounded', 'working']
 
 MOST_DIGITS = 19  # of a fraction; MXNet's parser leaves out the others
 
@@ -75,6 +75,17 @@ def parameters(xp: Any, h: Values, *names: str) -> Values:
     return Values(**{name: parameter(xp, getattr(h, name)) for name in names})
 
 
+def correction(xp: Any, beta: float, t: Any) -> Any:
+    """1 - beta^t, to the last digit as MXNet's Python computes it."""
+    return 1.0 - beta ** t if isinstance(xp, MXNumbers) else bias_correction(xp, beta, t)
+
+
+def half_norm(xp: Any, x: Any) -> Any:
+    """The L2 norm as MXNet takes it of a float16 array: each square is rounded to float16."""
+    x = xp.half(x)
+    return xp.sqrt(xp.sum(xp.half(x * x)))
+
+
 def rate(value: float) -> Hyper:
     """The learning rate, with MXNet's default."""
     return Hyper('learning_rate', value, '(-inf, inf)', 'step size')
@@ -102,9 +113,15 @@ class MXRule(Rule):
     @classmethod
     def all_coefficients(cls, xp, h, t):
         if cls.operator:
-            clip = None if h.clip_gradient is None else parameter(xp, h.clip_gradient)
-            h = h.replace(rescale_grad=parameter(xp, h.rescale_grad), clip_gradient=clip)
+            h = h.replace(rescale_grad=parameter(xp, h.rescale_grad))
+        if h.clip_gradient is not None:
+            h = h.replace(clip_gradient=parameter(xp, h.clip_gradient))
         return super().all_coefficients(xp, h, t)
+
+
+def rescaled(xp: Any, c: Values, g: Any) -> Any:
+    """The gradient, rescaled and clipped."""
+    return clipped(xp, c, c.rescale_grad * g)
 
 
 class ScaledByRate(MXRule):
@@ -112,7 +129,7 @@ class ScaledByRate(MXRule):
 
     @classmethod
     def prepare(cls, xp, c, static, w, g):
-        return super().prepare(xp, c, static, w, g) if static.clip else g
+        return rescaled(xp, c, g) if static.clip else g
 
 
 def factor(h: Values, x: Any) -> Any:

@@ -1,0 +1,276 @@
+"""Checkpoints: net, optimizer, random state and the user's own in one file, which is complete or does not exist.
+
+    go.save_checkpoint('run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, epoch=7, batch=120)
+    extra = go.load_checkpoint('run.safetensors', net=net, trainer=trainer)      # extra.epoch == 7
+
+docs/CHECKPOINTS.md describes the file, and which guarantees hold when.
+"""
+import logging
+import os
+import random
+import warnings
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import mxnet
+import numpy
+from mxnet import ndarray as nd
+from mxnet.ndarray.ndarray import array as nd_array
+
+from ..states import container
+from ..states.errors import StateFileError
+from ..states.matching import match
+from ..states.neutral import Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
+from .trainer import LoadReport, Pieces, export_states, plan_import
+
+__all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
+
+log = logging.getLogger('gluon_optim')
+
+
+class Restored(dict):
+    """The user's ``extra``, and in attributes what else was restored.
+
+    ``step, epoch, batch`` as they were given to `save_checkpoint`, None where they were not; ``metrics``; ``states`` is the
+    report of `load_states`; ``skipped`` has one sentence for each weight that did not fit (with ``strict=False``).
+    """
+
+    step: Optional[int]
+    epoch: Optional[int]
+    batch: Optional[int]
+    metrics: Dict[str, float]
+    states: Optional[LoadReport]
+    skipped: List[str]
+
+
+def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, extra: Optional[Dict[str, Any]] = None, *,
+                    step: Optional[int] = None, epoch: Optional[int] = None, batch: Optional[int] = None,
+                    metrics: Optional[Dict[str, float]] = None, reseed: bool = True) -> None:
+    """Save everything that the run needs to go on as if nothing had happened.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        One file. Afterwards the whole new one is there or, after an error, what was there before.
+    net : gluon.Block, optional
+        Whose parameters are saved, under their places in it. The trainer's are saved in any case.
+    trainer : gluon.Trainer
+        Of an optimizer of this package. Its states, masters, counts, hyper-parameters, scheduler and AMP loss scaler are saved.
+    extra : dict, optional
+        Whatever else JSON can hold; `load_checkpoint` returns it.
+    step, epoch, batch : int, optional
+        Where the run stands.
+    metrics : dict of str to number, optional
+        By which `CheckpointManager` keeps the best.
+    reseed : bool
+        MXNet's generators cannot be read. So a seed is drawn from them, saved, and given to them: the run that goes on
+        and the one that is resumed draw the same numbers afterwards. The states of NumPy's and Python's global
+        generators are saved as they are. False leaves all of them out, and alone.
+
+    Raises TypeError or ValueError for what cannot be saved (an optimizer of MXNet, a scheduler without ``get_config``,
+    parameters without a shape, ``extra`` that is not JSON), OSError where the file system refuses.
+    """
+    states, run = take(net, trainer, Pieces, reseed)
+    run.step, run.epoch, run.batch, run.metrics, run.extra = step, epoch, batch, metrics or {}, checked_extra(extra)
+    container.write(path, states, run)
+
+
+def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, strict: bool = True,
+                    hyperparameters: str = 'file') -> Restored:
+    """Restore what `save_checkpoint` saved, on whatever devices net and trainer have.
+
+    Everything is checked first. Then parameters are loaded, then the optimizer's states; float16 weights that are not their
+    rounded masters are rewritten from them.
+
+    Parameters
+    ----------
+    path, net
+        As for `save_checkpoint`.
+    trainer : gluon.Trainer, optional
+        Without it the parameters of the net are loaded and nothing else, as for inference.
+    strict, hyperparameters
+        As for `load_states`. With ``strict=False`` weights that do not fit are left alone too, and are listed in ``skipped``.
+
+    Returns
+    -------
+    Restored
+        ``extra``, a dictionary, with the attributes ``step``, ``epoch``, ``batch``, ``metrics``, ``states`` and ``skipped``.
+
+    Raises StateFileError (a ValueError) for a damaged file or one that is no checkpoint, ValueError where something does not
+    fit. Nothing has been changed then.
+    """
+    return restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
+
+
+# Out of a run
+
+def take(net: Any, trainer: Any, copy: Callable[[Any], Array], reseed: bool) -> Tuple[OptimizerStates, Run]:
+    """States and run as they are now; ``copy`` makes of an NDArray what `container.write` can write."""
+    states = export_states(trainer, net, copy)
+    weights = []
+    for name, parameter in parameters(net, trainer).items():
+        arrays = _data(name, parameter)
+        copies = arrays if any(_differ(arrays[0], other) for other in arrays[1:]) else arrays[:1]
+        weights.append(Weight(name, parameter.name, [copy(array) for array in copies]))
+    return states, Run(weights, random=_reseed(trainer._contexts) if reseed else None)
+
+
+def checked_extra(extra: Any) -> Dict[str, Any]:
+    if extra is not None and not isinstance(extra, dict):
+        raise TypeError(f'`extra` must be a dictionary. Received: {type(extra).__name__}. Write extra={{"name": value}}.')
+    return dict(extra or {})
+
+
+def parameters(net: Any, trainer: Any) -> Dict[str, Any]:
+    """The parameters of net and trainer under the names that `load_states` gives them; a shared one has its first place."""
+    pairs: List[Tuple[str, Any]] = []
+    if net is not None:
+        collect = getattr(net, '_collect_params_with_prefix', None) or net.collect_params  # MXNet 1.x, 2.x
+        pairs.extend(collect().items())
+    if trainer is not None:
+        pairs.extend((parameter.name, parameter) for parameter in trainer._params)
+    named: Dict[str, Any] = {}
+    seen = set()
+    for name, parameter in pairs:
+        if id(parameter) not in seen and name in named:
+            raise ValueError(f'Names of parameters must differ. Received twice: {name}. Pass net=, the Block that they belong to.')
+        if id(parameter) not in seen:
+            named[name] = parameter
+        seen.add(id(parameter))
+    return named
+
+
+def _data(name: str, parameter: Any) -> List[Any]:
+    """The parameter's array on each device."""
+    if parameter._deferred_init:
+        raise ValueError(f'Shapes of parameters must be known. Received: the deferred parameter {name}. '
+                         'Run one forward pass first: net(batch).')
+    if parameter._data is None:
+        raise ValueError(f'Parameters must be initialized. Received: {name}, which is not. Call net.initialize(ctx=...) first.')
+    if parameter._stype != 'default':
+        raise ValueError(f'Parameters must be dense. Received: {name}, which is {parameter._stype}. '
+                         'Use net.save_parameters, net.load_parameters, go.save_states and go.load_states.')
+    return parameter.list_data()
+
+
+def _differ(a: Any, b: Any) -> bool:
+    return any((x.view('u1') != y.view('u1')).any() for x, y in zip(chunks(Pieces(a)), chunks(Pieces(b))))
+
+
+# Into a run
+
+def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Any, trainer: Any, strict: bool,
+            hyperparameters: str) -> Restored:
+    """`load_checkpoint` of what has been read."""
+    if run is None:
+        raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds optimizer states only. Use load_states.')
+    if net is None and trainer is None:
+        raise ValueError('`net` or `trainer` must be given. Received: neither. Pass what the checkpoint shall be loaded into.')
+    set_weights, skipped = _plan_weights(run.weights, parameters(net, trainer), strict)
+    set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else lambda: None
+    set_random = _plan_random(run.random, trainer._contexts) if trainer is not None else lambda: None
+
+    # everything is known to fit: from here on net and trainer change
+    set_copies = set_weights()
+    report = set_states()
+    set_copies()
+    set_random()
+    restored = Restored(run.extra)
+    restored.step, restored.epoch, restored.batch, restored.metrics = run.step, run.epoch, run.batch, run.metrics
+    restored.states, restored.skipped = report, skipped
+    for line in skipped:
+        log.warning('not loaded: %s', line)
+    return restored
+
+
+def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool
+                  ) -> Tuple[Callable[[], Callable[[], None]], List[str]]:
+    """A function that sets the weights, and what does not fit. That function returns one that sets the copies of each device,
+    which must wait until the trainer's kvstore has made all of them the first one's.
+    """
+    names = list(present)
+    data = {name: _data(name, parameter) for name, parameter in present.items()}
+    pairs, note = match([_info(w.name, w.full_name, w.copies[0]) for w in weights],
+                        [_info(name, present[name].name, data[name][0]) for name in names])
+    if note:
+        warnings.warn(note, stacklevel=4)
+    fitting = {names[i]: weights[j].copies for i, j in pairs.items()
+               if _kind(data[names[i]][0]) == _kind(weights[j].copies[0])}
+    problems = [f'{name} is not in the file' for i, name in enumerate(names) if i not in pairs]
+    problems += [f'{weight.name} is in the file only' for j, weight in enumerate(weights) if j not in pairs.values()]
+    problems += [f'{names[i]} is {_words(data[names[i]][0])}, in the file {_words(weights[j].copies[0])}'
+                 for i, j in pairs.items() if names[i] not in fitting]
+    if strict and problems:
+        more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
+        raise ValueError(f'The checkpoint must be of the same parameters. Received: {"; ".join(problems[:8])}{more}. '
+                         'Nothing was changed. Pass strict=False to load what fits.')
+
+    def set_weights() -> Callable[[], None]:
+        for name, copies in fitting.items():
+            same = len(copies) == 1 or len(copies) == len(data[name])
+            value = copies[0] if same else numpy.mean(copies, axis=0).astype(copies[0].dtype)  # as MXNet saves such parameters
+            present[name].set_data(nd_array(value, dtype=value.dtype))
+        return set_copies
+
+    def set_copies() -> None:
+        for name, copies in fitting.items():
+            if 1 < len(copies) == len(data[name]):
+                for array, value in zip(present[name].list_data(), copies):
+                    array[:] = nd_array(value, dtype=value.dtype, ctx=array.context)
+
+    return set_weights, problems
+
+
+def _info(name: str, full_name: str, array: Any) -> ParameterInfo:
+    return ParameterInfo(name, full_name, tuple(array.shape), numpy.dtype(array.dtype).name)
+
+
+def _kind(array: Any) -> Tuple[Any, ...]:
+    return numpy.dtype(array.dtype).name, tuple(array.shape)
+
+
+def _words(array: Any) -> str:
+    return f'{numpy.dtype(array.dtype).name}{list(array.shape)}'
+
+
+# Random state
+
+_SEEDS = 2 ** 31 - 2 ** 10  # a seed, and those after it for further devices, fit into what MXNet takes
+
+
+def _reseed(contexts: List[Any]) -> Dict[str, Any]:
+    """Draw a seed from MXNet, give it to all its generators, and return it with the states of the other generators."""
+    seed = int(nd.random.randint(0, _SEEDS, shape=(1,), dtype='int32', ctx=contexts[0]).asscalar())
+    _seed(seed, contexts)
+    kind, words, *rest = numpy.random.get_state(legacy=True)  # noqa: NPY002  the global generator is what samplers use
+    version, state, gauss = random.getstate()
+    return {'mxnet': seed, 'numpy': [kind, words.tolist(), *rest], 'python': [version, list(state), gauss]}
+
+
+def _seed(seed: int, contexts: List[Any]) -> None:
+    """Seed all devices, and those of the run by their order and not by their ids, which may be others when it is resumed."""
+    mxnet.random.seed(seed)
+    for k, context in enumerate(contexts):
+        mxnet.random.seed(seed + k, ctx=context)
+
+
+def _plan_random(saved: Optional[Dict[str, Any]], contexts: List[Any]) -> Callable[[], None]:
+    """Check the saved states on generators of our own; the function returned puts them into the global ones."""
+    if saved is None:
+        return lambda: None
+    try:
+        seed, of_numpy = saved['mxnet'], tuple(saved['numpy'])
+        version, state, gauss = saved['python']
+        of_python = version, tuple(state), gauss
+        numpy.random.RandomState().set_state(of_numpy)
+        random.Random().setstate(of_python)
+        if type(seed) is not int or not 0 <= seed < _SEEDS:
+            raise ValueError(f'the seed {seed!r}')
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise StateFileError(f'The random state in the checkpoint must be one of NumPy and Python. Received: {error}. '
+                             'It was written by a program with other generators.') from error
+
+    def set_random() -> None:
+        numpy.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
+        _seed(seed, contexts)
+    return set_random

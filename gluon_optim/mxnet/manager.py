@@ -1,0 +1,274 @@
+"""`CheckpointManager`: a folder of checkpoints, of which the right ones are kept and the newest valid one is found."""
+import contextlib
+import ctypes
+import logging
+import math
+import os
+import re
+import signal
+import threading
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+
+import numpy
+from mxnet.base import _LIB, check_call
+
+from ..states import container
+from ..states.errors import StateFileError
+from ..states.neutral import OptimizerStates, Run
+from .checkpoint import Restored, checked_extra, restore, take
+from .trainer import Pieces
+
+__all__ = ['CheckpointManager']
+
+log = logging.getLogger('gluon_optim')
+_NAME = re.compile(r'step-(\d{1,16})\.safetensors')
+
+
+class CheckpointManager:
+    """Checkpoints of one run, ``step-<step>.safetensors`` in one folder.
+
+    Parameters
+    ----------
+    directory : str or os.PathLike
+        Made when the first checkpoint is saved. One process writes to it at a time; any number may read.
+    keep_last : int or None
+        How many of the newest are kept; None keeps all.
+    keep_every : int, optional
+        Those whose step is a multiple of it are kept for good.
+    keep_best : (str, 'min' or 'max'), optional
+        The one with the lowest or highest value of that metric is kept too.
+    background : bool
+        Write in a thread, while training goes on: `save` returns as soon as everything has been copied. The memory for
+        the copy is kept for the next one. What goes wrong is raised by the next `save`, or by `wait`.
+    save_every : int
+        `save` writes when the step is a multiple of it, so that it can be called after each step.
+
+    Use it in a ``with`` statement, or call `wait` at the end, to know that the last checkpoint was written.
+
+        with go.CheckpointManager('run', save_every=100, background=True) as manager, manager.on_sigterm():
+            restored = manager.restore_latest(net=net, trainer=trainer)
+            for step in range(restored.step + 1 if restored else 0, steps):
+                ...
+                manager.save(step, net=net, trainer=trainer)
+    """
+
+    def __init__(self, directory: container.Path, keep_last: Optional[int] = 3, keep_every: Optional[int] = None,
+                 keep_best: Optional[Tuple[str, str]] = None, background: bool = False, save_every: int = 1):
+        for name, value in (('keep_last', keep_last), ('keep_every', keep_every), ('save_every', save_every)):
+            if not (value is None and name != 'save_every') and (type(value) is not int or value < 1):
+                raise ValueError(f'`{name}` must be a whole number, 1 or more. Received: {name}={value!r}.')
+        if keep_best is not None and not (isinstance(keep_best, (tuple, list)) and len(keep_best) == 2
+                                          and isinstance(keep_best[0], str) and keep_best[1] in ('min', 'max')):
+            raise ValueError("`keep_best` must be a metric and 'min' or 'max'. "
+                             f"Received: keep_best={keep_best!r}. Write keep_best=('accuracy', 'max').")
+        self.directory = os.fspath(directory)
+        self.keep_last, self.keep_every, self.save_every = keep_last, keep_every, save_every
+        self.keep_best = None if keep_best is None else tuple(keep_best)
+        self.background = bool(background)
+        self._metrics: Dict[int, Dict[str, float]] = {}
+        self._writing: Optional[_Writing] = None
+        self._staging = Staging()
+        self._clean = False
+        self._terminated = False
+
+    def __enter__(self) -> 'CheckpointManager':
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.wait()
+
+    def path(self, step: int) -> str:
+        """Where the checkpoint of ``step`` is, or would be."""
+        return os.path.join(self.directory, f'step-{step}.safetensors')
+
+    def steps(self) -> List[int]:
+        """The steps whose checkpoints are in the folder, in ascending order; none where there is no folder."""
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
+
+    # -- saving -----------------------------------------------------------------------------------------------------
+
+    def save(self, step: int, net: Any = None, trainer: Any = None, extra: Optional[Dict[str, Any]] = None, *,
+             epoch: Optional[int] = None, batch: Optional[int] = None, metrics: Optional[Dict[str, float]] = None,
+             force: bool = False, reseed: bool = True) -> bool:
+        """Save a checkpoint if ``step`` is a multiple of ``save_every``, ``force`` is true, or SIGTERM came (`on_sigterm`).
+
+        The other arguments are those of `save_checkpoint`; a metric that is not finite counts as not given. Afterwards
+        checkpoints that need not be kept are deleted. Returns whether it saved.
+        """
+        if type(step) is not int or step < 0:
+            raise ValueError(f'`step` must be a whole number, 0 or more. Received: step={step!r}.')
+        if not (force or self._terminated or step % self.save_every == 0):
+            return False
+        self.wait()
+        os.makedirs(self.directory, exist_ok=True)
+        background = self.background and not self._terminated
+        extra = checked_extra(extra)
+        states, run = take(net, trainer, self._staging if background else Pieces, reseed)
+        run.step, run.epoch, run.batch, run.extra = step, epoch, batch, extra
+        run.metrics = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
+        if background:
+            self._writing = _Writing(self, step, states, run)
+            self._writing.start()
+        else:
+            self._write(step, states, run)
+        if self._terminated:
+            self._leave()
+        return True
+
+    def wait(self) -> None:
+        """Wait until what is being written in the background is complete; raise what went wrong with it."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        writing.join()
+        self._staging.take_back()
+        if writing.error is not None:
+            raise writing.error
+
+    def _write(self, step: int, states: OptimizerStates, run: Run) -> None:
+        if not self._clean:
+            container.remove_leftovers(self.directory, _NAME)
+            self._clean = True
+        container.write(self.path(step), states, run)
+        self._metrics[step] = run.metrics
+        self._delete_old(step)
+
+    def _delete_old(self, newest: int) -> None:
+        """Delete what need not be kept. Later steps, of a run that was given up, are not touched and do not count."""
+        steps = [step for step in self.steps() if step <= newest]
+        keep = set(steps if self.keep_last is None else steps[-self.keep_last:])
+        keep.update(step for step in steps if self.keep_every and step % self.keep_every == 0)
+        keep.update(self._best(steps))
+        for step in steps:
+            if step not in keep:
+                try:
+                    os.unlink(self.path(step))
+                except OSError as error:
+                    log.warning('cannot delete the old checkpoint: %s', error)
+
+    def _best(self, steps: List[int]) -> Set[int]:
+        """The one to be kept for its metric, the later of two that are equal."""
+        if self.keep_best is None:
+            return set()
+        metric, mode = self.keep_best
+        sign = 1 if mode == 'max' else -1
+        values = [(sign * metrics[metric], step) for step in steps for metrics in [self._metrics_of(step)] if metric in metrics]
+        return {max(values)[1]} if values else set()
+
+    def _metrics_of(self, step: int) -> Dict[str, float]:
+        if step not in self._metrics:
+            try:
+                self._metrics[step] = container.read_manifest(self.path(step))['run']['metrics']
+            except (StateFileError, OSError, KeyError):
+                self._metrics[step] = {}  # damaged: no reason to keep it
+        return self._metrics[step]
+
+    # -- restoring --------------------------------------------------------------------------------------------------
+
+    def restore_latest(self, net: Any = None, trainer: Any = None, strict: bool = True, hyperparameters: str = 'file'
+                       ) -> Optional[Restored]:
+        """Restore the newest checkpoint that is complete and sound, as `load_checkpoint` does; None where there is none yet.
+
+        Damaged ones are logged as warnings to 'gluon_optim' and passed over. Raises StateFileError when all are damaged,
+        ValueError when the newest sound one does not fit.
+        """
+        self.wait()
+        failures = []
+        for step in reversed(self.steps()):
+            path = self.path(step)
+            try:
+                states, run = container.read_checkpoint(path)
+            except FileNotFoundError:
+                continue  # its writer has deleted it just now
+            except (StateFileError, OSError) as error:
+                failures.append(str(error))
+                log.warning('passing over a damaged checkpoint: %s', error)
+                continue
+            restored = restore(path, states, run, net, trainer, strict, hyperparameters)
+            log.info('restored the checkpoint %s', path)
+            return restored
+        if failures:
+            raise StateFileError(f'No checkpoint in {self.directory!r} can be read. Received: {len(failures)} damaged ones, the '
+                                 f'newest: {failures[0]} Move them away to start anew.')
+        return None
+
+    # -- being terminated -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def on_sigterm(self) -> Iterator['CheckpointManager']:
+        """Inside the ``with`` block SIGTERM does not end the process: the next `save` does, after it has saved, whatever the step.
+
+        So call `save` after each step (with ``save_every``). It is not the signal that saves, because it may come in the
+        middle of an update. Then the previous handler is restored and gets the signal; a second SIGTERM goes to it at once.
+        Main thread only, as Python has it.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise ValueError('`on_sigterm` must be called in the main thread. Received: a call in '
+                               f'{threading.current_thread().name!r}. Python handles signals in the main thread only.')
+        previous = signal.signal(signal.SIGTERM, self._on_signal)
+        self._previous = signal.SIG_DFL if previous is None else previous
+        try:
+            yield self
+        finally:
+            if signal.getsignal(signal.SIGTERM) == self._on_signal:
+                signal.signal(signal.SIGTERM, self._previous)
+            self._terminated = False
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._terminated:
+            self._leave()
+        self._terminated = True
+
+    def _leave(self) -> None:
+        """Hand the signal to whoever would have had it without us."""
+        self._terminated = False
+        signal.signal(signal.SIGTERM, self._previous)
+        log.warning('SIGTERM: ending after the last checkpoint')
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class _Writing(threading.Thread):
+    """The writing of one checkpoint, which the interpreter waits for when it ends."""
+
+    def __init__(self, manager: CheckpointManager, step: int, states: OptimizerStates, run: Run):
+        super().__init__(name=f'checkpoint of step {step}', daemon=False)
+        self.error: Optional[BaseException] = None
+        self._arguments = manager, step, states, run
+
+    def run(self) -> None:
+        manager, step, states, run = self._arguments
+        try:
+            manager._write(step, states, run)
+        except BaseException as error:
+            self.error = error
+            log.error('the checkpoint of step %d was not written: %s', step, error)
+        finally:
+            del self._arguments
+
+
+class Staging:
+    """Copies of NDArrays in memory that is kept: new memory would take longer to get than the copy to make."""
+
+    def __init__(self) -> None:
+        self._free: Dict[Any, List[numpy.ndarray]] = {}
+        self._used: List[numpy.ndarray] = []
+
+    def __call__(self, array: Any) -> numpy.ndarray:
+        kind = tuple(array.shape), numpy.dtype(array.dtype)
+        free = self._free.get(kind)
+        copy = free.pop() if free else numpy.empty(*kind)
+        self._used.append(copy)
+        # what NDArray.asnumpy does, into new memory
+        check_call(_LIB.MXNDArraySyncCopyToCPU(array.handle, copy.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(copy.size)))
+        return copy
+
+    def take_back(self) -> None:
+        """All copies have been written: their memory is free for the next ones."""
+        self._free = {}
+        for copy in self._used:
+            self._free.setdefault((copy.shape, copy.dtype), []).append(copy)
+        self._used = []

@@ -1,0 +1,311 @@
+"""ONNX: an optimizer's update as a model of standard operators, and states of a Gluon run into ONNX files and back.
+
+>>> import gluon_optim.onnx
+>>> model = gluon_optim.onnx.export_step('sgd_torch', {'weight': (3,)}, momentum=0.9)
+>>> [x.name for x in model.graph.input]
+['learning_rate', 't', 'weight', 'weight/grad', 'weight/momentum_buffer']
+>>> [x.name for x in model.graph.output]
+['weight/new', 'weight/momentum_buffer/new']
+
+Works with onnx 1.13 and later; the models run on ONNX Runtime 1.15 and later.
+"""
+import dataclasses
+import json
+import operator
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type
+
+import numpy
+
+from . import __version__, conversions, rules
+from .lowering.operators import Kind, Parameter, Step
+from .rules import Rule
+from .rules.base import initial_slot
+from .schema import Hyper, Slot, Values, check_known, one_of
+from .states.neutral import OptimizerStates, ParameterInfo
+
+try:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+except ImportError as error:
+    raise ImportError("gluon_optim.onnx needs the package onnx: pip install 'gluon-optim[onnx]'") from error
+
+__all__ = ['export_step', 'from_onnx', 'initial_slots', 'to_onnx', 'unpack']
+
+OPSET, IR_VERSION = 17, 8
+MANIFEST = 'gluon_optim'  # the key of our JSON in the metadata of a model
+LARGEST = 2 ** 31 - 2 ** 20  # bytes: Protocol Buffers stop at 2 GiB
+DTYPE = Hyper('dtype', 'float32', ('float16', 'float32', 'float64'), 'of weights and gradients; float16 has float32 masters')
+TYPES = {'float16': TensorProto.FLOAT16, 'float32': TensorProto.FLOAT, 'float64': TensorProto.DOUBLE, 'int64': TensorProto.INT64}
+
+
+def export_step(name: str, shapes: Mapping[str, Sequence[int]], dtype: str = 'float32', **hypers: Any) -> 'onnx.ModelProto':
+    """One update of the optimizer ``name`` as an ONNX model of standard operators.
+
+    Parameters
+    ----------
+    name : str
+        As in `gluon_optim.list_optimizers`.
+    shapes : dict
+        Name -> shape of each parameter.
+    dtype : str
+        Of weights and gradients: 'float32', 'float64', or 'float16', which adds float32 masters. Slots are float32 and float64.
+    **hypers
+        The optimizer's hyper-parameters by MXNet's names. The learning rate is an input instead.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Inputs: ``learning_rate`` (float64, shape ()), ``t`` (int64, shape ()), the number of this update, 1 at the first; for
+        each parameter ``<name>``, ``<name>/grad``, ``<name>/<slot>``. Outputs: ``<name>/new`` and ``<name>/<slot>/new``. A
+        float16 parameter has ``<name>/master`` in place of ``<name>``, and both outputs. `initial_slots` makes the first slots.
+
+    Coefficients are computed in double precision and rounded once, sums over a tensor are accumulated in double.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an unknown name or argument, a value out of range, shapes or names that a model cannot have.
+
+    >>> export_step('adamw', {'w': (2,)}, beta1=1.0)
+    Traceback (most recent call last):
+      ...
+    ValueError: `beta1` must be in [0, 1). Received: beta1=1.0. Pass a number in that range, or leave it out for the default 0.9.
+    """
+    rule = rules.get(name)
+    h, dtype = rule.hyperparameters(**hypers), DTYPE.check(dtype)
+    step = Step(rule, h, [Parameter(key, _shape(key, shape), dtype, dtype == 'float16') for key, shape in _items(shapes)])
+    graph = helper.make_graph(_nodes(step), rule.name, _infos(step.inputs), _infos(step.outputs))
+    return _model(graph, {'optimizer': rule.name, 'hypers': {k: v for k, v in h.asdict().items() if k != 'learning_rate'}})
+
+
+def initial_slots(name: str, weights: Mapping[str, Any], **hypers: Any) -> Dict[str, numpy.ndarray]:
+    """What a step model of `export_step` takes as slots (and masters of float16 ``weights``) at the first update.
+
+    >>> initial_slots('asgd', {'w': numpy.ones(2, 'float32')})['w/mu']
+    array(1., dtype=float32)
+    """
+    rule = rules.get(name)
+    slots, arrays = rule.slots(rule.hyperparameters(**hypers)), {}
+    for key, weight in weights.items():
+        weight = numpy.asarray(weight)
+        if weight.dtype == numpy.float16:
+            weight = arrays[key + '/master'] = weight.astype('float32')
+        arrays.update({f'{key}/{slot.name}': initial_slot(slot, weight) for slot in slots})
+    return arrays
+
+
+def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[Iterable[str]] = None,
+            weights: Optional[Mapping[str, Any]] = None, allow_lossy: bool = False) -> 'onnx.ModelProto':
+    """The state of a Gluon run as an ONNX model that holds it and knows how to go on.
+
+    Parameters
+    ----------
+    states : OptimizerStates
+    target : str
+        'mirror': the operators of `export_step`.
+    params : list of str, optional
+        Names of the parameters to convert; left out, all of them.
+    weights : dict, optional
+        Name -> weight. Parameters with masters need none.
+    allow_lossy : bool
+        Convert although something is lost.
+
+    Returns
+    -------
+    onnx.ModelProto
+        ``graph`` has the weights as initializers. ``training_info[0].algorithm`` is the update, with the slots and ``t`` as
+        initializers; ``update_binding`` says which output replaces which initializer. `unpack` makes an ordinary model of it.
+
+    The rate is the input ``learning_rate``; lr_mult, wd_mult and counts of the parameters are part of the model. What was lost
+    and what is to be done by hand is appended to ``states.report``.
+
+    Raises
+    ------
+    ValueError
+        Where the states do not fit the rule or the weights, something would be lost, or the file would exceed 2 GiB.
+    """
+    check_known('target', target, ['mirror'], ValueError)
+    rule = rules.get(states.optimizer)
+    h = rule.hyperparameters(**states.hypers)
+    form, chosen = _form(rule, h), conversions.select(states, params)
+    lost = conversions.what_is_lost(form, rule, h, states, chosen)
+    if lost and not allow_lossy:
+        raise ValueError(f"ONNX would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without.")
+    entries = conversions.to_state_dict(form, rule, h, states, chosen)['state']
+    held = {info.name: _weight(info, entries.get(position, {}), weights) for position, info in enumerate(chosen)}
+    last, parameters, arrays = max(states.counts.get(info.name, 0) for info in chosen), [], {}
+    for position, info in enumerate(chosen):
+        entry = entries.get(position) or _fresh(rule.slots(h), info, held[info.name])
+        arrays.update({f'{info.name}/{key}': numpy.asarray(array) for key, array in entry.items() if key != 'step'})
+        offset = states.counts.get(info.name, 0) - last
+        parameters.append(Parameter(info.name, tuple(info.shape), info.dtype, 'master' in entry, info.lr_mult, info.wd_mult, offset))
+    arrays['t'] = numpy.array(last + 1, 'int64')
+    held = {name: weight for name, weight in held.items() if weight is not None}
+    model = _training_model(Step(rule, h.replace(rescale_grad=1.0), parameters), held, arrays, _manifest(states, chosen))
+    states.report.extend(line for line in ['lost: ' + line for line in lost] + _say(form, h, states, chosen)
+                         if line not in states.report)
+    return model
+
+
+def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
+    """The states that a model of `to_onnx` holds, also after updates were written back to its initializers.
+
+    Raises
+    ------
+    ValueError
+        Where `to_onnx` has not made the model, or parts of it are missing.
+    """
+    manifest = {entry.key: entry.value for entry in model.metadata_props}.get(MANIFEST)
+    if manifest is None or not model.training_info:
+        raise ValueError(f'The model must be one of `to_onnx`, with training_info and {MANIFEST!r} in its metadata. Received: producer '
+                         f'{model.producer_name!r} and {len(model.training_info)} training_info. Pass the model that `to_onnx` made.')
+    record = json.loads(manifest)
+    parameters = [ParameterInfo(**dict(info, shape=tuple(info['shape']))) for info in record.pop('parameters')]
+    counts, fresh = record.pop('counts'), record.pop('fresh')
+    states = OptimizerStates(parameters=parameters, counts={}, slots={}, **record)
+    _, arrays = unpack(model)
+    rule = rules.get(states.optimizer)
+    slots = rule.slots(rule.hyperparameters(**states.hypers))
+    missing = [key for key in ['t', *(f'{info.name}/{slot.name}' for info in parameters for slot in slots)] if key not in arrays]
+    if missing:
+        raise ValueError(f'The model must hold the initializers {one_of(missing)}. Received: one without. Convert the states again.')
+    more = int(arrays['t']) - 1 - max(counts.values())
+    states.num_update += more
+    for info in parameters:
+        states.counts[info.name] = counts[info.name] + more
+        if info.name in fresh and not more:
+            continue
+        states.slots[info.name] = {slot.name: arrays[f'{info.name}/{slot.name}'] for slot in slots}
+        if info.name + '/master' in arrays:
+            states.master[info.name] = arrays[info.name + '/master']
+    states.producer['onnx'] = onnx.__version__
+    return states
+
+
+def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy.ndarray]]:
+    """The update in a model of `to_onnx` as an ordinary model, and what the initializers hold.
+
+    The first runs on ONNX Runtime, which does not train from training_info. Feed it the second, ``learning_rate`` and the
+    gradients; then replace each array by its ``/new``:
+
+        step, arrays = unpack(model)
+        session = onnxruntime.InferenceSession(step.SerializeToString())
+        new = session.run(None, {**arrays, **gradients, 'learning_rate': numpy.array(0.1)})
+        arrays = {output.name[:-len('/new')]: array for output, array in zip(session.get_outputs(), new)}
+    """
+    if not model.training_info:
+        raise ValueError('The model must have training_info. Received: one without. Pass the model that `to_onnx` made.')
+    training = model.training_info[0]
+    tensors = [*model.graph.initializer, *training.algorithm.initializer]
+    types = {number: name for name, number in TYPES.items()}
+    taken = {name for node in training.algorithm.node for name in node.input}
+    inputs = _infos({tensor.name: (types[tensor.data_type], tuple(tensor.dims)) for tensor in tensors if tensor.name in taken})
+    graph = helper.make_graph(training.algorithm.node, training.algorithm.name, [*training.algorithm.input, *inputs],
+                              training.algorithm.output)
+    return _model(graph, {}), {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+
+
+def _training_model(step: Step, weights: Mapping[str, numpy.ndarray], arrays: Mapping[str, numpy.ndarray],
+                    manifest: Mapping[str, Any]) -> 'onnx.ModelProto':
+    """``weights`` are initializers of the model, ``arrays`` those of the algorithm; what is neither is an input of it."""
+    size = sum(array.nbytes for array in [*weights.values(), *arrays.values()])
+    if size > LARGEST:
+        raise ValueError(f'Weights and slots must be below 2 GiB, the limit of an ONNX file. Received: {size / 2 ** 30:.2f} GiB. '
+                         'Convert them in parts: `params` lists the names to convert.')
+    step.add('Add', ['t', step.constant(1, 'int64')], output='t/new')
+    given = {name: kind for name, kind in step.inputs.items() if name not in weights and name not in arrays}
+    algorithm = helper.make_graph(_nodes(step), step.rule.name, _infos(given), _infos({**step.outputs, 't/new': step.inputs['t']}),
+                                  [numpy_helper.from_array(array, name) for name, array in arrays.items()])
+    shapes = {name: (weight.dtype.name, weight.shape) for name, weight in weights.items()}
+    graph = helper.make_graph([], 'weights', [], _infos(shapes),
+                              [numpy_helper.from_array(weight, name) for name, weight in weights.items()])
+    model = _model(graph, manifest)
+    training = model.training_info.add()
+    training.algorithm.CopyFrom(algorithm)
+    for name in [*weights, *arrays]:
+        training.update_binding.add(key=name, value=name + '/new')
+    return model
+
+
+def _model(graph: Any, manifest: Mapping[str, Any]) -> 'onnx.ModelProto':
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', OPSET)], ir_version=IR_VERSION,
+                              producer_name='gluon_optim', producer_version=__version__)
+    if manifest:
+        helper.set_model_props(model, {MANIFEST: json.dumps(manifest)})
+    return model
+
+
+def _manifest(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
+    """What `from_onnx` needs beside the arrays."""
+    return dict(optimizer=states.optimizer, hypers=states.hypers, num_update=states.num_update, scheduler=states.scheduler,
+                loss_scaler=states.loss_scaler, producer=states.producer, parameters=[dataclasses.asdict(info) for info in chosen],
+                counts={info.name: states.counts.get(info.name, 0) for info in chosen},
+                fresh=[info.name for info in chosen if info.name not in states.slots])
+
+
+def _form(rule: Type[Rule], h: Values) -> conversions.Foreign:
+    """How a step model keeps ``rule``: everything, under our own names."""
+    own = {slot.name: slot.name for slot in rule.slots(h)}
+    return conversions.mirror(rule, h.asdict())._replace(path='the ONNX model', slots=own)
+
+
+def _weight(info: ParameterInfo, entry: Mapping[str, Any], weights: Optional[Mapping[str, Any]]) -> Optional[numpy.ndarray]:
+    """The weight as an initializer: from the master if there is one, None where none is known."""
+    if 'master' in entry:
+        return numpy.asarray(entry['master']).astype(info.dtype)
+    if weights is None:
+        return None
+    if info.name not in weights:
+        raise ValueError(f'`weights` must hold all parameters to convert. Received: none for {info.name!r}, only {one_of(weights)}. '
+                         'Add it, or list the others by `params`.')
+    weight = numpy.asarray(weights[info.name])
+    if (weight.shape, weight.dtype.name) != (tuple(info.shape), info.dtype):
+        raise ValueError(f'The weight {info.name!r} must be {info.dtype} of shape {tuple(info.shape)}, as in the states. '
+                         f'Received: {weight.dtype.name} of shape {weight.shape}. Pass the weights of the same run.')
+    return weight
+
+
+def _fresh(slots: Iterable[Slot], info: ParameterInfo, weight: Optional[numpy.ndarray]) -> Dict[str, Any]:
+    """What a parameter starts with that has seen no update."""
+    if weight is None and (info.dtype == 'float16' or any(slot.init == 'weight' for slot in slots)):
+        raise ValueError(f'{info.name!r} has seen no update, and its state begins with its weight. Pass `weights`.')
+    start = numpy.zeros(info.shape, info.dtype) if weight is None else weight
+    master = {'master': start.astype('float32')} if info.dtype == 'float16' else {}
+    return {**{slot.name: initial_slot(slot, master.get('master', start)) for slot in slots}, **master}
+
+
+def _say(form: conversions.Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
+    """What the user has to do by hand: lines for the report."""
+    alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # multipliers are in the model
+    lines = conversions.what_to_say(form, h, dataclasses.replace(states, scheduler=None, master={}), alike)
+    rate = f"its base_lr, {h.learning_rate!r}, by the scheduler {states.scheduler.get('class')}" if states.scheduler else repr(h.learning_rate)
+    return [*lines, f'feed `learning_rate` at each step, beginning with update {states.num_update + 1}: {rate}']
+
+
+def _items(shapes: Any) -> Iterable[Tuple[str, Any]]:
+    if not isinstance(shapes, Mapping) or not shapes:
+        raise TypeError(f"`shapes` must be a dictionary of names to shapes, such as {{'weight': (3, 4)}}. Received: {shapes!r}.")
+    return shapes.items()
+
+
+def _shape(name: str, shape: Any) -> Tuple[int, ...]:
+    try:
+        checked = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        checked = (-1,)
+    if any(size < 0 for size in checked):
+        raise ValueError(f'The shape of {name!r} must be a sequence of integers, 0 or more. Received: {shape!r}. Pass `weight.shape`.')
+    return checked
+
+
+def _nodes(step: Step) -> List[Any]:
+    return [helper.make_node(op, inputs, [output], name=output, **{key: _attribute(value) for key, value in attributes.items()})
+            for op, inputs, output, attributes in step.operators]
+
+
+def _attribute(value: Any) -> Any:
+    return numpy_helper.from_array(value) if isinstance(value, numpy.ndarray) else TYPES.get(value, value)
+
+
+def _infos(kinds: Mapping[str, Kind]) -> List[Any]:
+    return [helper.make_tensor_value_info(name, TYPES[dtype], shape) for name, (dtype, shape) in kinds.items()]

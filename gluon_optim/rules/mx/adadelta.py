@@ -1,0 +1,41 @@
+"""MXNet's `adadelta` (Zeiler, arXiv:1212.5701): no learning rate, and decay by wd itself."""
+from ...schema import Hyper, Slot
+from .base import WD, MXRule, rate
+
+
+class AdaDelta(MXRule):
+    """AdaDelta, MXNet's convention.
+
+        g  = clip(rescale_grad g)
+        a  = rho a + (1 - rho) g^2
+        d  = sqrt(b + epsilon) / sqrt(a + epsilon) g
+        b  = rho b + (1 - rho) d^2
+        w -= d + wd w
+
+    MXNet rescales the caller's gradient in place; here it stays as it is.
+    """
+
+    name = 'adadelta'
+    summary = "steps in the units of the weight, without a learning rate, MXNet's convention"
+    paper = 'arXiv:1212.5701'
+    peers = ('mxnet.optimizer.AdaDelta',)
+    exceptions = {'lr_mult=0': 'there is no learning rate: the argument has no effect, as in MXNet'}
+    hypers = (rate(0.01)._replace(doc='has no effect'), WD._replace(doc='share of the weight that each step takes off'),
+              Hyper('rho', 0.9, '[0, 1)', 'decay of both means'),
+              Hyper('epsilon', 1e-5, '[0, inf)', 'added to both means, inside the roots'))
+    operator = False
+
+    @staticmethod
+    def slots(h):
+        return Slot('acc_g', doc='decayed mean of squared gradients'), Slot('acc_delta', doc='decayed mean of squared steps')
+
+    @staticmethod
+    def coefficients(xp, h, t):
+        return dict(wd=h.wd, rho=h.rho, a=1 - h.rho, eps=h.epsilon)
+
+    @staticmethod
+    def step(xp, h, c, w, g, s):
+        acc_g = c.rho * s.acc_g + c.a * g * g
+        delta = xp.sqrt(s.acc_delta + c.eps) / xp.sqrt(acc_g + c.eps) * g
+        acc_delta = c.rho * s.acc_delta + c.a * delta * delta
+        return w - (delta + c.wd * w), dict(acc_g=acc_g, acc_delta=acc_delta)

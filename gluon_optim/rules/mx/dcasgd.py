@@ -1,0 +1,39 @@
+"""MXNet's `dcasgd` (Zheng et al., Asynchronous stochastic gradient descent with delay compensation, arXiv:1609.08326)."""
+from ...schema import Hyper, Slot
+from .base import MOMENTUM, WD, MXRule, rate
+
+
+class DCASGD(MXRule):
+    """SGD that corrects gradients for the weight having moved since.
+
+        g  = clip(rescale_grad g)
+        m  = momentum m - learning_rate (g + wd w + lamda g^2 (w - previous))
+        previous = w
+        w += m
+
+    MXNet raises ValueError with momentum ("truth value of an NDArray"); here it works.
+    """
+
+    name = 'dcasgd'
+    summary = 'SGD with delay compensation, for asynchronous training'
+    paper = 'arXiv:1609.08326'
+    peers = ('mxnet.optimizer.DCASGD',)
+    hypers = (rate(0.01), WD, MOMENTUM, Hyper('lamda', 0.04, '(-inf, inf)', 'strength of the compensation'))
+    operator = False
+
+    @staticmethod
+    def slots(h):
+        previous = Slot('previous_weight', init='weight', doc='the weight before the last step')
+        return (Slot('momentum', doc='the last step'), previous) if h.momentum > 0 else (previous,)
+
+    @staticmethod
+    def coefficients(xp, h, t):
+        return dict(minus_lr=-h.learning_rate, wd=h.wd, mu=h.momentum, lamda=h.lamda)
+
+    @staticmethod
+    def step(xp, h, c, w, g, s):
+        step = c.minus_lr * (g + c.wd * w + c.lamda * g * g * (w - s.previous_weight))
+        slots = dict(previous_weight=w)
+        if 'momentum' in s:
+            step = slots['momentum'] = c.mu * s.momentum + step
+        return w + step, slots

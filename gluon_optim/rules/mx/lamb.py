@@ -1,0 +1,68 @@
+"""MXNet's `lamb` (You et al., arXiv:1904.00962)."""
+from ...schema import Hyper
+from ..base import norm, trust_ratio
+from ..moments import MEAN, VAR, averaging, moments
+from .base import BETA1, BETA2, WD, MXRule, half_norm, parameters, rate, working
+
+
+class LAMB(MXRule):
+    """Adam with steps as long as the weight, layer by layer. |x| is the L2 norm over the whole parameter.
+
+        g  = clip(rescale_grad g)
+        m  = beta1 m + (1 - beta1) g
+        v  = beta2 v + (1 - beta2) g^2
+        u  = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + wd w
+        w -= learning_rate |w| / |u| u                                   the ratio is 1 where a norm is 0
+
+    With float32 masters |w| is that of the float16 weight, and of squares in float16, as in MXNet (in calls with lists;
+    for a single parameter MXNet takes the norm of the master).
+
+    bias_correction=False: without the two divisors. lower_bound and upper_bound limit |w|.
+    """
+
+    name = 'lamb'
+    summary = 'Adam with steps as long as the weight, layer by layer'
+    paper = 'arXiv:1904.00962'
+    peers = ('mxnet.optimizer.LAMB', 'optax.lamb')
+    hypers = (
+        rate(1e-3),
+        WD._replace(doc='weight decay, added to the update'),
+        BETA1,
+        BETA2,
+        Hyper('epsilon', 1e-6, '[0, inf)', 'added to the root of the second moment'),
+        Hyper('lower_bound', None, '(0, inf)', 'smallest norm of the weight that the ratio uses', optional=True),
+        Hyper('upper_bound', None, '(0, inf)', 'largest norm of the weight that the ratio uses', optional=True),
+        Hyper('bias_correction', True, (False, True), 'divide the moments by the sums of their weights'),
+    )
+
+    @staticmethod
+    def slots(h):
+        return MEAN, VAR
+
+    @staticmethod
+    def coefficients(xp, h, t):
+        p = parameters(xp, h, 'learning_rate', 'wd', 'beta1', 'beta2', 'epsilon')
+        c = dict(averaging(p), lr=p.learning_rate, wd=p.wd, correction1=1 - working(xp, p.beta1 ** t),
+                 correction2=1 - working(xp, p.beta2 ** t))
+        c.update({name: getattr(h, name) for name in ('lower_bound', 'upper_bound') if getattr(h, name) is not None})
+        return c
+
+    @classmethod
+    def step(cls, xp, h, c, w, g, s):
+        mean, var = moments(c, s, g)
+        direction = mean / c.correction1 / (xp.sqrt(var / c.correction2) + c.eps) if h.bias_correction else mean / (xp.sqrt(var) + c.eps)
+        update = direction + c.wd * w
+        size = cls.size(xp, w)
+        if 'lower_bound' in c:
+            size = xp.maximum(size, c.lower_bound)
+        if 'upper_bound' in c:
+            size = xp.minimum(size, c.upper_bound)
+        return w - c.lr * trust_ratio(xp, size, norm(xp, update)) * update, dict(mean=mean, var=var)
+
+    size = staticmethod(norm)
+
+
+class MasterLAMB(LAMB):
+    """`LAMB` on float32 masters: MXNet takes the norm of the float16 weight, in float16."""
+
+    size = staticmethod(half_norm)

@@ -1,0 +1,72 @@
+"""MXNet's `lars` (You, Gitman and Ginsburg, arXiv:1708.03888): rate and ratio are inside the momentum."""
+from ...schema import Hyper, Slot
+from ..base import divided, norm
+from .base import LAZY_UPDATE, MOMENTUM, WD, MXRule, half_norm, parameter, rate, rescaled, rounded
+
+
+class LARS(MXRule):
+    """SGD with steps in proportion to the weight, layer by layer. |x| is the L2 norm over the whole parameter.
+
+        a  = eta |w| / (|g| + wd |w| + eps)                              1 where a norm is 0
+        m  = momentum m - learning_rate a wd w - learning_rate a clip(g)
+        w += m
+
+    |g| is that of the rescaled gradient before clipping. Parameters whose name ends in gamma, beta or bias have a = 1.
+    With float32 masters the norms are of float16 weight and gradient, and of squares in float16, as in MXNet: elements
+    below 2e-4 count as 0.
+
+    momentum_correction: momentum is multiplied by this call's learning rate over the last one's.
+
+    MXNet updates lists in calls of four parameters, and so corrects the momentum of the first four only; here it is
+    corrected once for a whole list. With several devices, each has its own last rate.
+    """
+
+    name = 'lars'
+    summary = "SGD with steps in proportion to the weight, layer by layer, MXNet's convention"
+    paper = 'arXiv:1708.03888'
+    peers = ('mxnet.optimizer.LARS',)
+    hypers = (
+        rate(0.01),
+        WD,
+        MOMENTUM,
+        LAZY_UPDATE,
+        Hyper('eta', 0.001, '(0, inf)', 'length of a step in units of the weight, at rate 1'),
+        Hyper('eps', 0.0, '[0, inf)', 'added to the norm of the gradient'),
+        Hyper('momentum_correction', True, (False, True), 'scale the momentum when the learning rate changes'),
+    )
+    supplied = ('correction', 'adapts')  # of the momentum; 1 or 0: whether there is a ratio
+
+    @staticmethod
+    def slots(h):
+        return (Slot('momentum', doc='the last step'),) if h.momentum > 0 else ()
+
+    @staticmethod
+    def coefficients(xp, h, t):
+        mu = h.momentum * (h.correction if 'correction' in h else 1.0)
+        eta = h.eta * (h.adapts if 'adapts' in h else 1.0)
+        return dict(lr=rounded(xp, h.learning_rate), wd=rounded(xp, h.wd), mu=parameter(xp, mu), eta=eta, eps=h.eps)
+
+    @classmethod
+    def prepare(cls, xp, c, static, w, g):
+        return g  # `step` rescales, after the norm
+
+    @classmethod
+    def step(cls, xp, h, c, w, g, s):
+        w_norm, g_norm = cls.size(xp, w), c.rescale_grad * cls.size(xp, g)
+        length = c.eta * w_norm
+        ratio = divided(xp, length, g_norm + c.wd * w_norm + c.eps)
+        ratio = xp.where(length == 0, 1.0, xp.where(g_norm == 0, 1.0, ratio))
+        lr = c.lr * ratio
+        step = lr * c.wd * w + lr * rescaled(xp, c, g)
+        if 'momentum' not in s:
+            return w - step, {}
+        momentum = c.mu * s.momentum - step
+        return w + momentum, dict(momentum=momentum)
+
+    size = staticmethod(norm)
+
+
+class MasterLARS(LARS):
+    """`LARS` on float32 masters: MXNet takes the norms of float16 weight and gradient, in float16."""
+
+    size = staticmethod(half_norm)

@@ -1,0 +1,67 @@
+"""MXNet's `lbsgd`: SGD for large batches, emulated by summing gradients, with a rate that warms up."""
+from ...schema import Hyper
+from .base import MOMENTUM, WD, rate, rescaled
+from .sgd import SGD
+
+SMALLEST, LARGEST = 0.01, 100.0   # ratio of warmup_strategy='lars'
+TINY = 1e-18                      # in its divisor
+
+
+def progress(xp, h, update):
+    """How much of the warm-up is over, 0 to 1; ``update`` counts gradients."""
+    length = h.warmup_epochs * h.updates_per_epoch
+    return xp.minimum(update / length, 1.0) if length > 1 else 1.0
+
+
+class LBSGD(SGD):
+    """SGD on the mean of each batch_scale gradients; `g` is that mean here.
+
+        r  = min(n / (warmup_epochs updates_per_epoch), 1)               n: gradients seen, those before begin_epoch included
+        f  = 1 + (batch_scale - 1) r                                     'power2': r^2, 'sqrt': sqrt(r)
+        m  = momentum m - learning_rate f (g + wd w)
+        w += m
+
+    warmup_strategy='lars': f = sqrt(|w|^2 / (|g|^2 + wd |w|^2)), from 0.01 to 100, throughout; |g| before rescaling.
+
+    MXNet runs it, and the mean is kept on the optimizer. MXNet reads the rate before it counts the update. It keeps the first
+    of batch_scale gradients by reference, where the next backward pass overwrites it: here it is copied. With several devices
+    MXNet adds up the gradients of all of them in one place; here each has its own.
+    """
+
+    name = 'lbsgd'
+    summary = 'SGD for large batches: means of several gradients, and a rate that warms up'
+    paper = 'Goyal et al., arXiv:1706.02677; lars: arXiv:1708.03888'
+    peers = ('mxnet.optimizer.LBSGD',)
+    exceptions = {'rescaling': "warmup_strategy='lars' takes the norm of the gradient before rescaling, as in MXNet"}
+    lowerable = False
+    hypers = (
+        rate(0.01),
+        WD,
+        MOMENTUM,
+        Hyper('warmup_strategy', 'linear', ('linear', 'power2', 'sqrt', 'lars'), 'how the rate grows, or layer by layer'),
+        Hyper('warmup_epochs', 5, '[0, inf)', 'epochs until the rate is batch_scale times the learning rate'),
+        Hyper('batch_scale', 1, '[1, inf)', 'gradients per update'),
+        Hyper('updates_per_epoch', 32, '(0, inf)', 'gradients per epoch'),
+        Hyper('begin_epoch', 0, '[0, inf)', 'epochs that are over'),
+        Hyper('num_epochs', 60, '[0, inf)', 'has no effect'),
+    )
+
+    @classmethod
+    def coefficients(cls, xp, h, t):
+        grown = progress(xp, h, h.begin_epoch * h.updates_per_epoch + t)
+        grown = grown * grown if h.warmup_strategy == 'power2' else xp.sqrt(grown) if h.warmup_strategy == 'sqrt' else grown
+        factor = 1.0 if h.warmup_strategy == 'lars' else 1 + (h.batch_scale - 1) * grown
+        return dict(super().coefficients(xp, h.replace(learning_rate=factor * h.learning_rate), t), wd=h.wd)
+
+    @classmethod
+    def prepare(cls, xp, c, static, w, g):
+        return g  # `step` rescales, after the norm
+
+    @classmethod
+    def step(cls, xp, h, c, w, g, s):
+        if h.warmup_strategy == 'lars':
+            w_sq, g_sq = xp.sum(w * w), xp.sum(g * g)
+            ratio = xp.sqrt(w_sq / (g_sq + c.wd * w_sq + TINY))
+            ratio = xp.minimum(xp.maximum(ratio, SMALLEST), LARGEST)
+            c = c.replace(lr=ratio * c.lr, lr_wd=ratio * c.lr_wd)
+        return super().step(xp, h, c, w, rescaled(xp, c, g) if 'clip_gradient' in c else g, s)

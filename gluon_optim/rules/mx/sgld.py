@@ -1,0 +1,32 @@
+"""MXNet's `sgld` (Patterson and Teh, Stochastic gradient Riemannian Langevin dynamics, NIPS 2013)."""
+from .base import WD, MXRule, rate
+
+
+class SGLD(MXRule):
+    """SGD that adds as much noise as turns its path into samples of the posterior.
+
+        g  = clip(rescale_grad g)
+        w += -learning_rate / 2 (g + wd w) + sqrt(learning_rate) x      x: a standard normal sample
+
+    MXNet runs it and draws the samples, parameter by parameter: the same as with MXNet's own, after the same seed.
+    """
+
+    name = 'sgld'
+    summary = 'SGD with noise: Langevin dynamics'
+    paper = 'Patterson and Teh, Stochastic Gradient Riemannian Langevin Dynamics on the Probability Simplex, NIPS 2013'
+    peers = ('mxnet.optimizer.SGLD',)
+    lowerable = False
+    hypers = (rate(0.01)._replace(domain='[0, inf)'), WD)
+    operator = False
+
+    @staticmethod
+    def slots(h):
+        return ()
+
+    @staticmethod
+    def coefficients(xp, h, t):
+        return dict(minus_half_lr=-h.learning_rate / 2, wd=h.wd, deviation=xp.sqrt(h.learning_rate))
+
+    @staticmethod
+    def step(xp, h, c, w, g, s):
+        return w + c.minus_half_lr * (g + c.wd * w) + c.deviation * xp.normal(w), {}

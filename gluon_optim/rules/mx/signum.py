@@ -1,0 +1,45 @@
+"""MXNet's `signum` (Bernstein et al., arXiv:1802.04434)."""
+from ...schema import Hyper, Slot
+from .base import MOMENTUM, WD, ScaledByRate, factor, parameters, rate, working
+
+
+class Signum(ScaledByRate):
+    """The sign of the momentum.
+
+        m = momentum m - (1 - momentum) (g + wd w)
+        w = (1 - learning_rate wd_lh) w + learning_rate sign(m)
+
+    Without momentum, signSGD, which MXNet gives neither rescale_grad nor clip_gradient nor wd_lh:
+
+        w = (1 - learning_rate wd) w - learning_rate sign(g)
+    """
+
+    name = 'signum'
+    summary = 'the sign of the momentum, or of the gradient'
+    paper = 'arXiv:1802.04434'
+    peers = ('mxnet.optimizer.Signum',)
+    hypers = (
+        rate(0.01),
+        WD,
+        MOMENTUM._replace(default=0.9),
+        Hyper('wd_lh', 0.0, '(-inf, inf)', 'decoupled weight decay, multiplied by the learning rate; with momentum only'),
+    )
+
+    @staticmethod
+    def slots(h):
+        return (Slot('momentum', doc='decayed mean of gradients, negated'),) if h.momentum > 0 else ()
+
+    @staticmethod
+    def coefficients(xp, h, t):
+        p = parameters(xp, h, 'learning_rate', 'wd', 'momentum', 'wd_lh')
+        a = working(xp, 1 - p.momentum)
+        decay = p.wd_lh if h.momentum > 0 else p.wd
+        return dict(lr=p.learning_rate, mu=p.momentum, a=factor(h, a), a_wd=a * p.wd,
+                    keep=working(xp, 1 - working(xp, p.learning_rate * decay)))
+
+    @staticmethod
+    def step(xp, h, c, w, g, s):
+        if 'momentum' not in s:
+            return c.keep * w - c.lr * xp.sign(g), {}
+        momentum = c.mu * s.momentum - c.a_wd * w - c.a * g
+        return c.keep * w + c.lr * xp.sign(momentum), dict(momentum=momentum)

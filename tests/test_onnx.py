@@ -1,0 +1,398 @@
+"""The ONNX step models against the rules in NumPy, on ONNX Runtime and on onnx's own evaluator; states into ONNX and back."""
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gluon_optim import rules
+from gluon_optim.rules.base import initial_slot
+from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, digest
+
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
+from gluon_optim.onnx import export_step, from_onnx, initial_slots, to_onnx, unpack  # noqa: E402
+
+STEPS = 20
+SHAPES = {'weight': (4, 3), 'bias': (3,), 'one': (1,), 'number': ()}
+LIMITS = {'float32': 1e-6, 'float64': 1e-12}
+STANDARD = {'Abs', 'Add', 'Cast', 'Constant', 'Div', 'Equal', 'Exp', 'Greater', 'GreaterOrEqual', 'Identity', 'Less', 'LessOrEqual',
+            'Log', 'Max', 'Min', 'Mul', 'Neg', 'Not', 'ReduceSum', 'Sign', 'Sqrt', 'Sub', 'Tanh', 'Where'}
+
+
+def cases():
+    """Every rule with its defaults, and with every value of every switch that its `check` allows."""
+    for name in rules.names():
+        rule, found = rules.get(name), [{}]
+        for hyper in rule.hypers:
+            if hyper.is_switch:
+                found += [{hyper.name: value} for value in hyper.domain if value not in (None, hyper.default)]
+        for extra in found:
+            for momentum in ({}, {'momentum': 0.9}):
+                if momentum and not any(hyper.name == 'momentum' for hyper in rule.declared(extra)):
+                    continue
+                try:
+                    rule.hyperparameters(**extra, **momentum)
+                except ValueError:
+                    continue
+                yield pytest.param(name, {**extra, **momentum}, id='-'.join([name, *map(str, {**extra, **momentum}.values())]))
+
+
+def settings(name, extra):
+    """All hyper-parameters: epsilon where it shows, decay where the rule has any, clipping on."""
+    declared = {hyper.name for hyper in rules.get(name).declared(extra)}
+    return dict({'epsilon': 1e-3} if 'epsilon' in declared else {}, clip_gradient=0.7, rescale_grad=0.5,
+                **({'trust_coefficient': 1.0} if name == 'larc' else {}),  # steps that are large beside the rounding of weights
+                **({} if 'rprop' in (name, extra.get('base')) else {'wd': 0.1}), **extra)
+
+
+def rate(step):
+    return 0.05 * (1 + math.cos(step)) + 0.01
+
+
+def weights_and_gradients(dtype='float64', steps=STEPS, seed=1):
+    """Weights by name, and for each step gradients by name, of very different sizes."""
+    random = np.random.RandomState(seed)
+    weights = {name: np.asarray(random.normal(size=shape), dtype) for name, shape in SHAPES.items()}
+    scales = np.geomspace(1e-3, 10, steps)
+    random.shuffle(scales)
+    gradients = [{name: np.asarray(random.normal(size=shape) * scale, dtype) for name, shape in SHAPES.items()} for scale in scales]
+    return weights, gradients
+
+
+def run_rule(name, hypers, weights, gradients, begin=0, slots=None):
+    """The rule on NumPy arrays: weights and slots by parameter, and how far each weight has travelled."""
+    rule, weights, slots = rules.get(name), dict(weights), dict(slots or {})
+    travelled = dict.fromkeys(weights, 0.0)
+    for t, gradient in enumerate(gradients, begin + 1):
+        h = rule.hyperparameters(**dict(hypers, learning_rate=rate(t)))
+        for key in weights:
+            start = slots.get(key) or {slot.name: initial_slot(slot, weights[key]) for slot in rule.slots(h)}
+            new, slots[key] = rule.run(np, h, t, weights[key], gradient[key], start)
+            travelled[key] = travelled[key] + np.abs(new - weights[key]).max()
+            weights[key] = np.asarray(new, weights[key].dtype)
+    return weights, slots, travelled
+
+
+def session(model):
+    onnx.checker.check_model(model, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'])
+
+
+def run_model(model, arrays, gradients, begin=0, counted=False):
+    """Feed outputs back as inputs; ``counted`` models count for themselves."""
+    runtime, arrays = session(model), dict(arrays)
+    known = {x.name for x in runtime.get_inputs()}
+    for t, gradient in enumerate(gradients, begin + 1):
+        feeds = {**arrays, **{key + '/grad': g for key, g in gradient.items()}, 'learning_rate': np.array(rate(t))}
+        if not counted:
+            feeds['t'] = np.array(t)
+        new = runtime.run(None, {key: array for key, array in feeds.items() if key in known})
+        arrays = {output.name[:-len('/new')]: array for output, array in zip(runtime.get_outputs(), new)}
+    return arrays
+
+
+def assert_near(found, expected, travelled, limit):
+    for key, weight in expected.items():
+        assert found[key].shape == weight.shape and found[key].dtype == weight.dtype
+        assert np.abs(found[key] - weight).max() <= limit * travelled[key] and travelled[key] > 1e-3
+
+
+def states_of(name, hypers, dtype='float32', steps=10, **options):
+    """States as a run of ``steps`` updates leaves them, computed with NumPy, and the weights."""
+    weights, gradients = weights_and_gradients(dtype, steps)
+    weights, slots, _ = run_rule(name, hypers, weights, gradients)
+    slots = {key: {slot: np.asarray(value, dtype) for slot, value in own.items()} for key, own in slots.items()}
+    infos = [ParameterInfo(key, 'net0_' + key, w.shape, dtype) for key, w in weights.items()]
+    hypers = rules.get(name).hyperparameters(**hypers).asdict()
+    return OptimizerStates(name, hypers, steps, infos, dict.fromkeys(weights, steps), slots, **options), weights
+
+
+# -- the step model ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize('name, extra', list(cases()))
+def test_equals_the_rule(name, extra, dtype):
+    hypers = settings(name, extra)
+    model = export_step(name, SHAPES, dtype, **hypers)
+    assert {node.op_type for node in model.graph.node} <= STANDARD and {x.domain for x in model.opset_import} == {''}
+    weights, gradients = weights_and_gradients(dtype)
+    expected, slots, travelled = run_rule(name, hypers, weights, gradients)
+    found = run_model(model, {**weights, **initial_slots(name, weights, **hypers)}, gradients)
+    assert_near(found, expected, travelled, LIMITS[dtype])
+    for key, own in slots.items():
+        for slot, value in own.items():
+            np.testing.assert_allclose(found[f'{key}/{slot}'], value, rtol=10 * LIMITS[dtype], atol=10 * LIMITS[dtype])
+            assert found[f'{key}/{slot}'].dtype == dtype
+
+
+@pytest.mark.parametrize('name', [name for name in rules.names(drop_ins=True) if name not in rules.names()])
+def test_rules_of_mxnet_are_exported_or_refused(name):
+    weights, gradients = weights_and_gradients()
+    hypers = {'wd': 0.1} if any(hyper.name == 'wd' for hyper in rules.get(name).hypers) else {}
+    try:
+        model = export_step(name, SHAPES, 'float64', **hypers)
+    except ValueError as error:
+        assert str(error).startswith(f'{name!r} cannot be written in ONNX operators')
+        return
+    found = run_model(model, {**weights, **initial_slots(name, weights, **hypers)}, gradients)
+    expected, _, travelled = run_rule(name, hypers, weights, gradients)
+    for key, weight in expected.items():
+        assert np.abs(found[key] - weight).max() <= 1e-12 * max(travelled[key], 1e-3)
+
+
+@pytest.mark.parametrize('name', ['novograd', 'radam', 'rprop', 'larc', 'nadam_torch', 'adamw'])
+def test_another_runtime_agrees(name):
+    reference = pytest.importorskip('onnx.reference')
+    hypers = settings(name, {})
+    weights, gradients = weights_and_gradients()
+    model = export_step(name, SHAPES, 'float64', **hypers)
+    evaluator, arrays = reference.ReferenceEvaluator(model), {**weights, **initial_slots(name, weights, **hypers)}
+    for t, gradient in enumerate(gradients[:5], 1):
+        feeds = {**arrays, **{key + '/grad': g for key, g in gradient.items()}, 'learning_rate': np.array(rate(t)), 't': np.array(t)}
+        arrays = {key[:-len('/new')]: x for key, x in zip(evaluator.output_names, evaluator.run(None, feeds))}
+    expected, _, travelled = run_rule(name, hypers, weights, gradients[:5])
+    assert_near({key: np.asarray(arrays[key]) for key in weights}, expected, travelled, 1e-12)
+
+
+def test_coefficients_keep_their_digits():
+    weights, gradients = {'w': np.zeros(1)}, [{'w': np.ones(1)}]
+    for beta2 in (0.999, 1 - 1e-7, 0.0):
+        model = export_step('adamw', {'w': (1,)}, 'float64', wd=0, beta2=beta2, epsilon=0)
+        for t in (1, 1000, 10 ** 9):
+            arrays = {'w': np.zeros(1), 'w/mean': np.ones(1), 'w/var': np.ones(1)}
+            found = run_model(model, arrays, gradients, t - 1)['w'][0]
+            h = rules.get('adamw').hyperparameters(wd=0, beta2=beta2, epsilon=0, learning_rate=rate(t))
+            expected, _ = rules.get('adamw').run(np, h, t, weights['w'], gradients[0]['w'], {'mean': np.ones(1), 'var': np.ones(1)})
+            assert abs(found / expected[0] - 1) < 1e-14
+
+
+def test_sums_are_accumulated_in_double():
+    size = 1 << 16
+    model = export_step('novograd', {'w': (size + 1,)}, beta2=0.0)
+    gradient = np.full(size + 1, 2.0 ** -12, 'float32')
+    gradient[0] = 2.0 ** 4
+    start = {'w': np.zeros(size + 1, 'float32'), **initial_slots('novograd', {'w': gradient})}
+    found = run_model(model, start, [{'w': gradient}])
+    assert found['w/norm_sq'] == np.float32(2.0 ** 8 + size * 2.0 ** -24)
+
+
+@pytest.mark.parametrize('name', ['novograd', 'adamw', 'asgd', 'larc'])
+def test_half_weights_follow_their_masters(name):
+    weights, gradients = weights_and_gradients('float16', 5)
+    model = export_step(name, SHAPES, 'float16')
+    found = run_model(model, initial_slots(name, weights), gradients)
+    singles = {key: w.astype('float32') for key, w in weights.items()}
+    expected = run_model(export_step(name, SHAPES), {**singles, **initial_slots(name, singles)},
+                         [{key: g.astype('float32') for key, g in gradient.items()} for gradient in gradients])
+    for key in weights:
+        assert found[key].dtype == np.float16 and found[key].tobytes() == found[key + '/master'].astype('float16').tobytes()
+        assert found[key + '/master'].tobytes() == expected[key].tobytes()
+
+
+def test_names_and_types():
+    model = export_step('asgd', {'w': (2, 3)}, 'float64')
+    kinds = {x.name: (x.type.tensor_type.elem_type, [d.dim_value for d in x.type.tensor_type.shape.dim])
+             for x in [*model.graph.input, *model.graph.output]}
+    double, whole = onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64
+    state = {'w': [2, 3], 'w/average': [2, 3], 'w/eta': [], 'w/mu': []}
+    assert kinds == {'learning_rate': (double, []), 't': (whole, []), 'w/grad': (double, [2, 3]),
+                     **{key: (double, shape) for key, shape in state.items()},
+                     **{key + '/new': (double, shape) for key, shape in state.items()}}
+    assert model.producer_name == 'gluon_optim' and model.opset_import[0].version == 17
+
+
+@pytest.mark.parametrize('error, message, arguments, hypers', [
+    (ValueError, "Unknown optimizer 'novogard'", ('novogard', SHAPES), {}),
+    (TypeError, "Unknown argument of adamw 'beta'", ('adamw', SHAPES), {'beta': 1}),
+    (ValueError, '`beta1` must be in', ('adamw', SHAPES), {'beta1': 1.0}),
+    (ValueError, '`dtype` must be one of', ('adamw', SHAPES, 'bfloat16'), {}),
+    (TypeError, '`shapes` must be a dictionary', ('adamw', [(2, 3)]), {}),
+    (TypeError, '`shapes` must be a dictionary', ('adamw', {}), {}),
+    (ValueError, "shape of 'w' must be", ('adamw', {'w': (2.5,)}), {}),
+    (ValueError, "shape of 'w' must be", ('adamw', {'w': (-1,)}), {}),
+    (ValueError, "shape of 'w' must be", ('adamw', {'w': 3}), {}),
+    (ValueError, "Received: 'w/mean' for two things", ('adamw', {'w': (2,), 'w/mean': (2,)}), {}),
+    (ValueError, "Received: 't' for two things", ('adamw', {'t': (2,)}), {}),
+    (ValueError, "Received: 'w/new' for two things", ('adamw', {'w': (2,), 'w/new': (2,)}), {}),
+])
+def test_refusals(error, message, arguments, hypers):
+    with pytest.raises(error) as caught:
+        export_step(*arguments, **hypers)
+    assert message in str(caught.value)
+
+
+def test_rules_that_cannot_be_traced_are_refused():
+    class Matrix(rules.get('sgd_torch')):
+        name, lowerable = 'matrix', False
+
+    class Power(rules.get('sgd_torch')):
+        name = 'power'
+
+        @staticmethod
+        def coefficients(xp, h, t):
+            return dict(lr=math.exp(t), wd=0.0)
+
+    for rule in (Matrix, Power):
+        rules.add(rule)
+        try:
+            with pytest.raises(ValueError, match=f"'{rule.name}' cannot be written in ONNX operators"):
+                export_step(rule.name, SHAPES)
+        finally:
+            del rules._RULES[rule.name]
+
+
+def test_without_onnx_there_is_one_line_that_says_what_to_do():
+    code = ("import sys; sys.modules['onnx'] = None\nimport gluon_optim\nimport gluon_optim.lowering.operators\n"
+            "try:\n    import gluon_optim.onnx\nexcept ImportError as error:\n    print(error)")
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, check=True, text=True)
+    assert done.stdout == "gluon_optim.onnx needs the package onnx: pip install 'gluon-optim[onnx]'\n"
+
+
+# -- states into ONNX and back -----------------------------------------------------------------------------------------
+
+def combined(model):
+    """The model that the standard defines for a training step: the algorithm appended to the graph."""
+    training, graph = model.training_info[0], onnx.GraphProto()
+    graph.CopyFrom(model.graph)
+    graph.MergeFrom(training.algorithm)
+    graph.name = 'combined'
+    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize('name', rules.names())
+def test_states_into_onnx_and_back(name, dtype, tmp_path):
+    hypers = dict(settings(name, {}), rescale_grad=1.0)
+    states, weights = states_of(name, hypers, dtype, scheduler={'class': 'a.b', 'attributes': {'base_lr': 0.25, 'step': 3}})
+    onnx.save(to_onnx(states, weights=weights), str(tmp_path / 'states.onnx'))
+    model = onnx.load(str(tmp_path / 'states.onnx'))
+    onnx.checker.check_model(model, full_check=True)
+    session(combined(model))  # it is checked and loads
+    back = from_onnx(model)
+    assert digest(back) == digest(states)
+    assert (back.parameters, back.hypers, back.scheduler) == (states.parameters, states.hypers, states.scheduler)
+
+    training = model.training_info[0]
+    held = {x.name for x in [*model.graph.initializer, *training.algorithm.initializer]}
+    produced = {x.name for x in training.algorithm.output}
+    assert {x.key: x.value for x in training.update_binding} == {key: key + '/new' for key in held}
+    assert produced == {key + '/new' for key in held} and held >= {'t', *weights}
+
+    step, arrays = unpack(model)
+    for key, weight in weights.items():
+        assert arrays[key].tobytes() == weight.tobytes()
+    _, gradients = weights_and_gradients(dtype, seed=2)
+    expected, _, travelled = run_rule(name, hypers, weights, gradients, 10, states.slots)
+    found = run_model(step, arrays, gradients, 10, counted=True)
+    assert_near(found, expected, travelled, LIMITS[dtype])
+
+    for tensor in [*model.graph.initializer, *training.algorithm.initializer]:  # as a training runtime does
+        tensor.CopyFrom(onnx.numpy_helper.from_array(found[tensor.name], tensor.name))
+    later = from_onnx(model)
+    assert later.num_update == 30 and set(later.counts.values()) == {30}
+    for key, own in later.slots.items():
+        assert all(array.tobytes() == found[f'{key}/{slot}'].tobytes() for slot, array in own.items())
+
+
+def test_counts_multipliers_masters_and_fresh_parameters():
+    weights, gradients = weights_and_gradients('float16', 8)
+    infos = [ParameterInfo('weight', 'w', (4, 3), 'float16', 0.5, 1.0), ParameterInfo('bias', 'b', (3,), 'float16', 1.0, 0.0),
+             ParameterInfo('one', 'o', (1,), 'float16'), ParameterInfo('number', 'n', (), 'float16')]
+    rule, masters, slots, counts = rules.get('adamw'), {}, {}, {'weight': 3, 'bias': 5, 'one': 0, 'number': 3}
+
+    def advance(key, times, begin):
+        info = next(info for info in infos if info.name == key)
+        masters.setdefault(key, weights[key].astype('float32'))
+        for t in range(begin + 1, begin + times + 1):
+            h = rule.hyperparameters(wd=0.1 * info.wd_mult, learning_rate=rate(5 - counts[key] + t) * info.lr_mult)
+            gradient = gradients[(t - 1) % 8][key].astype('float32')
+            w, own = rule.run(np, h, t, masters[key], gradient, slots.get(key))
+            masters[key], slots[key] = np.asarray(w, 'float32'), {k: np.asarray(v, 'float32') for k, v in own.items()}
+
+    for key in ('weight', 'bias', 'number'):
+        advance(key, counts[key], 0)
+    hypers = rule.hyperparameters(wd=0.1).asdict()
+    states = OptimizerStates('adamw', hypers, 7, infos, dict(counts), dict(slots), dict(masters))
+    with pytest.raises(ValueError, match="'one' has seen no update, and its state begins with its weight. Pass `weights`"):
+        to_onnx(states)
+    model = to_onnx(states, weights=weights)
+    back = from_onnx(model)
+    assert digest(back) == digest(states) and back.parameters == infos and 'one' not in back.slots
+    step, arrays = unpack(model)
+    assert arrays['weight'].tobytes() == masters['weight'].astype('float16').tobytes()
+    by_count = [{key: gradients[(counts[key] + k) % 8][key] for key in weights} for k in range(4)]
+    found = run_model(step, arrays, by_count, 5, counted=True)
+    for key in weights:
+        advance(key, 4, counts[key])
+        np.testing.assert_allclose(found[key + '/master'], masters[key], rtol=3e-7)
+        assert found[key].tobytes() == found[key + '/master'].astype('float16').tobytes()
+
+
+def test_without_weights_they_are_inputs():
+    states, weights = states_of('sgd_torch', {'momentum': 0.9})
+    model = to_onnx(states, params=['one', 'weight'])
+    onnx.checker.check_model(model, full_check=True)
+    assert not model.graph.initializer
+    step, arrays = unpack(model)
+    assert [x.name for x in model.training_info[0].algorithm.input] == ['learning_rate', 'one', 'one/grad', 'weight', 'weight/grad']
+    found = run_model(step, {**arrays, 'one': weights['one'], 'weight': weights['weight']},
+                      [{key: weights[key] for key in ('one', 'weight')}], 10, counted=True)
+    assert set(found) == {'t', 'one', 'one/momentum_buffer', 'weight', 'weight/momentum_buffer'} and found['t'] == 12
+    assert from_onnx(model).names == ['one', 'weight']
+
+
+def test_the_report_says_what_to_do():
+    scheduler = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': {}}
+    states, weights = states_of('novograd', {'rescale_grad': 0.5, 'learning_rate': 0.25}, scheduler=scheduler)
+    to_onnx(states, weights=weights)
+    report = '\n'.join(states.report)
+    assert 'the ONNX model: exact; 4 of 4 parameters, update 10' in report and 'rescale_grad=0.5 is not carried over' in report
+    assert 'feed `learning_rate` at each step, beginning with update 11' in report and 'FactorScheduler' in report
+    assert '0.25' in report and 'param_groups' not in report
+    h = rules.get('novograd').hyperparameters(**dict(states.hypers, rescale_grad=1.0))
+    step, arrays = unpack(to_onnx(states, weights=weights))
+    found = run_model(step, arrays, [weights], 10, counted=True)
+    new, _ = rules.get('novograd').run(np, h.replace(learning_rate=rate(11)), 11, weights['one'], weights['one'], states.slots['one'])
+    np.testing.assert_allclose(found['one'], new, rtol=1e-6)
+
+
+@pytest.mark.parametrize('message, change', [
+    ("Unknown target 'torch'", lambda s, w: dict(target='torch')),
+    ("Unknown parameter 'wieght'", lambda s, w: dict(params=['wieght'])),
+    ("none for 'number'", lambda s, w: dict(weights={key: w[key] for key in w if key != 'number'})),
+    ("'weight' must be float32 of shape (4, 3)", lambda s, w: dict(weights=dict(w, weight=w['weight'].T))),
+    ("'one' must be float32", lambda s, w: dict(weights=dict(w, one=w['one'].astype('float64')))),
+    ("'mean' of 'bias' must have shape (3,)", lambda s, w: s.slots['bias'].update(mean=np.zeros(4, 'float32'))),
+    ("must hold 'mean'", lambda s, w: s.slots['bias'].pop('mean') * 0),
+    ('ONNX would lose the variables', lambda s, w: s.variables.update(x=np.ones(1))),
+])
+def test_states_that_do_not_fit_are_refused(message, change):
+    states, weights = states_of('adamw', {})
+    changed = change(states, weights)
+    with pytest.raises(ValueError) as caught:
+        to_onnx(states, **(changed if isinstance(changed, dict) else {}))
+    assert message in str(caught.value) and not states.report
+
+
+def test_foreign_models_are_refused():
+    model = export_step('adamw', SHAPES)
+    for function in (from_onnx, unpack):
+        with pytest.raises(ValueError, match='must (be one of `to_onnx`|have training_info)'):
+            function(model)
+    states, weights = states_of('adamw', {})
+    model = to_onnx(states, weights=weights)
+    del model.training_info[0].algorithm.initializer[0]
+    with pytest.raises(ValueError, match="must hold the initializers 'weight/mean'"):
+        from_onnx(model)
+
+
+def test_too_large_a_file_is_refused_before_it_is_made(monkeypatch):
+    import gluon_optim.onnx
+    monkeypatch.setattr(gluon_optim.onnx, 'LARGEST', 100)
+    states, weights = states_of('adamw', {})
+    with pytest.raises(ValueError, match='must be below 2 GiB'):
+        to_onnx(states, weights=weights)

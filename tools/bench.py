@@ -1,0 +1,385 @@
+#!/usr/bin/env python
+"""How long one update takes: our optimizers, MXNet's own, PyTorch's, and the NovoGrads of other packages.
+
+    python tools/bench.py                                       all cases, some minutes
+    python tools/bench.py --case resnet50 --rounds 30
+    python tools/bench.py --case 2000 --optimizers novograd --peers 'torch_fused:*' '*:novograd'
+    python tools/bench.py --dtype float16 --json figures.json --plot figures.png
+    python tools/bench.py --peer-python other/bin/python        peers that this environment lacks run under that one
+
+All competitors are measured in one run, round by round in changing order, each with arrays of its own. In every round the
+bandwidth of an in-place addition is measured too: `floor` is the time in which the bytes that an optimizer must move would
+move at that rate. It reads the gradient, and reads and writes the weight and each slot of the weight's size (float16
+weights with masters: the float16 weight is written, the float32 master read and written).
+
+Exit codes: 0 measured, 1 a competitor did not update its weights, 2 unusable arguments.
+"""
+import argparse
+import fnmatch
+import json
+import os
+import platform
+import random
+import sys
+import time
+from pathlib import Path
+
+import bench_peers
+import mxnet as mx
+import numba
+import numpy
+from bench_peers import Competitor, Data
+from mxnet import gluon
+from tqdm import tqdm
+
+import gluon_optim as go
+
+# so that an optimizer keeps the state that it is known for, and none has less to compute than its peers
+ARGUMENTS = {name: dict(momentum=0.9) for name in ('sgd', 'nag', 'signum', 'lars', 'lbsgd', 'sgd_torch', 'rmsprop_torch')}
+ARGUMENTS['novograd'] = dict(wd=bench_peers.DECAY)
+
+MXNET = ('nothing', 'adam', 'sgd', 'lamb', 'nadam', 'adamax', 'ftml', 'adagrad', 'adadelta', 'rmsprop', 'nag', 'signum', 'ftrl', 'lars')
+ROUTES = {'Trainer': 'gluon.Trainer.update', 'Updater': 'Updater.__call__'}
+REFERENCE = 'torch_fused:adamw'
+PAUSE = 0.005  # seconds before each turn: the threads of the one before still spin
+
+
+def resnet50():
+    """The 161 trainable tensors of ResNet-50 (25.6 million elements): convolutions without biases, batch norms, one dense layer."""
+    def convolution(inputs, outputs, kernel):
+        return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]  # with the scale and shift of its batch norm
+
+    shapes, inputs = convolution(3, 64, 7), 64
+    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
+        for block in range(blocks):
+            shapes += convolution(inputs, width, 1) + convolution(width, width, 3) + convolution(width, 4 * width, 1)
+            if block == 0:
+                shapes += convolution(inputs, 4 * width, 1)
+            inputs = 4 * width
+    return [*shapes, (1000, inputs), (1000,)]
+
+
+CASES = {
+    'resnet50': resnet50(),
+    '2000': [(1000,)] * 2000,
+    '200': [(1000,)] * 200,
+    'one': [(5000, 5000)],
+    'tiny': [(1000,), (30, 7), (1,)],  # to see that everything runs; left out unless asked for
+}
+
+
+# Competitors in MXNet
+
+class Nothing(mx.optimizer.Optimizer):
+    """Updates nothing: what is left is the cost of MXNet's own lists."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.aggregate_num = 2 ** 31 - 1
+
+    def create_state_multi_precision(self, index, weight):
+        return ()
+
+    def update_multi_precision(self, index, weight, grad, state):
+        pass
+
+
+def in_mxnet(optimizer, data, dtype):
+    """{route: Competitor} of one optimizer, on the same parameters."""
+    parameters = []
+    for i, (weight, gradient) in enumerate(zip(data.weights(), data.gradients())):
+        parameter = gluon.Parameter(f'parameter{i}', shape=weight.shape, dtype=dtype)
+        parameter.initialize(mx.init.Zero())
+        parameter.set_data(mx.nd.array(weight, dtype=dtype))
+        parameter.grad()[:] = mx.nd.array(gradient, dtype=dtype)
+        parameters.append(parameter)
+    trainer = gluon.Trainer(parameters, optimizer)
+    mark_fresh(parameters)
+    trainer.update(1)
+    mx.nd.waitall()
+    updater = trainer._updaters[0]
+    lists = list(range(len(parameters))), [p.grad() for p in parameters], [p.data() for p in parameters]
+
+    def by_trainer():
+        trainer.update(1)
+        mx.nd.waitall()
+
+    def by_updater():
+        updater(*lists)
+        mx.nd.waitall()
+
+    slots = count_slots(optimizer, updater.states[0], dtype)
+    first = lambda: parameters[0].data().asnumpy()  # noqa: E731
+    return {'Trainer': Competitor(by_trainer, first, slots, lambda: mark_fresh(parameters)),
+            'Updater': Competitor(by_updater, first, slots)}
+
+
+def mark_fresh(parameters):
+    """Let the gradients count as new, as a backward pass does: `Trainer.update` refuses old ones."""
+    for parameter in parameters:
+        for data in parameter.list_data():
+            data._fresh_grad = True
+
+
+def count_slots(optimizer, state, dtype):
+    """How many arrays of the weight's size a state has, its master not counted."""
+    rule = getattr(optimizer, 'rule', None)
+    if rule is not None:
+        return sum(slot.like == 'weight' for slot in rule.slots(optimizer.hyperparameters()))
+    arrays, pending = 0, [state]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, (tuple, list)):
+            pending.extend(one)
+        else:
+            arrays += one is not None
+    return arrays - (dtype == 'float16')
+
+
+def create(name, dtype):
+    """A name such as 'gluon_optim:novograd' or 'mxnet:adam' as an optimizer."""
+    family, name = name.split(':')
+    arguments = dict(ARGUMENTS.get(name, {}), learning_rate=bench_peers.RATE, multi_precision=dtype == 'float16')
+    if name == 'nothing':
+        return Nothing()
+    return go.create(name, **arguments) if family == 'gluon_optim' else mx.optimizer.create(name, **arguments)
+
+
+# Measuring
+
+class Bandwidth:
+    """An in-place addition over as many bytes as NovoGrad keeps, on all of numba's threads."""
+
+    def __init__(self, elements):
+        self._array = numpy.zeros(3 * elements, numpy.float32)
+        self._competitor = Competitor(lambda: add_one(self._array), None, 0)
+        self._competitor.step()
+
+    def turn(self):
+        """Bytes per second, of some additions."""
+        return [2 * self._array.nbytes / seconds for seconds in self._competitor.turn()]
+
+
+@numba.njit(parallel=True)
+def add_one(array):
+    lanes = numba.get_num_threads()
+    for lane in numba.prange(lanes):
+        part = array[lane * array.size // lanes:(lane + 1) * array.size // lanes]
+        for i in range(part.size):
+            part[i] += numpy.float32(1)
+
+
+def bytes_per_element(slots, dtype):
+    return (2 + 2 + 8 if dtype == 'float16' else 4 + 8) + 8 * slots
+
+
+def measure(case, dtype, ours, peers, rounds, pythons):
+    """All figures of one case, as `--json` writes them."""
+    data = Data(CASES[case])
+    competitors, information, missing, versions, servers = {}, {}, {}, {}, []
+
+    def enter(name, competitor, route=None, storage='float32'):
+        label = f'{name} {route}' if route else name
+        competitors[label] = competitor
+        per_element = 0 if name == 'mxnet:nothing' else bytes_per_element(competitor.slots, storage)
+        information[label] = dict(name=name, route=route, dtype=storage, bytes=per_element * data.elements)
+
+    for name in [f'gluon_optim:{name}' for name in ours] + [name for name in peers if name.startswith('mxnet:')]:
+        for route, competitor in in_mxnet(create(name, dtype), data, dtype).items():
+            enter(name, competitor, route, dtype)
+    wanted = [name for name in peers if not name.startswith('mxnet:')]
+    built, missing = bench_peers.build(wanted, data)
+    for name, competitor in built.items():
+        enter(name, competitor)
+    try:
+        for python in pythons:
+            servers.append(bench_peers.Server(python))
+            built, still_missing, versions[python] = servers[-1].build(list(missing), data.shapes)
+            for name, competitor in built.items():
+                enter(name, competitor)
+            missing = {name: f'{missing[name]}; there: {why}' for name, why in still_missing.items()}
+        seconds, bandwidth = take_turns(case, competitors, Bandwidth(data.elements), rounds)
+    finally:
+        for server in servers:
+            server.close()
+    rate = float(numpy.median(bandwidth))
+    rows = [dict(information[label], ms=spread(seconds[label], 1e3), floor_ms=information[label]['bytes'] / rate * 1e3)
+            for label in competitors]
+    return dict(case=case, dtype=dtype, tensors=len(data.shapes), elements=data.elements,
+                gigabytes_per_second=spread(bandwidth, 1e-9), rows=add_ratios(rows), missing=missing, other_versions=versions)
+
+
+def take_turns(case, competitors, bandwidth, rounds):
+    """({label: seconds of all steps}, bytes per second of all additions)."""
+    before = {label: competitor.weight() for label, competitor in competitors.items()}
+    seconds, rates = {label: [] for label in competitors}, []
+    order = list(competitors)
+    shuffle = random.Random(0).shuffle
+    with tqdm(total=rounds * len(order), desc=case, disable=None, leave=False) as bar:
+        for _ in range(rounds):
+            rates += bandwidth.turn()
+            shuffle(order)  # nobody always comes after the same one
+            for label in order:
+                time.sleep(PAUSE)
+                seconds[label] += competitors[label].turn()
+                bar.update()
+    for label, competitor in competitors.items():
+        problem = '' if label.startswith('mxnet:nothing') else competitor.problem(before[label])
+        if problem:
+            raise SystemExit(f'{label}: {problem}. Its figures mean nothing.')
+    return seconds, rates
+
+
+def spread(values, unit):
+    low, first, median, third, high = (float(q) * unit for q in numpy.percentile(values, [0, 25, 50, 75, 100]))
+    return dict(median=median, quartiles=[first, third], range=[low, high], samples=len(values))
+
+
+def add_ratios(rows):
+    """Each row with how its median compares; None where there is nothing to compare with."""
+    def median(row):
+        return row['ms']['median']
+
+    reference = [median(row) for row in rows if row['name'] == REFERENCE]
+    novograds = [median(row) for row in rows if row['name'].endswith(':novograd') and not row['name'].startswith('gluon_optim:')]
+    return [dict(row,
+                 times_floor=median(row) / row['floor_ms'] if row['floor_ms'] else None,
+                 times_torch_fused_adamw=median(row) / reference[0] if reference else None,
+                 times_best_other_novograd=median(row) / min(novograds) if novograds else None) for row in rows]
+
+
+# Reporting
+
+def facts():
+    """The machine and the versions, as far as figures depend on them."""
+    found = dict(cpu=processor(), cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+                 threads=dict(numba=numba.get_num_threads(), OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS')),
+                 load=os.getloadavg()[0] if hasattr(os, 'getloadavg') else None, system=platform.platform(),
+                 versions=dict(python=platform.python_version(), gluon_optim=go.__version__,
+                               **bench_peers.versions(('mxnet', 'numba', *bench_peers.PACKAGES))))
+    if 'torch' in sys.modules:
+        found['threads']['torch'] = sys.modules['torch'].get_num_threads()
+    return found
+
+
+def processor():
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def table(figures):
+    """Text for people."""
+    rate = figures['gigabytes_per_second']
+    lines = [f"{figures['case']}, {figures['dtype']}: {figures['tensors']} tensors, {figures['elements']:,} elements; "
+             f"in-place addition {rate['median']:.1f} GB/s ({rate['quartiles'][0]:.1f} to {rate['quartiles'][1]:.1f})",
+             f'{"":42}{"ms":>9}  {"quartiles":>17}  {"x floor":>8}  {"x torch":>8}  {"x best other":>12}',
+             f'{"":42}{"":>9}  {"":>17}  {"":>8}  {"fused":>8}  {"NovoGrad":>12}',
+             f'{"":42}{"":>9}  {"":>17}  {"":>8}  {"AdamW":>8}']
+    for row in sorted(figures['rows'], key=lambda row: (not row['name'].startswith('gluon_optim:'), row['ms']['median'])):
+        ratios = [('-' if row[key] is None else f'{row[key]:.2f}') for key in
+                  ('times_floor', 'times_torch_fused_adamw', 'times_best_other_novograd')]
+        quartiles = '{:.2f} to {:.2f}'.format(*row['ms']['quartiles'])
+        lines.append(f'{label_of(row, figures["dtype"]):42}{row["ms"]["median"]:9.2f}  {quartiles:>17}  '
+                     f'{ratios[0]:>8}  {ratios[1]:>8}  {ratios[2]:>12}')
+    lines += [f'not measured: {name} ({why})' for name, why in figures['missing'].items()]
+    return '\n'.join(lines)
+
+
+def label_of(row, dtype):
+    storage = '' if row['dtype'] == dtype else f' {row["dtype"]}'
+    return f'{row["name"]}{" " + row["route"] if row["route"] else ""}{storage}'
+
+
+def plot(cases, path):
+    """Horizontal bars of the ratio to the floor, one panel per case."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter
+
+    panels = [sorted((row for row in figures['rows'] if row['times_floor']), key=lambda row: -row['times_floor']) for figures in cases]
+    figure, axes = pyplot.subplots(len(cases), 1, figsize=(9, sum(1.2 + 0.24 * len(rows) for rows in panels)), squeeze=False,
+                                   gridspec_kw=dict(height_ratios=[1.2 + 0.24 * len(rows) for rows in panels]))
+    for axis, rows, figures in zip(axes[:, 0], panels, cases):
+        ratios = [row['times_floor'] for row in rows]
+        colours = ['tab:orange' if row['name'].startswith('gluon_optim:') else 'tab:blue' if row['name'].startswith('mxnet:')
+                   else 'tab:gray' for row in rows]
+        bars = axis.barh([label_of(row, figures['dtype']) for row in rows], ratios, color=colours)
+        axis.bar_label(bars, [f'{ratio:.2g}  ({row["ms"]["median"]:.3g} ms)' for ratio, row in zip(ratios, rows)], padding=3, fontsize=8)
+        axis.axvline(1, color='black', linewidth=1)
+        axis.set_xscale('log')
+        axis.set_xlim(min(0.8, *ratios), 3 * max(ratios))  # room for the labels
+        axis.xaxis.set_major_formatter(FuncFormatter('{:g}'.format))
+        axis.set_ylim(-0.6, len(rows) - 0.4)
+        axis.tick_params(labelsize=8)
+        axis.spines[['top', 'right']].set_visible(False)
+        axis.set_title(f"{figures['case']}, {figures['dtype']}: {figures['tensors']} tensors, {figures['elements'] / 1e6:.3g} million "
+                       'elements', fontsize=10, loc='left')
+        axis.set_xlabel(f"times the floor ({figures['gigabytes_per_second']['median']:.0f} GB/s), logarithmic", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+# Command line
+
+def chosen(parser, option, patterns, known):
+    """The names that match; an error where a pattern matches none."""
+    found = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    for pattern in patterns:
+        if not fnmatch.filter(known, pattern):
+            parser.error(f'{option}: nothing is called {pattern!r}. Known: {", ".join(known)}.')
+    return found
+
+
+def arguments(given=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--case', nargs='+', choices=list(CASES), default=[case for case in CASES if case != 'tiny'],
+                        help='which tensors (default: all but tiny)')
+    parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
+                        help='of weights and gradients in MXNet; float16 has float32 masters, and peers run in float32')
+    parser.add_argument('--optimizers', nargs='*', default=['novograd', 'adamw', 'sgd_torch'], metavar='PATTERN',
+                        help='ours, as names or patterns (default: %(default)s)')
+    parser.add_argument('--peers', nargs='*', metavar='PATTERN',
+                        default=['mxnet:nothing', 'mxnet:adam', 'mxnet:sgd', 'mxnet:lamb', 'mxnet:nadam', 'torch_fused:*',
+                                 'torch_default:*', '*:novograd'], help='the others (default: %(default)s)')
+    parser.add_argument('--peer-python', action='append', default=[], metavar='PATH',
+                        help='the Python of another environment, for peers that this one lacks; may be repeated')
+    parser.add_argument('--rounds', type=int, default=15, help='turns of each competitor (default: %(default)s)')
+    parser.add_argument('--json', metavar='FILE', help='write all figures; - is standard output, instead of the tables')
+    parser.add_argument('--plot', metavar='FILE', help='draw the ratios to the floor')
+    options = parser.parse_args(given)
+    if options.rounds < 1:
+        parser.error(f'--rounds must be at least 1. Received: {options.rounds}.')
+    options.optimizers = chosen(parser, '--optimizers', options.optimizers, our_names())
+    options.peers = chosen(parser, '--peers', options.peers, [f'mxnet:{name}' for name in MXNET] + list(bench_peers.PEERS))
+    return options
+
+
+def our_names():
+    return go.list_optimizers() if 'list_optimizers' in dir(go) else ['adamw', 'novograd', 'sgd_torch']
+
+
+def main(given=None):
+    options = arguments(given)
+    cases = []
+    for case in options.case:
+        cases.append(measure(case, options.dtype, options.optimizers, options.peers, options.rounds, options.peer_python))
+        if options.json != '-':
+            if len(cases) == 1:
+                print(json.dumps(facts(), indent=1))
+            print('\n' + table(cases[-1]), flush=True)
+    if options.json:
+        text = json.dumps(dict(facts=facts(), cases=cases), indent=1) + '\n'
+        if options.json == '-':
+            sys.stdout.write(text)
+        else:
+            Path(options.json).write_text(text)
+    if options.plot:
+        plot(cases, options.plot)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,255 @@
+"""What tools/bench.py compares with: the optimizers of PyTorch, torch_optimizer, pytorch_optimizer, timm and optax.
+
+tools/bench.py imports this file. With `--peer-python` it also runs it in another environment, where it steps on request:
+one JSON object per line comes in on standard input, one answer goes out on standard output. Neither MXNet nor gluon_optim
+is needed there.
+"""
+import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+import types
+from importlib import metadata, util
+from pathlib import Path
+
+import numpy
+
+RATE, DECAY, NOVOGRAD_BETAS = 1e-4, 1e-4, (0.95, 0.98)
+TURN = 0.03  # seconds that one turn of a competitor takes at least, unless it has done STEPS steps
+STEPS = 10
+PACKAGES = ('numpy', 'torch', 'torch_optimizer', 'pytorch_optimizer', 'timm', 'jax', 'optax')
+
+
+class Data:
+    """Weights and gradients that every competitor copies: the same numbers, but memory of its own."""
+
+    def __init__(self, shapes):
+        self.shapes = [tuple(shape) for shape in shapes]
+        self.elements = sum(int(numpy.prod(shape)) for shape in self.shapes)
+        random = numpy.random.default_rng(0)
+        self._weights = random.random(self.elements, numpy.float32) - numpy.float32(0.5)
+        self._gradients = random.standard_normal(self.elements, numpy.float32) * numpy.float32(1e-3)
+
+    def weights(self):
+        return self._split(self._weights)
+
+    def gradients(self):
+        return self._split(self._gradients)
+
+    def _split(self, flat):
+        ends = numpy.cumsum([int(numpy.prod(shape)) for shape in self.shapes])
+        return [part.reshape(shape) for part, shape in zip(numpy.split(flat, ends[:-1]), self.shapes)]
+
+
+class Competitor:
+    """One optimizer with its own arrays.
+
+    Parameters
+    ----------
+    step : callable
+        One update of all tensors, complete when it returns.
+    weight : callable
+        The first weight, as a NumPy array.
+    slots : int
+        How many arrays of the size of the weight it keeps.
+    prepare : callable
+        What must be done before each step and is not its work.
+    """
+
+    def __init__(self, step, weight, slots, prepare=lambda: None):
+        self.step, self.weight, self.slots, self.prepare = step, weight, slots, prepare
+
+    def turn(self):
+        """Seconds of each of some steps."""
+        seconds, start = [], time.perf_counter()
+        while not seconds or (len(seconds) < STEPS and time.perf_counter() - start < TURN):
+            self.prepare()
+            begin = time.perf_counter()
+            self.step()
+            seconds.append(time.perf_counter() - begin)
+        return seconds
+
+    def problem(self, before):
+        """Why the measured steps were no updates, '' if they were."""
+        after = self.weight()
+        if not numpy.isfinite(after).all():
+            return 'the weights are not finite'
+        return 'the weights have not changed' if numpy.array_equal(after, before) else ''
+
+
+# Peers: `make(data)` returns a Competitor
+
+def _torch(create, slots):
+    """``create(torch, parameters)`` returns an optimizer; ``slots`` as in `Competitor`."""
+    def make(data):
+        import torch
+        parameters = [torch.nn.Parameter(torch.from_numpy(weight.copy())) for weight in data.weights()]
+        for parameter, gradient in zip(parameters, data.gradients()):
+            parameter.grad = torch.from_numpy(gradient.copy())
+        return Competitor(create(torch, parameters).step, lambda: parameters[0].detach().numpy().copy(), slots)
+    return make
+
+
+def _torch_family(**options):
+    return {
+        'adamw': _torch(lambda torch, p: torch.optim.AdamW(p, RATE, **options), 2),
+        'adam': _torch(lambda torch, p: torch.optim.Adam(p, RATE, **options), 2),
+        'sgd': _torch(lambda torch, p: torch.optim.SGD(p, RATE, momentum=0.9, **options), 1),
+    }
+
+
+def _of(module, name, slots, **options):
+    """An optimizer of a package that follows torch's interface."""
+    return _torch(lambda torch, p: getattr(importlib.import_module(module), name)(p, lr=RATE, weight_decay=DECAY, **options), slots)
+
+
+def _timm(name, slots, **options):
+    def make(data):
+        # timm's own __init__ imports every model, and torchvision with them; its optimizers need neither
+        spec = util.find_spec('timm')
+        if spec is None:
+            raise ModuleNotFoundError("No module named 'timm'")
+        for package, folder in (('timm', ''), ('timm.optim', 'optim')):
+            if package not in sys.modules:
+                sys.modules[package] = types.ModuleType(package)
+                sys.modules[package].__path__ = [str(Path(spec.origin).parent / folder)]
+        return _of(f'timm.optim.{name.lower()}', name, slots, **options)(data)
+    return make
+
+
+def _optax(create, slots):
+    """``create(optax)`` returns a GradientTransformation, which runs compiled, in place where JAX can."""
+    def make(data):
+        import jax
+        import optax
+        weights = [jax.numpy.array(weight) for weight in data.weights()]
+        gradients = [jax.numpy.array(gradient) for gradient in data.gradients()]
+        transformation = create(optax)
+        now = [weights, jax.jit(transformation.init)(weights)]
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def update(weights, state, gradients):
+            updates, state = transformation.update(gradients, state, weights)
+            return optax.apply_updates(weights, updates), state
+
+        def step():
+            now[:] = jax.block_until_ready(update(*now, gradients))
+        return Competitor(step, lambda: numpy.array(now[0][0]), slots)
+    return make
+
+
+_FAMILIES = {
+    'torch_fused': _torch_family(fused=True),
+    'torch_default': _torch_family(),
+    'torch_foreach': _torch_family(foreach=True),
+    'torch_optimizer': {
+        'novograd': _of('torch_optimizer', 'NovoGrad', 1, betas=NOVOGRAD_BETAS),
+        'lamb': _of('torch_optimizer', 'Lamb', 2)},
+    'pytorch_optimizer': {
+        'novograd': _of('pytorch_optimizer', 'NovoGrad', 1, betas=NOVOGRAD_BETAS),
+        'lamb': _of('pytorch_optimizer', 'Lamb', 2)},
+    'timm': {
+        'novograd': _timm('NvNovoGrad', 1, betas=NOVOGRAD_BETAS),
+        'lamb': _timm('Lamb', 2)},
+    'optax': {
+        'novograd': _optax(lambda optax: optax.novograd(RATE, *NOVOGRAD_BETAS, weight_decay=DECAY), 1),
+        'adamw': _optax(lambda optax: optax.adamw(RATE), 2),
+        'lamb': _optax(lambda optax: optax.lamb(RATE), 2)},
+}
+
+PEERS = {f'{family}:{name}': make for family, peers in _FAMILIES.items() for name, make in peers.items()}
+
+
+def build(names, data):
+    """{name: Competitor} of those that this environment has, and {name: why not} of the others. Each is warmed up."""
+    built, missing = {}, {}
+    for name in names:
+        try:
+            competitor = PEERS[name](data)
+            competitor.step()
+            built[name] = competitor
+        except Exception as error:  # whatever a package of another version raises, it says why there is no figure
+            missing[name] = f'{type(error).__name__}: {error}'.splitlines()[0]
+    return built, missing
+
+
+def versions(packages=PACKAGES):
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+# Peers of another environment
+
+class Server:
+    """This file, running under another Python. Its competitors step when asked, so that turns stay interleaved."""
+
+    def __init__(self, python):
+        self.python = python
+        self._process = subprocess.Popen([python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
+
+    def build(self, names, shapes):
+        """As `build`, with the versions of the packages there."""
+        answer = self._ask(build=names, shapes=shapes)
+        slots = answer['slots']
+        return {name: Remote(self._ask, name, slots[name]) for name in slots}, answer['missing'], answer['versions']
+
+    def _ask(self, **request):
+        try:
+            self._process.stdin.write(json.dumps(request) + '\n')
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+        except (OSError, ValueError) as error:
+            raise SystemExit(f'The peers under {self.python} have stopped (exit code {self._process.poll()}). '
+                             'Is it a Python with NumPy? Its own message stands above.') from error
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+class Remote:
+    """A competitor in another process, which takes the time itself."""
+
+    def __init__(self, ask, name, slots):
+        self._ask, self._name, self.slots = ask, name, slots
+
+    def turn(self):
+        return self._ask(turn=self._name)['seconds']
+
+    def weight(self):
+        return None  # the server remembers it
+
+    def problem(self, before):
+        return self._ask(problem=self._name)['problem']
+
+
+def serve():
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # what packages print must not come between the answers
+    built, before = {}, {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        if 'build' in request:
+            built, missing = build(request['build'], Data(request['shapes']))
+            before = {name: competitor.weight() for name, competitor in built.items()}
+            answer = dict(slots={name: competitor.slots for name, competitor in built.items()}, missing=missing, versions=versions())
+        elif 'turn' in request:
+            answer = dict(seconds=built[request['turn']].turn())
+        else:
+            name = request['problem']
+            answer = dict(problem=built[name].problem(before[name]))
+        answers.write(json.dumps(answer) + '\n')
+        answers.flush()
+
+
+if __name__ == '__main__':
+    serve()
