@@ -1,10 +1,13 @@
 """The command `gluon-optim`. Exit code 0: done; 1: refused, with the reason; 2: unusable input."""
 import argparse
 import json
+import os
 import sys
 from typing import Any, List, Optional
 
 from . import __version__, catalog
+from .cli_states import add_commands
+from .cli_states import table as _table
 
 __all__ = ['main']
 
@@ -13,11 +16,18 @@ def main(arguments: Optional[List[str]] = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, `head` for example, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, KeyError, TypeError, OSError, ImportError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f'gluon-optim: {message}', file=sys.stderr)
+        print('gluon-optim: ' + ' '.join(str(message or type(error).__name__).split()), file=sys.stderr)
         return getattr(error, 'exit_code', 2)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('name')
     command.add_argument('--json', action='store_true', help='for machines')
     command.set_defaults(run=_info)
+    add_commands(commands)
     return parser
 
 
@@ -65,12 +76,6 @@ def _info(options: Any) -> int:
     for what, why in info.exceptions.items():
         print(f'Exception: {what}: {why}')
     return 0
-
-
-def _table(rows: List[Any]) -> None:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))] if rows else []
-    for row in rows:
-        print('  ' + '  '.join(f'{cell:{width}}' for cell, width in zip(row, widths)).rstrip())
 
 
 if __name__ == '__main__':

@@ -137,8 +137,8 @@ def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[It
     for position, info in enumerate(chosen):
         entry = entries.get(position) or _fresh(rule.slots(h), info, held[info.name])
         arrays.update({f'{info.name}/{key}': numpy.asarray(array) for key, array in entry.items() if key != 'step'})
-        offset = states.counts.get(info.name, 0) - last
-        parameters.append(Parameter(info.name, tuple(info.shape), info.dtype, 'master' in entry, info.lr_mult, info.wd_mult, offset))
+        shape, offset = tuple(info.shape), states.counts.get(info.name, 0) - last
+        parameters.append(Parameter(info.name, shape, info.dtype, 'master' in entry, info.lr_mult, info.wd_mult, offset))
     arrays['t'] = numpy.array(last + 1, 'int64')
     held = {name: weight for name, weight in held.items() if weight is not None}
     model = _training_model(Step(rule, h.replace(rescale_grad=1.0), parameters), held, arrays, _manifest(states, chosen))
@@ -157,8 +157,8 @@ def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
     """
     manifest = {entry.key: entry.value for entry in model.metadata_props}.get(MANIFEST)
     if manifest is None or not model.training_info:
-        raise ValueError(f'The model must be one of `to_onnx`, with training_info and {MANIFEST!r} in its metadata. Received: producer '
-                         f'{model.producer_name!r} and {len(model.training_info)} training_info. Pass the model that `to_onnx` made.')
+        raise ValueError(f'The model must be one of `to_onnx`, with training_info and {MANIFEST!r} in its metadata. Received: '
+                         f'producer {model.producer_name!r} and {len(model.training_info)} training_info. Pass the right model.')
     record = json.loads(manifest)
     parameters = [ParameterInfo(**dict(info, shape=tuple(info['shape']))) for info in record.pop('parameters')]
     counts, fresh = record.pop('counts'), record.pop('fresh')
@@ -168,7 +168,7 @@ def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
     slots = rule.slots(rule.hyperparameters(**states.hypers))
     missing = [key for key in ['t', *(f'{info.name}/{slot.name}' for info in parameters for slot in slots)] if key not in arrays]
     if missing:
-        raise ValueError(f'The model must hold the initializers {one_of(missing)}. Received: one without. Convert the states again.')
+        raise ValueError(f'The model must hold the initializers {one_of(missing)}. Received: one without. Convert again.')
     more = int(arrays['t']) - 1 - max(counts.values())
     states.num_update += more
     for info in parameters:
@@ -256,8 +256,8 @@ def _weight(info: ParameterInfo, entry: Mapping[str, Any], weights: Optional[Map
     if weights is None:
         return None
     if info.name not in weights:
-        raise ValueError(f'`weights` must hold all parameters to convert. Received: none for {info.name!r}, only {one_of(weights)}. '
-                         'Add it, or list the others by `params`.')
+        raise ValueError(f'`weights` must hold all parameters to convert. Received: none for {info.name!r}, only {one_of(weights)}'
+                         '. Add it, or list the others by `params`.')
     weight = numpy.asarray(weights[info.name])
     if (weight.shape, weight.dtype.name) != (tuple(info.shape), info.dtype):
         raise ValueError(f'The weight {info.name!r} must be {info.dtype} of shape {tuple(info.shape)}, as in the states. '
@@ -278,7 +278,9 @@ def _say(form: conversions.Foreign, h: Values, states: OptimizerStates, chosen: 
     """What the user has to do by hand: lines for the report."""
     alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # multipliers are in the model
     lines = conversions.what_to_say(form, h, dataclasses.replace(states, scheduler=None, master={}), alike)
-    rate = f"its base_lr, {h.learning_rate!r}, by the scheduler {states.scheduler.get('class')}" if states.scheduler else repr(h.learning_rate)
+    rate = repr(h.learning_rate)
+    if states.scheduler:
+        rate = f"what the scheduler {states.scheduler.get('class')} gives, which has base_lr {rate}"
     return [*lines, f'feed `learning_rate` at each step, beginning with update {states.num_update + 1}: {rate}']
 
 
@@ -294,7 +296,7 @@ def _shape(name: str, shape: Any) -> Tuple[int, ...]:
     except TypeError:
         checked = (-1,)
     if any(size < 0 for size in checked):
-        raise ValueError(f'The shape of {name!r} must be a sequence of integers, 0 or more. Received: {shape!r}. Pass `weight.shape`.')
+        raise ValueError(f'The shape of {name!r} must be integers, 0 or more. Received: {shape!r}. Pass `weight.shape`.')
     return checked
 
 

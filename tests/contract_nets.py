@@ -12,6 +12,8 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon, nd
 
+import gluon_optim  # noqa: F401 (its optimizers' names)
+
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ((3, 4), (1,), (2, 3, 5))
 RATE = 0.0625

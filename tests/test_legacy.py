@@ -31,14 +31,14 @@ RECORDED = sorted(path for version in VERSIONS for path in (FILES / version).glo
 
 # What each place in a state holds, as the sources of MXNet's optimizers say; written down apart from the table under test.
 PLACES = {
-    'sgd': {'': 'momentum'}, 'nag': {'': 'momentum'}, 'signum': {'': 'momentum'}, 'lars': {'': 'momentum'}, 'lbsgd': {'': 'momentum'},
+    **{name: {'': 'momentum'} for name in ('sgd', 'nag', 'signum', 'lars', 'lbsgd')},
     'adagrad': {'': 'history'}, 'sgld': {}, 'dcasgd': {'0': 'momentum', '1': 'previous_weight'},
     'rmsprop': {'': 'n', '0': 'n', '1': 'g', '2': 'delta'}, 'adadelta': {'0': 'acc_g', '1': 'acc_delta'},
     'ftrl': {'0': 'z', '1': 'n'}, 'ftml': {'0': 'd', '1': 'v', '2': 'z'},
     **{name: {'0': 'mean', '1': 'var'} for name in ('adam', 'adamax', 'nadam', 'lamb', 'lans', 'adamw', 'adabelief')},
 }
-BUILTINS = ['adadelta', 'adagrad', 'adam', 'adamax', 'dcasgd', 'ftml', 'ftrl', 'lamb', 'lars', 'lbsgd', 'nadam', 'nag', 'rmsprop', 'sgd',
-            'sgld', 'signum']
+BUILTINS = ['adadelta', 'adagrad', 'adam', 'adamax', 'dcasgd', 'ftml', 'ftrl', 'lamb', 'lars', 'lbsgd', 'nadam', 'nag',
+            'rmsprop', 'sgd', 'sgld', 'signum']
 ARGUMENTS = {'sgd': {'momentum': 0.9}, 'nag': {'momentum': 0.9}, 'lars': {'momentum': 0.9},
              'lbsgd': {'momentum': 0.9, 'batch_scale': 2, 'updates_per_epoch': 4, 'begin_epoch': 2}}
 
@@ -128,7 +128,7 @@ def test_recorded_states(path):
         if not bare:
             assert parameter.dtype == ('float16' if 'master' in path.name else 'float32')
     if not bare:
-        steps = 1 if name == 'rmsprop' and ('centered' in path.name or 'unfused' in path.name) else 4 if 'scheduled' in path.name else 3
+        steps = 1 if 'centered' in path.name or 'unfused' in path.name else 4 if 'scheduled' in path.name else 3
         begin = 7 if 'scheduled' in path.name else 0
         assert states.optimizer == ('mxnet.adamw' if name == 'adamw' else name)
         assert states.counts == dict.fromkeys(states.names, steps) and states.num_update == begin + steps
@@ -147,8 +147,8 @@ def test_slots_have_the_names_of_what_they_hold(path):
 
 def test_hyper_parameters_scheduler_and_multipliers():
     states = read_states(FILES / '1.9.1/adam-scheduled.states')
-    assert states.hypers == {'learning_rate': 0.25, 'wd': 1e-4, 'rescale_grad': 1.0, 'clip_gradient': 2.0, 'beta1': 0.9, 'beta2': 0.999,
-                             'epsilon': 1e-8, 'lazy_update': True}
+    assert states.hypers == {'learning_rate': 0.25, 'wd': 1e-4, 'rescale_grad': 1.0, 'clip_gradient': 2.0, 'beta1': 0.9,
+                             'beta2': 0.999, 'epsilon': 1e-8, 'lazy_update': True}
     assert states.scheduler['class'] == 'mxnet.lr_scheduler.MultiFactorScheduler'
     assert states.scheduler['attributes'] == {
         'base_lr': 0.0625, 'warmup_steps': 1, 'warmup_final_lr': 0.01, 'warmup_begin_lr': 0, 'warmup_mode': 'linear',
@@ -270,8 +270,8 @@ def nd_bytes(shape, value=0.0):
 
 def nd_array(shape, value=0.0):
     data = nd_bytes(shape, value)
-    return (b'cmxnet.ndarray.ndarray\nNDArray\nN\x85R}\x8c\x06handle' + b'cbuiltins\nbytearray\n' + b'B' + struct.pack('<I', len(data))
-            + data + b'\x85Rsb')
+    return (b'cmxnet.ndarray.ndarray\nNDArray\nN\x85R}\x8c\x06handlecbuiltins\nbytearray\nB' + struct.pack('<I', len(data)) + data
+            + b'\x85Rsb')
 
 
 def test_names_in_the_order_of_a_list(tmp_path):
@@ -335,8 +335,8 @@ def test_a_params_file_gives_names(tmp_path):
 # Sparse arrays, memory
 
 def sparse_file(tmp_path, shape, rows):
-    data = struct.pack('<QQQ', 0x112, 0, 1) + struct.pack('<Ii', 0xF993FAC9, 1) + struct.pack('<iqq', 2, len(rows), shape[1]) + struct.pack(
-        '<iqq', 2, *shape) + struct.pack('<iii', 1, 0, 0) + struct.pack('<iiq', 6, 1, len(rows))
+    data = struct.pack('<QQQIi', 0x112, 0, 1, 0xF993FAC9, 1)
+    data += struct.pack('<iqqiqqiiiiiq', 2, len(rows), shape[1], 2, *shape, 1, 0, 0, 6, 1, len(rows))
     data += np.ones((len(rows), shape[1]), '<f4').tobytes() + np.array(rows, '<i8').tobytes()
     return write(tmp_path, data + struct.pack('<QQ', 1, 1) + b'w', 'sparse.params')
 
@@ -351,6 +351,33 @@ def test_sparse_arrays_may_not_grow_without_limit(tmp_path):
     for shape, rows in [((1000, 50), [3, 1000]), ((1000, 50), [-1, 2]), ((2 ** 62, 50), [1])]:
         with pytest.raises(UnreadableFile):
             read_params(sparse_file(tmp_path, shape, rows), limit=10 ** 9)
+
+
+@pytest.mark.parametrize('what, data', [
+    ('array', struct.pack('<QQQ', 0x112, 0, 1) + struct.pack('<IiiQiii', 0xF993FAC9, 0, 1, 10 ** 6, 1, 0, 0)),
+    ('arrays', struct.pack('<QQQ', 0x112, 0, 2 ** 40)),
+    ('dimensions', struct.pack('<QQQ', 0x112, 0, 1) + struct.pack('<Iii', 0xF993FAC9, 0, 2 ** 30)),
+    ('old dimensions', struct.pack('<QQQ', 0x112, 0, 1) + struct.pack('<I', 32)),
+    ('name', struct.pack('<QQQ', 0x112, 0, 1) + nd_bytes((1,)) + struct.pack('<QQ', 1, 2 ** 24)),
+    ('empty', struct.pack('<QQQ', 0x112, 0, 1) + struct.pack('<IiiQQiii', 0xF993FAC9, 0, 2, 0, 2 ** 62, 1, 0, 0) + bytes(8)),
+    ('negative', struct.pack('<QQQ', 0x112, 0, 1) + struct.pack('<Iiiqqiii', 0xF993FAC9, 0, 2, -1, -4, 1, 0, 0) + bytes(24))])
+def test_claims_are_checked_before_memory_is_taken(tmp_path, what, data):
+    path = write(tmp_path, data + bytes(100 if what in ('arrays', 'array', 'dimensions') else 0))
+
+    def refused():
+        with pytest.raises(UnreadableFile, match='should take|claims|dimensions|unknown shape|possible size'):
+            read_params(path)
+    assert traced(refused) < 10 ** 6
+
+
+@pytest.mark.parametrize('change', [
+    lambda data: data + b'\0', lambda data: data[:8] + b'\1' + data[9:], lambda data: data.replace(b'b', b'a'),
+    lambda data: data[:-1] + b'\xff', lambda data: data.replace(struct.pack('<ii', 1, 0), struct.pack('<ii', 4, 0))])
+def test_damaged_parameters(tmp_path, change):
+    data = struct.pack('<QQQ', 0x112, 0, 2) + 2 * nd_bytes((3,)) + struct.pack('<QQ1sQ1s', 2, 1, b'a', 1, b'b')
+    assert set(read_params(write(tmp_path, data))) == {'a', 'b'}
+    with pytest.raises(UnreadableFile):
+        read_params(write(tmp_path, change(data)))
 
 
 def test_memory_of_large_files(tmp_path):
@@ -407,46 +434,41 @@ def test_large_zip_files(tmp_path, monkeypatch):
     assert_equal(read_params(tmp_path / 'a.npz'), arrays)
 
 
-@pytest.mark.parametrize('what', ['compressed', 'twice', 'no array', 'object', 'overlapping', 'gap', 'checksum', 'fortran', 'comment'])
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+@pytest.mark.parametrize('what', [
+    'compressed', 'twice', 'no array', 'object', 'overlapping', 'gap', 'prefix', 'checksum', 'fortran', 'comment'])
 def test_zip_files_that_are_refused(tmp_path, what):
     one = npy(np.arange(4.))
     data = zip_bytes(tmp_path, [('a.npy', one), ('b.npy', one)])
-    with pytest.warns(UserWarning) if what == 'twice' else pytest.warns(None) if False else _nothing():
-        data = {
-            'compressed': lambda: zip_bytes(tmp_path, [('a.npy', npy(np.zeros(10 ** 6)))], zipfile.ZIP_DEFLATED),
-            'twice': lambda: zip_bytes(tmp_path, [('a.npy', one), ('a.npy', one)]),
-            'no array': lambda: zip_bytes(tmp_path, [('a.txt', b'x')]),
-            'object': lambda: zip_bytes(tmp_path, [('a.npy', npy(np.array([{}], object)))]),
-            'overlapping': lambda: overlapping(data),
-            'gap': lambda: with_gap(data),
-            'checksum': lambda: data.replace(one, one[:-1] + b'\1', 1),
-            'fortran': lambda: zip_bytes(tmp_path, [('a.npy', npy(np.asfortranarray(np.ones((2, 3)))))]),
-            'comment': lambda: data[:-2] + b'\1\0x',
-        }[what]()
+    data = {
+        'compressed': lambda: zip_bytes(tmp_path, [('a.npy', npy(np.zeros(10 ** 6)))], zipfile.ZIP_DEFLATED),
+        'twice': lambda: zip_bytes(tmp_path, [('a.npy', one), ('a.npy', one)]),
+        'no array': lambda: zip_bytes(tmp_path, [('a.txt', b'x')]),
+        'object': lambda: zip_bytes(tmp_path, [('a.npy', npy(np.array([{}], object)))]),
+        'overlapping': lambda: overlapping(data),
+        'gap': lambda: with_gap(data, data.index(b'PK\1\2')),
+        'prefix': lambda: with_gap(data, 0),
+        'checksum': lambda: data.replace(one, one[:-1] + b'\1', 1),
+        'fortran': lambda: zip_bytes(tmp_path, [('a.npy', npy(np.asfortranarray(np.ones((2, 3)))))]),
+        'comment': lambda: data[:-2] + b'\1\0x',
+    }[what]()
     with pytest.raises(UnreadableFile):
         read_params(write(tmp_path, data))
 
 
-class _nothing:
-    def __enter__(self):
-        pass
-
-    def __exit__(self, *args):
-        pass
-
-
 def overlapping(data):
     """Both entries of the directory point at the first member."""
-    second = data.rindex(b'PK\1\2')
-    first = data.index(b'PK\1\2')
-    return data[:second] + data[first:second].replace(b'a.npy', b'a.npy') + data[second + (second - first):]
+    first, second = data.index(b'PK\1\2'), data.rindex(b'PK\1\2')
+    return data[:second] + data[first:second] + data[second + (second - first):]
 
 
-def with_gap(data):
-    directory = data.index(b'PK\1\2')
-    end = len(data) - 22
-    offset, = struct.unpack('<I', data[end + 16:end + 20])
-    return data[:directory] + b'gap!' + data[directory:end + 16] + struct.pack('<I', offset + 4) + data[end + 20:]
+def with_gap(data, at):
+    """Four bytes that belong to nothing; all offsets behind them are right."""
+    data = bytearray(data)
+    for entry, field in [(data.rindex(b'PK\5\6'), 16), *((m.start(), 42) for m in re.finditer(b'PK\1\2', data))]:
+        offset, = struct.unpack_from('<I', data, entry + field)
+        struct.pack_into('<I', data, entry + field, offset + 4 * (offset >= at))
+    return bytes(data[:at] + b'PK\3\4' + data[at:])
 
 
 # Hostile pickles
@@ -461,7 +483,7 @@ class Call:
 
 def named_call(module, name, arguments=b')'):
     """protocol 4: module.name(*arguments)"""
-    return (b'\x80\x04' + b'\x8c%c' % len(module) + module.encode() + b'\x8c%c' % len(name) + name.encode() + b'\x93' + arguments + b'R.')
+    return b'\x80\x04\x8c%c%b\x8c%c%b\x93%bR.' % (len(module), module.encode(), len(name), name.encode(), arguments)
 
 
 NAMING = {  # files that name something else: the message must say what
@@ -475,7 +497,7 @@ NAMING = {  # files that name something else: the message must say what
     'operator': (lambda p: pickle.dumps({0: Call(operator.attrgetter, 'system')}, p), r"'operator\.attrgetter'"),
     'partial': (lambda p: pickle.dumps({0: functools.partial(os.system, 'touch MARK')}, p), r"'functools\.partial'"),
     'numpy reconstruct': (lambda p: pickle.dumps({0: np.array([os.system], object)}, p), r"'numpy\.\w+(\.\w+)?\._reconstruct'"),
-    'copyreg': (lambda p: pickle.dumps({0: Call(copyreg.add_extension, 'os', 'system', 1)}, p), r"'(copyreg|copy_reg)\.add_extension'"),
+    'copyreg': (lambda p: pickle.dumps({0: Call(copyreg.add_extension, 'os', 'system', 1)}, p), r"'copy_?reg\.add_extension'"),
     'codecs': (lambda p: b'\x80\x02c_codecs\ndecode\n(U\3abcU\3zipt' + b'R.', r"'_codecs\.decode'"),
     'ordered': (lambda p: pickle.dumps(collections.OrderedDict(a=1), p), r"'collections\.OrderedDict'"),
     'own class': (lambda p: pickle.dumps(({}, Call(Call, 1)), p), r"'(\w+\.)*test_legacy\.Call'"),
@@ -488,62 +510,148 @@ SGD = b'\x8c\x19mxnet.optimizer.optimizer\x8c\x03SGD\x93'
 BYTES = b'\x8c\x08builtins\x8c\x09bytearray\x93'
 DTYPE = b'\x8c\x05numpy\x8c\x05dtype\x93'
 P4 = b'\x80\x04'
-OTHERS = {
-    'class is called': P4 + SGD + b')R.',
-    'class is called with arguments': P4 + SGD + b'\x8c\x01a\x85R.',
-    'class with arguments': P4 + SGD + b'\x8c\x01a\x85\x81.',
-    'function of a class': P4 + b'\x8c\x05class\x8c\x01a\x85R.',
-    'our function': named_call('gluon_optim.mxnet.registry', 'create'),
-    'bytearray of a size': P4 + BYTES + b'\x8a\x05\0\0\0\0\x10\x85R.',
-    'bytearray of a list': P4 + BYTES + b'](KKeK\1\x85R.',
-    'other codec': b'\x80\x02c_codecs\nencode\n(X\3\0\0\0abcU\5rot13tR.',
-    'dtype of objects': P4 + DTYPE + b'\x8c\x01O\x89\x88\x87R.',
-    'dtype of structures': P4 + DTYPE + b'](\x8c\x01a\x8c\x02f8\x86e\x89\x88\x87R.',
-    'scalar of the wrong size': P4 + b'\x8c\x15numpy.core.multiarray\x8c\x06scalar\x93' + DTYPE + b'\x8c\x02f8\x89\x88\x87RC\x04abcd\x86R.',
-    'reconstructor of a foreign base': b'ccopy_reg\n_reconstructor\n(cmxnet.optimizer\nSGD\nc__builtin__\nbytearray\nNtR.',
-    'persistent id': b'Pfile\n.', 'binary persistent id': P4 + b'K\1Q.',
-    'extension 1': P4 + b'\x82\1.', 'extension 2': P4 + b'\x83\1\1.', 'extension 4': P4 + b'\x84\1\1\0\0.',
-    'INST': b'(S"touch MARK"\nios\nsystem\n.', 'OBJ': b'(cos\nsystem\nS"touch MARK"\no.', 'INST of an optimizer': b'(imxnet.optimizer\nSGD\n.',
-    'NEWOBJ_EX': P4 + SGD + b')}\x92.', 'buffers': P4 + b'\x97.', 'read-only': P4 + b'N\x98.', 'set': P4 + b'\x8f.', 'pop': P4 + b'NN0.',
-    'state of a number': P4 + b'K\1}b.', 'state of a class': P4 + SGD + b'}b.', 'state is no dictionary': P4 + SGD + b')\x81Nb.',
-    'state with other keys': P4 + SGD + b')\x81}K\1K\1sb.', 'second state': P4 + SGD + b')\x81}b}b.',
-    'append to an object': P4 + SGD + b')\x81Na.', 'items of an object': P4 + SGD + b')\x81K\1Ns.',
-    'array with another state': P4 + b'cmxnet.ndarray.ndarray\nNDArray\nN\x85R}\x8c\1aNsb.',
-    'laughs': P4 + b']\x94(K\1e' + b''.join(b']\x94(' + b'h%c' % i * 10 + b'e' for i in range(100)) + b'.',
-    'laughs in a state': P4 + b'}K\0]\x94' + b''.join(b']\x94(' + b'h%c' % i * 10 + b'e' for i in range(100)) + b's.',
-    'laughs of tuples as key': P4 + b')\x94' + b''.join(b'(' + b'h%c' % i * 2 + b't\x94' for i in range(100)) + b'}h\x64Ns.',
-    'laughs in a scheduler': P4 + b'}' + SGD + b')\x81}\x8c\x0clr_scheduler\x8c\x12mxnet.lr_scheduler\x8c\x0bLRScheduler\x93)\x81}\x8c\1a]\x94'
-                             + b''.join(b']\x94(' + b'h%c' % i * 10 + b'e' for i in range(50)) + b'sbsb\x86.',
+ARRAY = b'cmxnet.ndarray.ndarray\nNDArray\nN\x85R'
+SCALAR = b'\x8c\x15numpy.core.multiarray\x8c\x06scalar\x93'
+SCHEDULER = b'\x8c\x0clr_scheduler\x8c\x12mxnet.lr_scheduler\x8c\x0bLRScheduler\x93)\x81'
+LAUGHS = b']]\x94(K\1ea' + b''.join(b']\x94(' + b'h%c' % i * 10 + b'ea' for i in range(50))  # each list is ten times the one before
+
+
+def items(pairs):
+    """Instructions that put so many pairs into a dictionary, 1000 at a time."""
+    pairs = list(pairs)
+    return b''.join(b'(' + b''.join(pairs[i:i + 1000]) + b'u' for i in range(0, len(pairs), 1000))
+
+
+def numbered(value, count=60_000):
+    return items(b'J' + struct.pack('<i', i + 1) + value for i in range(count))
+
+
+def colliding(count):
+    """Keys with one hash: so many take Python a minute."""
+    return items(b'\x8a\x10' + (i * (2 ** 61 - 1)).to_bytes(16, 'little') + b'N' for i in range(count))
+
+
+VALUES = {  # what no file of MXNet contains, as instructions that make one value
+    'class is called': SGD + b')R',
+    'class is called with arguments': SGD + b'\x8c\x01a\x85R',
+    'class with arguments': SGD + b'\x8c\x01a\x85\x81',
+    'class without a tuple': SGD + b']\x81',
+    'instance of a function': BYTES + b')\x81',
+    'text is called': b'\x8c\x05class\x8c\x01a\x85R',
+    'our function': b'\x8c\x1agluon_optim.mxnet.registry\x8c\x06create\x93\x8c\1a\x85R',
+    'array of a shape': b'cmxnet.ndarray.ndarray\nNDArray\nK\1\x85R',
+    'bytearray of a size': BYTES + b'\x8a\x05\0\0\0\0\x10\x85R',
+    'bytearray of a list': BYTES + b'](KKeK\1\x85R',
+    'bytearray of text': BYTES + b'\x8c\1a\x85R',
+    'bytearray in another codec': BYTES + b'\x8c\1a\x8c\5utf-8\x86R',
+    'other codec': b'c_codecs\nencode\n(X\3\0\0\0abcU\5rot13tR',
+    'dtype of objects': DTYPE + b'\x8c\x01O\x89\x88\x87R',
+    'dtype of structures': DTYPE + b'](\x8c\x01a\x8c\x02f8\x86e\x89\x88\x87R',
+    'dtype with metadata': DTYPE + b'\x8c\x02f8\x89\x88\x87R}b',
+    'scalar of few bytes': SCALAR + DTYPE + b'\x8c\x02f8\x89\x88\x87RC\x04abcd\x86R',
+    'scalar of many bytes': SCALAR + DTYPE + b'\x8c\x02f4\x89\x88\x87RC\x08abcdefgh\x86R',
+    'scalar of no type': SCALAR + b'\x8c\x02f4C\x04abcd\x86R',
+    'reconstructor of a foreign base': b'ccopy_reg\n_reconstructor\n(cmxnet.optimizer\nSGD\nc__builtin__\nbytearray\nNtR',
+    'reconstructor of a function': b'ccopy_reg\n_reconstructor\n(c__builtin__\nbytearray\nc__builtin__\nobject\nNtR',
+    'reconstructor with a state': b'ccopy_reg\n_reconstructor\n(cmxnet.optimizer\nSGD\nc__builtin__\nobject\nK\1tR',
+    'persistent id': b'Pfile\n',
+    'binary persistent id': b'K\1Q',
+    'extension 1': b'\x82\1',
+    'extension 2': b'\x83\1\1',
+    'extension 4': b'\x84\1\1\0\0',
+    'INST': b'(S"touch MARK"\nios\nsystem\n',
+    'INST of an optimizer': b'(imxnet.optimizer\nSGD\n',
+    'OBJ': b'(cos\nsystem\nS"touch MARK"\no',
+    'OBJ of an optimizer': b'(' + SGD + b'o',
+    'NEWOBJ_EX': SGD + b')}\x92',
+    'buffers': b'\x97',
+    'read-only': b'N\x98',
+    'set': b'\x8f',
+    'pop': b'NN0',
+    'doubled': b'(N2t',
+    'state of a number': b'K\1}b',
+    'state of a class': SGD + b'}b',
+    'state is no dictionary': SGD + b')\x81Nb',
+    'state with other keys': SGD + b')\x81}K\1K\1sb',
+    'second state': SGD + b')\x81}b}b',
+    'append to an object': SGD + b')\x81Na',
+    'items of an object': SGD + b')\x81K\1Ns',
+    'array with another state': ARRAY + b'}\x8c\1aNsb',
+    'list as key': b'}]Ns',
+    'colliding keys': b'}' + colliding(20_000),
+    'odd items': b'}(K\1u',
+    'memo entry': b'Nr\xff\xff\xff\xff',
+    'text memo entry': b'Np99999999999\n',
+    'no memo entry': b'h\xf5',
+    'digits': b'I' + b'9' * 10 ** 6 + b'\n',
+    'long digits': b'L' + b'9' * 4000 + b'L\n',
+    'wide integer': b'\x8a\xff' + b'\x01' * 255,
+    'unlimited integer': b'\x8b\1\0\0\0\1',
+    'escapes': b"S'\\x'\n",
+    'no quotes': b'Sa\n',
+    'utf-8': b'\x8c\1\xff',
+    'protocol 9': b'\x80\x09N',
+    'many steps': b']' + b'Na' * 10 ** 6,
+    'many dictionaries': b']' + b'}a' * 10 ** 6,
+    'deep tuples': b')' + b'\x85' * 600_000,
+    'marks': b'(' * 5 * 10 ** 6 + b't' * 5 * 10 ** 6,
+    'laughs of tuples as a key': b')\x94' + b''.join(b'(' + b'h%c' % i * 2 + b't\x94' for i in range(100)) + b'}h\x64Ns',
+}
+OPTIMIZER = b'}' + SGD + b')\x81}'  # no states, and an optimizer whose attributes follow
+WHOLE = {  # files that cannot be what they say
+    'laughs': P4 + LAUGHS + b'.',
+    'laughs in a state': P4 + b'}K\0' + LAUGHS + b's.',
+    'laughs in a scheduler': P4 + OPTIMIZER + SCHEDULER + b'}\x8c\1a' + LAUGHS + b'sbsb\x86.',
+    'laughs in counts': P4 + OPTIMIZER + b'\x8c\x18_all_index_update_counts}}\x94' + numbered(b'K\1', 1000) + numbered(b'h\0', 1000),
     'a list in itself': P4 + b'}K\0]\x94h\0as.',
-    'scheduler in itself': P4 + b'}' + SGD + b')\x81}\x8c\x0clr_scheduler\x8c\x12mxnet.lr_scheduler\x8c\x0bLRScheduler\x93)\x81\x94}\x8c\1ah\0sbsb\x86.',
-    'counts in counts': P4 + b'}' + SGD + b')\x81}\x8c\x18_all_index_update_counts}\x94' + b'(K\1h\0K\2h\0usb\x86.',
-    'deep lists': P4 + b']' * 5000 + b'a' * 4999 + b'.', 'deep tuples': P4 + b')' + b'\x85' * 300_000 + b'.', 'marks': P4 + b'(' * 10 ** 6,
+    'scheduler in itself': P4 + OPTIMIZER + SCHEDULER + b'\x94}\x8c\1ah\0sbsb\x86.',
+    'scheduler as the optimizer': P4 + b'}' + SCHEDULER[14:] + b'}b\x86.',
+    'counts in counts': P4 + OPTIMIZER + b'\x8c\x18_all_index_update_counts}\x94(K\1h\0K\2h\0usb\x86.',
+    'counts of counts': P4 + OPTIMIZER + b'\x8c\x18_all_index_update_counts}(K\0}\x94' + numbered(b'K\1', 30_000)
+                        + b''.join(b'J' + struct.pack('<i', i) + b'h\0' for i in range(4000)) + b'usb\x86.',
+    'deep lists': P4 + b'}K\0' + b']' * 5000 + b'a' * 4999 + b's.',
     'deep states': P4 + b'}K\0)' + b'\x85' * 300_000 + b's.',
-    'claims of bytes': P4 + b'B\xff\xff\xff\x7f.', 'claims of 8': P4 + b'\x8e' + b'\xff' * 8, 'claims of text': P4 + b'X\xff\xff\xff\xff',
-    'claims of text 8': P4 + b'\x8d' + b'\xff' * 7 + b'\x7f', 'claims of a bytearray': P4 + b'\x96' + b'\xff' * 7 + b'\x7f',
-    'claims of a frame': P4 + b'\x95' + b'\xff' * 8 + b'N.', 'claims of an integer': P4 + b'\x8b\xff\xff\xff\x7f',
-    'memo entry': P4 + b'Nr\xff\xff\xff\xff.', 'text memo entry': b'Np99999999999\n.', 'no memo entry': P4 + b'h\x05.',
-    'digits': b'(dI' + b'9' * 10 ** 6 + b'\n.', 'long digits': b'(dL' + b'9' * 4000 + b'L\n.', 'wide integer': P4 + b'\x8a\xff' + b'\xff' * 255 + b'.',
-    'colliding keys': P4 + b'}(' + b''.join(b'\x8a\x10' + (i * (2 ** 61 - 1) + 1).to_bytes(16, 'little') + b'N' for i in range(5000)) + b'u.',
-    'protocol 9': b'\x80\x09}.', 'two values': P4 + b'}}.', 'nothing': P4 + b'.', 'open mark': P4 + b'}(.', 'underflow': P4 + b'}\x86.',
-    'beyond the mark': P4 + b'}K\0(K\1s.', 'follows': P4 + b'}.}', 'odd items': P4 + b'}(K\1u.', 'list as key': P4 + b'}]Ns.', 'escapes': b"(dS'\\x'\n.",
-    'utf-8': P4 + b'}\x8c\1\xffNs.', 'keys of two kinds': P4 + b'}(K\0N\x8c\1aNu.', 'negative index': P4 + b'}J\xff\xff\xff\xffNs.', 'a number': P4 + b'K\1.',
-    'not an optimizer': P4 + b'}K\1\x86.', 'state is text': P4 + b'}K\0\x8c\1as.', 'array without data': P4 + b'}K\0cmxnet.ndarray.ndarray\nNDArray\nN\x85Rs.',
-    'array of text': P4 + b'}K\0cmxnet.ndarray.ndarray\nNDArray\nN\x85R}\x8c\6handle\x8c\1asbs.',
-    'one array many times': P4 + b'}(K\0' + nd_array((10 ** 6,)) + b'\x94' + b''.join(b'M%c%ch\0' % (i % 256, 1 + i // 256) for i in range(500)) + b'u.',
-    'tiny arrays many times': P4 + b'}(K\0' + nd_array((1,)) + b'\x94' + b''.join(b'J' + struct.pack('<i', i) + b'h\0' for i in range(60_000)) + b'u.',
+    'claims of bytes': P4 + b'B\xff\xff\xff\x7f.',
+    'claims of 8': P4 + b'\x8e' + b'\xff' * 8,
+    'claims of text': P4 + b'X\xff\xff\xff\xff',
+    'claims of text 8': P4 + b'\x8d' + b'\xff' * 7 + b'\x7f',
+    'claims of a bytearray': P4 + b'\x96' + b'\xff' * 7 + b'\x7f',
+    'claims of a frame': P4 + b'\x95' + b'\xff' * 8 + b'}.',
+    'two values': P4 + b'}}.',
+    'nothing': P4 + b'.',
+    'open mark': P4 + b'}(.',
+    'underflow': P4 + b'}\x86.',
+    'beyond the mark': P4 + b'}K\0(K\1s.',
+    'follows': P4 + b'}.}',
+    'keys of two kinds': P4 + b'}(K\0N\x8c\1aNu.',
+    'negative index': P4 + b'}J\xff\xff\xff\xffNs.',
+    'a number': P4 + b'K\1.',
+    'not an optimizer': P4 + b'}K\1\x86.',
+    'state is text': P4 + b'}K\0\x8c\1as.',
+    'array of text': P4 + b'}K\0' + ARRAY + b'}\x8c\6handle\x8c\1asbs.',
+    'array without data': P4 + b'}K\0' + ARRAY + b's.',
+    'array without a handle': P4 + b'}K\0' + ARRAY + b'}\x8c\6handleNsbs.',
+    'one array many times': P4 + b'}(K\0' + nd_array((10 ** 6,)) + b'\x94u' + numbered(b'h\0', 500) + b'.',
+    'tiny arrays many times': P4 + b'}(K\0' + nd_array((1,)) + b'\x94u' + numbered(b'h\0') + b'.',
 }
 
 
-def refuse(path, match=''):
-    """The error of reading, which must come soon and without taking memory."""
-    size = path.stat().st_size
+def hostile(what):
+    """The value as an attribute that no optimizer has, in a file that is otherwise fine."""
+    return WHOLE[what] if what in WHOLE else P4 + OPTIMIZER + b'\x8c\1x' + VALUES[what] + b'sb\x86.'
+
+
+def test_the_frame_of_hostile_values_is_read(tmp_path):
+    assert read_states(write(tmp_path, P4 + OPTIMIZER + b'\x8c\1xNsb\x86.')).optimizer == 'sgd'
+
+
+def refuse(path, match='', seconds=1):
+    """Reading must fail, and soon."""
     begin = time.process_time()
     with pytest.raises(UnreadableFile, match=match) as caught:
         read_states(path)
-    assert time.process_time() - begin < 1
+    assert time.process_time() - begin < seconds
     assert len(str(caught.value)) < 1500
-    return size
 
 
 @pytest.mark.parametrize('what', NAMING)
@@ -558,17 +666,13 @@ def test_a_file_that_names_anything_else_is_refused(tmp_path, monkeypatch, what,
     assert os.listdir(tmp_path) == ['file']
 
 
-@pytest.mark.parametrize('what', OTHERS)
+@pytest.mark.parametrize('what', [*VALUES, *WHOLE])
 def test_hostile_pickles(tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
-    data = OTHERS[what]
-    path = write(tmp_path, data)
-    if kind(path) == 'unknown':
-        path = write(tmp_path, b'(dp0\nI0\n' + data[:-1] + b's.')
-    size = refuse(path)
+    path = write(tmp_path, hostile(what))
+    refuse(path)
     assert os.listdir(tmp_path) == ['file']
-    if size < 10 ** 5 or 'many times' in what:
-        assert traced(lambda: refuse(path)) < 2 * size + (legacy.SMALL * 5 // 4)
+    assert traced(lambda: refuse(path, seconds=10)) < 2 * path.stat().st_size + legacy.SMALL * 5 // 4  # tracing is slow
 
 
 GUARD = '''
@@ -579,7 +683,7 @@ allowed, seen = set(sys.argv[1:]), []
 def hook(event, arguments):
     if event == 'open' and arguments[0] in allowed and arguments[1] in ('rb', 'r'):
         return
-    if event.split('.')[0] in ('import', 'exec', 'compile', 'open', 'os', 'subprocess', 'pickle', 'ctypes', 'socket', 'shutil', 'marshal'):
+    if event.split('.')[0] in ('import', 'exec', 'compile', 'open', 'os', 'subprocess', 'pickle', 'ctypes', 'socket', 'marshal'):
         seen.append((event, str(arguments)))
 sys.addaudithook(hook)
 for path in sys.argv[1:]:
@@ -595,10 +699,11 @@ print(seen)
 def test_nothing_is_imported_or_executed(tmp_path):
     """Python's own audit events, of good and hostile files."""
     good = [str(FILES / '1.9.1/adam-scheduled.states'), str(FILES / '1.5.1/adam-master.states')]
-    paths = [write(tmp_path, make(protocol), f'{i}-{protocol}') for i, (make, _) in enumerate(NAMING.values()) for protocol in (0, 2, 4)]
-    paths += [write(tmp_path, data, f'other-{i}') for i, data in enumerate(OTHERS.values())]
-    out = subprocess.run([sys.executable, '-c', GUARD, *good, *map(str, paths)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         cwd=str(tmp_path), env={**os.environ, 'PYTHONPATH': str(Path(legacy.__file__).parents[2])})
+    makers = [make for make, _ in NAMING.values()]
+    paths = [write(tmp_path, make(protocol), f'{i}-{protocol}') for i, make in enumerate(makers) for protocol in (2, 4)]
+    paths += [write(tmp_path, data, f'other-{i}') for i, data in enumerate(map(hostile, [*VALUES, *WHOLE]))]
+    out = subprocess.run([sys.executable, '-c', GUARD, *good, *map(str, paths)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                         text=True, cwd=str(tmp_path), env={**os.environ, 'PYTHONPATH': str(Path(legacy.__file__).parents[2])})
     assert (out.returncode, out.stdout.strip()) == (0, '[]'), out.stdout + out.stderr
     assert not (tmp_path / 'MARK').exists()
 
@@ -620,7 +725,8 @@ def test_classes_can_be_allowed(tmp_path):
 
 # Mutations
 
-SPECIAL = [b'\xff' * 8, b'\xff' * 4, b'\0' * 8, b'\0\0\0\x80', b'\xff\xff\xff\x7f', b'\xff' * 7 + b'\x7f', b'\0\0\0\0\0\0\0\x01', b'\x01', b'(', b'.']
+SPECIAL = [b'\xff' * 8, b'\xff' * 4, b'\0' * 8, b'\0\0\0\x80', b'\xff\xff\xff\x7f', b'\xff' * 7 + b'\x7f', b'\0' * 7 + b'\1', b'\1',
+           b'(', b'.']
 
 
 def mutated(data, rng):
@@ -739,7 +845,8 @@ def mxnet_reads(mx, path):
 def test_what_mxnet_writes(mx, tmp_path, name, dtype, contexts, on_kvstore):
     if not is_old(mx):
         pytest.skip('for 2.0 there are recorded files')
-    arguments = {'learning_rate': 0.1, 'wd': 0.01, 'clip_gradient': 0.5, **ARGUMENTS.get(name, {}), 'multi_precision': dtype == 'float16'}
+    arguments = {'learning_rate': 0.1, 'wd': 0.01, 'clip_gradient': 0.5, 'multi_precision': dtype == 'float16'}
+    arguments.update(ARGUMENTS.get(name, {}))
     parameters, trainer = make_trainer(mx, name, arguments, dtype, contexts, update_on_kvstore=on_kvstore)
     step(mx, parameters, trainer, 3)
     path = str(tmp_path / 'trainer.states')
@@ -769,7 +876,7 @@ def test_what_mxnet_writes(mx, tmp_path, name, dtype, contexts, on_kvstore):
     states = read_states(bare, names)
     assert states.optimizer == '' and states.hypers == {} and 'does not contain its optimizer' in states.report[0]
     for index, parameter in enumerate(names):
-        assert [array.tobytes() for array in states.slots[parameter].values()] == [array.tobytes() for array in flat(held[index]).values()]
+        assert [x.tobytes() for x in states.slots[parameter].values()] == [x.tobytes() for x in flat(held[index]).values()]
 
 
 @pytest.mark.parametrize('name, relation', [
@@ -888,7 +995,8 @@ def test_files_of_module(mx, tmp_path, contexts, kvstore):
 
 
 def test_parameters_of_the_installed_mxnet(mx, tmp_path):
-    arrays = {t: mx.nd.array(np.arange(6).reshape(2, 3), dtype=t) for t in ('float16', 'float32', 'float64', 'int8', 'int32', 'int64', 'uint8')}
+    types = 'float16', 'float32', 'float64', 'int8', 'int32', 'int64', 'uint8'
+    arrays = {t: mx.nd.array(np.arange(6).reshape(2, 3), dtype=t) for t in types}
     if is_old(mx):
         arrays['rows'] = mx.nd.sparse.row_sparse_array((np.ones((2, 3)), [1, 4]), shape=(6, 3))
         arrays['csr'] = mx.nd.array(np.eye(3, 4)).tostype('csr')
@@ -916,15 +1024,16 @@ def test_sparse_states(mx, tmp_path):
 def test_native_files_of_our_optimizers(mx, tmp_path, dtype):
     go = pytest.importorskip('gluon_optim')
     scheduler = mx.lr_scheduler.PolyScheduler(10, 0.5)
-    parameters, trainer = make_trainer(
-        mx, 'novograd', {'beta1': 0.9, 'amsgrad': True, 'multi_precision': True, 'lr_scheduler': scheduler, 'begin_num_update': 3}, dtype)
+    arguments = {'beta1': 0.9, 'amsgrad': True, 'multi_precision': True, 'lr_scheduler': scheduler, 'begin_num_update': 3}
+    parameters, trainer = make_trainer(mx, 'novograd', arguments, dtype)
     step(mx, parameters, trainer, 4)
     trainer.save_states(str(tmp_path / 'native'))
     names = [p.name for p in trainer._params]
     go.save_states(trainer, str(tmp_path / 'ours'))
     found, wanted = read_states(tmp_path / 'native', {p.name: p for p in trainer._params}), go.read_states(str(tmp_path / 'ours'))
     assert_same(found, wanted)
-    assert found.optimizer == 'novograd' and found.names == names and set(found.slots[names[0]]) == {'mean', 'norm_sq', 'max_norm_sq'}
+    assert found.optimizer == 'novograd' and found.names == names
+    assert set(found.slots[names[0]]) == {'mean', 'norm_sq', 'max_norm_sq'}
     assert found.slots[names[0]]['norm_sq'].shape == () and found.counts[names[0]] == 4 and found.num_update == 7
 
 

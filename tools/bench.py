@@ -35,7 +35,7 @@ from tqdm import tqdm
 import gluon_optim as go
 
 # so that an optimizer keeps the state that it is known for, and none has less to compute than its peers
-ARGUMENTS = {name: dict(momentum=0.9) for name in ('sgd', 'nag', 'signum', 'lars', 'lbsgd', 'sgd_torch', 'rmsprop_torch')}
+ARGUMENTS = {name: dict(momentum=0.9) for name in ('sgd', 'nag', 'signum', 'lars', 'lbsgd', 'sgd_torch')}
 ARGUMENTS['novograd'] = dict(wd=bench_peers.DECAY)
 
 MXNET = ('nothing', 'adam', 'sgd', 'lamb', 'nadam', 'adamax', 'ftml', 'adagrad', 'adadelta', 'rmsprop', 'nag', 'signum', 'ftrl', 'lars')
@@ -108,7 +108,7 @@ def in_mxnet(optimizer, data, dtype):
         updater(*lists)
         mx.nd.waitall()
 
-    slots = count_slots(optimizer, updater.states[0], dtype)
+    slots = count_slots(updater.states[0], parameters[0].shape, dtype)
     first = lambda: parameters[0].data().asnumpy()  # noqa: E731
     return {'Trainer': Competitor(by_trainer, first, slots, lambda: mark_fresh(parameters)),
             'Updater': Competitor(by_updater, first, slots)}
@@ -121,19 +121,16 @@ def mark_fresh(parameters):
             data._fresh_grad = True
 
 
-def count_slots(optimizer, state, dtype):
+def count_slots(state, shape, dtype):
     """How many arrays of the weight's size a state has, its master not counted."""
-    rule = getattr(optimizer, 'rule', None)
-    if rule is not None:
-        return sum(slot.like == 'weight' for slot in rule.slots(optimizer.hyperparameters()))
     arrays, pending = 0, [state]
     while pending:
         one = pending.pop()
         if isinstance(one, (tuple, list)):
             pending.extend(one)
-        else:
-            arrays += one is not None
-    return arrays - (dtype == 'float16')
+        elif one is not None:
+            arrays += one.shape == shape
+    return max(arrays - (dtype == 'float16'), 0)
 
 
 def create(name, dtype):
@@ -176,28 +173,11 @@ def bytes_per_element(slots, dtype):
 def measure(case, dtype, ours, peers, rounds, pythons):
     """All figures of one case, as `--json` writes them."""
     data = Data(CASES[case])
-    competitors, information, missing, versions, servers = {}, {}, {}, {}, []
-
-    def enter(name, competitor, route=None, storage='float32'):
-        label = f'{name} {route}' if route else name
-        competitors[label] = competitor
-        per_element = 0 if name == 'mxnet:nothing' else bytes_per_element(competitor.slots, storage)
-        information[label] = dict(name=name, route=route, dtype=storage, bytes=per_element * data.elements)
-
-    for name in [f'gluon_optim:{name}' for name in ours] + [name for name in peers if name.startswith('mxnet:')]:
-        for route, competitor in in_mxnet(create(name, dtype), data, dtype).items():
-            enter(name, competitor, route, dtype)
-    wanted = [name for name in peers if not name.startswith('mxnet:')]
-    built, missing = bench_peers.build(wanted, data)
-    for name, competitor in built.items():
-        enter(name, competitor)
+    servers = []
     try:
-        for python in pythons:
-            servers.append(bench_peers.Server(python))
-            built, still_missing, versions[python] = servers[-1].build(list(missing), data.shapes)
-            for name, competitor in built.items():
-                enter(name, competitor)
-            missing = {name: f'{missing[name]}; there: {why}' for name, why in still_missing.items()}
+        with tqdm(desc=f'{case}: preparing', disable=None, leave=False, bar_format='{desc} {postfix}') as bar:
+            servers += [bench_peers.Server(python, data) for python in pythons]
+            competitors, information, missing = prepare(data, dtype, ours, peers, servers, bar.set_postfix_str)
         seconds, bandwidth = take_turns(case, competitors, Bandwidth(data.elements), rounds)
     finally:
         for server in servers:
@@ -205,8 +185,40 @@ def measure(case, dtype, ours, peers, rounds, pythons):
     rate = float(numpy.median(bandwidth))
     rows = [dict(information[label], ms=spread(seconds[label], 1e3), floor_ms=information[label]['bytes'] / rate * 1e3)
             for label in competitors]
-    return dict(case=case, dtype=dtype, tensors=len(data.shapes), elements=data.elements,
-                gigabytes_per_second=spread(bandwidth, 1e-9), rows=add_ratios(rows), missing=missing, other_versions=versions)
+    return dict(case=case, dtype=dtype, tensors=len(data.shapes), elements=data.elements, rounds=rounds,
+                gigabytes_per_second=spread(bandwidth, 1e-9), rows=add_ratios(rows), missing=missing,
+                other_versions={server.python: server.versions for server in servers})
+
+
+def prepare(data, dtype, ours, peers, servers, say):
+    """({label: competitor}, {label: its name, route, dtype and bytes}, {name: why it is not measured}).
+
+    A peer runs here, or under the first of the other Pythons that has it.
+    """
+    competitors, information, missing = {}, {}, {}
+
+    def enter(name, competitor, route=None, storage='float32'):
+        label = f'{name} {route}' if route else name
+        competitors[label] = competitor
+        per_element = 0 if name == 'mxnet:nothing' else bytes_per_element(competitor.slots, storage)
+        information[label] = dict(name=name, route=route, dtype=storage, bytes=per_element * data.elements)
+
+    for name in [f'gluon_optim:{name}' for name in ours] + peers:
+        say(name)
+        if name.startswith(('gluon_optim:', 'mxnet:')):
+            for route, competitor in in_mxnet(create(name, dtype), data, dtype).items():
+                enter(name, competitor, route, dtype)
+            continue
+        competitor, why = bench_peers.build(name, data)
+        for server in servers:
+            if competitor is None:
+                competitor, reason = server.build(name)
+                why += f'; under {server.python} {reason}'
+        if competitor is None:
+            missing[name] = why
+        else:
+            enter(name, competitor)
+    return competitors, information, missing
 
 
 def take_turns(case, competitors, bandwidth, rounds):
@@ -252,14 +264,21 @@ def add_ratios(rows):
 
 def facts():
     """The machine and the versions, as far as figures depend on them."""
-    found = dict(cpu=processor(), cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-                 threads=dict(numba=numba.get_num_threads(), OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS')),
-                 load=os.getloadavg()[0] if hasattr(os, 'getloadavg') else None, system=platform.platform(),
-                 versions=dict(python=platform.python_version(), gluon_optim=go.__version__,
-                               **bench_peers.versions(('mxnet', 'numba', *bench_peers.PACKAGES))))
-    if 'torch' in sys.modules:
-        found['threads']['torch'] = sys.modules['torch'].get_num_threads()
-    return found
+    return dict(
+        cpu=processor(), system=platform.platform(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+        load=os.getloadavg()[0] if hasattr(os, 'getloadavg') else None,
+        threads=dict(numba=numba.get_num_threads(), OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', 'unset')),
+        versions=dict(python=platform.python_version(), gluon_optim=go.__version__,
+                      **bench_peers.versions(('mxnet', 'numba', *bench_peers.PACKAGES))))
+
+
+def in_words(facts):
+    lines = [f'{facts["cpu"]}, {facts["cores"]} cores, load {facts["load"]:.1f}; {facts["system"]}' if facts['load'] is not None else
+             f'{facts["cpu"]}, {facts["cores"]} cores; {facts["system"]}',
+             'threads: ' + ', '.join(f'{what} {count}' for what, count in facts['threads'].items()),
+             ', '.join(f'{package} {version}' for package, version in facts['versions'].items())]
+    return '\n'.join(lines)
 
 
 def processor():
@@ -285,6 +304,8 @@ def table(figures):
         lines.append(f'{label_of(row, figures["dtype"]):42}{row["ms"]["median"]:9.2f}  {quartiles:>17}  '
                      f'{ratios[0]:>8}  {ratios[1]:>8}  {ratios[2]:>12}')
     lines += [f'not measured: {name} ({why})' for name, why in figures['missing'].items()]
+    lines += [f'{python}: ' + ', '.join(f'{package} {version}' for package, version in versions.items())
+              for python, versions in figures['other_versions'].items()]
     return '\n'.join(lines)
 
 
@@ -308,7 +329,7 @@ def plot(cases, path):
         colours = ['tab:orange' if row['name'].startswith('gluon_optim:') else 'tab:blue' if row['name'].startswith('mxnet:')
                    else 'tab:gray' for row in rows]
         bars = axis.barh([label_of(row, figures['dtype']) for row in rows], ratios, color=colours)
-        axis.bar_label(bars, [f'{ratio:.2g}  ({row["ms"]["median"]:.3g} ms)' for ratio, row in zip(ratios, rows)], padding=3, fontsize=8)
+        axis.bar_label(bars, [f'{digits(ratio)} ({digits(row["ms"]["median"])} ms)' for ratio, row in zip(ratios, rows)], padding=3, fontsize=8)
         axis.axvline(1, color='black', linewidth=1)
         axis.set_xscale('log')
         axis.set_xlim(min(0.8, *ratios), 3 * max(ratios))  # room for the labels
@@ -316,11 +337,15 @@ def plot(cases, path):
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.tick_params(labelsize=8)
         axis.spines[['top', 'right']].set_visible(False)
-        axis.set_title(f"{figures['case']}, {figures['dtype']}: {figures['tensors']} tensors, {figures['elements'] / 1e6:.3g} million "
-                       'elements', fontsize=10, loc='left')
+        axis.set_title(f"{figures['case']}, {figures['dtype']}: {figures['tensors']} tensors, {figures['elements']:,} elements",
+                       fontsize=10, loc='left')
         axis.set_xlabel(f"times the floor ({figures['gigabytes_per_second']['median']:.0f} GB/s), logarithmic", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
+
+
+def digits(value):
+    return f'{value:.0f}' if value >= 100 else f'{value:.1f}' if value >= 10 else f'{value:.2f}'
 
 
 # Command line
@@ -353,26 +378,22 @@ def arguments(given=None):
     options = parser.parse_args(given)
     if options.rounds < 1:
         parser.error(f'--rounds must be at least 1. Received: {options.rounds}.')
-    options.optimizers = chosen(parser, '--optimizers', options.optimizers, our_names())
+    options.optimizers = chosen(parser, '--optimizers', options.optimizers, sorted({*go.list_optimizers(), *MXNET} - {'nothing'}))
     options.peers = chosen(parser, '--peers', options.peers, [f'mxnet:{name}' for name in MXNET] + list(bench_peers.PEERS))
     return options
 
 
-def our_names():
-    return go.list_optimizers() if 'list_optimizers' in dir(go) else ['adamw', 'novograd', 'sgd_torch']
-
-
 def main(given=None):
     options = arguments(given)
-    cases = []
+    cases, start = [], facts()
     for case in options.case:
         cases.append(measure(case, options.dtype, options.optimizers, options.peers, options.rounds, options.peer_python))
         if options.json != '-':
             if len(cases) == 1:
-                print(json.dumps(facts(), indent=1))
+                print(in_words(start))
             print('\n' + table(cases[-1]), flush=True)
     if options.json:
-        text = json.dumps(dict(facts=facts(), cases=cases), indent=1) + '\n'
+        text = json.dumps(dict(facts=start, cases=cases), indent=1) + '\n'
         if options.json == '-':
             sys.stdout.write(text)
         else:

@@ -109,11 +109,11 @@ def _of(module, name, slots, **options):
 def _timm(name, slots, **options):
     def make(data):
         # timm's own __init__ imports every model, and torchvision with them; its optimizers need neither
-        spec = util.find_spec('timm')
-        if spec is None:
-            raise ModuleNotFoundError("No module named 'timm'")
-        for package, folder in (('timm', ''), ('timm.optim', 'optim')):
-            if package not in sys.modules:
+        if 'timm' not in sys.modules:
+            spec = util.find_spec('timm')
+            if spec is None:
+                raise ModuleNotFoundError("No module named 'timm'")
+            for package, folder in (('timm', ''), ('timm.optim', 'optim')):
                 sys.modules[package] = types.ModuleType(package)
                 sys.modules[package].__path__ = [str(Path(spec.origin).parent / folder)]
         return _of(f'timm.optim.{name.lower()}', name, slots, **options)(data)
@@ -163,17 +163,14 @@ _FAMILIES = {
 PEERS = {f'{family}:{name}': make for family, peers in _FAMILIES.items() for name, make in peers.items()}
 
 
-def build(names, data):
-    """{name: Competitor} of those that this environment has, and {name: why not} of the others. Each is warmed up."""
-    built, missing = {}, {}
-    for name in names:
-        try:
-            competitor = PEERS[name](data)
-            competitor.step()
-            built[name] = competitor
-        except Exception as error:  # whatever a package of another version raises, it says why there is no figure
-            missing[name] = f'{type(error).__name__}: {error}'.splitlines()[0]
-    return built, missing
+def build(name, data):
+    """(Competitor, '') with one step done, so that everything is compiled, or (None, why this environment has it not)."""
+    try:
+        competitor = PEERS[name](data)
+        competitor.step()
+        return competitor, ''
+    except Exception as error:  # whatever a package of another version raises, it says why there is no figure
+        return None, f'{type(error).__name__}: {error}'.splitlines()[0]
 
 
 def versions(packages=PACKAGES):
@@ -191,17 +188,20 @@ def versions(packages=PACKAGES):
 class Server:
     """This file, running under another Python. Its competitors step when asked, so that turns stay interleaved."""
 
-    def __init__(self, python):
+    def __init__(self, python, data):
         self.python = python
-        self._process = subprocess.Popen([python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
+        try:
+            self._process = subprocess.Popen([python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
+        except OSError as error:
+            raise SystemExit(f'--peer-python must be a Python. Received: {python}: {error}.') from error
+        self.versions = self.ask(shapes=data.shapes)
 
-    def build(self, names, shapes):
-        """As `build`, with the versions of the packages there."""
-        answer = self._ask(build=names, shapes=shapes)
-        slots = answer['slots']
-        return {name: Remote(self._ask, name, slots[name]) for name in slots}, answer['missing'], answer['versions']
+    def build(self, name):
+        """As `build`."""
+        slots, why = self.ask(build=name)
+        return (None if why else Remote(self, name, slots)), why
 
-    def _ask(self, **request):
+    def ask(self, **request):
         try:
             self._process.stdin.write(json.dumps(request) + '\n')
             self._process.stdin.flush()
@@ -219,34 +219,36 @@ class Server:
 class Remote:
     """A competitor in another process, which takes the time itself."""
 
-    def __init__(self, ask, name, slots):
-        self._ask, self._name, self.slots = ask, name, slots
+    def __init__(self, server, name, slots):
+        self._server, self._name, self.slots = server, name, slots
 
     def turn(self):
-        return self._ask(turn=self._name)['seconds']
+        return self._server.ask(turn=self._name)
 
     def weight(self):
         return None  # the server remembers it
 
     def problem(self, before):
-        return self._ask(problem=self._name)['problem']
+        return self._server.ask(problem=self._name)
 
 
 def serve():
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # what packages print must not come between the answers
-    built, before = {}, {}
+    data, competitors, before = None, {}, {}
     for line in sys.stdin:
-        request = json.loads(line)
-        if 'build' in request:
-            built, missing = build(request['build'], Data(request['shapes']))
-            before = {name: competitor.weight() for name, competitor in built.items()}
-            answer = dict(slots={name: competitor.slots for name, competitor in built.items()}, missing=missing, versions=versions())
-        elif 'turn' in request:
-            answer = dict(seconds=built[request['turn']].turn())
+        (what, value), = json.loads(line).items()
+        if what == 'shapes':
+            data, answer = Data(value), versions()
+        elif what == 'build':
+            competitor, why = build(value, data)
+            if not why:
+                competitors[value], before[value] = competitor, competitor.weight()
+            answer = competitor.slots if not why else None, why
+        elif what == 'turn':
+            answer = competitors[value].turn()
         else:
-            name = request['problem']
-            answer = dict(problem=built[name].problem(before[name]))
+            answer = competitors[value].problem(before[value])
         answers.write(json.dumps(answer) + '\n')
         answers.flush()
 

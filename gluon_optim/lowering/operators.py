@@ -77,9 +77,9 @@ class Step:
     """
 
     def __init__(self, rule: Type[Rule], h: Values, parameters: Sequence[Parameter]):
-        if not rule.lowerable or getattr(rule, 'supplied', ()):
-            raise ValueError(f'{rule.name!r} cannot be written in ONNX operators: its update is more than elementwise functions, sums '
-                             'and the state of one parameter. Continue in PyTorch, or with another optimizer.')
+        if not rule.lowerable or bool(getattr(rule, 'supplied', ())):
+            raise ValueError(f'{rule.name!r} cannot be written in ONNX operators: its update is more than elementwise functions, '
+                             'sums and the state of one parameter. Continue in PyTorch, or with another optimizer.')
         self.rule, self.h, self.static = rule, h, rule.static(h)
         self.operators: List[Operator] = []
         self.inputs: Dict[str, Kind] = {'learning_rate': ('float64', ()), 't': ('int64', ())}

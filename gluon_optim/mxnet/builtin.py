@@ -9,10 +9,12 @@ import copy
 import copyreg
 import functools
 import inspect
+import numbers
 import weakref
 from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 import numpy
+
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet.ndarray import sparse
 from mxnet.ndarray.ndarray import NDArray
@@ -29,7 +31,11 @@ from ..schema import Values, check_known, one_of
 from .executors import check_weight
 from .optimizer import Runner
 
-__all__ = ['accelerate', 'create', 'restore_builtins']
+__all__ = ['accelerate', 'create', 'drop_in', 'restore_builtins']
+
+if not hasattr(mx_optimizer, 'SGD'):
+    raise ImportError('The drop-ins are for the optimizers of MXNet 1.9.1, and this is another version. '
+                      'Use its own: mx.optimizer.create.')
 
 StateTree = Union[None, str, Tuple[str, ...]]
 
@@ -72,12 +78,12 @@ class DropIn(Runner):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not issubclass(cls, mx_optimizer.Optimizer):
-            return
+        if cls.__bases__ == (DropIn,):
+            return  # what several of them share
         cls.replaces = cls.__bases__[-1]
         cls.rule = DROP_INS[cls.__name__.lower()]
         cls.__doc__ = cls.__doc__ or cls.rule.__doc__
-        cls.__signature__ = inspect.signature(cls.replaces)  # type: ignore[attr-defined]
+        cls.__signature__ = inspect.signature(cls.replaces)
         CLASSES[cls.rule.name] = cls
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -114,7 +120,7 @@ class DropIn(Runner):
 
     @aggregate_num.setter
     def aggregate_num(self, number: int) -> None:
-        vars(self)['aggregate_num'] = number
+        self.__dict__['aggregate_num'] = number
 
     # -- hyper-parameters -------------------------------------------------------------------------------------------
 
@@ -122,9 +128,12 @@ class DropIn(Runner):
         given = {hyper.name: getattr(self, self.attributes.get(hyper.name, hyper.name))
                  for hyper in self.rule.hypers[1:] + BASE_HYPERS}
         for name in self.off_at_zero:
-            if isinstance(given[name], (int, float)) and given[name] <= 0:
+            if isinstance(given[name], numbers.Real) and given[name] <= 0:
                 given[name] = None
         return given
+
+    def set_hyperparameters(self, h: Values) -> None:
+        super().set_hyperparameters(Values(**{self.attributes.get(name, name): value for name, value in h.asdict().items()}))
 
     # -- states -----------------------------------------------------------------------------------------------------
 
@@ -132,12 +141,12 @@ class DropIn(Runner):
         """MXNet's own state for ``weight``."""
         if weight.stype == 'default':
             check_weight(self.rule, weight)
-        state = super().create_state(index, weight)  # type: ignore[misc]
+        state = super().create_state(index, weight)
         if not self.single_slots or weight.dtype != numpy.float64:
             return state
         return state.astype('float64') if isinstance(state, NDArray) else tuple(array.astype('float64') for array in state)
 
-    def slot_dtype(self, dtype: Any) -> str:  # type: ignore[override]
+    def slot_dtype(self, dtype: Any) -> str:
         return 'float32' if self.single_slots and dtype == numpy.float16 else numpy.dtype(dtype).name
 
     def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
@@ -153,7 +162,7 @@ class DropIn(Runner):
     def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
         named = {slot.name: array for slot, array in zip(self.rule.slots(h), slots)}
         tree = self.state_tree
-        state = tuple(map(named.get, tree)) if isinstance(tree, tuple) else named.get(tree)  # type: ignore[arg-type]
+        state = tuple(map(named.get, tree)) if isinstance(tree, tuple) else named.get(tree or '')
         if master is None:
             return state
         return (state, master) if self.master_last else (master, state)
@@ -161,12 +170,11 @@ class DropIn(Runner):
     # -- what belongs to the optimizer as a whole -------------------------------------------------------------------
 
     def shared_state(self) -> Dict[str, Any]:
-        """The attributes ``shared``, as they are for the device that was updated last."""
+        """The attributes ``shared`` of the device that was updated last."""
         return {name: copy.copy(getattr(self, name)) for name in self.shared}
 
     def set_shared_state(self, values: Mapping[str, Any]) -> None:
-        """Set them, for all devices."""
-        vars(self).update(values)
+        super().set_shared_state(values)
         self._device: Any = None                                            # whose they are; None: not known yet
         self._parked: Dict[Any, Dict[str, Any]] = {None: self.shared_state()}  # those of other devices; None: of a new one
 
@@ -176,11 +184,8 @@ class DropIn(Runner):
             if self._device is not None:
                 self._parked[self._device] = self.shared_state()
             values = self._parked.get(device_id, self._parked[None])
-            vars(self).update({name: copy.copy(value) for name, value in values.items()})
+            self.__dict__.update({name: copy.copy(value) for name, value in values.items()})
             self._device = device_id
-
-    def _progress(self) -> Dict[str, Any]:
-        return dict(super()._progress(), **self.shared_state())
 
     # -- updates ----------------------------------------------------------------------------------------------------
 
@@ -189,6 +194,7 @@ class DropIn(Runner):
         if self.rule.lowerable and {*map(type, weights), *map(type, gradients)} <= {NDArray}:
             super()._update(indices, weights, gradients, states, mixed)
             return
+        self.hyperparameters()  # checked here too
         update = self.replaces.update_multi_precision if mixed else self.replaces.update
         dense = []
         for one in zip(indices, weights, gradients, states):
@@ -197,7 +203,8 @@ class DropIn(Runner):
             else:
                 update(self, *one)
         if dense:
-            super()._update(*zip(*dense), mixed)  # type: ignore[misc]
+            indices, weights, gradients, states = zip(*dense)
+            super()._update(indices, weights, gradients, states, mixed)
 
     def _count(self, indices: Sequence[Any]) -> List[Tuple]:
         rates = self._rates(indices)
@@ -206,13 +213,14 @@ class DropIn(Runner):
 
     def _rates(self, indices: Sequence[Any]) -> List[float]:
         """Count, and ask for the rates, in MXNet's order: the scheduler sees what has been counted so far."""
-        counts, begin = self._index_update_count, self.begin_num_update
         size = self._counted_together()
-        if self.lr_scheduler is None or size >= len(indices) or counts.get(indices[0], begin) >= max(
-                counts.get(index, begin) for index in indices):
-            self._update_count(indices)
-            return self._get_lrs(indices)
-        return [rate for i in range(0, len(indices), size) for rate in self._rates(indices[i:i + size])]
+        if self.lr_scheduler is not None and size < len(indices):
+            begin: int = self.begin_num_update
+            seen: List[int] = [self._index_update_count.get(index, begin) for index in indices]
+            if seen[0] < max(seen):  # else the first parameter counts for all
+                return [rate for i in range(0, len(indices), size) for rate in self._rates(indices[i:i + size])]
+        self._update_count(indices)
+        return self._get_lrs(indices)
 
     def _counted_together(self) -> int:
         """For how many parameters MXNet asks for rates at once."""
@@ -240,7 +248,7 @@ class WithMomentum(DropIn):
 
 class SGD(WithMomentum, mx_optimizer.SGD):
     def _counted_together(self) -> int:
-        return max(vars(self)['aggregate_num'], 1)
+        return max(self.__dict__['aggregate_num'], 1)
 
 
 class SGLD(DropIn, mx_optimizer.SGLD):
@@ -254,6 +262,10 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
     @property
     def begin_epoch(self) -> float:
         return self.init_updates / self.updates_per_epoch
+
+    def set_hyperparameters(self, h: Values) -> None:
+        self.init_updates = int(h.begin_epoch * h.updates_per_epoch)
+        super().set_hyperparameters(Values(**{name: value for name, value in h.asdict().items() if name != 'begin_epoch'}))
 
     def _cumulate_gradient(self, grad: Any, index: Any) -> Dict[str, Any]:
         held = self._get_cum_gradient(index)
@@ -397,7 +409,7 @@ def restore_builtins() -> None:
     """Undo `accelerate`: all built-in names create MXNet's classes again. Drop-ins that exist stay."""
     for name, cls in CLASSES.items():
         mx_optimizer.Optimizer.opt_registry[name] = cls.replaces
-    if not _in_use:
+    if not _in_use and mx_optimizer.Updater.set_states is _set_states_and_drop_in:
         mx_optimizer.Updater.set_states = _set_states
 
 

@@ -41,6 +41,9 @@ class Restored(dict):
     states: Optional[LoadReport]
     skipped: List[str]
 
+    def __bool__(self) -> bool:
+        return True  # ``if restored:`` asks whether there was a checkpoint, not whether ``extra`` is empty
+
 
 def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, extra: Optional[Dict[str, Any]] = None, *,
                     step: Optional[int] = None, epoch: Optional[int] = None, batch: Optional[int] = None,

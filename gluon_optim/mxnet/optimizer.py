@@ -2,7 +2,7 @@
 import inspect
 import math
 import warnings
-from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Type
+from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
@@ -19,8 +19,8 @@ __all__ = ['RuleOptimizer', 'Runner']
 BASE_ARGUMENTS = ('lr_scheduler', 'begin_num_update', 'multi_precision', 'param_idx2name', 'param_dict', 'sym')
 
 
-class Runner:
-    """Updates lists of parameters by `rule`; beside an `mx.optimizer.Optimizer` among the bases of a class.
+class Runner(mx_optimizer.Optimizer):
+    """Updates lists of parameters by `rule`.
 
     A subclass says what its hyper-parameters are (`_given`), how its states nest (`split_state`, `join_state`) and what
     counts as t (`_count`).
@@ -37,11 +37,11 @@ class Runner:
         self._warned = False
 
     def __getstate__(self) -> Dict[str, Any]:
-        state = super().__getstate__()  # type: ignore[misc]
+        state = super().__getstate__()
         return {name: value for name, value in state.items() if name not in self._process_only}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[misc]
+        super().__setstate__(state)
         self._set_up()
         # saved on some devices, continued on others
         self.set_update_counts(self.update_counts(), self.num_update)
@@ -51,6 +51,14 @@ class Runner:
     def _given(self) -> Dict[str, Any]:
         """The hyper-parameters as they are now, but for the learning rate."""
         raise NotImplementedError
+
+    def set_hyperparameters(self, h: Values) -> None:
+        """Make ``h`` hold; its learning rate is not looked at where there is a scheduler."""
+        for name, value in h.asdict().items():
+            if name != 'learning_rate':
+                setattr(self, name, value)
+            elif self.lr_scheduler is None:
+                self.lr = value
 
     def hyperparameters(self) -> Values:
         """All hyper-parameters as they are now, checked; ``learning_rate`` is the scheduler's ``base_lr`` where there is one.
@@ -84,7 +92,7 @@ class Runner:
         # MXNet starts a new device at begin_num_update; a run that was resumed on it is further
         if device_id not in self._all_index_update_counts:
             self._all_index_update_counts[device_id] = dict(self._restored_counts)
-        super()._set_current_context(device_id)  # type: ignore[misc]
+        super()._set_current_context(device_id)
 
     # -- states -----------------------------------------------------------------------------------------------------
 
@@ -99,8 +107,7 @@ class Runner:
         """The state that consists of ``slots`` and ``master``; the inverse of `split_state`."""
         raise NotImplementedError
 
-    @staticmethod
-    def slot_dtype(dtype: Any) -> str:
+    def slot_dtype(self, dtype: Any) -> str:
         """The type of the slots of a weight of type ``dtype``, or of its master."""
         return 'float64' if dtype == numpy.float64 else 'float32'
 
@@ -150,16 +157,24 @@ class Runner:
 
     def _uncount(self, indices: Sequence[Any], progress: Dict[str, Any], counts: Sequence[Optional[int]]) -> None:
         """Put back what `_count` has changed."""
-        vars(self).update(progress)
+        self.__dict__.update(progress)
         for index, count in zip(indices, counts):
             if count is None:
                 self._index_update_count.pop(index, None)
             else:
                 self._index_update_count[index] = count
 
+    def shared_state(self) -> Dict[str, Any]:
+        """State of the optimizer as a whole, by attribute."""
+        return {}
+
+    def set_shared_state(self, values: Mapping[str, Any]) -> None:
+        """Set what `shared_state` gives, for all devices."""
+        self.__dict__.update(values)
+
     def _progress(self) -> Dict[str, Any]:
         """The attributes that `_count` changes, besides the counts of the parameters."""
-        return dict(num_update=self.num_update)
+        return dict(self.shared_state(), num_update=self.num_update)
 
     def _count(self, indices: Sequence[Any]) -> List[Tuple]:
         """Count one update of each parameter. Returns t, learning rate and decay of each, and whatever else `_row` needs."""
@@ -173,7 +188,7 @@ class Runner:
         return self.rule.all_coefficients(scalars, h.replace(learning_rate=rate, wd=wd), t)
 
 
-class RuleOptimizer(Runner, mx_optimizer.Optimizer):
+class RuleOptimizer(Runner):
     """Base of all optimizers of this package; a subclass only names its `rule`.
 
     Parameters
@@ -194,7 +209,7 @@ class RuleOptimizer(Runner, mx_optimizer.Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if 'rule' in cls.__dict__:
-            cls.__signature__ = _signature(cls.rule)  # type: ignore[attr-defined]
+            cls.__signature__ = _signature(cls.rule)
             cls.__doc__ = cls.__doc__ or cls.rule.__doc__
 
     def __init__(self, learning_rate: Any = None, **arguments: Any):
@@ -249,7 +264,7 @@ class RuleOptimizer(Runner, mx_optimizer.Optimizer):
             raise ValueError(f'{self.rule.name} with multi_precision keeps (master, slots) per float16 parameter. '
                              'Received a state without a master. Load states that were saved with '
                              'multi_precision=True, or start without states.')
-        return state[1], state[0]
+        return tuple(state[1]), state[0]
 
     def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
         return slots if master is None else (master, slots)

@@ -203,5 +203,5 @@ def initial_slot(slot: Slot, weight: Any) -> Any:
     """The NumPy array that ``slot`` holds before the first update of ``weight``."""
     if slot.init == 'weight':
         return numpy.array(weight)
-    dtype = numpy.result_type(weight, numpy.float32)
+    dtype = numpy.result_type(numpy.asarray(weight).dtype, numpy.float32)  # of the type: NumPy 1 lets float32 win over shape ()
     return numpy.full(numpy.shape(weight) if slot.like == 'weight' else (), slot.init, dtype)

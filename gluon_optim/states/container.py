@@ -26,6 +26,7 @@ import numpy
 
 from .errors import StateFileError
 from .neutral import Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
+from .progress import opened
 
 fcntl: Optional[ModuleType]
 try:
@@ -206,10 +207,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     folder, name = os.path.split(path)
     mode = _mode_of(path)
     temporary = os.path.join(folder, f'.{name[:64]}.{secrets.token_hex(8)}.tmp')
-    # not tempfile.mkstemp: the kernel applies the umask to this one
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0), 0o666)
     claim = None
     try:
+        # not tempfile.mkstemp: the kernel applies the umask to this one
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0), 0o666)
         with os.fdopen(descriptor, 'wb', _CHUNK) as file:
             claim = _claim(descriptor)
             if mode is not None:
@@ -219,7 +220,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in (None, temporary):
             error.filename = path  # 'No space left on device', and where
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -318,7 +319,7 @@ def read_manifest(path: Path) -> Dict[str, Any]:
 def _opened(path: Path, reader: Callable[[BinaryIO], Any]) -> Any:
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait forever
         raise StateFileError(f'Cannot read {os.fspath(path)!r}: it must be a file. Received: a folder, a pipe or a device.')
-    with open(path, 'rb') as file:
+    with opened(path) as file:
         try:
             return reader(file)
         except StateFileError as error:

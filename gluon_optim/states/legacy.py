@@ -17,6 +17,7 @@ from .inert_pickle import Array, Object, load
 from .legacy_names import Params, assign
 from .ndarray_format import LIST_MAGIC, Allowance, Source, read_list, read_npz
 from .neutral import OptimizerStates, ParameterInfo
+from .progress import opened
 
 __all__ = ['UnreadableFile', 'kind', 'read_params', 'read_states']
 
@@ -24,7 +25,7 @@ Path = Union[str, 'os.PathLike[str]']
 
 # Beyond this much, and beyond twice the size of the file, nothing is made of a file unless the caller passes `limit`.
 SMALL = 32 << 20
-MAX_ITEMS = 200_000
+MAX_ITEMS = 100_000
 PLAIN = (int, float, bool, str, type(None))
 
 
@@ -136,7 +137,7 @@ _WHAT_IT_IS = {
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    with open(path, 'rb') as file:
+    with opened(path) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise UnreadableFile(f'Cannot read {os.fspath(path)!r}: it is not a regular file.')
         yield file

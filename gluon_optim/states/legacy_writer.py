@@ -26,16 +26,16 @@ class Class(NamedTuple):
     attributes: Mapping[str, Any] = {}  # others, and those that differ from their usual values
 
 
-def _one(name: str, attributes: Mapping[str, Any] = {}, **arguments: Any) -> Class:  # noqa: B006
+def _one(name: str, attributes: Mapping[str, Any] = {}, **arguments: Any) -> Class:
     return Class(f'mxnet.optimizer.optimizer.{name}', arguments, attributes)
 
 
-def _two(path: str, fused: bool = True, together: int = 1, attributes: Mapping[str, Any] = {}, **arguments: Any) -> Class:  # noqa: B006
+def _two(path: str, fused: bool = True, together: int = 1, attributes: Mapping[str, Any] = {}, **arguments: Any) -> Class:
     return Class(f'mxnet.optimizer.{path}', arguments, {'use_fused_step': fused, 'aggregate_num': together, **attributes})
 
 
-_ADAM = dict(beta1=0.9, beta2=0.999, epsilon=1e-8)
-_LAMB = dict(beta1=0.9, beta2=0.999, epsilon=1e-6, lower_bound=None, upper_bound=None)
+_ADAM: Dict[str, Any] = dict(beta1=0.9, beta2=0.999, epsilon=1e-8)
+_LAMB: Dict[str, Any] = dict(beta1=0.9, beta2=0.999, epsilon=1e-6, lower_bound=None, upper_bound=None)
 CLASSES: Dict[int, Dict[str, Class]] = {
     1: {
         'sgd': _one('SGD', {'aggregate_num': 4}, momentum=0.0, lazy_update=True),
@@ -65,7 +65,7 @@ CLASSES: Dict[int, Dict[str, Class]] = {
         'rmsprop': _two('rmsprop.RMSProp', rho=0.9, momentum=0.9, epsilon=1e-8, centered=False, clip_weights=None),
         'adadelta': _two('adadelta.AdaDelta', fused=False, rho=0.9, epsilon=1e-6),
         'adam': _two('adam.Adam', lazy_update=False, **_ADAM),
-        'adamax': _two('adamax.Adamax', fused=False, **_ADAM),
+        'adamax': _two('adamax.Adamax', fused=False, beta1=0.9, beta2=0.999, epsilon=0.0),  # what 1.x, which has none, computes
         'nadam': _two('nadam.Nadam', fused=False, attributes={'m_schedule': 1.0}, schedule_decay=0.004, **_ADAM),
         'dcasgd': _two('dcasgd.DCASGD', fused=False, attributes={'weight_previous': {}}, momentum=0.0, lamda=0.04),
         'ftrl': _two('ftrl.Ftrl', lamda1=0.01, beta=1.0),
@@ -122,8 +122,10 @@ def what_is_lost(states: OptimizerStates, version: int) -> List[str]:
     """What a ``.states`` file of that version cannot hold, or its optimizer does otherwise, one phrase each."""
     target, hypers = _class(states, version), states.hypers
     known = {name for argument in (*target.arguments, *BASE) for name in _synonyms(argument)}
-    lost = [f'{name}={hypers[name]!r}, which its {states.optimizer} does not have' for name in hypers
-            if name not in known and hypers[name] != NEUTRAL.get(name, NEUTRAL)]
+    lost = [f'{name}={value!r}, which its {states.optimizer} does not have' for name, value in hypers.items()
+            if name not in known and (name, value) not in NEUTRAL]
+    if _written_by(states) != version:
+        lost += _differences(states)
     if states.scheduler and not states.scheduler['class'].startswith(SCHEDULERS):
         lost.append(f"the scheduler {states.scheduler['class']}: create the trainer with it")
     if states.loss_scaler:
@@ -131,8 +133,24 @@ def what_is_lost(states: OptimizerStates, version: int) -> List[str]:
     return lost
 
 
+def _written_by(states: OptimizerStates) -> int:
+    return 2 if states.producer.get('mxnet', '').startswith('2') else 1
+
+
+def _differences(states: OptimizerStates) -> List[str]:
+    """How 1.x and 2.x go on differently from the same state, as seen by running both."""
+    optimizer, decay = states.optimizer, states.hypers.get('wd')
+    if optimizer == 'adadelta':
+        return ['the meaning of the learning rate: 2.x multiplies the step by it, 1.x does not']
+    if decay and optimizer in ('adagrad', 'dcasgd', 'nag'):
+        return [f'the meaning of wd={decay!r}: 1.x and 2.x add the decay in different places']
+    if decay and states.hypers.get('clip_gradient') and optimizer in ('adam', 'adamax', 'ftml', 'nadam', 'rmsprop'):
+        return [f'the meaning of wd={decay!r}: 1.x clips the gradient and the decay together, 2.x the gradient alone']
+    return []
+
+
 BASE = ('learning_rate', 'wd', 'rescale_grad', 'clip_gradient', 'begin_epoch')
-NEUTRAL = {'momentum_correction': False, 'correct_bias': True, 'epsilon': 0.0}  # what is not missed where there is no such argument
+NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0)]  # not missed where there is no such argument
 SCHEDULERS = ('mxnet.lr_scheduler.', 'gluon_optim.mxnet.lr_scheduler.')
 
 
@@ -163,7 +181,7 @@ def _order(states: OptimizerStates, version: int, names: Optional[Sequence[str]]
         for name in states.names:
             order[int(name)] = name
         return order
-    if str(states.producer.get('mxnet', version))[0] == str(version):
+    if _written_by(states) == version:
         return states.names
     structural = any(info.name != info.full_name for info in states.parameters)
     if version == 2 and structural:

@@ -19,7 +19,8 @@ NUMPY = mx.__version__.startswith('2')  # 2.0 is in NumPy mode by itself
 MODERN = NUMPY or mx.__version__.startswith('1.')
 OPTIMIZERS = {
     'sgd': dict(momentum=0.9), 'nag': dict(momentum=0.9), 'adagrad': {}, 'rmsprop': {}, 'adadelta': {}, 'adam': {}, 'adamax': {},
-    'nadam': {}, 'signum': {}, 'dcasgd': dict(momentum=0.0), 'ftrl': {}, 'ftml': {}, 'sgld': {}, 'lamb': {}, 'lars': dict(momentum=0.9),
+    'nadam': {}, 'signum': {}, 'dcasgd': dict(momentum=0.0), 'ftrl': {}, 'ftml': {}, 'sgld': {}, 'lamb': {},
+    'lars': dict(momentum=0.9),
 }
 if NUMPY:
     OPTIMIZERS.update(adamw={}, adabelief={}, lans={})

@@ -20,7 +20,14 @@ class Adam(DecayedFirst):
     summary = "Adam in MXNet's convention: epsilon before bias correction, decay clipped with the gradient"
     paper = 'arXiv:1412.6980'
     peers = ('mxnet.optimizer.Adam',)
-    hypers = (rate(1e-3), WD, BETA1, BETA2, Hyper('epsilon', 1e-8, '[0, inf)', 'added to the root of the second moment'), LAZY_UPDATE)
+    hypers = (
+        rate(1e-3),
+        WD,
+        BETA1,
+        BETA2,
+        Hyper('epsilon', 1e-8, '[0, inf)', 'added to the root of the second moment'),
+        LAZY_UPDATE,
+    )
 
     @staticmethod
     def slots(h):

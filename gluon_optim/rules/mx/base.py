@@ -1,6 +1,6 @@
 """What the rules of MXNet's own optimizers share: how its operators take numbers, and what they do to a gradient first.
 
-MXNet 1.9.1 hands the arguments of an operator over as text, and reads them in single precision, also for float64
+MXNet 1.9.1 hands numbers to its operators as text, and reads most of them in single precision, also for float64
 weights. `MXNumbers` does that; it is the namespace of coefficients where a rule must give MXNet's results. Everywhere
 else (PyTorch, ONNX, optax, NumPy) the namespace is another, and the same rules are computed without that loss.
 """
@@ -12,29 +12,29 @@ import numpy
 from ...schema import Hyper, Values
 from ..base import Rule, _Scalars, bias_correction, clipped
 
-__all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'correction', 'factor', 'half_norm',
-           'parameter', 'parameters', 'rate', 'rescaled', 'rounded', 'working']
+__all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'correction',
+           'factor', 'half_norm', 'parameter', 'parameters', 'rate', 'rescaled', 'rounded', 'working']
 
 MOST_DIGITS = 19  # of a fraction; MXNet's parser leaves out the others
 
 
 @functools.lru_cache(maxsize=4096)
-def as_parsed(x: float) -> float:
-    """``x`` as MXNet's operators read its text: digits in single precision, then divided by single powers of ten.
+def as_parsed(x: float, precision: str = 'float32') -> float:
+    """``x`` as MXNet reads its text: digits in that precision, then multiplied by powers of ten in it.
 
     >>> as_parsed(0.1) == numpy.float32(0.1), as_parsed(8.49e-06) == numpy.float32(8.49e-06)
     (True, False)
     """
-    digits, _, exponent = repr(abs(x)).partition('e')
+    real = numpy.dtype(precision).type
+    digits, _, exponent = repr(abs(float(x))).partition('e')
     whole, _, fraction = digits.partition('.')
-    value, fraction = numpy.float32(int(whole)), fraction[:MOST_DIGITS]
+    value, fraction = real(int(whole)), fraction[:MOST_DIGITS]
     if fraction:
-        value += numpy.float32(int(fraction) / 10.0 ** len(fraction))
+        value += real(int(fraction) / 10.0 ** len(fraction))
     if exponent:
         eights, ones = divmod(abs(int(exponent)), 8)
-        powers = [numpy.float32(1e8)] * eights + [numpy.float32(10)] * ones
         with numpy.errstate(over='ignore', under='ignore'):
-            scale = functools.reduce(numpy.multiply, powers, numpy.float32(1))
+            scale = functools.reduce(numpy.multiply, [real(1e8)] * eights + [real(10)] * ones, real(1))
             value = value / scale if exponent[0] == '-' else value * scale
     return float(value) if x >= 0 else -float(value)
 
@@ -45,14 +45,18 @@ class MXNumbers(_Scalars):
     parameter = staticmethod(as_parsed)
 
     def __init__(self, precision: str):
-        self._working = numpy.dtype(precision).type
+        self.precision = precision
 
     @staticmethod
     def rounded(x: float) -> float:
         return float(numpy.float32(x))
 
     def working(self, x: float) -> float:
-        return float(self._working(x))
+        return float(numpy.dtype(self.precision).type(x))
+
+    def operand(self, x: float) -> float:
+        """A number between arrays. In single precision it is rounded once more, and how it was read is lost."""
+        return as_parsed(x, 'float64') if self.precision == 'float64' else x
 
 
 def parameter(xp: Any, x: Any) -> Any:
@@ -93,7 +97,7 @@ def rate(value: float) -> Hyper:
 
 WD = Hyper('wd', 0.0, '(-inf, inf)', 'weight decay, added to the gradient')
 MOMENTUM = Hyper('momentum', 0.0, '[0, inf)', 'decay of the momentum; 0 keeps none')
-LAZY_UPDATE = Hyper('lazy_update', True, (False, True), 'row_sparse gradients, which MXNet updates itself, touch their own rows only')
+LAZY_UPDATE = Hyper('lazy_update', True, (False, True), 'row_sparse gradients, which MXNet updates itself, touch only their rows')
 BETA1 = Hyper('beta1', 0.9, '[0, 1)', 'decay of the mean of gradients')
 BETA2 = Hyper('beta2', 0.999, '[0, 1)', 'decay of the mean of squared gradients')
 
@@ -102,7 +106,7 @@ class MXRule(Rule):
     """A rule of MXNet's own.
 
     ``operator``
-        Whether MXNet runs it as one operator, and not as Python.
+        Whether MXNet runs it as one operator. Otherwise it is Python, and each coefficient a number between arrays.
     ``supplied``
         Values beside the hyper-parameters that belong to the optimizer as a whole: ``h`` has them where it keeps them.
     """
@@ -112,11 +116,12 @@ class MXRule(Rule):
 
     @classmethod
     def all_coefficients(cls, xp, h, t):
-        if cls.operator:
-            h = h.replace(rescale_grad=parameter(xp, h.rescale_grad))
         if h.clip_gradient is not None:
             h = h.replace(clip_gradient=parameter(xp, h.clip_gradient))
-        return super().all_coefficients(xp, h, t)
+        if cls.operator:
+            return super().all_coefficients(xp, h.replace(rescale_grad=parameter(xp, h.rescale_grad)), t)
+        c = super().all_coefficients(xp, h, t)
+        return {name: xp.operand(x) for name, x in c.items()} if hasattr(xp, 'operand') else c
 
 
 def rescaled(xp: Any, c: Values, g: Any) -> Any:

@@ -2,7 +2,7 @@
 import math
 
 from ...schema import Hyper, Slot
-from .base import BETA1, BETA2, WD, DecayedFirst, parameter, parameters, rate, working
+from .base import BETA1, BETA2, WD, DecayedFirst, parameters, rate, working
 
 
 class FTML(DecayedFirst):
@@ -31,7 +31,8 @@ class FTML(DecayedFirst):
 
     @staticmethod
     def slots(h):
-        return Slot('d', doc='divisor of the last step'), Slot('v', doc='decayed mean of squared gradients'), Slot('z', doc='weight times -d')
+        return (Slot('d', doc='divisor of the last step'), Slot('v', doc='decayed mean of squared gradients'),
+                Slot('z', doc='weight times -d'))
 
     @staticmethod
     def coefficients(xp, h, t):

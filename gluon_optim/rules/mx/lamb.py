@@ -50,8 +50,8 @@ class LAMB(MXRule):
     @classmethod
     def step(cls, xp, h, c, w, g, s):
         mean, var = moments(c, s, g)
-        direction = mean / c.correction1 / (xp.sqrt(var / c.correction2) + c.eps) if h.bias_correction else mean / (xp.sqrt(var) + c.eps)
-        update = direction + c.wd * w
+        corrected = (mean / c.correction1, var / c.correction2) if h.bias_correction else (mean, var)
+        update = corrected[0] / (xp.sqrt(corrected[1]) + c.eps) + c.wd * w
         size = cls.size(xp, w)
         if 'lower_bound' in c:
             size = xp.maximum(size, c.lower_bound)

@@ -34,7 +34,7 @@ class LBSGD(SGD):
     peers = ('mxnet.optimizer.LBSGD',)
     exceptions = {'rescaling': "warmup_strategy='lars' takes the norm of the gradient before rescaling, as in MXNet"}
     lowerable = False
-    hypers = (
+    hypers = (  # type: ignore[assignment]
         rate(0.01),
         WD,
         MOMENTUM,

@@ -1,0 +1,218 @@
+"""What is in a file of states, parameters or a whole run: described, compared, and checked for completeness."""
+import os
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+
+import numpy
+
+from .. import rules
+from . import container, legacy
+from .legacy_names import Params
+from .neutral import OptimizerStates, Run, chunks, digest
+
+__all__ = ['Contents', 'Difference', 'Row', 'compare', 'missing', 'read', 'rows']
+
+
+@dataclass
+class Contents:
+    """What `read` found: ``kind`` is 'checkpoint', 'states', 'MXNet states' or 'parameters'."""
+
+    path: str
+    kind: str
+    states: Optional[OptimizerStates] = None
+    run: Optional[Run] = None
+    parameters: Dict[str, numpy.ndarray] = field(default_factory=dict)  # values, by name
+
+    def about(self) -> Dict[str, Any]:
+        """All but the arrays, as JSON has it."""
+        found: Dict[str, Any] = {'path': self.path, 'kind': self.kind}
+        if self.states is not None:
+            states = self.states
+            found.update(
+                optimizer=states.optimizer, num_update=states.num_update, hypers=states.hypers, scheduler=states.scheduler,
+                loss_scaler=states.loss_scaler, producer=states.producer, digest=digest(states), report=states.report)
+        if self.run is not None:
+            found.update({name: getattr(self.run, name) for name in ('step', 'epoch', 'batch', 'metrics', 'extra')})
+        return found
+
+
+def read(path: Any, params: Params = None) -> Contents:
+    """Read any file that this package or MXNet writes; nothing in it is executed.
+
+    ``params`` names the parameters of MXNet's ``.states`` files, as in `gluon_optim.read_states`.
+    Raises StateFileError (a ValueError) for a damaged or foreign file, OSError where it cannot be read.
+    """
+    kind = legacy.kind(path)
+    if kind in ('params', 'npz'):
+        return Contents(os.fspath(path), 'parameters', parameters=legacy.read_params(path))
+    if kind == 'states':
+        return Contents(os.fspath(path), 'MXNet states', legacy.read_states(path, params))
+    states, run = container.read_checkpoint(path)
+    weights = {weight.name: weight.copies[0] for weight in run.weights} if run else {}
+    return Contents(os.fspath(path), 'checkpoint' if run else 'states', states, run, weights)
+
+
+# Description
+
+class Row(NamedTuple):
+    """One array. Shares are of its elements; the norm is that of the finite ones."""
+
+    parameter: str
+    array: str                     # the slot, 'master', or 'weight' for the parameter's value
+    shape: Tuple[int, ...]
+    dtype: str
+    updates: Optional[int]         # how many the parameter has seen
+    norm: float
+    zeros: float
+    nonfinite: float
+
+
+def rows(contents: Contents) -> Iterator[Row]:
+    """One row for each array, in trainer order."""
+    states = contents.states
+    counts: Mapping[str, int] = states.counts if states else {}
+    for name, arrays in arrays_of(contents).items():
+        for key, array in arrays.items():
+            yield Row(name, key, tuple(array.shape), array.dtype.name, counts.get(name), *_measures(array))
+
+
+def arrays_of(contents: Contents) -> Dict[str, Dict[str, numpy.ndarray]]:
+    """All arrays by parameter; those of the optimizer as a whole under '_optimizer'."""
+    found: Dict[str, Dict[str, numpy.ndarray]] = {}
+    states = contents.states
+    for name in states.names if states else ():
+        found[name] = {}
+    for name, value in contents.parameters.items():
+        found.setdefault(name, {})['weight'] = value
+    if states:
+        for name in states.names:
+            found[name].update(states.slots.get(name, {}))
+            if name in states.master:
+                found[name]['master'] = states.master[name]
+        if states.variables:
+            found['_optimizer'] = dict(states.variables)
+    return found
+
+
+def _measures(array: numpy.ndarray) -> Tuple[float, float, float]:
+    """Norm of the finite elements, share of zeros, share of elements that are not finite."""
+    squares, zeros, nonfinite = 0.0, 0, 0
+    for piece in chunks(array):
+        values = piece.astype('float64')
+        finite = numpy.isfinite(values)
+        zeros += int((values == 0).sum())
+        if not finite.all():
+            nonfinite += int((~finite).sum())
+            values = values[finite]
+        squares += float(values @ values)
+    size = max(array.size, 1)
+    return squares ** 0.5, zeros / size, nonfinite / size
+
+
+# Comparison
+
+class Difference(NamedTuple):
+    """One thing in which two files differ: ``a`` and ``b`` are values, or descriptions of arrays, None where it is missing."""
+
+    what: str
+    a: Any
+    b: Any
+    largest: Optional[float] = None    # absolute difference of two elements
+    elements: Optional[int] = None     # how many differ, in any bit
+
+
+def compare(a: Contents, b: Contents) -> List[Difference]:
+    """All differences, but for who wrote the files: values first, then arrays."""
+    left, right = _values(a), _values(b)
+    found = [Difference(key, left.get(key), right.get(key)) for key in {**left, **right} if left.get(key) != right.get(key)]
+    one, other = _flat(a), _flat(b)
+    for key in {**one, **other}:
+        difference = _compare_arrays(key, one.get(key), other.get(key))
+        if difference is not None:
+            found.append(difference)
+    return found
+
+
+def _values(contents: Contents) -> Dict[str, Any]:
+    values: Dict[str, Any] = {}
+    states = contents.states
+    if states is not None:
+        values.update({'optimizer': states.optimizer, 'num_update': states.num_update, 'order': states.names})
+        for key in ('hypers', 'scheduler', 'loss_scaler'):
+            values.update(_leaves(key, getattr(states, key)))
+        for info in states.parameters:
+            values[f'{info.name}: weight'] = f'{info.dtype}{list(info.shape)}'
+            values[f'{info.name}: updates'] = states.counts.get(info.name, 0)
+            values[f'{info.name}: multipliers'] = info.lr_mult, info.wd_mult
+    if contents.run is not None:
+        for key in ('step', 'epoch', 'batch', 'metrics', 'extra', 'random'):
+            values.update(_leaves(key, getattr(contents.run, key)))
+    return values
+
+
+def _leaves(key: str, value: Any) -> Dict[str, Any]:
+    """{'hypers.wd': 0.1}: the entries of nested dictionaries under their paths."""
+    if not isinstance(value, dict):
+        return {key: value}
+    found: Dict[str, Any] = {}
+    for name, entry in value.items():
+        found.update(_leaves(f'{key}.{name}', entry))
+    return found
+
+
+def _flat(contents: Contents) -> Dict[str, numpy.ndarray]:
+    found = {f'{name}/{key}': array for name, arrays in arrays_of(contents).items() for key, array in arrays.items()}
+    for weight in contents.run.weights if contents.run else ():
+        found.update({f'{weight.name}/weight on device {k}': copy for k, copy in enumerate(weight.copies) if k})
+    return found
+
+
+def _compare_arrays(key: str, a: Any, b: Any) -> Optional[Difference]:
+    left, right = (None if array is None else f'{array.dtype.name}{list(array.shape)}' for array in (a, b))
+    if left != right:
+        return Difference(key, left, right)
+    elements, largest = 0, 0.0
+    for x, y in zip(chunks(a), chunks(b)):
+        size = x.dtype.itemsize
+        differ = (x.view('u1').reshape(-1, size) != y.view('u1').reshape(-1, size)).any(axis=1)
+        if differ.any():
+            elements += int(differ.sum())
+            with numpy.errstate(invalid='ignore', over='ignore'):
+                apart = numpy.abs(x[differ].astype('float64') - y[differ].astype('float64'))
+            largest = max(largest, float(numpy.nan_to_num(apart, nan=numpy.inf).max()))
+    return Difference(key, left, right, largest, elements) if elements else None
+
+
+# Completeness
+
+def missing(states: OptimizerStates, names: Optional[List[str]] = None) -> List[str]:
+    """What the optimizer needs, or of the parameters ``names``, and the file does not have: one sentence each."""
+    found = [f'{name} is not in the file' for name in names or () if name not in states.names]
+    if not states.optimizer:
+        return [*found, 'the optimizer is not in the file: update counts and hyper-parameters are unknown']
+    needed = _needed(states)
+    halves = {info.name: info.dtype == 'float16' for info in states.parameters}
+    some_master = bool(states.master)
+    for info in states.parameters:
+        count, slots = states.counts.get(info.name, 0), states.slots.get(info.name)
+        if slots is None:
+            if count:
+                found.append(f'{info.name} has seen {count} updates and has no state')
+            continue
+        if needed is not None and set(slots) != needed:
+            found.append(f'{info.name} must have the slots {sorted(needed)}, and has {sorted(slots)}')
+        found += [f'{info.name}/{slot} has the shape {list(array.shape)}, the weight {list(info.shape)}'
+                  for slot, array in slots.items() if array.shape and array.shape != tuple(info.shape)]
+        if some_master and halves[info.name] and info.name not in states.master:
+            found.append(f'{info.name} is float16 and has no master, others have')
+    return found
+
+
+def _needed(states: OptimizerStates) -> Optional[set]:
+    """The slots that the rule keeps; None for an optimizer that is not one of ours."""
+    find: Callable[[str], Any] = rules.get
+    try:
+        rule = find(states.optimizer)
+        return {slot.name for slot in rule.slots(rule.hyperparameters(**states.hypers))}
+    except (KeyError, TypeError, ValueError):
+        return None
