@@ -34,6 +34,7 @@ class Setting(NamedTuple):
     hypers: Dict[str, Any]
     batch_size: int = 64
     tuned: str = 'learning_rate'
+    decay: bool = True
 
     def __str__(self):
         batch = '' if self.batch_size == Setting._field_defaults['batch_size'] else f'; batches of {self.batch_size}'
@@ -52,34 +53,34 @@ SETTINGS = {
     'nag': Setting(GRADIENT, dict(learning_rate=0.1, momentum=0.9)),
     'asgd': Setting(GRADIENT, dict(learning_rate=0.3)),
     'dcasgd': Setting(GRADIENT, dict(learning_rate=0.1, momentum=0.9)),
-    'sgld': Setting(GRADIENT, dict(learning_rate=1e-4)),
-    'noise_adaptive_sgd': Setting(GRADIENT, dict(learning_rate=1.0, batch_size=64)),
+    'sgld': Setting(GRADIENT, dict(learning_rate=1e-3, rescale_grad=1437)),
+    'noise_adaptive_sgd': Setting(GRADIENT, dict(learning_rate=0.1, batch_size=64)),
 
-    'adagrad': Setting(ADAPTIVE, dict(learning_rate=0.03)),
-    'adagrad_torch': Setting(ADAPTIVE, dict(learning_rate=0.03)),
-    'adadelta': Setting(ADAPTIVE, dict(epsilon=1e-4), tuned='epsilon'),
-    'adadelta_torch': Setting(ADAPTIVE, dict(learning_rate=3.0)),
-    'rmsprop': Setting(ADAPTIVE, dict(learning_rate=0.003)),
-    'rmsprop_torch': Setting(ADAPTIVE, dict(learning_rate=0.003)),
-    'ftrl': Setting(ADAPTIVE, dict(learning_rate=0.1)),
-    'signum': Setting(ADAPTIVE, dict(learning_rate=0.001)),
-    'rprop': Setting(ADAPTIVE, dict(learning_rate=0.001), batch_size=512),
+    'adagrad': Setting(ADAPTIVE, dict(learning_rate=0.3)),
+    'adagrad_torch': Setting(ADAPTIVE, dict(learning_rate=0.3)),
+    'adadelta': Setting(ADAPTIVE, dict(epsilon=3e-4), tuned='epsilon', decay=False),
+    'adadelta_torch': Setting(ADAPTIVE, dict(learning_rate=10.0)),
+    'rmsprop': Setting(ADAPTIVE, dict(learning_rate=0.01)),
+    'rmsprop_torch': Setting(ADAPTIVE, dict(learning_rate=0.03)),
+    'ftrl': Setting(ADAPTIVE, dict(learning_rate=0.1, lamda1=1e-4, beta=1e-6), decay=False),
+    'signum': Setting(ADAPTIVE, dict(learning_rate=0.01)),
+    'rprop': Setting(ADAPTIVE, dict(learning_rate=0.001), batch_size=1437),
 
-    'adam': Setting(ADAM, dict(learning_rate=0.01)),
-    'adam_torch': Setting(ADAM, dict(learning_rate=0.01)),
-    'adamw': Setting(ADAM, dict(learning_rate=0.01)),
-    'adamax': Setting(ADAM, dict(learning_rate=0.01)),
-    'adamax_torch': Setting(ADAM, dict(learning_rate=0.01)),
-    'nadam': Setting(ADAM, dict(learning_rate=0.01)),
-    'nadam_torch': Setting(ADAM, dict(learning_rate=0.01)),
-    'radam': Setting(ADAM, dict(learning_rate=0.01)),
-    'adabelief': Setting(ADAM, dict(learning_rate=0.01)),
-    'ftml': Setting(ADAM, dict(learning_rate=0.01)),
+    'adam': Setting(ADAM, dict(learning_rate=0.03)),
+    'adam_torch': Setting(ADAM, dict(learning_rate=0.03)),
+    'adamw': Setting(ADAM, dict(learning_rate=0.03)),
+    'adamax': Setting(ADAM, dict(learning_rate=0.03)),
+    'adamax_torch': Setting(ADAM, dict(learning_rate=0.03)),
+    'nadam': Setting(ADAM, dict(learning_rate=0.03)),
+    'nadam_torch': Setting(ADAM, dict(learning_rate=0.03)),
+    'radam': Setting(ADAM, dict(learning_rate=0.3)),
+    'adabelief': Setting(ADAM, dict(learning_rate=0.03)),
+    'ftml': Setting(ADAM, dict(learning_rate=0.1)),
 
-    'novograd': Setting(LAYERWISE, dict(learning_rate=0.01)),
-    'sngd': Setting(LAYERWISE, dict(learning_rate=0.1)),
-    'larc': Setting(LAYERWISE, dict(learning_rate=0.1, momentum=0.9)),
-    'lars': Setting(LAYERWISE, dict(learning_rate=10.0, momentum=0.9)),
+    'novograd': Setting(LAYERWISE, dict(learning_rate=0.03)),
+    'sngd': Setting(LAYERWISE, dict(learning_rate=0.3)),
+    'larc': Setting(LAYERWISE, dict(learning_rate=0.3, momentum=0.9)),
+    'lars': Setting(LAYERWISE, dict(learning_rate=0.1, momentum=0.9, eta=0.1), tuned='eta'),
     'lbsgd': Setting(LAYERWISE, dict(learning_rate=0.1, momentum=0.9)),
     'lamb': Setting(LAYERWISE, dict(learning_rate=0.03)),
     'lans': Setting(LAYERWISE, dict(learning_rate=0.03)),
@@ -119,24 +120,26 @@ def evaluate(net, data):
 def train(name, setting, steps, data, judged_on, progress):
     """Train the net with the optimizer ``name``; the seed fixes first weights, batches and noise, whatever the optimizer."""
     images, labels = data
+    batch_size = min(setting.batch_size, len(images))
     mx.random.seed(SEED)
     net = build_net()
     net.initialize(mx.init.Xavier())
     schedule = {}
-    if 'learning_rate' in setting.hypers:
-        schedule['lr_scheduler'] = mx.lr_scheduler.CosineScheduler(steps, base_lr=setting.hypers['learning_rate'])
+    if setting.decay:
+        # 0 comes after the last step: sgld's noise and ftml's division need a rate
+        schedule['lr_scheduler'] = mx.lr_scheduler.CosineScheduler(steps + 1, base_lr=setting.hypers['learning_rate'])
     trainer = gluon.Trainer(net.collect_params(), go.create(name, **setting.hypers, **schedule))
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
     losses, evaluations, times = [], [], []
     for step in range(steps):
-        batch = digits.batch_indices(SEED, step, len(images), setting.batch_size)
+        batch = digits.batch_indices(SEED, step, len(images), batch_size)
         start = time.perf_counter()
         with autograd.record():
             batch_losses = loss_function(net(mx.nd.array(images[batch])), mx.nd.array(labels[batch]))
         batch_losses.backward()
         mx.nd.waitall()  # so that the clock tells the update from the gradient
         update = time.perf_counter()
-        trainer.step(len(batch))
+        trainer.step(batch_size)
         mx.nd.waitall()
         end = time.perf_counter()
         times.append((end - start, end - update))

@@ -49,7 +49,8 @@ class Run:
             arguments.setdefault('learning_rate', RATE)
         self.contexts = [mx.cpu(i) for i in contexts]
         self.shares = [0.25, 0.75] if len(contexts) == 2 else [1.0]
-        self.parameters = [gluon.Parameter(f'p{i}_weight', shape=shape, dtype=dtype, **attributes) for i, shape in enumerate(shapes)]
+        self.parameters = [gluon.Parameter(f'p{i}_weight', shape=shape, dtype=dtype, **attributes)
+                           for i, shape in enumerate(shapes)]
         for i, p in enumerate(self.parameters):
             p.initialize(ctx=self.contexts)
             p.set_data(nd.array(numbers(i, p.shape) if weights is None else weights[i], dtype=dtype))
@@ -145,8 +146,9 @@ def environment(**changes):
 
 
 def in_process(code, *arguments, **variables):
-    """Run Python ``code`` in a process of its own; what it printed, to both. Codes end by os._exit: MXNet's own exit takes a second."""
+    """Run Python ``code`` in a process of its own; what it printed, on both streams. Codes end by os._exit: MXNet's own exit
+    takes a second."""
     process = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], env=environment(**variables), timeout=240,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout, process.stderr

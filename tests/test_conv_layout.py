@@ -33,7 +33,11 @@ def evaluate(net, contexts, how):
 
 
 def train(name, before, between, hybridize=False, contexts=(0,), arguments=None):
-    """Losses, final weights, and what the evaluations gave. ``before`` and ``between`` the backward pass and the step: evaluate 'waited', 'running' or not (None)."""
+    """Losses, final weights, and what the evaluations gave.
+
+    ``before`` the forward pass, and ``between`` backward and step: evaluate and wait ('waited'), do not wait ('running'), or
+    do not evaluate (None).
+    """
     contexts = [mx.cpu(i) for i in contexts]
     net = conv_net(contexts)
     if hybridize:
@@ -44,7 +48,7 @@ def train(name, before, between, hybridize=False, contexts=(0,), arguments=None)
         data, label = images(step)
         seen += evaluate(net, contexts, before) if before else []
         with autograd.record():
-            parts = [LOSS(net(x), y) for x, y in zip(gluon.utils.split_and_load(data, contexts), gluon.utils.split_and_load(label, contexts))]
+            parts = [LOSS(net(x), y) for x, y in zip(*(gluon.utils.split_and_load(half, contexts) for half in (data, label)))]
         autograd.backward(parts)
         seen += evaluate(net, contexts, between) if between else []
         trainer.step(8)

@@ -602,13 +602,12 @@ WHOLE = {  # files that cannot be what they say
     'laughs': P4 + LAUGHS + b'.',
     'laughs in a state': P4 + b'}K\0' + LAUGHS + b's.',
     'laughs in a scheduler': P4 + OPTIMIZER + SCHEDULER + b'}\x8c\1a' + LAUGHS + b'sbsb\x86.',
-    'laughs in counts': P4 + OPTIMIZER + b'\x8c\x18_all_index_update_counts}}\x94' + numbered(b'K\1', 1000) + numbered(b'h\0', 1000),
     'a list in itself': P4 + b'}K\0]\x94h\0as.',
     'scheduler in itself': P4 + OPTIMIZER + SCHEDULER + b'\x94}\x8c\1ah\0sbsb\x86.',
     'scheduler as the optimizer': P4 + b'}' + SCHEDULER[14:] + b'}b\x86.',
     'counts in counts': P4 + OPTIMIZER + b'\x8c\x18_all_index_update_counts}\x94(K\1h\0K\2h\0usb\x86.',
-    'counts of counts': P4 + OPTIMIZER + b'\x8c\x18_all_index_update_counts}(K\0}\x94' + numbered(b'K\1', 30_000)
-                        + b''.join(b'J' + struct.pack('<i', i) + b'h\0' for i in range(4000)) + b'usb\x86.',
+    'counts many times': P4 + OPTIMIZER + b'\x8c\x18_all_index_update_counts}(K\0}\x94' + numbered(b'K\1', 30_000) + b'u'
+                         + numbered(b'h\0', 4000) + b'sb\x86.',
     'deep lists': P4 + b'}K\0' + b']' * 5000 + b'a' * 4999 + b's.',
     'deep states': P4 + b'}K\0)' + b'\x85' * 300_000 + b's.',
     'claims of bytes': P4 + b'B\xff\xff\xff\x7f.',
@@ -672,7 +671,8 @@ def test_hostile_pickles(tmp_path, monkeypatch, what):
     path = write(tmp_path, hostile(what))
     refuse(path)
     assert os.listdir(tmp_path) == ['file']
-    assert traced(lambda: refuse(path, seconds=10)) < 2 * path.stat().st_size + legacy.SMALL * 5 // 4  # tracing is slow
+    if re.search('claims|dictionaries|one array|memo|laughs|digits|marks|counts', what):  # tracing is slow
+        assert traced(lambda: refuse(path, seconds=10)) < 2 * path.stat().st_size + legacy.SMALL * 5 // 4
 
 
 GUARD = '''

@@ -150,7 +150,9 @@ def test_another_runtime_agrees(name):
     reference = pytest.importorskip('onnx.reference')
     hypers = settings(name, {})
     weights, gradients = weights_and_gradients()
-    model = export_step(name, SHAPES, 'float64', **hypers)
+    for arrays in (weights, *gradients):
+        del arrays['number']  # which onnx 1.13 sums up to shape (1,)
+    model = export_step(name, {key: w.shape for key, w in weights.items()}, 'float64', **hypers)
     evaluator, arrays = reference.ReferenceEvaluator(model), {**weights, **initial_slots(name, weights, **hypers)}
     for t, gradient in enumerate(gradients[:5], 1):
         feeds = {**arrays, **{key + '/grad': g for key, g in gradient.items()}}

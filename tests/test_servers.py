@@ -54,8 +54,9 @@ class Cluster:
         self.processes = []
         for role in ['scheduler', 'server', *['worker'] * WORKERS]:
             code = WORKER if role == 'worker' else ROLE
-            process = subprocess.Popen([sys.executable, '-c', code, json.dumps(options)], env=environment(DMLC_ROLE=role, **shared),
-                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, start_new_session=True)
+            process = subprocess.Popen(
+                [sys.executable, '-c', code, json.dumps(options)], env=environment(DMLC_ROLE=role, **shared),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
             process.role = role
             self.processes.append(process)
 

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy
 
 RATE, DECAY, NOVOGRAD_BETAS = 1e-4, 1e-4, (0.95, 0.98)
-TURN = 0.03  # seconds that one turn of a competitor takes at least, unless it has done STEPS steps
-STEPS = 10
+STEPS, LONG = 3, 0.1  # steps in one turn of a competitor; fewer once they have taken so many seconds
 PACKAGES = ('numpy', 'torch', 'torch_optimizer', 'pytorch_optimizer', 'timm', 'jax', 'optax')
 
 
@@ -64,8 +63,8 @@ class Competitor:
 
     def turn(self):
         """Seconds of each of some steps."""
-        seconds, start = [], time.perf_counter()
-        while not seconds or (len(seconds) < STEPS and time.perf_counter() - start < TURN):
+        seconds = []
+        while len(seconds) < STEPS and sum(seconds) < LONG:
             self.prepare()
             begin = time.perf_counter()
             self.step()

@@ -147,8 +147,8 @@ class Runner(mx_optimizer.Optimizer):
             distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
             for _, rate, wd, *_ in distinct:
                 if not (math.isfinite(rate) and math.isfinite(wd)):
-                    raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for update '
-                                     f'{self.num_update}. Look at the lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
+                    raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for '
+                                     f'update {self.num_update}. Look at the lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
             table = [self._row(h, key, dtype) for key in distinct]
         except Exception:  # a scheduler's own as well: an update that does not happen is not counted
             self._uncount(indices, *before)

@@ -407,17 +407,15 @@ class _Reader:
 
     def _numbered(self, state: Any) -> Dict[str, Array]:
         """The arrays of a state of unknown meaning, by their place; None takes a place as well."""
-        places, left = [], [state]
-        while left:
-            self._visit()
-            value = left.pop()
-            if type(value) in (tuple, list) and len(value) <= 100:
-                left.extend(reversed(value))
-            elif value is None or type(value) is Array:
-                places.append(value)
-            else:
-                self.source.fail('the state of a parameter must consist of arrays.')
-        return {str(place): value for place, value in enumerate(places) if value is not None}
+        return {str(place): leaf for place, leaf in enumerate(self._leaves(state, 0)) if leaf is not None}
+
+    def _leaves(self, state: Any, depth: int) -> List[Optional[Array]]:
+        self._visit(depth)
+        if type(state) in (tuple, list):
+            return [leaf for part in state for leaf in self._leaves(part, depth + 1)]
+        if state is not None and type(state) is not Array:
+            self.source.fail('the state of a parameter must consist of arrays.')
+        return [state]
 
     def _states(self, hypers: Dict[str, Any]) -> Tuple[Dict[Any, Dict[str, numpy.ndarray]], Dict[Any, numpy.ndarray]]:
         """Slots and masters of all parameters, by key."""

@@ -22,7 +22,7 @@ DTYPES = {0: '<f4', 1: '<f8', 2: '<f2', 3: 'u1', 4: '<i4', 5: 'i1', 6: '<i8', 7:
 DEVICES = {1: 'cpu', 2: 'gpu', 3: 'cpu_pinned', 5: 'cpu_shared'}
 ROW_SPARSE, CSR = 1, 2
 MAX_DIMENSIONS = 32  # NumPy 1 has no more
-MAX_ARRAYS = 50_000  # a network has some thousand; so many take about half a second
+MAX_ARRAYS = 30_000  # a network has some thousand; so many take about half a second
 
 
 class Allowance:
