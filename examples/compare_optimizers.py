@@ -29,7 +29,7 @@ SEED = 0
 
 
 class Setting(NamedTuple):
-    """``hypers`` as `gluon.Trainer` takes them; ``tuned`` is the one among them that the optimizer is sensitive to."""
+    """``hypers`` as `gluon.Trainer` takes them, ``tuned`` among them by `--tune`; ``decay`` of the rate, to 0 along a cosine."""
     family: str
     hypers: Dict[str, Any]
     batch_size: int = 64
@@ -53,8 +53,10 @@ SETTINGS = {
     'nag': Setting(GRADIENT, dict(learning_rate=0.1, momentum=0.9)),
     'asgd': Setting(GRADIENT, dict(learning_rate=0.3)),
     'dcasgd': Setting(GRADIENT, dict(learning_rate=0.1, momentum=0.9)),
-    'sgld': Setting(GRADIENT, dict(learning_rate=1e-3, rescale_grad=1437)),
-    'noise_adaptive_sgd': Setting(GRADIENT, dict(learning_rate=0.1, batch_size=64)),
+    # samples weights: its loss is the sum over the 1437 digits, here ten times that, a posterior of temperature 0.1
+    'sgld': Setting(GRADIENT, dict(learning_rate=3e-5, rescale_grad=14370)),
+    # with long averages the noise of the first steps keeps the rate small for all 300
+    'noise_adaptive_sgd': Setting(GRADIENT, dict(learning_rate=1.0, averaging_min=0.5, batch_size=64)),
 
     'adagrad': Setting(ADAPTIVE, dict(learning_rate=0.3)),
     'adagrad_torch': Setting(ADAPTIVE, dict(learning_rate=0.3)),
@@ -62,9 +64,11 @@ SETTINGS = {
     'adadelta_torch': Setting(ADAPTIVE, dict(learning_rate=10.0)),
     'rmsprop': Setting(ADAPTIVE, dict(learning_rate=0.01)),
     'rmsprop_torch': Setting(ADAPTIVE, dict(learning_rate=0.03)),
-    'ftrl': Setting(ADAPTIVE, dict(learning_rate=0.1, lamda1=1e-4, beta=1e-6), decay=False),
+    # its weights are in proportion to the rate, so the rate is constant; large lamda1 and beta forget the first weights
+    'ftrl': Setting(ADAPTIVE, dict(learning_rate=0.3, lamda1=1e-4, beta=1e-6), decay=False),
     'signum': Setting(ADAPTIVE, dict(learning_rate=0.01)),
-    'rprop': Setting(ADAPTIVE, dict(learning_rate=0.001), batch_size=1437),
+    # the sign of a gradient needs little noise, and the rate is that of its first step only
+    'rprop': Setting(ADAPTIVE, dict(learning_rate=0.001, step_max=0.01), batch_size=512, tuned='step_max'),
 
     'adam': Setting(ADAM, dict(learning_rate=0.03)),
     'adam_torch': Setting(ADAM, dict(learning_rate=0.03)),

@@ -11,6 +11,8 @@ import importlib.util
 import warnings
 from typing import Any, List
 
+from . import rules
+
 __version__ = '0.1.0'
 
 # public name -> where it lives; loaded when it is first used
@@ -23,9 +25,9 @@ _PUBLIC = {
     'save_states': 'mxnet.trainer', 'load_states': 'mxnet.trainer', 'states_digest': 'mxnet.trainer',
     'save_checkpoint': 'mxnet.checkpoint', 'load_checkpoint': 'mxnet.checkpoint', 'CheckpointManager': 'mxnet.manager',
     'read_states': 'states.reader',
-    'to_torch': 'torch', 'from_torch': 'torch',
+    'to_torch': 'torch', 'from_torch': 'torch', 'to_onnx': 'onnx', 'from_onnx': 'onnx', 'to_optax': 'optax', 'from_optax': 'optax',
 }
-_MODULES = ('torch', 'rules', 'schema', 'states')
+_MODULES = ('torch', 'onnx', 'optax', 'rules', 'schema', 'states')
 
 __all__ = sorted([*_PUBLIC, *_MODULES])
 
@@ -35,6 +37,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f'.{name}', __name__)
     if name not in _PUBLIC:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if name == 'register' and importlib.util.find_spec('mxnet') is None:
+        return rules.register
     if _PUBLIC[name].startswith('mxnet.') and importlib.util.find_spec('mxnet') is None:
         raise ImportError(f'gluon_optim.{name} needs MXNet, which is not installed here. '
                           'Install mxnet==1.9.1 and "numpy<1.24" on Python 3.8 to 3.11.')

@@ -48,7 +48,7 @@ def list_optimizers(pattern: str = '*') -> List[str]:
     >>> list_optimizers('*novo*')
     ['novograd']
     """
-    return fnmatch.filter(rules.names(), pattern.lower())
+    return fnmatch.filter(rules.names(drop_ins=True), pattern.lower())
 
 
 def optimizer_info(name: str) -> OptimizerInfo:

@@ -2,6 +2,7 @@
 
 As a script it resumes, in one process, the runs that the JSON on its standard input lists, and prints what came out of each.
 """
+# ruff: noqa: NPY002  the global generators are what a checkpoint brings back
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ def make_net(contexts, half=False, head=4):
 
 
 def make(config, seed=0):
-    """Net and trainer of a configuration: contexts, half, head, optimizer, arguments, scheduler, amp, kvstore, update_on_kvstore."""
+    """Net and trainer; ``config`` has contexts, half, head, optimizer, arguments, scheduler, amp, kvstore, update_on_kvstore."""
     mx.random.seed(seed)
     np.random.seed(seed)
     random.seed(seed)
@@ -37,7 +38,8 @@ def make(config, seed=0):
     arguments = dict(config.get('arguments', {}))
     if config.get('scheduler'):
         name, options = config['scheduler']
-        arguments['lr_scheduler'] = UserScheduler(**options) if name == 'UserScheduler' else getattr(mx.lr_scheduler, name)(**options)
+        cls = UserScheduler if name == 'UserScheduler' else getattr(mx.lr_scheduler, name)
+        arguments['lr_scheduler'] = cls(**options)
     trainer = gluon.Trainer(net.collect_params(), go.create(config.get('optimizer', 'novograd'), **arguments),
                             kvstore=config.get('kvstore', 'device'), update_on_kvstore=config.get('update_on_kvstore'))
     if config.get('amp'):
@@ -52,9 +54,9 @@ def train(net, trainer, steps):
         scaler = getattr(trainer, '_amp_loss_scaler', None)
         scale = scaler.loss_scale if scaler else 1
         loss = gluon.loss.SoftmaxCrossEntropyLoss()
+        batches = zip(*(gluon.utils.split_and_load(mx.nd.array(array), trainer._contexts) for array in (data, label)))
         with autograd.record():
-            losses = [loss(net(x), y) * scale for x, y in zip(gluon.utils.split_and_load(mx.nd.array(data), trainer._contexts),
-                                                              gluon.utils.split_and_load(mx.nd.array(label), trainer._contexts))]
+            losses = [loss(net(x), y) * scale for x, y in batches]
         autograd.backward(losses)
         trainer.step(8 * scale)
 

@@ -117,7 +117,8 @@ def assert_same(a, b, tolerance=0.0):
 
 
 def differ(a, b):
-    return any(not np.array_equal(a[name], b[name]) for name in set(a) & set(b)) or set(a) != set(b)
+    """Whether something that both have differs: one slot more is no difference."""
+    return any(not np.array_equal(a[name], b[name]) for name in set(a) & set(b))
 
 
 def conv_net(contexts=None, seed=0):
@@ -148,7 +149,7 @@ def environment(**changes):
 def in_process(code, *arguments, **variables):
     """Run Python ``code`` in a process of its own; what it printed, on both streams. Codes end by os._exit: MXNet's own exit
     takes a second."""
-    process = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], env=environment(**variables), timeout=240,
+    process = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], env=environment(**variables), timeout=120,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout, process.stderr

@@ -1,8 +1,8 @@
 """Runs of MXNet's own optimizers and of their drop-ins; also in a process where gluon_optim cannot be imported.
 
-    python dropin_runs.py '{"name": "adam", "options": {}, "load": null, "save": "a.states", "steps": [0, 4]}'
+    python dropin_runs.py '[{"name": "adam", "options": {}, "load": null, "save": "a.states", "steps": [0, 4]}]'
 
-trains with a `gluon.Trainer` of plain MXNet and prints what came out.
+trains with `gluon.Trainer` and MXNet's own optimizers, and prints what each run has come to.
 """
 import hashlib
 import json
@@ -133,4 +133,4 @@ def continued(name, options, load, save, steps, kvstore='device', contexts=(0,))
 
 if __name__ == '__main__':
     warnings.simplefilter('ignore')
-    print(json.dumps(continued(**json.loads(sys.argv[1]))))
+    print(json.dumps([continued(**job) for job in json.loads(sys.argv[1])]))

@@ -5,6 +5,7 @@
 prints as JSON what was found: each child resumes from the newest checkpoint, trains, and saves after each step, until it is
 killed. What stands in the folder then is checked. At the end a run without any kill must have the same parameters and states.
 """
+# ruff: noqa: NPY002  the global generators are what a checkpoint brings back
 import hashlib
 import json
 import os

@@ -21,7 +21,7 @@ SCRIPT = EXAMPLES / 'compare_optimizers.py'
 def compare(*arguments):
     environment = {**os.environ, 'PYTHONPATH': str(EXAMPLES.parent)}
     return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], env=environment, timeout=300,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_table_picture_and_losses_of_two_optimizers(tmp_path):

@@ -1,4 +1,5 @@
 """The examples, the README's code and the demonstration's promise, as a user runs them: in processes of their own."""
+import importlib.util
 import json
 import os
 import re
@@ -120,7 +121,7 @@ def test_the_code_of_the_readme_runs(tmp_path):
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
     assert len(blocks) == 3
     for block in blocks:
-        if 'import torch' in block:
-            pytest.importorskip('torch')
+        if 'import torch' in block and importlib.util.find_spec('torch') is None:
+            continue
         done = subprocess.run([sys.executable, '-c', block], cwd=str(tmp_path), env=ENVIRONMENT, stderr=subprocess.PIPE)
         assert done.returncode == 0, done.stderr.decode()

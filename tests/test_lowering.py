@@ -78,7 +78,8 @@ class Run:
             np.testing.assert_array_equal(exact, w.astype(exact.dtype), err_msg=f'weight {i}')
             np.testing.assert_array_equal(self.weights[i], w.astype(self.weights[i].dtype), err_msg=f'stored weight {i}')
             for name in slots:
-                np.testing.assert_array_equal(self.slots[i][name].reshape(np.shape(slots[name])), slots[name], err_msg=f'{name} {i}')
+                held = self.slots[i][name].reshape(np.shape(slots[name]))
+                np.testing.assert_array_equal(held, slots[name], err_msg=f'{name} {i}')
 
 
 @pytest.mark.parametrize('name', LOWERABLE)

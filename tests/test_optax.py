@@ -237,6 +237,13 @@ def test_rates_may_be_numbers_schedules_arrays_and_injected():
     assert seen == [0, 1, 2]
 
 
+def test_a_slot_that_begins_with_the_weight_is_an_array_of_its_own():
+    optimizer, params = create('dcasgd'), {'w': jnp.ones(3)}
+    state = optimizer.init(params)
+    for tree in state.slots.values():
+        assert tree['w'] is not params['w'] and tree['w'].unsafe_buffer_pointer() != params['w'].unsafe_buffer_pointer()
+
+
 def test_multipliers():
     weights, gradients = weights_and_gradients('float32', 3)
     factors = {'weight': 0.5, 'bias': 2, 'one': 0.0, 'number': 1.0}

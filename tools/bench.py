@@ -38,7 +38,8 @@ import gluon_optim as go
 ARGUMENTS = {name: dict(momentum=0.9) for name in ('sgd', 'nag', 'signum', 'lars', 'lbsgd', 'sgd_torch')}
 ARGUMENTS['novograd'] = dict(wd=bench_peers.DECAY)
 
-MXNET = ('nothing', 'adam', 'sgd', 'lamb', 'nadam', 'adamax', 'ftml', 'adagrad', 'adadelta', 'rmsprop', 'nag', 'signum', 'ftrl', 'lars')
+MXNET = ('nothing', 'adam', 'sgd', 'lamb', 'nadam', 'adamax', 'ftml', 'adagrad', 'adadelta', 'rmsprop', 'nag', 'signum', 'ftrl',
+         'lars')
 ROUTES = {'Trainer': 'gluon.Trainer.update', 'Updater': 'Updater.__call__'}
 REFERENCE = 'torch_fused:adamw'
 PAUSE = 0.005  # seconds before each turn: the threads of the one before still spin
@@ -274,11 +275,10 @@ def facts():
 
 
 def in_words(facts):
-    lines = [f'{facts["cpu"]}, {facts["cores"]} cores, load {facts["load"]:.1f}; {facts["system"]}' if facts['load'] is not None else
-             f'{facts["cpu"]}, {facts["cores"]} cores; {facts["system"]}',
-             'threads: ' + ', '.join(f'{what} {count}' for what, count in facts['threads'].items()),
-             ', '.join(f'{package} {version}' for package, version in facts['versions'].items())]
-    return '\n'.join(lines)
+    load = '' if facts['load'] is None else f', load {facts["load"]:.1f}'
+    return '\n'.join([f'{facts["cpu"]}, {facts["cores"]} cores{load}; {facts["system"]}',
+                      'threads: ' + ', '.join(f'{what} {count}' for what, count in facts['threads'].items()),
+                      ', '.join(f'{package} {version}' for package, version in facts['versions'].items())])
 
 
 def processor():
@@ -321,15 +321,17 @@ def plot(cases, path):
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter
 
-    panels = [sorted((row for row in figures['rows'] if row['times_floor']), key=lambda row: -row['times_floor']) for figures in cases]
-    figure, axes = pyplot.subplots(len(cases), 1, figsize=(9, sum(1.2 + 0.24 * len(rows) for rows in panels)), squeeze=False,
-                                   gridspec_kw=dict(height_ratios=[1.2 + 0.24 * len(rows) for rows in panels]))
+    panels = [sorted((row for row in figures['rows'] if row['times_floor']), key=lambda row: -row['times_floor'])
+              for figures in cases]
+    heights = [1.2 + 0.24 * len(rows) for rows in panels]
+    figure, axes = pyplot.subplots(len(cases), 1, figsize=(9, sum(heights)), squeeze=False, gridspec_kw=dict(height_ratios=heights))
     for axis, rows, figures in zip(axes[:, 0], panels, cases):
         ratios = [row['times_floor'] for row in rows]
         colours = ['tab:orange' if row['name'].startswith('gluon_optim:') else 'tab:blue' if row['name'].startswith('mxnet:')
                    else 'tab:gray' for row in rows]
         bars = axis.barh([label_of(row, figures['dtype']) for row in rows], ratios, color=colours)
-        axis.bar_label(bars, [f'{digits(ratio)} ({digits(row["ms"]["median"])} ms)' for ratio, row in zip(ratios, rows)], padding=3, fontsize=8)
+        axis.bar_label(bars, [f'{digits(row["times_floor"])} ({digits(row["ms"]["median"])} ms)' for row in rows],
+                       padding=3, fontsize=8)
         axis.axvline(1, color='black', linewidth=1)
         axis.set_xscale('log')
         axis.set_xlim(min(0.8, *ratios), 3 * max(ratios))  # room for the labels

@@ -190,7 +190,8 @@ class Server:
     def __init__(self, python, data):
         self.python = python
         try:
-            self._process = subprocess.Popen([python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
+            self._process = subprocess.Popen([python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                             universal_newlines=True)
         except OSError as error:
             raise SystemExit(f'--peer-python must be a Python. Received: {python}: {error}.') from error
         self.versions = self.ask(shapes=data.shapes)

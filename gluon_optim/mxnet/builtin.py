@@ -105,7 +105,7 @@ class DropIn(Runner):
         return copyreg._reconstructor, (self.replaces, object, None), self.__getstate__()  # type: ignore[attr-defined]
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
-        super().__setstate__(dict(state, _restored_counts={}))
+        super().__setstate__(dict(state, _restored_counts={})); self._restored_counts = {}
 
     def __copy__(self) -> 'DropIn':
         return _restored(type(self), self.__getstate__())
@@ -359,6 +359,9 @@ class RMSProp(DropIn, mx_optimizer.RMSProp):
     state_tree = ('n', 'g', 'delta')
     off_at_zero = ('clip_gradient', 'clip_weights')
     single_slots = True
+
+    def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
+        return slots if master is None else (master, slots)  # what is not needed is not there
 
 
 # Who gets them -------------------------------------------------------------------------------------------------------

@@ -116,6 +116,7 @@ class CheckpointManager:
         else:
             self._write(step, states, run)
         if self._terminated:
+            log.warning('SIGTERM: saved step %d', step)
             self._leave()
         return True
 
@@ -221,13 +222,13 @@ class CheckpointManager:
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._terminated:
             self._leave()
-        self._terminated = True
+        else:
+            self._terminated = True
 
     def _leave(self) -> None:
         """Hand the signal to whoever would have had it without us."""
         self._terminated = False
         signal.signal(signal.SIGTERM, self._previous)
-        log.warning('SIGTERM: ending after the last checkpoint')
         os.kill(os.getpid(), signal.SIGTERM)
 
 

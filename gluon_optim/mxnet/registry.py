@@ -5,7 +5,7 @@ Their import path is stable: saved states and parameter servers name it.
 from typing import Any, Dict, Optional, Type, Union
 
 # a submodule, not an attribute of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
-from mxnet.optimizer import optimizer as mx_optimizer
+from mxnet.optimizer.optimizer import Optimizer
 
 from .. import rules
 from ..rules.mx import DROP_INS
@@ -13,8 +13,6 @@ from ..schema import check_known
 from .optimizer import RuleOptimizer
 
 __all__ = ['create', 'register']
-
-Optimizer = mx_optimizer.Optimizer
 
 _CLASSES: Dict[str, Type[Optimizer]] = {}
 
@@ -45,22 +43,18 @@ def register(what: Union[str, type]) -> Any:
     return lambda cls: _register(cls, what)
 
 
-def _register(cls: type, name: Optional[str]) -> type:
-    if issubclass(cls, rules.Rule):
-        if name is not None:
-            cls.name = name
-        rules.add(cls)
-        optimizer: Type[Optimizer] = type(cls.__name__, (UserOptimizer,), {'rule': cls, '__module__': cls.__module__})
-        name = cls.name
-    elif issubclass(cls, Optimizer):
-        optimizer, name = cls, name or cls.__name__.lower()
-    else:
+def _register(cls: Any, name: Optional[str]) -> Any:
+    if not issubclass(cls, (rules.Rule, Optimizer)):
         raise TypeError(f'`register` takes a gluon_optim.Rule or an mx.optimizer.Optimizer. Received: {cls!r}. Derive from one of them.')
+    name = str(name or getattr(cls, 'name', cls.__name__.lower()))
     taken = _CLASSES.get(name, Optimizer.opt_registry.get(name))
-    if taken is not None and _path(taken) != _path(optimizer):
+    if taken is not None and _path(taken) != _path(cls):
         raise ValueError(f'The name {name!r} is taken by {_path(taken)}. Register under another: @register({name + "2"!r}).')
-    _CLASSES[name] = optimizer
-    Optimizer.opt_registry[name] = optimizer
+    optimizer: Type[Optimizer] = cls
+    if issubclass(cls, rules.Rule):
+        rules.add(cls, name)
+        optimizer = type(cls.__name__, (UserOptimizer,), {'rule': cls, '__module__': cls.__module__, '__qualname__': cls.__qualname__})
+    _CLASSES[name] = Optimizer.opt_registry[name] = optimizer
     return cls
 
 

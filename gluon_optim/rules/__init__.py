@@ -1,5 +1,5 @@
 """The optimizers, one file each, as mathematics. `get` finds one by its registered name."""
-from typing import Dict, List, Type
+from typing import Any, Dict, List, Optional, Type, Union
 
 from ..schema import check_known
 from .adabelief import AdaBelief
@@ -50,9 +50,29 @@ def names(drop_ins: bool = False) -> List[str]:
     return sorted({**DROP_INS, **_RULES} if drop_ins else _RULES)
 
 
-def add(rule: Type[Rule]) -> None:
-    """Add a user's own rule under ``rule.name``; a name that is taken is refused."""
+def add(rule: Type[Rule], name: Optional[str] = None) -> None:
+    """Add a user's own rule under ``name`` or its own. A name that is taken is refused; the same class may come again,
+    as it does in a notebook."""
+    if name is not None:
+        rule.name = name
     taken = _RULES.get(rule.name, DROP_INS.get(rule.name, rule))
-    if taken is not rule:
-        raise ValueError(f'The name {rule.name!r} is taken by {taken!r}. Give the rule another `name`.')
+    if (taken.__module__, taken.__qualname__) != (rule.__module__, rule.__qualname__):
+        raise ValueError(f'The name {rule.name!r} is taken by {taken!r}. Register under another: @register({rule.name + "2"!r}).')
+    if rule.name != rule.name.lower():
+        raise ValueError(f'The name of an optimizer must be in lower case, as MXNet looks it up. Received: {rule.name!r}. '
+                         f'Use {rule.name.lower()!r}.')
     _RULES[rule.name] = rule
+
+
+def register(what: Union[str, Type[Rule]]) -> Any:
+    """Class decorator for a rule of one's own, where there is no MXNet; see `gluon_optim.mxnet.registry.register`."""
+    if isinstance(what, str):
+        return lambda rule: _registered(rule, what)
+    return _registered(what, None)
+
+
+def _registered(rule: Type[Rule], name: Optional[str]) -> Type[Rule]:
+    if not (isinstance(rule, type) and issubclass(rule, Rule)):
+        raise TypeError(f'`register` takes a gluon_optim.Rule where MXNet is not installed. Received: {rule!r}. Derive from it.')
+    add(rule, name)
+    return rule

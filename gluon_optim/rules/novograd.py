@@ -38,7 +38,7 @@ class NovoGrad(Rule):
         Hyper('beta2', 0.98, '[0, 1)', 'decay of the squared norm; 0 uses the present norm alone'),
         Hyper('epsilon', 1e-8, '[0, inf)', 'added to the norm'),
         Hyper('epsilon_root', 0.0, '[0, inf)', 'added to the squared norm'),
-        Hyper('grad_averaging', None, (None, False, True), 'multiply what enters the moment by 1 - beta1; None is True in apex only'),
+        Hyper('grad_averaging', None, (None, False, True), 'what enters the moment times 1 - beta1; None: in apex only'),
         Hyper('amsgrad', False, (False, True), 'divide by the largest norm so far'),
         Hyper('decoupled_wd', False, (False, True), 'shrink the weight by 1 - learning_rate wd instead'),
         Hyper('variant', 'paper', VARIANTS, 'whose NovoGrad'),

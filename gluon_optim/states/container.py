@@ -220,7 +220,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename in (None, temporary):
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             error.filename = path  # 'No space left on device', and where
         with contextlib.suppress(OSError):
             os.unlink(temporary)

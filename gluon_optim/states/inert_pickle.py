@@ -19,7 +19,6 @@ __all__ = ['Array', 'Object', 'load']
 
 MAX_STEPS = 500_000  # some 25 000 arrays; so many take half a second
 MAX_STACK = 10_000  # pickle itself empties its stack after every 1000 items
-MAX_MARKS = 100
 MAX_TEXT = 1 << 16
 MAX_LINE = 1 << 12
 OBJECT_SIZE, NUMBER_SIZE = 100, 40  # bytes of memory, roughly
@@ -182,8 +181,6 @@ class _Machine:
         return value
 
     def mark(self) -> None:
-        if len(self.marks) >= MAX_MARKS:
-            self.fail(f'the pickle is nested more than {MAX_MARKS} levels deep.')
         self.bottom = len(self.stack)
         self.marks.append(self.bottom)
 
@@ -235,7 +232,7 @@ class _Machine:
 
     def escaped_text(self) -> None:
         """A line of Python 2: text in which line ends and backslashes are escaped."""
-        begin, size = self.source.at(), 0
+        begin = self.source.at()
         line = self.file.readline()
         size = len(line) - 1
         if line[-1:] != b'\n':

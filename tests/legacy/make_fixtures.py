@@ -111,6 +111,34 @@ def states(folder, expected, file, name, arguments, dtype='float32', steps=3, du
         expected.update({'%s/%s/%s' % (file, index, k): v for k, v in flat(state).items()})
 
 
+def network(folder, expected):
+    """A network of 11 equal layers: its parameters, and its trainer's states, which are expected under the parameters' names."""
+    net = mx.gluon.nn.HybridSequential() if NUMPY else mx.gluon.nn.HybridSequential(prefix='net_')
+    for _ in range(11):
+        if NUMPY:
+            net.add(mx.gluon.nn.Dense(2, in_units=2))
+        else:
+            with net.name_scope():
+                net.add(mx.gluon.nn.Dense(2, in_units=2))
+    if NUMPY:  # in 1.9 its names, batchnorm..., would come first in the trainer, and no order of the file would fit
+        net.add(mx.gluon.nn.BatchNorm(in_channels=2))
+    net.initialize(mx.init.Normal(1))
+    trainer = mx.gluon.Trainer(net.collect_params(), 'sgd', dict(learning_rate=0.1, momentum=0.9))
+    x = (mx.np if NUMPY else mx.nd).array([[1.0, -2.0], [0.5, 3.0]])
+    with mx.autograd.record():
+        loss = (net(x) ** 2).sum()
+    loss.backward()
+    trainer.step(1)
+    net.save_parameters(os.path.join(folder, 'net.params'))
+    trainer.save_states(os.path.join(folder, 'net.states'))
+    places = {id(p): name for name, p in net._collect_params_with_prefix().items()}
+    expected.update({'net.params/' + name: p.data().asnumpy() for name, p in net._collect_params_with_prefix().items()})
+    for index, parameter in enumerate(trainer._params):
+        state = (trainer._kvstore._updater if trainer._update_on_kvstore else trainer._updaters[0]).states.get(index)
+        if state is not None:
+            expected['net.states/' + places[id(parameter)]] = state.asnumpy()
+
+
 def main(folder):
     if not os.path.isdir(folder):
         os.makedirs(folder)
@@ -124,6 +152,7 @@ def main(folder):
             states(folder, expected, name + '.states', name, arguments)
             states(folder, expected, name + '-master.states', name, dict(arguments, multi_precision=True), 'float16')
     else:
+        network(folder, expected)
         schedule = mx.lr_scheduler.MultiFactorScheduler([2, 5], 0.5, warmup_steps=1)
         for name, arguments in sorted(OPTIMIZERS.items()):
             states(folder, expected, name + '.states', name, arguments)
