@@ -55,33 +55,23 @@ def build_net(dropout=0.0):
     return net
 
 
-def save_checkpoint(folder, step, net, trainer, recipe):
-    """Write ``folder/step-<step>``: complete or invisible, because the finished folder gets its name last."""
-    partial = folder / '.partial'
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it wrote
-    partial.mkdir(parents=True)
-    net.save_parameters(str(partial / 'net.params'))
-    go.save_states(trainer, str(partial / 'trainer.states'), net=net)
-    (partial / 'recipe.json').write_text(json.dumps(recipe))
-    partial.rename(folder / f'step-{step}')
-
-
-def newest_checkpoint(folder):
-    """(step, path) of the newest complete checkpoint in ``folder``."""
-    found = [(int(path.name[len('step-'):]), path) for path in folder.glob('step-*')]
-    if not found:
-        raise Refused(f'--resume finds no checkpoint in {folder}. Leave --resume out to start a new run there.')
-    return max(found)
-
-
-def load_checkpoint(path, net, trainer, recipe, device):
-    """Parameters first, then the optimizer's states; a run with another recipe is refused before anything is loaded."""
-    saved = json.loads((path / 'recipe.json').read_text())
+def resume(manager, net, trainer, recipe):
+    """Restore the newest sound checkpoint; the step at which it was saved. Another run's is refused before anything is loaded."""
+    if not manager.steps():
+        raise Refused(f'--resume finds no checkpoint in {manager.directory}. Leave --resume out to start a new run there.')
+    saved = json.loads((Path(manager.directory) / 'recipe.json').read_text())
     differing = [f'{key} is {saved[key]!r} there, {recipe[key]!r} here' for key in RECIPE if saved[key] != recipe[key]]
     if differing:
-        raise Refused(f'{path} belongs to another run: {"; ".join(differing)}. Pass its arguments or another --checkpoint-dir.')
-    net.load_parameters(str(path / 'net.params'), ctx=device)
-    go.load_states(trainer, str(path / 'trainer.states'), net=net)
+        raise Refused(f'{manager.directory} holds another run: {"; ".join(differing)}. Pass its arguments or another --checkpoint-dir.')
+    return manager.restore_latest(net=net, trainer=trainer).step
+
+
+def start(manager, recipe):
+    """Claim the folder for a new run."""
+    if manager.steps():
+        raise Refused(f'{manager.directory} already holds a run. Pass --resume to continue it, or another --checkpoint-dir.')
+    os.makedirs(manager.directory, exist_ok=True)
+    (Path(manager.directory) / 'recipe.json').write_text(json.dumps(recipe))
 
 
 def parameters_digest(net):
@@ -148,7 +138,7 @@ def run(options):
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--optimizer', default='novograd', help='any name that gluon.Trainer knows (default: %(default)s)')
-    parser.add_argument('--learning-rate', type=float, default=0.01, help='at the start; a cosine ends it at 0 (default: %(default)s)')
+    parser.add_argument('--learning-rate', type=float, default=0.01, help='at the start; falls to 0 (default: %(default)s)')
     parser.add_argument('--epochs', type=int, default=20)
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--dropout', type=float, default=0.2)

@@ -13,6 +13,8 @@ from .states.progress import watched
 
 __all__ = ['add_commands', 'table']
 
+DELAY = 0.5  # seconds before a progress bar is worth while
+
 
 def add_commands(commands: Any) -> None:
     """Add the commands to an ``argparse`` parser's ``commands``."""
@@ -148,7 +150,7 @@ def read(path: str, params: Any) -> inspection.Contents:
 
 
 def _has_no_names(path: str) -> bool:
-    return legacy.kind(path) == 'states'
+    return os.path.isfile(path) and legacy.kind(path) == 'states'
 
 
 @contextlib.contextmanager
@@ -159,7 +161,7 @@ def _progress(path: str) -> Iterator[None]:
         yield
         return
     size = os.path.getsize(path)
-    with tqdm(desc=f'reading {os.path.basename(path)}', total=size, unit='B', unit_scale=True, leave=False, delay=0.5,
+    with tqdm(desc=f'reading {os.path.basename(path)}', total=size, unit='B', unit_scale=True, leave=False, delay=DELAY,
               disable=None if sys.stderr.isatty() else True) as bar, watched(bar.update):
         yield
 

@@ -31,11 +31,13 @@ class Job(NamedTuple):
 def convert(job: Job, to: str) -> Dict[str, Any]:
     """Write ``job.output``, whole or not at all, and return the report of the conversion.
 
-    Raises Refused where something does not fit or would be lost, or a package is missing, OSError where it cannot be written.
+    Raises Refused where something does not fit or would be lost, a package is missing, or the file cannot be written.
     """
     try:
         TARGETS[to].write(job)
     except ImportError as error:
+        raise Refused(str(error)) from error
+    except OSError as error:
         raise Refused(str(error)) from error
     except (ValueError, TypeError, KeyError) as error:
         raise Refused(in_options(str(error.args[0] if error.args else error))) from error

@@ -99,13 +99,16 @@ def parameters(net):
     return [data.asnumpy() for p in net.collect_params().values() for data in p.list_data()]
 
 
+def updaters(trainer):
+    return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
+
+
 def fingerprint(net, trainer):
     """What a run has come to: bit-equal runs have equal ones."""
-    updaters = [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
     sha = hashlib.sha256()
     for array in parameters(net):
         sha.update(array.tobytes())
-    for updater in updaters:
+    for updater in updaters(trainer):
         for index in sorted(updater.states):
             for _, array in flat(updater.states[index]):
                 sha.update(b'none' if array is None else array.asnumpy().tobytes())

@@ -524,11 +524,11 @@ def test_kvstores_and_contexts_make_no_difference(name, options, scheduled):
 @pytest.mark.parametrize('saved_on', [(0,), (0, 1)], ids=['of one', 'of two'])
 def test_native_states_on_another_device(name, options, saved_on, tmp_path):
     """MXNet's own save_states and load_states: counts and trajectory go on, which MXNet's own optimizers' do not."""
-    def make(contexts):
+    def make(contexts, on_kvstore=None):
         scheduler = mx.lr_scheduler.FactorScheduler(2, 0.5, base_lr=0.25)
-        where = dict(contexts=contexts, kvstore='device', update_on_kvstore=False)
+        where = dict(contexts=contexts, kvstore='device', update_on_kvstore=on_kvstore)
         return run_of(name, {**options, **where}, lr_scheduler=scheduler, begin_num_update=1)
-    run = make(saved_on).train(3)
+    run = make(saved_on, on_kvstore=False).train(3)
     run.trainer.save_states(str(tmp_path / 'states'))
     saved = run.weights()
     straight = run.train(3)

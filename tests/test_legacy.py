@@ -395,6 +395,20 @@ def test_damaged_parameters(tmp_path, change):
         read_params(write(tmp_path, change(data)))
 
 
+def test_many_names(tmp_path):
+    count = ndarray_format.MAX_ARRAYS
+    for names in (list(range(count)), [*range(count - 1), 0]):
+        data = struct.pack('<QQQ', 0x112, 0, count) + nd_bytes((1,)) * count + struct.pack('<Q', count)
+        path = write(tmp_path, data + b''.join(struct.pack('<Q5s', 5, b'%05d' % name) for name in names))
+        begin = time.process_time()
+        if len(set(names)) == count:
+            assert len(read_params(path)) == count
+        else:
+            with pytest.raises(UnreadableFile, match="'00000' are there twice"):
+                read_params(path)
+        assert time.process_time() - begin < 1.5
+
+
 def test_memory_of_large_files(tmp_path):
     """Not the file and the arrays, only the arrays."""
     array = np.zeros((1 << 21,), '<f4')

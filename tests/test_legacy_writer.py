@@ -50,7 +50,8 @@ def test_recorded_files_come_back(tmp_path, version, path, target):
     allowed = {'mxnet.ndarray.ndarray NDArray', 'builtins bytearray'}
     for opcode, argument, _ in pickletools.genops(out.read_bytes()):
         if opcode.name == 'GLOBAL':
-            assert argument in allowed or argument.startswith(('mxnet.optimizer.', 'mxnet.lr_scheduler ', 'gluon_optim.mxnet.registry '))
+            assert argument in allowed or argument.startswith(
+                ('mxnet.optimizer.', 'mxnet.lr_scheduler ', 'gluon_optim.mxnet.registry '))
 
 
 def states_of(optimizer, hypers, mxnet='1.9.1', **fields):
@@ -61,8 +62,9 @@ def states_of(optimizer, hypers, mxnet='1.9.1', **fields):
 @pytest.mark.parametrize('optimizer, hypers, target, lost', [
     ('lars', {'momentum_correction': True}, 2, ['momentum_correction=True']), ('lars', {'momentum_correction': False}, 2, []),
     ('adadelta', {}, 2, ['the meaning of the learning rate']), ('adadelta', {}, 1, []),
-    ('nag', {'wd': 0.1}, 2, ['the meaning of wd=0.1']), ('nag', {'wd': 0.0}, 2, []), ('sgd', {'wd': 0.1, 'clip_gradient': 1.0}, 2, []),
-    ('adam', {'wd': 0.1}, 2, []), ('adam', {'wd': 0.1, 'clip_gradient': 1.0}, 2, ['the meaning of wd=0.1']),
+    ('nag', {'wd': 0.1}, 2, ['the meaning of wd=0.1']), ('nag', {'wd': 0.0}, 2, []),
+    ('sgd', {'wd': 0.1, 'clip_gradient': 1.0}, 2, []), ('adam', {'wd': 0.1}, 2, []),
+    ('adam', {'wd': 0.1, 'clip_gradient': 1.0}, 2, ['the meaning of wd=0.1']),
     ('novograd', {'variant': 'paper'}, 1, []), ('novograd', {'variant': 'paper'}, 2, []),
 ])
 def test_what_is_lost(tmp_path, optimizer, hypers, target, lost):
@@ -74,7 +76,7 @@ def test_what_is_lost(tmp_path, optimizer, hypers, target, lost):
             legacy_writer.write_states(tmp_path / 'x', states, target)
         assert os.listdir(tmp_path) == []
         legacy_writer.write_states(tmp_path / 'x', states, target, allow_lossy=True)
-        assert states.report[0] == 'lost: ' + found[0]
+        assert 'lost: ' + found[0] in states.report
 
 
 def test_a_users_scheduler_and_the_loss_scaler_are_lost():
@@ -130,7 +132,7 @@ def mx():
 
 def continued(mx, data, steps=3):
     """The weights after some more updates from the states in ``data``."""
-    states, optimizer = pickle.loads(data)
+    _, optimizer = pickle.loads(data)
     updater = mx.optimizer.get_updater(optimizer)
     updater.set_states(data)
     random = np.random.RandomState(3)
@@ -197,7 +199,8 @@ def test_go_load_states_takes_old_files(mx, tmp_path):
 
     import gluon_optim as go
     for config in ({'optimizer': 'adamw', 'half': True, 'arguments': {'multi_precision': True, 'begin_num_update': 10}},
-                   {'optimizer': 'sgd_torch'}, {'scheduler': ['CosineScheduler', {'max_update': 2, 'base_lr': 0.1, 'final_lr': 0.02}]}):
+                   {'optimizer': 'sgd_torch'},
+                   {'scheduler': ['CosineScheduler', {'max_update': 2, 'base_lr': 0.1, 'final_lr': 0.02}]}):
         net, trainer = run.make(config)
         net[4].bias.grad_req = 'null'
         run.train(net, trainer, 0, 3)
@@ -252,7 +255,8 @@ def continued(path):
     updater.set_states(pickle.dumps((states, optimizer)))
     random = np.random.RandomState(3)
     mx.random.seed(1)
-    weights = [mx.nd.array(random.randn(*shape), dtype='float16' if optimizer.multi_precision else 'float32') for shape in ((2, 3), (4,))]
+    dtype = 'float16' if optimizer.multi_precision else 'float32'
+    weights = [mx.nd.array(random.randn(*shape), dtype=dtype) for shape in ((2, 3), (4,))]
     for _ in range(3):
         for i, weight in enumerate(weights):
             gradient = mx.nd.array(random.randn(*weight.shape), dtype=weight.dtype)

@@ -1,5 +1,4 @@
 """Kernels compute what the rule says, bit for bit, whatever the threads, the storage and the list of tensors."""
-import importlib.util
 import os
 import subprocess
 import sys
@@ -46,8 +45,8 @@ class Run:
         self.weights = [self.random.normal(size=shape).astype(dtype) for shape in shapes]
         self.masters = [w.astype(np.float32) for w in self.weights] if master else []
         exact = self.masters or self.weights
-        self.slots = [{s.name: np.atleast_1d(initial_slot(s, w.astype(self.precision))).astype(self.precision) for s in self.static.slots}
-                      for w in exact]
+        self.slots = [{s.name: np.atleast_1d(initial_slot(s, w.astype(self.precision))).astype(self.precision)
+                       for s in self.static.slots} for w in exact]
         self.expected = [(w.astype(self.precision), {k: v.copy() for k, v in s.items()}) for w, s in zip(exact, self.slots)]
         names = tuple(rule.all_coefficients(scalars, h, 1))
         self.kernel = loops.kernel(rule, self.static, names, self.storage)

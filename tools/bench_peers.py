@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy
 
 RATE, DECAY, NOVOGRAD_BETAS = 1e-4, 1e-4, (0.95, 0.98)
-STEPS, LONG = 3, 0.1  # steps in one turn of a competitor; fewer once they have taken so many seconds
+STEPS, TURN = 10, 0.05  # a turn of a competitor is so many steps, or fewer that take so many seconds
 PACKAGES = ('numpy', 'torch', 'torch_optimizer', 'pytorch_optimizer', 'timm', 'jax', 'optax')
 
 
@@ -64,7 +64,7 @@ class Competitor:
     def turn(self):
         """Seconds of each of some steps."""
         seconds = []
-        while len(seconds) < STEPS and sum(seconds) < LONG:
+        while len(seconds) < STEPS and sum(seconds) < TURN:
             self.prepare()
             begin = time.perf_counter()
             self.step()
@@ -191,7 +191,7 @@ class Server:
         self.python = python
         try:
             self._process = subprocess.Popen([python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                             universal_newlines=True)
+                                             text=True)
         except OSError as error:
             raise SystemExit(f'--peer-python must be a Python. Received: {python}: {error}.') from error
         self.versions = self.ask(shapes=data.shapes)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAIN = [sys.executable, 'examples/train_digits.py', '--optimizer', 'novograd', '--epochs', '15', '--dropout', '0']
 CONTINUE = [sys.executable, 'examples/continue_in_pytorch.py']
 KILL_AT = 110  # of 330 steps, between two checkpoints
+INDENT = ' ' * 3
 
 
 class Failed(Exception):
@@ -34,7 +36,7 @@ def run(command, log):
     """Run to the end and show what it says, indented. Progress bars go to the terminal, where there is one."""
     done = subprocess.run([*command, '--log', str(log)], stdout=subprocess.PIPE, check=False)
     for line in done.stdout.decode().splitlines():
-        print('     ' + line)
+        print(textwrap.fill(line, 130, initial_indent=INDENT, subsequent_indent=INDENT + '  ', break_on_hyphens=False))
     if done.returncode:
         raise Failed(f'{" ".join(command)} ended with code {done.returncode}')
     return done.stdout.decode()
@@ -50,7 +52,8 @@ def run_and_kill(command, log, step):
         time.sleep(0.005)
     if process.wait() != -signal.SIGKILL:
         raise Failed(f'the run to be killed ended by itself with code {process.returncode}')
-    print(file=sys.stderr)  # its progress bar was cut off
+    if sys.stderr.isatty():
+        print(file=sys.stderr)  # its progress bar was cut off
     return max(losses(log))
 
 
@@ -102,7 +105,7 @@ def demonstrate(folder):
 
     print('2. Train again; kill the process with SIGKILL in the middle.')
     killed_at = run_and_kill([*TRAIN, '--checkpoint-dir', str(checkpoints)], logs['killed'], KILL_AT)
-    print(f'     killed after step {killed_at}')
+    print(f'{INDENT}killed after step {killed_at}')
 
     print('3. Resume from the last checkpoint, on another device: mx.cpu(2).')
     said = run([*TRAIN, '--checkpoint-dir', str(checkpoints), '--resume', '--device', '2'], logs['resumed'])
@@ -110,15 +113,16 @@ def demonstrate(folder):
     ends = [records(logs[name])[-1]['parameters'] for name in ('straight', 'resumed')]
     if ends[0] != ends[1]:
         raise Failed(f'the parameters differ: SHA-256 {ends[0]} of the straight run, {ends[1]} of the resumed one')
-    print(f'     parameters equal those of the straight run bit for bit: SHA-256 {ends[0]}')
+    print(f'{INDENT}parameters equal those of the straight run bit for bit: SHA-256 {ends[0]}')
 
     print(f'4. Continue the same checkpoint in PyTorch, from step {resumed_from} on the same batches.')
     run([*CONTINUE, str(checkpoints / f'step-{resumed_from}')], logs['torch'])
     straight, torch = losses(logs['straight']), losses(logs['torch'])
-    apart = max(abs(torch[step] - straight[step]) for step in list(torch)[:20])
-    print(f"     first 20 losses differ from MXNet's by at most {apart:.1g}")
+    for last in range(resumed_from + 20, max(torch) + 1, 70):
+        means = [sum(run[step] for step in range(last - 19, last + 1)) / 20 for run in (straight, torch)]
+        print(f'{INDENT}mean loss of steps {last - 19} to {last}: {means[0]:.5f} in MXNet, {means[1]:.5f} in PyTorch')
     picture(folder / 'resume.png', logs, killed_at, resumed_from)
-    print(f'     the picture of it all: {folder / "resume.png"}')
+    print(f'{INDENT}the picture of it all: {folder / "resume.png"}')
 
 
 def main():

@@ -22,7 +22,7 @@ class Node:
     def __init__(self, graph: 'Graph', op: str, args: Tuple['Node', ...], name: Any, size: str):
         self.graph, self.op, self.args, self.name, self.size = graph, op, args, name, size
         self.index = len(graph.nodes)
-        self.level = max((a.level for a in args), default=0) + (op == 'sum')
+        self.level: int = max((a.level for a in args), default=0) + (op == 'sum')
 
     def __add__(self, other): return self.graph.apply('+', self, other)
     def __radd__(self, other): return self.graph.apply('+', other, self)

@@ -5,7 +5,6 @@ int64 values, most of them addresses (`Words`). Kernels contain no parallelism: 
 kernel's passes one after the other, the lanes of a pass side by side. The work is cut into the same items whatever the
 number of lanes, and partial sums belong to items, so results do not depend on the number of threads.
 """
-import math
 import os
 import threading
 from typing import Any, Callable
@@ -167,7 +166,8 @@ def lane_count(elements: int) -> int:
     if elements < SMALL or os.getpid() != _home:
         return 1
     openmp = os.environ.get('OMP_NUM_THREADS', '')
-    return min(numba.get_num_threads(), int(openmp) if openmp.isdigit() and int(openmp) else math.inf)  # type: ignore[return-value]
+    limit = int(openmp) if openmp.isdigit() else 0
+    return min(numba.get_num_threads(), limit or numba.get_num_threads())
 
 
 def launch(kernel: int, passes: int, lanes: int, words: numpy.ndarray) -> None:

@@ -41,6 +41,7 @@ StateTree = Union[None, str, Tuple[str, ...]]
 
 _NUMBERS = {precision: MXNumbers(precision) for precision in ('float32', 'float64')}
 _in_use: 'weakref.WeakSet[DropIn]' = weakref.WeakSet()
+_replaced: Dict[str, Type[mx_optimizer.Optimizer]] = {}  # what the names meant before `accelerate`
 
 
 class DropIn(Runner):
@@ -105,7 +106,7 @@ class DropIn(Runner):
         return copyreg._reconstructor, (self.replaces, object, None), self.__getstate__()  # type: ignore[attr-defined]
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
-        super().__setstate__(dict(state, _restored_counts={})); self._restored_counts = {}
+        super().__setstate__(dict(state, _restored_counts={}))
 
     def __copy__(self) -> 'DropIn':
         return _restored(type(self), self.__getstate__())
@@ -394,8 +395,11 @@ def accelerate(*names: str) -> None:
     """
     for name in names:
         _check_name(name)
-    for name in names or CLASSES:
-        mx_optimizer.Optimizer.opt_registry[name.lower()] = CLASSES[name.lower()]
+    registry = mx_optimizer.Optimizer.opt_registry
+    for name in map(str.lower, names or CLASSES):
+        if registry[name] is not CLASSES[name]:
+            _replaced[name] = registry[name]
+            registry[name] = CLASSES[name]
     _take_over_loading()
 
 
@@ -409,9 +413,9 @@ def _check_name(name: Any) -> None:
 
 
 def restore_builtins() -> None:
-    """Undo `accelerate`: all built-in names create MXNet's classes again. Drop-ins that exist stay."""
-    for name, cls in CLASSES.items():
-        mx_optimizer.Optimizer.opt_registry[name] = cls.replaces
+    """Undo `accelerate`: all built-in names create what they did before. Drop-ins that exist stay."""
+    mx_optimizer.Optimizer.opt_registry.update(_replaced)
+    _replaced.clear()
     if not _in_use and mx_optimizer.Updater.set_states is _set_states_and_drop_in:
         mx_optimizer.Updater.set_states = _set_states
 

@@ -13,7 +13,7 @@ def read_for(path: container.Path, trainer: Any, present: List[ParameterInfo]) -
 
     Raises StateFileError for a damaged file, ValueError for one that does not fit or does not contain its optimizer.
     """
-    if legacy.kind(path) != 'states':
+    if not os.path.isfile(path) or legacy.kind(path) != 'states':
         return container.read(path)
     states = legacy.read_states(path, [info.name for info in present])
     if not states.optimizer:

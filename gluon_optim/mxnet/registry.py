@@ -70,7 +70,7 @@ class UserOptimizer(RuleOptimizer):
 
 
 def _restore(rule: Type[rules.Rule]) -> Optimizer:
-    cls = _CLASSES[rule.name]
+    cls: Any = _CLASSES[rule.name]
     return cls.__new__(cls)
 
 

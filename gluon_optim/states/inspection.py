@@ -7,6 +7,7 @@ import numpy
 
 from .. import rules
 from . import container, legacy
+from .errors import UnreadableFile
 from .legacy_names import Params
 from .neutral import OptimizerStates, Run, chunks, digest
 
@@ -42,6 +43,8 @@ def read(path: Any, params: Params = None) -> Contents:
     ``params`` names the parameters of MXNet's ``.states`` files, as in `gluon_optim.read_states`.
     Raises StateFileError (a ValueError) for a damaged or foreign file, OSError where it cannot be read.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait forever
+        raise UnreadableFile(f'Cannot read {os.fspath(path)!r}: it must be a file. Received: a folder, a pipe or a device.')
     kind = legacy.kind(path)
     if kind in ('params', 'npz'):
         return Contents(os.fspath(path), 'parameters', parameters=legacy.read_params(path))

@@ -2,6 +2,7 @@
 
 `ndarray_format` decodes arrays, `inert_pickle` reads the pickle that a `.states` file is; here the result gets names.
 """
+import collections
 import contextlib
 import os
 import re
@@ -77,7 +78,7 @@ def read_params(path: Path, limit: Optional[int] = None) -> Dict[str, numpy.ndar
         arrays, names = read_list(source)
     named = dict(zip(names or map(str, range(len(arrays))), arrays))
     if len(named) < len(arrays):
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = sorted(name for name, count in collections.Counter(names).items() if count > 1)
         raise UnreadableFile(f'Cannot read {os.fspath(path)!r}: the names {one_of(repeated[:8])} are there twice.')
     return _without_prefixes(named)
 

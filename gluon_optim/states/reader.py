@@ -1,6 +1,6 @@
 """One way into every file of optimizer states, ours or MXNet's; nothing in it is executed."""
 import os
-from typing import Any, Union
+from typing import Any, Collection, Optional, Union
 
 from . import container, legacy
 from .neutral import OptimizerStates
@@ -8,7 +8,8 @@ from .neutral import OptimizerStates
 __all__ = ['read_states']
 
 
-def read_states(path: Union[str, 'os.PathLike[str]'], params: Any = None) -> OptimizerStates:
+def read_states(path: Union[str, 'os.PathLike[str]'], params: Any = None, allow: Collection[str] = (),
+                limit: Optional[int] = None) -> OptimizerStates:
     """Read optimizer states without MXNet.
 
     Parameters
@@ -18,6 +19,10 @@ def read_states(path: Union[str, 'os.PathLike[str]'], params: Any = None) -> Opt
     params : list of str, dict, or path of a ``.params`` file, optional
         Names for MXNet's files, which know parameters by index only: names in trainer order, names with arrays or
         shapes, or the file the parameters were saved in. Without it they are called '0', '1', ...
+    allow : collection of str, optional
+        Import paths of classes of your own in MXNet's files, a scheduler's say: their attributes are read, nothing is imported.
+    limit : int, optional
+        Bytes of memory that the arrays of MXNet's files may take; otherwise twice the file, or 32 MiB if that is more.
 
     Returns
     -------
@@ -33,7 +38,7 @@ def read_states(path: Union[str, 'os.PathLike[str]'], params: Any = None) -> Opt
     """
     if container.is_container(path):
         if params is not None:
-            raise ValueError(f'`params` names the parameters of MXNet\'s own files. Received: params={type(params).__name__} for '
+            raise ValueError(f"`params` names the parameters of MXNet's own files. Received: params={type(params).__name__} for "
                              f'{os.fspath(path)!r}, which holds its names itself. Leave `params` out.')
         return container.read(path)
-    return legacy.read_states(path, params)
+    return legacy.read_states(path, params, allow, limit)

@@ -1,0 +1,345 @@
+"""The command gluon-optim on files: what it prints, what it writes, and its exit codes."""
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gluon_optim import cli, convert
+from gluon_optim.states import container, inspection, legacy
+from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, Run, Weight, digest
+from gluon_optim.states.progress import watched
+
+ROOT = Path(__file__).resolve().parent.parent
+OLD = ROOT / 'tests' / 'legacy' / '1.9.1'
+HYPERS = {'learning_rate': 0.1, 'wd': 0.01, 'beta1': 0.9, 'beta2': 0.999, 'epsilon': 1e-8, 'amsgrad': False, 'rescale_grad': 0.125,
+          'clip_gradient': None}
+
+
+def example():
+    """Two parameters of adamw, one in float16 with a master, and the run that they belong to."""
+    random = np.random.RandomState(0)
+    infos = [ParameterInfo('0.weight', 'dense0_weight', (3, 2), 'float16'), ParameterInfo('0.bias', 'dense0_bias', (3,), 'float32')]
+    slots = {info.name: {slot: random.rand(*info.shape).astype('f4') for slot in ('mean', 'var')} for info in infos}
+    master = random.randn(3, 2).astype('f4')
+    states = OptimizerStates('adamw', dict(HYPERS), 7, infos, {'0.weight': 7, '0.bias': 6}, slots, {'0.weight': master},
+                             producer={'gluon_optim': '0.1.0', 'mxnet': '1.9.1'})
+    run = Run([Weight('0.weight', 'dense0_weight', [master.astype('f2')]), Weight('0.bias', 'dense0_bias', [np.zeros(3, 'f4')])],
+              step=7, epoch=1, batch=2, metrics={'loss': 0.5}, extra={'note': 'ä'})
+    return states, run
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / 'run.safetensors'
+    container.write(path, *example())
+    return path
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder; returns exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+    return call
+
+
+def refused(result, code, *words):
+    """The exit code, and one line on standard error that has all ``words``."""
+    assert result[0] == code and result[1] == ''
+    assert result[2].startswith('gluon-optim: ') and result[2].count('\n') == 1
+    assert all(word in result[2] for word in words), result[2]
+
+
+# inspect
+
+def test_inspect(run, saved):
+    code, out, err = run('inspect', saved)
+    assert code == 0 and err == ''
+    lines = [line.split() for line in out.splitlines()]
+    assert ': checkpoint, written by gluon_optim 0.1.0' in out and 'adamw at update 7' in out
+    assert 'step 7, epoch 1, batch 2, loss 0.5' in out and '"ä"' in out
+    rows = {(line[0], line[4]): line for line in lines if line[0].startswith('0.')}
+    assert len(rows) == 7
+    slots = example()[0].slots['0.weight']
+    _, shape, dtype, updates, _, norm, zeros, nonfinite = rows['0.weight', 'mean']
+    assert (shape, dtype, updates, zeros, nonfinite) == ('3x2', 'float32', '7', '0.0%', '0.0%')
+    assert math.isclose(float(norm), np.linalg.norm(slots['mean'].astype('f8')), rel_tol=1e-5)
+    assert rows['0.weight', 'weight'][2] == 'float16' and rows['0.bias', 'weight'][6] == '100.0%'
+
+
+def test_inspect_counts_what_is_not_finite_and_prints_strict_json(run, tmp_path):
+    states, _ = example()
+    states.slots['0.bias']['mean'][:] = [np.nan, np.inf, 2]
+    states.hypers['clip_gradient'] = None
+    container.write(tmp_path / 's', states)
+    code, out, _ = run('inspect', tmp_path / 's', '--json')
+    found = json.loads(out, parse_constant=lambda name: pytest.fail(f'{name} is no JSON'))
+    row = next(row for row in found['arrays'] if (row['parameter'], row['array']) == ('0.bias', 'mean'))
+    assert code == 0 and row['norm'] == 2 and row['zeros'] == 0 and math.isclose(row['nonfinite'], 2 / 3)
+    assert found['digest'] == digest(states) and found['optimizer'] == 'adamw' and found['hypers'] == states.hypers
+
+
+def test_inspect_old_files(run):
+    code, out, _ = run('inspect', OLD / 'adam.states', '--params', 'w,b')
+    assert code == 0 and 'adam at update 3' in out and '\n  w ' in out and '\n  b ' in out
+    code, out, _ = run('inspect', OLD / 'dict.params', '--json')
+    found = json.loads(out)
+    assert code == 0 and found['kind'] == 'parameters' and {row['dtype'] for row in found['arrays']} >= {'float16', 'int32'}
+
+
+@pytest.mark.parametrize('params', ['list.json', 'lines.txt', 'w , b'])
+def test_names_for_old_files(run, tmp_path, params):
+    (tmp_path / 'list.json').write_text('["w", "b"]')
+    (tmp_path / 'lines.txt').write_text('w\n\nb\n')
+    assert '\n  w ' in run('inspect', OLD / 'adam.states', '--params', params)[1]
+
+
+def test_picture(run, saved, tmp_path):
+    pytest.importorskip('matplotlib')
+    code, out, _ = run('inspect', saved, '--plot', 'picture.png')
+    data = (tmp_path / 'picture.png').read_bytes()
+    assert code == 0 and 'adamw' in out and data.startswith(b'\x89PNG') and len(data) > 10000
+    # three panels of two parameters, and one of the masters
+    code, _, _ = run('inspect', saved, '--plot', 'picture.svg')
+    svg = (tmp_path / 'picture.svg').read_text()
+    assert svg.count('<g id="axes_') == 4
+    refused(run('inspect', saved, '--plot', 'picture.nothing'), 1, 'nothing')
+    refused(run('inspect', saved, '--plot', 'no/folder/picture.png'), 1, 'No such file or directory')
+    assert sorted(os.listdir(tmp_path)) == ['picture.png', 'picture.svg', 'run.safetensors']
+
+
+# diff
+
+def test_equal_files(run, saved, tmp_path):
+    states, other = example()
+    states.producer = {'gluon_optim': '9'}  # who wrote it makes no difference
+    container.write(tmp_path / 'b', states, other)
+    assert run('diff', saved, tmp_path / 'b') == (0, 'equal\n', '')
+    code, out, _ = run('diff', saved, saved, '--json')
+    assert code == 0 and json.loads(out) == {'equal': True, 'differences': []}
+
+
+def test_differences(run, saved, tmp_path):
+    states, other = example()
+    states.slots['0.weight']['mean'][0, 0] += np.float32(0.25)
+    states.slots['0.bias']['var'][1] = np.nan
+    states.master['0.weight'][2, 1] *= -1
+    states.counts['0.bias'] = 7
+    states.hypers['wd'] = 0.02
+    other.weights[1].copies[0][0] = -0.0  # another bit, the same number
+    other.epoch = 2
+    container.write(tmp_path / 'b', states, other)
+    code, out, _ = run('diff', saved, tmp_path / 'b', '--json')
+    found = {d['what']: d for d in json.loads(out)['differences']}
+    assert code == 1 and set(found) == {'hypers.wd', '0.bias: updates', 'epoch', '0.weight/mean', '0.bias/var', '0.weight/master',
+                                        '0.bias/weight'}
+    assert (found['hypers.wd']['a'], found['hypers.wd']['b']) == (0.01, 0.02)
+    assert found['0.weight/mean']['elements'] == 1 and math.isclose(found['0.weight/mean']['largest'], 0.25, rel_tol=1e-6)
+    assert found['0.bias/var']['largest'] is None and found['0.bias/weight']['largest'] == 0
+    code, out, _ = run('diff', saved, tmp_path / 'b')
+    assert code == 1 and '0.weight/mean' in out and '0.25' in out
+
+
+def test_files_of_other_parameters_differ(run, saved, tmp_path):
+    states, other = example()
+    del states.slots['0.bias'], states.parameters[1], states.counts['0.bias'], other.weights[1]
+    states.slots['0.weight']['mean'] = np.zeros(5, 'f4')
+    container.write(tmp_path / 'b', states, other)
+    code, out, _ = run('diff', saved, tmp_path / 'b')
+    lines = {line.split('  ')[1]: line for line in out.splitlines()}
+    assert code == 1 and lines['0.bias/mean'].split()[-2:] == ['float32[3]', '-'] and 'float32[5]' in lines['0.weight/mean']
+
+
+# verify
+
+def test_verify(run, saved):
+    code, out, _ = run('verify', saved)
+    assert code == 0 and 'every byte has its checksum' in out and digest(example()[0]) in out
+    code, out, _ = run('verify', OLD / 'adam.states')
+    assert code == 0 and 'no checksums' in out
+    facts = json.loads(run('verify', saved, '--json')[1])
+    assert facts['complete'] and facts['every_byte_checked'] and facts['parameters'] == 2
+
+
+def test_every_damaged_byte_is_found(run, saved, tmp_path):
+    data = saved.read_bytes()
+    for place in [*range(0, len(data), 97), len(data) - 1]:
+        (tmp_path / 'x').write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1:])
+        refused(run('verify', tmp_path / 'x'), 2, 'Cannot read')
+    (tmp_path / 'x').write_bytes(data[:-1])
+    refused(run('verify', tmp_path / 'x'), 2, 'cut off')
+
+
+def test_what_is_missing_is_named(run, tmp_path, saved):
+    states, _ = example()
+    del states.slots['0.weight']['var'], states.master['0.weight'], states.slots['0.bias']
+    states.slots['0.weight']['mean'] = np.zeros((2, 3), 'f4')
+    container.write(tmp_path / 's', states)
+    code, out, _ = run('verify', tmp_path / 's')
+    assert code == 1
+    for line in ("0.weight must have the slots ['mean', 'var'], and has ['mean']",
+                 '0.weight/mean has the shape [2, 3], the weight [3, 2]', '0.bias has seen 6 updates and has no state'):
+        assert 'incomplete: ' + line in out
+    code, out, _ = run('verify', saved, '--params', '0.weight,0.bias,1.weight')
+    assert code == 1 and 'incomplete: 1.weight is not in the file' in out
+    code, out, _ = run('verify', OLD / 'adam-bare.states')
+    assert code == 1 and 'the optimizer is not in the file' in out
+
+
+# convert
+
+def test_to_torch(run, saved, tmp_path):
+    torch = pytest.importorskip('torch')
+    code, out, err = run('convert', saved, '--to', 'torch', '--report', 'report.json')
+    assert code == 0 and err == '' and out.startswith(f'{tmp_path / "run.pt"}: adamw at update 7, 2 parameters\n')
+    state = torch.load(tmp_path / 'run.pt', weights_only=True)
+    np.testing.assert_array_equal(state['state'][0]['exp_avg'].numpy(), example()[0].slots['0.weight']['mean'])
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert report['lost'] == [] and [p['name'] for p in report['parameters']] == ['0.weight', '0.bias'] and report['report']
+    # in another order, into the class of torch.optim, which has no masters
+    refused(run('convert', saved, '--to', 'torch', '--target', 'torch', '-o', 'b.pt'), 1, 'would lose', 'Pass --allow-lossy')
+    code, out, _ = run('convert', saved, '--to', 'torch', '--target', 'torch', '-o', 'b.pt', '--allow-lossy', '--params',
+                       '0.bias,0.weight', '--json')
+    assert code == 0 and json.loads(out)['lost'] != []
+    np.testing.assert_array_equal(torch.load(tmp_path / 'b.pt', weights_only=True)['state'][0]['exp_avg'].numpy(),
+                                  example()[0].slots['0.bias']['mean'])
+    refused(run('convert', saved, '--to', 'torch'), 1, 'run.pt', 'exists')
+    refused(run('convert', saved, '--to', 'torch', '--target', 'keras', '-o', 'c.pt'), 1, "no equal in --target 'keras'")
+
+
+def test_between_mxnets_and_ours(run, saved, tmp_path):
+    for version in (1, 2):
+        code, out, _ = run('convert', saved, '--to', 'mxnet', '--mxnet-version', version)
+        assert code == 0 and out.startswith(str(tmp_path / f'run.mxnet{version}.states'))
+        names = '0.weight,0.bias' if version == 1 else '0.bias,0.weight'  # trainers of 2.x sort these
+        code, out, _ = run('convert', f'run.mxnet{version}.states', '--to', 'mxnet', '-o', 'back', '--params', names)
+        back = container.read(tmp_path / 'back')
+        for name, slots in example()[0].slots.items():
+            for slot, array in slots.items():
+                np.testing.assert_array_equal(back.slots[name][slot], array)
+        assert (back.optimizer, back.num_update, back.counts, back.hypers) == ('adamw', 7, {'0.weight': 7, '0.bias': 6}, HYPERS)
+        np.testing.assert_array_equal(back.master['0.weight'], example()[0].master['0.weight'])
+    refused(run('convert', tmp_path / 'back', '--to', 'mxnet', '-o', 'x'), 1, 'such a file already', '--mxnet-version')
+    code, _, _ = run('convert', OLD / 'adam.states', '--to', 'mxnet', '--mxnet-version', '2', '-o', 'two.states')
+    assert code == 0 and legacy.read_states(tmp_path / 'two.states').producer == {'mxnet': '2.x'}
+    code, _, _ = run('convert', saved, '--to', 'mxnet', '-o', 'states')  # out of a checkpoint
+    assert code == 0 and container.read_checkpoint(tmp_path / 'states')[1] is None
+
+
+def test_what_is_refused_leaves_no_file_and_an_old_one_as_it_was(run, saved, tmp_path):
+    (tmp_path / 'out').write_text('precious')
+    scheduled = OLD / 'adam-scheduled.states'
+    refused(run('convert', scheduled, '--to', 'mxnet', '--mxnet-version', '2', '-o', 'out'), 1, 'would lose', '--allow-lossy')
+    refused(run('convert', OLD / 'adam-bare.states', '--to', 'mxnet', '-o', 'out'), 1, 'does not contain its optimizer')
+    refused(run('convert', OLD / 'dict.params', '--to', 'torch', '-o', 'out'), 1, 'parameters only')
+    refused(run('convert', saved, '--to', 'mxnet', '--mxnet-version', '1', '--params', 'a,b', '-o', 'out'), 1,
+            "'0.bias', '0.weight'")
+    assert (tmp_path / 'out').read_text() == 'precious' and sorted(os.listdir(tmp_path)) == ['out', 'run.safetensors']
+    code, out, _ = run('convert', scheduled, '--to', 'mxnet', '--mxnet-version', '2', '-o', 'out', '--allow-lossy', '--json')
+    assert code == 0 and len(json.loads(out)['lost']) == 1 and legacy.kind(tmp_path / 'out') == 'states'
+
+
+def test_output_that_cannot_be_written(run, saved, tmp_path):
+    refused(run('convert', saved, '--to', 'mxnet', '--mxnet-version', '1', '-o', 'no/folder/out'), 1, 'No such file',
+            'no/folder/out')
+    refused(run('convert', saved, '--to', 'mxnet', '--mxnet-version', '1', '-o', tmp_path), 1, 'must be a file')
+
+
+def test_without_the_package_of_the_target(run, saved, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    monkeypatch.delitem(sys.modules, 'gluon_optim.torch', raising=False)
+    refused(run('convert', saved, '--to', 'torch'), 1, "pip install 'gluon-optim[torch]'")
+    assert os.listdir(tmp_path) == ['run.safetensors']
+
+
+def test_to_onnx(run, saved, tmp_path):
+    onnx = pytest.importorskip('onnx')
+    code, _, _ = run('convert', saved, '--to', 'onnx')
+    assert code == 0
+    onnx.checker.check_model(onnx.load(str(tmp_path / 'run.onnx')))
+
+
+# Errors
+
+@pytest.mark.parametrize('command', [['inspect'], ['verify'], ['convert', '--to', 'torch'], ['inspect', '--json']])
+def test_unusable_input(run, tmp_path, command):
+    (tmp_path / 'empty').write_bytes(b'')
+    (tmp_path / 'text').write_text('hello\nworld')
+    (tmp_path / 'evil').write_bytes(b'\x80\x04cos\nsystem\n(X\x04\x00\x00\x00trueltR.')
+    for name, words in (('nothing', ['No such file', 'nothing']), ('empty', ["'empty'"]), ('text', ["'text'"]),
+                        ('.', ['must be a file']), ('evil', ['os.system'])):
+        refused(run(command[0], name, *command[1:]), 2, *words)
+
+
+def test_names_that_cannot_be_used(run, tmp_path):
+    (tmp_path / 'bad.json').write_text('[1, 2]')
+    old = OLD / 'adam.states'
+    refused(run('inspect', old, '--params', 'absent.json'), 2, 'absent.json')
+    refused(run('inspect', old, '--params', 'bad.json'), 2, 'JSON list of names')
+    refused(run('inspect', old, '--params', 'a,'), 2, 'do not fit')
+    refused(run('inspect', old, '--params', 'a,a'), 2, 'names that differ')
+
+
+def test_usage(capsys):
+    for arguments in ([], ['inspect'], ['convert', 'x'], ['convert', 'x', '--to', 'cobol'], ['frobnicate']):
+        with pytest.raises(SystemExit) as info:
+            cli.main(arguments)
+        assert info.value.code == 2 and 'usage:' in capsys.readouterr().err
+
+
+# As processes
+
+def process(*arguments, **options):
+    return subprocess.run([sys.executable, *map(str, arguments)], env={**os.environ, 'PYTHONPATH': str(ROOT)},
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_the_script_is_the_same_convert(saved, tmp_path):
+    done = process(ROOT / 'tools' / 'convert_states.py', saved, '--to', 'mxnet', '--mxnet-version', '1', cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, '') and legacy.kind(tmp_path / 'run.mxnet1.states') == 'states'
+    done = process(ROOT / 'tools' / 'convert_states.py', 'absent', '--to', 'mxnet', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'Traceback' not in done.stderr
+
+
+def test_a_reader_that_has_had_enough(saved):
+    done = subprocess.run(f'{sys.executable} -m gluon_optim.cli inspect {saved} --json | head -c 1', shell=True, cwd=ROOT,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert done.stdout == '{' and done.stderr == ''
+
+
+@pytest.mark.skipif(not hasattr(os, 'openpty'), reason='needs a terminal')
+def test_progress_is_shown_on_a_terminal_only(saved, monkeypatch):
+    pytest.importorskip('tqdm')
+    from gluon_optim import cli_states
+    monkeypatch.setattr(cli_states, 'DELAY', 0)
+    for terminal in (False, True):
+        stream = io.StringIO()
+        stream.isatty = lambda terminal=terminal: terminal
+        monkeypatch.setattr(sys, 'stderr', stream)
+        cli_states.read(str(saved), None)
+        assert ('reading run.safetensors' in stream.getvalue()) == terminal
+
+
+def test_watchers_see_every_byte(saved):
+    for path in (saved, OLD / 'adam.states', OLD / 'dict.params'):
+        seen = []
+        with watched(seen.append):
+            inspection.read(path)
+        assert sum(seen) >= os.path.getsize(path)
+    inspection.read(saved)
+    assert sum(seen) < 2 * os.path.getsize(OLD / 'dict.params') + 8192
+
+
+def test_options_in_messages():
+    assert convert.in_options("Pass allow_lossy=True. Pass params= to name them. target='torch'") == (
+        "Pass --allow-lossy. Pass --params to name them. --target 'torch'")
