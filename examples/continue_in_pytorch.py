@@ -2,14 +2,13 @@
 """Continue a checkpoint of train_digits.py in PyTorch: same weights, same optimizer state, same batches. MXNet is not needed.
 
     python examples/train_digits.py --checkpoint-dir run --dropout 0
-    python examples/continue_in_pytorch.py run/step-320
+    python examples/continue_in_pytorch.py run/step-440.safetensors
 """
 import argparse
 import json
 import math
 import os
 import sys
-from pathlib import Path
 
 import digits
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 import gluon_optim as go
-from gluon_optim.states.legacy import read_params
+from gluon_optim.states import container
 
 
 def build_net(dropout):
@@ -37,40 +36,40 @@ def gluon_name(net, name):
     return f'{layer}.{kind}'
 
 
-def load_weights(net, path):
-    """Copy a Gluon ``.params`` file into ``net``."""
-    arrays = read_params(path)
+def load_weights(net, weights):
+    """Copy the weights of a checkpoint into ``net``."""
+    arrays = {weight.name: weight.copies[0] for weight in weights}
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
             if not name.endswith('num_batches_tracked'):
                 tensor.copy_(torch.from_numpy(arrays[gluon_name(net, name)]))
 
 
-def load_optimizer(net, path):
-    """The optimizer that saved ``path``, for PyTorch, with its state; and the number of updates so far."""
-    states = go.read_states(path)
+def load_optimizer(net, states):
+    """The optimizer of a checkpoint, for PyTorch, with its state."""
     optimizer = go.torch.create(states.optimizer, net.parameters())
     optimizer.load_state_dict(go.to_torch(states, params=[gluon_name(net, name) for name, _ in net.named_parameters()]))
     print('\n'.join(states.report))
-    return optimizer, states.num_update
+    return optimizer
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('checkpoint', type=Path, help='a step-<number> folder')
+    parser.add_argument('checkpoint', help='a step-<number>.safetensors')
     parser.add_argument('--log', help='append step and loss here, one JSON object per line')
     options = parser.parse_args(arguments)
-    recipe = json.loads((options.checkpoint / 'recipe.json').read_text())
 
+    states, run = container.read_checkpoint(options.checkpoint)
+    recipe = run.extra
     torch.manual_seed(recipe['seed'])
     net = build_net(recipe['dropout'])
-    load_weights(net, options.checkpoint / 'net.params')
-    optimizer, start = load_optimizer(net, options.checkpoint / 'trainer.states')
+    load_weights(net, run.weights)
+    optimizer = load_optimizer(net, states)
     (images, labels), (test_images, test_labels) = digits.load()
     steps = recipe['epochs'] * (len(images) // recipe['batch_size'])
 
     with open(options.log or os.devnull, 'a', buffering=1) as log:
-        for step in tqdm(range(start, steps), 'training in PyTorch', initial=start, total=steps, disable=None):
+        for step in tqdm(range(run.step, steps), 'training in PyTorch', initial=run.step, total=steps, disable=None):
             batch = digits.batch_indices(recipe['seed'], step, len(images), recipe['batch_size'])
             optimizer.param_groups[0]['lr'] = recipe['learning_rate'] * (1 + math.cos(math.pi * (step + 1) / steps)) / 2
             optimizer.zero_grad()

@@ -11,9 +11,7 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import sys
-from pathlib import Path
 
 import digits
 import mxnet as mx
@@ -55,23 +53,15 @@ def build_net(dropout=0.0):
     return net
 
 
-def resume(manager, net, trainer, recipe):
-    """Restore the newest sound checkpoint; the step at which it was saved. Another run's is refused before anything is loaded."""
-    if not manager.steps():
+def restore(manager, net, trainer, recipe):
+    """Restore the newest sound checkpoint, if it is of a run with the same recipe; returns its step."""
+    restored = manager.restore_latest(net=net, trainer=trainer)
+    if restored is None:
         raise Refused(f'--resume finds no checkpoint in {manager.directory}. Leave --resume out to start a new run there.')
-    saved = json.loads((Path(manager.directory) / 'recipe.json').read_text())
-    differing = [f'{key} is {saved[key]!r} there, {recipe[key]!r} here' for key in RECIPE if saved[key] != recipe[key]]
+    differing = [f'{key} is {restored[key]!r} there, {recipe[key]!r} here' for key in RECIPE if restored[key] != recipe[key]]
     if differing:
         raise Refused(f'{manager.directory} holds another run: {"; ".join(differing)}. Pass its arguments or another --checkpoint-dir.')
-    return manager.restore_latest(net=net, trainer=trainer).step
-
-
-def start(manager, recipe):
-    """Claim the folder for a new run."""
-    if manager.steps():
-        raise Refused(f'{manager.directory} already holds a run. Pass --resume to continue it, or another --checkpoint-dir.')
-    os.makedirs(manager.directory, exist_ok=True)
-    (Path(manager.directory) / 'recipe.json').write_text(json.dumps(recipe))
+    return restored.step
 
 
 def parameters_digest(net):
@@ -101,9 +91,9 @@ def run(options):
     device = mx.cpu(options.device)
     recipe = {key: getattr(options, key) for key in RECIPE}
     (images, labels), held_out = digits.load()
-    folder = options.checkpoint_dir
-    if folder and not options.resume and folder.exists() and any(folder.glob('step-*')):
-        raise Refused(f'{folder} already holds a run. Pass --resume to continue it, or another --checkpoint-dir.')
+    manager = go.CheckpointManager(options.checkpoint_dir, save_every=options.checkpoint_every) if options.checkpoint_dir else None
+    if manager and manager.steps() and not options.resume:
+        raise Refused(f'{manager.directory} already holds a run. Pass --resume to continue it, or another --checkpoint-dir.')
 
     mx.random.seed(options.seed)
     net = build_net(options.dropout)
@@ -117,17 +107,16 @@ def run(options):
 
     start = 0
     if options.resume:
-        start, path = newest_checkpoint(folder)
-        load_checkpoint(path, net, trainer, recipe, device)
-        print(f'resumed from {path} at step {start}')
+        start = restore(manager, net, trainer, recipe)
+        print(f'resumed at step {start}')
 
     with open(options.log or os.devnull, 'a', buffering=1) as log:
         for step in tqdm(range(start, steps), 'training', initial=start, total=steps, disable=None):
             batch = digits.batch_indices(options.seed, step, len(images), options.batch_size)
             mx.random.seed(options.seed * 1_000_003 + step, ctx=device)  # dropout, too, depends on (seed, step) alone
             loss = train_step(net, trainer, images[batch], labels[batch], device)
-            if folder and (step + 1) % options.checkpoint_every == 0:
-                save_checkpoint(folder, step + 1, net, trainer, recipe)
+            if manager:  # no need to save random states: they follow from the step
+                manager.save(step + 1, net=net, trainer=trainer, extra=recipe, reseed=False)
             log.write(json.dumps({'step': step + 1, 'loss': loss}) + '\n')
         result = {'step': steps, 'accuracy': accuracy(net, *held_out, device), 'parameters': parameters_digest(net)}
         log.write(json.dumps(result) + '\n')
@@ -145,7 +134,7 @@ def parse(arguments):
     parser.add_argument('--multi-precision', action='store_true', help='float16 weights with float32 masters')
     parser.add_argument('--device', type=int, default=0, metavar='ID', help='train on mx.cpu(ID)')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--checkpoint-dir', type=Path, help='where to keep checkpoints; none are written without it')
+    parser.add_argument('--checkpoint-dir', help='where to keep the last three checkpoints; none are written without it')
     parser.add_argument('--checkpoint-every', type=int, default=20, metavar='STEPS')
     parser.add_argument('--resume', action='store_true', help='continue from the newest checkpoint in --checkpoint-dir')
     parser.add_argument('--log', help='append step and loss here, one JSON object per line; at the end accuracy and digest')

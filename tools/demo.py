@@ -107,6 +107,9 @@ def demonstrate(folder):
     killed_at = run_and_kill([*TRAIN, '--checkpoint-dir', str(checkpoints)], logs['killed'], KILL_AT)
     print(f'{INDENT}killed after step {killed_at}')
 
+    newest = max(checkpoints.glob('step-*.safetensors'), key=os.path.getmtime)
+    shutil.copy(newest, folder)  # for PyTorch: the resumed run keeps its last three only
+
     print('3. Resume from the last checkpoint, on another device: mx.cpu(2).')
     said = run([*TRAIN, '--checkpoint-dir', str(checkpoints), '--resume', '--device', '2'], logs['resumed'])
     resumed_from = int(re.search(r'at step (\d+)', said).group(1))
@@ -116,7 +119,7 @@ def demonstrate(folder):
     print(f'{INDENT}parameters equal those of the straight run bit for bit: SHA-256 {ends[0]}')
 
     print(f'4. Continue the same checkpoint in PyTorch, from step {resumed_from} on the same batches.')
-    run([*CONTINUE, str(checkpoints / f'step-{resumed_from}')], logs['torch'])
+    run([*CONTINUE, str(folder / newest.name)], logs['torch'])
     straight, torch = losses(logs['straight']), losses(logs['torch'])
     for last in range(resumed_from + 20, max(torch) + 1, 70):
         means = [sum(run[step] for step in range(last - 19, last + 1)) / 20 for run in (straight, torch)]

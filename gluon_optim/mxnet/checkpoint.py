@@ -15,12 +15,13 @@ import mxnet
 import numpy
 from mxnet import ndarray as nd
 from mxnet.ndarray.ndarray import array as nd_array
+from mxnet.util import is_np_array
 
 from ..states import container
 from ..states.errors import StateFileError
 from ..states.matching import match
 from ..states.neutral import Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
-from .trainer import LoadReport, Pieces, export_states, plan_import
+from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
@@ -114,7 +115,7 @@ def take(net: Any, trainer: Any, copy: Callable[[Any], Array], reseed: bool) -> 
         arrays = _data(name, parameter)
         copies = arrays if any(_differ(arrays[0], other) for other in arrays[1:]) else arrays[:1]
         weights.append(Weight(name, parameter.name, [copy(array) for array in copies]))
-    return states, Run(weights, random=_reseed(trainer._contexts) if reseed else None)
+    return states, Run(weights, random=_reseed(contexts_of(trainer)) if reseed else None)
 
 
 def checked_extra(extra: Any) -> Dict[str, Any]:
@@ -170,7 +171,7 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
         raise ValueError('`net` or `trainer` must be given. Received: neither. Pass what the checkpoint shall be loaded into.')
     set_weights, skipped = _plan_weights(run.weights, parameters(net, trainer), strict)
     set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else lambda: None
-    set_random = _plan_random(run.random, trainer._contexts) if trainer is not None else lambda: None
+    set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None else lambda: None
 
     # everything is known to fit: from here on net and trainer change
     set_copies = set_weights()
@@ -211,16 +212,21 @@ def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool
         for name, copies in fitting.items():
             same = len(copies) == 1 or len(copies) == len(data[name])
             value = copies[0] if same else numpy.mean(copies, axis=0).astype(copies[0].dtype)  # as MXNet saves such parameters
-            present[name].set_data(nd_array(value, dtype=value.dtype))
+            present[name].set_data(_to_mxnet(value))
         return set_copies
 
     def set_copies() -> None:
         for name, copies in fitting.items():
             if 1 < len(copies) == len(data[name]):
                 for array, value in zip(present[name].list_data(), copies):
-                    array[:] = nd_array(value, dtype=value.dtype, ctx=array.context)
+                    array[:] = _to_mxnet(value)
 
     return set_weights, problems
+
+
+def _to_mxnet(value: numpy.ndarray) -> Any:
+    """On the CPU, of the kind that parameters are of."""
+    return mxnet.np.array(value, dtype=value.dtype) if is_np_array() else nd_array(value, dtype=value.dtype)
 
 
 def _info(name: str, full_name: str, array: Any) -> ParameterInfo:
@@ -253,7 +259,7 @@ def _seed(seed: int, contexts: List[Any]) -> None:
     """Seed all devices, and those of the run by their order and not by their ids, which may be others when it is resumed."""
     mxnet.random.seed(seed)
     for k, context in enumerate(contexts):
-        mxnet.random.seed(seed + k, ctx=context)
+        mxnet.random.seed(seed + k, context)
 
 
 def _plan_random(saved: Optional[Dict[str, Any]], contexts: List[Any]) -> Callable[[], None]:

@@ -186,6 +186,11 @@ def _updaters(trainer: Any) -> List[Any]:
     return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
 
 
+def contexts_of(trainer: Any) -> List[Any]:
+    """The devices of ``trainer``, in its order."""
+    return trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices  # MXNet 1.x, 2.x
+
+
 def _parameters(trainer: Any, net: Any) -> List[ParameterInfo]:
     """The trainer's parameters in its order, named by their places in ``net`` where it has them."""
     places: Dict[int, str] = {}
@@ -370,7 +375,7 @@ def _to_devices(trainer: Any, states: OptimizerStates, plan: _Plan) -> Dict[int,
         slots = tuple(array(states.slots[name][slot.name], context) for slot in plan.slots)
         return (array(states.master[name], context), slots) if name in states.master else slots
 
-    contexts = trainer._contexts[:len(_updaters(trainer))]
+    contexts = contexts_of(trainer)[:len(_updaters(trainer))]
     return {i: [state(info.name, context) for context in contexts] for i, info in plan.pairs.items() if info.name in states.slots}
 
 
