@@ -60,7 +60,8 @@ def restore(manager, net, trainer, recipe):
         raise Refused(f'--resume finds no checkpoint in {manager.directory}. Leave --resume out to start a new run there.')
     differing = [f'{key} is {restored[key]!r} there, {recipe[key]!r} here' for key in RECIPE if restored[key] != recipe[key]]
     if differing:
-        raise Refused(f'{manager.directory} holds another run: {"; ".join(differing)}. Pass its arguments or another --checkpoint-dir.')
+        raise Refused(f'{manager.directory} holds another run: {"; ".join(differing)}. '
+                      'Pass its arguments or another --checkpoint-dir.')
     return restored.step
 
 

@@ -193,7 +193,8 @@ class _Source:
         return body
 
     def _loop(self, stage: Stage) -> List[str]:
-        arrays = {stage.loads.get(node, node.name) for node in stage.body if node in stage.loads or not node.args} | set(stage.stores)
+        read = {stage.loads.get(node, node.name) for node in stage.body if node in stage.loads or not node.args}
+        arrays = read | set(stage.stores)
         computed = [node for node in stage.body if node not in stage.loads]
         body = ['for item in range(item_bounds[0], item_bounds[1]):',
                 '    i, start, size = items[item], items[n_items + item], items[2 * n_items + item]']

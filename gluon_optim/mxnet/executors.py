@@ -9,6 +9,7 @@ import operator
 from typing import Any, Callable, Dict, NamedTuple, Sequence, Tuple, Type
 
 import numpy
+
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet import base as mx_base
 from mxnet import ndarray as nd
@@ -57,7 +58,7 @@ class Executor:
     def __init__(self, rule: Type[Rule], split: Callable[[Any, Values, bool], Tuple[Tuple[Any, ...], Any]],
                  slot_dtype: Callable[[Any], str], master_rule: Type[Rule]):
         self.rule, self._split, self._slot_dtype, self._master_rule = rule, split, slot_dtype, master_rule
-        self._prepared: 'collections.OrderedDict[Any, Any]' = collections.OrderedDict()
+        self._prepared: collections.OrderedDict[Any, Any] = collections.OrderedDict()
         self._tensors = 0
 
     def prepare(self, key: Any, update: Update, h: Values, mixed: bool) -> Any:
@@ -223,7 +224,7 @@ def _check(rule: Type[Rule], static: Static, arrays: Arrays, slot_dtype: str) ->
                             'Create the Embedding with sparse_grad=False.')
         if gradient.shape != weight.shape or gradient.dtype != weight.dtype:
             raise ValueError(f'A gradient must have the shape and dtype of its weight, {weight.shape} {_name(weight.dtype)}. '
-                             f'Received: {gradient.shape} {_name(gradient.dtype)}. Pass the weight\'s own gradient.')
+                             f"Received: {gradient.shape} {_name(gradient.dtype)}. Pass the weight's own gradient.")
         if weight.dtype != first.dtype or weight.context != first.context:
             raise ValueError('One call updates weights of one dtype on one context. '
                              f'Received: {_name(first.dtype)} on {first.context} and {_name(weight.dtype)} on {weight.context}. '

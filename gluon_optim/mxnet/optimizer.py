@@ -5,6 +5,7 @@ import warnings
 from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy
+
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet import ndarray as nd
 from mxnet.optimizer import optimizer as mx_optimizer
@@ -148,7 +149,7 @@ class Runner(mx_optimizer.Optimizer):
             for _, rate, wd, *_ in distinct:
                 if not (math.isfinite(rate) and math.isfinite(wd)):
                     raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for '
-                                     f'update {self.num_update}. Look at the lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
+                                     f'update {self.num_update}. Look at lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
             table = [self._row(h, key, dtype) for key in distinct]
         except Exception:  # a scheduler's own as well: an update that does not happen is not counted
             self._uncount(indices, *before)
@@ -281,4 +282,5 @@ def _signature(rule: Type[Rule]) -> inspect.Signature:
     """What ``help`` shows: MXNet's word for each argument, and its default."""
     own = [(hyper.name, None if hyper.name == 'learning_rate' else hyper.default) for hyper in rule.hypers + BASE_HYPERS]
     base = [('lr_scheduler', None), ('begin_num_update', 0), ('multi_precision', False)]
-    return inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default) for name, default in own + base])
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature([inspect.Parameter(name, keyword, default=default) for name, default in own + base])

@@ -45,7 +45,8 @@ def register(what: Union[str, type]) -> Any:
 
 def _register(cls: Any, name: Optional[str]) -> Any:
     if not issubclass(cls, (rules.Rule, Optimizer)):
-        raise TypeError(f'`register` takes a gluon_optim.Rule or an mx.optimizer.Optimizer. Received: {cls!r}. Derive from one of them.')
+        raise TypeError(f'`register` takes a gluon_optim.Rule or an mx.optimizer.Optimizer. Received: {cls!r}. '
+                        'Derive from one of them.')
     name = str(name or getattr(cls, 'name', cls.__name__.lower()))
     taken = _CLASSES.get(name, Optimizer.opt_registry.get(name))
     if taken is not None and _path(taken) != _path(cls):
@@ -53,7 +54,8 @@ def _register(cls: Any, name: Optional[str]) -> Any:
     optimizer: Type[Optimizer] = cls
     if issubclass(cls, rules.Rule):
         rules.add(cls, name)
-        optimizer = type(cls.__name__, (UserOptimizer,), {'rule': cls, '__module__': cls.__module__, '__qualname__': cls.__qualname__})
+        path = {'__module__': cls.__module__, '__qualname__': cls.__qualname__}
+        optimizer = type(cls.__name__, (UserOptimizer,), {'rule': cls, **path})
     _CLASSES[name] = Optimizer.opt_registry[name] = optimizer
     return cls
 

@@ -336,7 +336,7 @@ def _member(source: Source, member: _Member, end: int) -> numpy.ndarray:
     array = data.raw(dtype, shape, f'an array of shape {shape}')
     if data.left():
         data.fail(f'{data.left()} bytes follow an array of shape {shape}.')
-    if zlib.crc32(octets(array), zlib.crc32(header)) != member.crc:  # type: ignore[arg-type]
+    if zlib.crc32(octets(array), zlib.crc32(header)) != member.crc:
         part.fail(f'the bytes of {member.name!r} do not have its checksum.', begin)
     described = b'PK\7\x08', member.crc, member.size, member.size
     if streamed and source.part(begin + member.size, rest).unpack('4s3I' if rest == 16 else '4sI2Q', 'a checksum') != described:
