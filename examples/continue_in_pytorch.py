@@ -36,9 +36,9 @@ def gluon_name(net, name):
     return f'{layer}.{kind}'
 
 
-def load_weights(net, weights):
-    """Copy the weights of a checkpoint into ``net``."""
-    arrays = {weight.name: weight.copies[0] for weight in weights}
+def load_weights(net, states, run):
+    """Copy the weights of a checkpoint into ``net``; of float16 ones their float32 masters."""
+    arrays = {**{weight.name: weight.copies[0] for weight in run.weights}, **states.master}
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
             if not name.endswith('num_batches_tracked'):
@@ -63,7 +63,7 @@ def main(arguments=None):
     recipe = run.extra
     torch.manual_seed(recipe['seed'])
     net = build_net(recipe['dropout'])
-    load_weights(net, run.weights)
+    load_weights(net, states, run)
     optimizer = load_optimizer(net, states)
     (images, labels), (test_images, test_labels) = digits.load()
     steps = recipe['epochs'] * (len(images) // recipe['batch_size'])

@@ -127,7 +127,8 @@ def run(options):
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--optimizer', default='novograd', help='any name that gluon.Trainer knows (default: %(default)s)')
+    parser.add_argument('--optimizer', default='novograd',
+                        help="one of `gluon-optim list`; MXNet's own train without checkpoints (default: %(default)s)")
     parser.add_argument('--learning-rate', type=float, default=0.01, help='at the start; falls to 0 (default: %(default)s)')
     parser.add_argument('--epochs', type=int, default=20)
     parser.add_argument('--batch-size', type=int, default=64)

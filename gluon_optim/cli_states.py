@@ -7,7 +7,7 @@ import sys
 from typing import Any, Dict, Iterator, List
 
 from . import convert
-from .states import container, inspection, legacy
+from .states import atomic, inspection, legacy
 from .states.neutral import digest
 from .states.progress import watched
 
@@ -130,7 +130,7 @@ def _convert(options: Any) -> int:
     report = convert.convert(convert.Job(contents, contents.states, output, options.target, names, options.mxnet_version,
                                          options.allow_lossy), options.to)
     if options.report:
-        with _refusing(), container.replacing(options.report) as file:
+        with _refusing(), atomic.replacing(options.report) as file:
             file.write((_dumps(report) + '\n').encode())
     if options.json:
         print(_dumps(report))

@@ -4,7 +4,7 @@ import json
 import os
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from .states import container, inspection, legacy_writer
+from .states import atomic, container, inspection, legacy_writer
 from .states.neutral import OptimizerStates
 
 __all__ = ['TARGETS', 'Job', 'Refused', 'convert', 'names_of']
@@ -104,7 +104,7 @@ class Target(NamedTuple):
 def _to_torch(job: Job) -> None:
     mirror = importlib.import_module(f'{__package__}.torch')
     state_dict = mirror.to_torch(job.states, target=job.target, params=job.names, allow_lossy=job.allow_lossy)
-    with container.replacing(job.output) as file:
+    with atomic.replacing(job.output) as file:
         mirror.torch.save(state_dict, file)
 
 
@@ -112,7 +112,7 @@ def _to_onnx(job: Job) -> None:
     mirror = importlib.import_module(f'{__package__}.onnx')
     model = mirror.to_onnx(job.states, target=job.target, params=job.names, weights=job.contents.parameters or None,
                            allow_lossy=job.allow_lossy)
-    with container.replacing(job.output) as file:
+    with atomic.replacing(job.output) as file:
         file.write(model.SerializeToString())
 
 

@@ -114,7 +114,8 @@ def test_other_numbers_of_devices(path, saved, resumed):
     assert np.isfinite(other[5].weight.list_data()[0].asnumpy()).all()
 
 
-def test_weights_whose_bytes_mxnet_has_permuted(path):
+@pytest.mark.parametrize('background', [False, True])
+def test_weights_whose_bytes_mxnet_has_permuted(tmp_path, background):
     """An inference leaves convolutions in oneDNN's own order; nobody waits for it."""
     net = mx.gluon.nn.HybridSequential()
     net.add(mx.gluon.nn.Conv2D(64, 3, in_channels=32), mx.gluon.nn.Conv2D(64, 3, in_channels=64))
@@ -122,10 +123,13 @@ def test_weights_whose_bytes_mxnet_has_permuted(path):
     net.hybridize()
     trainer = mx.gluon.Trainer(net.collect_params(), 'sgd_torch')
     values = {name: p.data().asnumpy() for name, p in net._collect_params_with_prefix().items()}
-    net(mx.nd.ones((2, 32, 16, 16)))
-    go.save_checkpoint(path, net=net, trainer=trainer)
-    for weight in container.read_checkpoint(path)[1].weights:
-        np.testing.assert_array_equal(weight.copies[0], values[weight.name])
+    with go.CheckpointManager(tmp_path, background=background) as manager:
+        for step in (1, 2):  # the second into memory that is used again
+            net(mx.nd.ones((2, 32, 16, 16)))
+            manager.save(step, net=net, trainer=trainer)
+    for step in (1, 2):
+        for weight in container.read_checkpoint(manager.path(step))[1].weights:
+            np.testing.assert_array_equal(weight.copies[0], values[weight.name])
 
 
 def test_one_safetensors_file(path):
@@ -206,6 +210,45 @@ def test_a_random_state_of_another_kind_changes_nothing(path):
     with pytest.raises(StateFileError, match='random state'):
         go.load_checkpoint(path, net=net, trainer=trainer)
     assert runs.facts(net, trainer, noise=False) == before
+
+
+def forged(path, change):
+    """The file at ``path`` with another run in its manifest, and a signature that fits."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8:8 + length])
+    manifest = json.loads(header['__metadata__']['gluon_optim'])
+    change(manifest)
+    header['__metadata__']['gluon_optim'] = json.dumps(manifest, separators=(',', ':'))
+    text = json.dumps(header, separators=(',', ':')).encode()
+    path.write_bytes(container._signed(len(text).to_bytes(8, 'little') + text) + data[8 + length:])
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda m: m.pop('run'), 'must have the keys'), (lambda m: m.update(run=None), "'run' of the manifest must be an object"),
+    (lambda m: m.update(format=container.FORMAT), 'must have the keys'),
+    (lambda m: m['run'].update(more=1), 'the run must have the keys'),
+    (lambda m: m['run'].pop('epoch'), 'the run must have the keys'),
+    (lambda m: m['run'].update(step=-1), "'step' of the run"),
+    (lambda m: m['run'].update(metrics={'a': 'b'}), "'metrics' of the run must be an object of numbers"),
+    (lambda m: m['run'].update(extra=[]), "'extra' of the run"), (lambda m: m['run'].update(weights={}), "'weights' of the run"),
+    (lambda m: m['run']['weights'].pop(), 'must be those that the manifest lists'),
+    (lambda m: m['run']['weights'].__setitem__(1, m['run']['weights'][0]), 'must differ. Received twice'),
+    (lambda m: m['run']['weights'][0].update(copies=2**50), 'more than its'),
+    (lambda m: m['run']['weights'][0].update(copies=0), "'copies' of a weight"),
+    (lambda m: m['run']['weights'][0].update(name='../a'), "'name' of a weight"),
+    (lambda m: m['run']['weights'][0].update(name='_copies/1/a'), "'name' of a weight"),
+    (lambda m: m['run']['weights'][0].update(full_name=3), "'full_name' of a weight"),
+])
+def test_forged_runs_are_refused(tmp_path, change, words):
+    path = tmp_path / 'x'
+    net, trainer = runs.make(NOVOGRAD)
+    go.save_checkpoint(path, net=net, trainer=trainer)
+    forged(path, lambda manifest: None)
+    container.read_checkpoint(path)
+    forged(path, change)
+    with pytest.raises(StateFileError, match=words.replace('[', r'\[').replace(']', r'\]')):
+        container.read_checkpoint(path)
 
 
 def test_strict_false_loads_what_fits_and_says_what_not(path, caplog):

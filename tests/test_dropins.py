@@ -22,6 +22,7 @@ from gluon_optim.rules.mx.base import as_parsed  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 import dropin_runs as runs  # noqa: E402
 from dropin_runs import NAMES, Run, gradients  # noqa: E402
+from test_rules import TRACING, Traced  # noqa: E402
 
 # Every option at a value that is not its default; {} is added to each
 OPTIONS = {
@@ -47,6 +48,7 @@ OPTIONS = {
 CASES = [pytest.param(name, options, id='-'.join([name, *map(str, options.values())]))
          for name, settings in OPTIONS.items() for options in [{}, *settings]]
 BASE = dict(learning_rate=0.05, wd=0.03, rescale_grad=0.3, clip_gradient=0.4)
+ONE_BY_ONE = {'lbsgd': dict(batch_scale=1)}  # rules do not sum up gradients
 WITH_NORMS = ('lamb', 'lars')
 SINGLE_SLOTS = ('adagrad', 'rmsprop', 'adadelta', 'ftrl')  # MXNet makes float32 slots for float64 weights, and then fails
 ROUNDED = 1.01 / 1024  # a master near the middle of two float16 numbers may round to either
@@ -499,6 +501,17 @@ def test_accelerate_refuses(names, error, message):
     assert mx_optimizer.Optimizer.opt_registry == before
 
 
+def test_an_optimizer_that_somebody_registered_stays(monkeypatch):
+    own = type('LAMB', (mx.optimizer.Optimizer,), {})
+    monkeypatch.setitem(mx_optimizer.Optimizer.opt_registry, 'lamb', own)
+    go.accelerate()
+    assert mx_optimizer.Optimizer.opt_registry['lamb'] is own
+    with pytest.raises(ValueError, match="'lamb' must be the optimizer of MXNet. Received: .*LAMB was registered"):
+        go.accelerate('lamb')
+    go.restore_builtins()
+    assert mx_optimizer.Optimizer.opt_registry['lamb'] is own
+
+
 def test_module_fit():
     """By name, with the decay that depends on parameters' names, with and without a kvstore."""
     random = np.random.RandomState(1)
@@ -620,7 +633,7 @@ def test_exchange_in_the_middle(name, options):
 
 
 @pytest.mark.parametrize('name', OPTIONS)
-@pytest.mark.parametrize('protocol', range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize('protocol', [0, 2, pickle.HIGHEST_PROTOCOL])  # 0 is how kvstores send it to servers
 def test_the_pickle_is_mxnets(name, protocol):
     optimizer = go.create(name, learning_rate=0.2, begin_num_update=4, **OPTIONS[name][0] if OPTIONS[name] else {})
     run = Run(optimizer)
@@ -774,3 +787,35 @@ def test_hyperparameters_go_in_and_out():
             other = go.create(name)
             other.set_hyperparameters(h)
             assert other.hyperparameters() == h
+
+
+# The rules elsewhere
+
+@pytest.mark.parametrize('name, options', CASES)
+def test_rules_in_other_namespaces(name, options):
+    """Learning rate, decay and t may be symbols; the numbers are those of NumPy, without MXNet's single precision."""
+    if name in ('nadam', 'sgld'):
+        return  # needs the whole optimizer's schedule, random numbers
+    rule = rules.get(name)
+    h = rule.hyperparameters(**BASE, **options)
+    symbols = h.replace(learning_rate=Traced(h.learning_rate), wd=Traced(h.wd))
+    for t in (1, 2, 50, 20000):
+        expected = rule.all_coefficients(scalars, h, t)
+        traced = rule.all_coefficients(TRACING, symbols, Traced(t))
+        assert {key: getattr(x, 'value', x) for key, x in traced.items()} == pytest.approx(expected, rel=1e-14, abs=0)
+
+
+@pytest.mark.parametrize('name, options', CASES)
+def test_rules_in_float64(name, options):
+    """Computed by NumPy in float64, from exact numbers, they agree with MXNet's float32."""
+    if name == 'sgld':
+        return
+    rule, run = rules.get(name), Run(mx.optimizer.create(name, **BASE, **dict(options, **ONE_BY_ONE.get(name, {}))))
+    h = rule.hyperparameters(**BASE, **dict(options, **ONE_BY_ONE.get(name, {})))
+    i = NAMES.index('a_weight')
+    weight, slots = run.weights[0][i].asnumpy().astype('float64'), None
+    for t, values in enumerate(gradients(6), 1):
+        run.updaters[0](i, mx.nd.array(values[i]), run.weights[0][i])
+        weight, slots = rule.run(np, h, t, weight, values[i].astype('float64'), slots)
+    atol = 1e-3 if name == 'ftml' else 2e-6 * abs(weight).max()  # ftml: 1 - beta2^t in float32
+    np.testing.assert_allclose(run.weights[0][i].asnumpy(), weight, rtol=0, atol=atol)

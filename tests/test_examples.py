@@ -103,9 +103,10 @@ def test_an_unknown_optimizer_is_refused():
     assert 'novgrad' in run('train_digits.py', '--optimizer', 'novgrad', code=1)
 
 
-def test_the_run_goes_on_in_pytorch(tmp_path):
+@pytest.mark.parametrize('options', [[], ['--multi-precision']], ids=['float32', 'float16'])
+def test_the_run_goes_on_in_pytorch(tmp_path, options):
     pytest.importorskip('torch')
-    run('train_digits.py', *SHORT, '--dropout', '0', '--checkpoint-dir', tmp_path / 'run', '--log', tmp_path / 'mxnet')
+    run('train_digits.py', *SHORT, *options, '--dropout', '0', '--checkpoint-dir', tmp_path / 'run', '--log', tmp_path / 'mxnet')
     run('continue_in_pytorch.py', tmp_path / 'run/step-20.safetensors', '--log', tmp_path / 'torch')
     mxnet, torch = losses(tmp_path / 'mxnet'), losses(tmp_path / 'torch')
     assert list(torch) == list(range(21, 45))

@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -380,6 +381,9 @@ def arguments(given=None):
     options = parser.parse_args(given)
     if options.rounds < 1:
         parser.error(f'--rounds must be at least 1. Received: {options.rounds}.')
+    for python in options.peer_python:
+        if shutil.which(python) is None:
+            parser.error(f'--peer-python must be a Python that can be run. Received: {python!r}.')
     options.optimizers = chosen(parser, '--optimizers', options.optimizers, sorted({*go.list_optimizers(), *MXNET} - {'nothing'}))
     options.peers = chosen(parser, '--peers', options.peers, [f'mxnet:{name}' for name in MXNET] + list(bench_peers.PEERS))
     return options

@@ -189,11 +189,7 @@ class Server:
 
     def __init__(self, python, data):
         self.python = python
-        try:
-            self._process = subprocess.Popen([python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                             text=True)
-        except OSError as error:
-            raise SystemExit(f'--peer-python must be a Python. Received: {python}: {error}.') from error
+        self._process = subprocess.Popen([python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.versions = self.ask(shapes=data.shapes)
 
     def build(self, name):

@@ -15,13 +15,13 @@ README = Path(__file__).resolve().parent.parent / 'README.md'
 
 def optimizers():
     """One row per optimizer."""
-    yield '| name | what it does | computes the same as | state per float32 weight (default arguments) | `to_torch` |'
+    yield "| name | what it does | computes the same as | state per float32 weight | `to_torch(states, target='torch')` |"
     yield '|---|---|---|---|---|'
     for name in go.list_optimizers():
         info = go.optimizer_info(name)
-        classes = [f'`{foreign.path}`' for foreign in FOREIGN if foreign.rule == name]
-        yield '| ' + ' | '.join((f'`{name}`', info.summary, ', '.join(info.equals) or '(nothing else known)',
-                                 memory(info.slots), ', '.join(['mirror', *classes]))) + ' |'
+        classes = ', '.join(f'`{foreign.path}`' for foreign in FOREIGN if foreign.rule == name and foreign.target == 'torch')
+        equals = ', '.join(info.equals) or '(nothing else known)'
+        yield f'| `{name}` | {info.summary} | {equals} | {memory(info.slots)} | {classes} |'
 
 
 def memory(slots):

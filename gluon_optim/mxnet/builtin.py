@@ -41,7 +41,6 @@ StateTree = Union[None, str, Tuple[str, ...]]
 
 _NUMBERS = {precision: MXNumbers(precision) for precision in ('float32', 'float64')}
 _in_use: 'weakref.WeakSet[DropIn]' = weakref.WeakSet()
-_replaced: Dict[str, Type[mx_optimizer.Optimizer]] = {}  # what the names meant before `accelerate`
 
 
 class DropIn(Runner):
@@ -397,8 +396,7 @@ def accelerate(*names: str) -> None:
         _check_name(name)
     registry = mx_optimizer.Optimizer.opt_registry
     for name in map(str.lower, names or CLASSES):
-        if registry[name] is not CLASSES[name]:
-            _replaced[name] = registry[name]
+        if registry[name] is CLASSES[name].replaces:  # who registered another under that name wants that one
             registry[name] = CLASSES[name]
     _take_over_loading()
 
@@ -410,12 +408,16 @@ def _check_name(name: Any) -> None:
         raise ValueError(f'{name!r} is an optimizer of gluon_optim, not a drop-in for one of MXNet. There is nothing to replace: '
                          f'gluon_optim.create({name!r}) makes it. The drop-ins are {one_of(sorted(CLASSES))}.')
     check_known('built-in optimizer', name.lower(), CLASSES, ValueError)
+    registered, cls = mx_optimizer.Optimizer.opt_registry[name.lower()], CLASSES[name.lower()]
+    if registered not in (cls, cls.replaces):
+        raise ValueError(f'{name!r} must be the optimizer of MXNet. Received: a name under which '
+                         f'{registered.__module__}.{registered.__qualname__} was registered. Give that another name.')
 
 
 def restore_builtins() -> None:
-    """Undo `accelerate`: all built-in names create what they did before. Drop-ins that exist stay."""
-    mx_optimizer.Optimizer.opt_registry.update(_replaced)
-    _replaced.clear()
+    """Undo `accelerate`: the built-in names create MXNet's classes again. Drop-ins that exist stay."""
+    registry = mx_optimizer.Optimizer.opt_registry
+    registry.update((name, cls.replaces) for name, cls in CLASSES.items() if registry[name] is cls)
     if not _in_use and mx_optimizer.Updater.set_states is _set_states_and_drop_in:
         mx_optimizer.Updater.set_states = _set_states
 

@@ -14,14 +14,12 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import mxnet
 import numpy
 from mxnet import ndarray as nd
-from mxnet.ndarray.ndarray import array as nd_array
-from mxnet.util import is_np_array
 
 from ..states import container
 from ..states.errors import StateFileError
 from ..states.matching import match
 from ..states.neutral import Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
-from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import
+from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, to_mxnet
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
@@ -212,21 +210,16 @@ def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool
         for name, copies in fitting.items():
             same = len(copies) == 1 or len(copies) == len(data[name])
             value = copies[0] if same else numpy.mean(copies, axis=0).astype(copies[0].dtype)  # as MXNet saves such parameters
-            present[name].set_data(_to_mxnet(value))
+            present[name].set_data(to_mxnet(value))
         return set_copies
 
     def set_copies() -> None:
         for name, copies in fitting.items():
             if 1 < len(copies) == len(data[name]):
                 for array, value in zip(present[name].list_data(), copies):
-                    array[:] = _to_mxnet(value)
+                    array[:] = to_mxnet(value)
 
     return set_weights, problems
-
-
-def _to_mxnet(value: numpy.ndarray) -> Any:
-    """On the CPU, of the kind that parameters are of."""
-    return mxnet.np.array(value, dtype=value.dtype) if is_np_array() else nd_array(value, dtype=value.dtype)
 
 
 def _info(name: str, full_name: str, array: Any) -> ParameterInfo:

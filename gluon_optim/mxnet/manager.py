@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 import numpy
 from mxnet.base import _LIB, check_call
 
-from ..states import container
+from ..states import atomic, container
 from ..states.errors import StateFileError
 from ..states.neutral import OptimizerStates, Run
 from .checkpoint import Restored, checked_extra, restore, take
@@ -132,7 +132,7 @@ class CheckpointManager:
 
     def _write(self, step: int, states: OptimizerStates, run: Run) -> None:
         if not self._clean:
-            container.remove_leftovers(self.directory, _NAME)
+            atomic.remove_leftovers(self.directory, _NAME)
             self._clean = True
         container.write(self.path(step), states, run)
         self._metrics[step] = run.metrics
@@ -263,8 +263,14 @@ class Staging:
         free = self._free.get(kind)
         copy = free.pop() if free else numpy.empty(*kind)
         self._used.append(copy)
-        # what NDArray.asnumpy does, into new memory
-        check_call(_LIB.MXNDArraySyncCopyToCPU(array.handle, copy.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(copy.size)))
+        if array.context.device_type.startswith('cpu'):
+            array.wait_to_read()
+            address = ctypes.c_void_p()
+            # asking for the address also puts the bytes of a weight that MXNet has permuted for oneDNN back into their order
+            check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))
+            ctypes.memmove(copy.ctypes.data, address, copy.nbytes)
+        else:
+            check_call(_LIB.MXNDArraySyncCopyToCPU(array.handle, copy.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(copy.size)))
         return copy
 
     def take_back(self) -> None:

@@ -14,13 +14,14 @@ import numpy
 from mxnet import gluon
 from mxnet import ndarray as nd
 from mxnet.ndarray.ndarray import array as nd_array
+from mxnet.util import is_np_array
 
 from ..schema import Slot, Values, one_of
 from ..states import container
 from ..states.matching import match
 from ..states.neutral import Array, OptimizerStates, ParameterInfo, digest
 from .old_files import read_for
-from .optimizer import RuleOptimizer
+from .optimizer import Runner
 from .schedulers import export_scheduler, plan_scheduler
 
 __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_states', 'states_digest']
@@ -127,11 +128,15 @@ def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, h
     plan = _plan(trainer, states, present, optimizer.rule.slots(h), strict)
     notes = plan.notes + _differences(optimizer, h, states, plan.pairs, present, hyperparameters)
     _start(trainer)
-    arrays = _to_devices(trainer, states, plan)
+    arrays = _to_devices(trainer, states, plan, h)
     scaler, scales = _loss_scaler(trainer, states, notes)
+    fresh = type(optimizer)().shared_state() if optimizer.shared_state() else {}
 
     def restore() -> LoadReport:  # everything is known to fit: from here on the trainer changes
-        _set(optimizer, h, restore_scheduler())
+        optimizer.lr_scheduler = restore_scheduler()
+        optimizer.set_hyperparameters(h)
+        optimizer.set_shared_state({name: states.variables[name].item() if name in states.variables else value
+                                    for name, value in fresh.items()})
         for name, value in scales.items():
             setattr(scaler, name, value)
         _set_counts(optimizer, states, plan.pairs)
@@ -154,15 +159,15 @@ def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, h
 
 # What a trainer is
 
-def _optimizer(trainer: Any) -> RuleOptimizer:
+def _optimizer(trainer: Any) -> Runner:
     """The optimizer of ``trainer``, when it and its parameters are ready for what follows."""
     if not isinstance(trainer, gluon.Trainer):
         raise TypeError(f'`trainer` must be a gluon.Trainer. Received: {type(trainer).__name__}.')
     optimizer = trainer._optimizer
-    if not isinstance(optimizer, RuleOptimizer):
+    if not isinstance(optimizer, Runner):
         received = f'{type(optimizer).__module__}.{type(optimizer).__qualname__}'
-        raise TypeError(f'The optimizer must be one of gluon_optim. Received: {received}. '
-                        "Use trainer.save_states and trainer.load_states for MXNet's own.")
+        raise TypeError(f'The optimizer must be one of gluon_optim. Received: {received}. For an optimizer of MXNet call '
+                        'gluon_optim.accelerate() before you create the trainer, or use trainer.save_states and load_states.')
     deferred = [p.name for p in trainer._params if p._deferred_init]
     if deferred:
         raise ValueError(f'Shapes of parameters must be known. Received: deferred parameters {one_of(deferred[:8])}. '
@@ -240,7 +245,7 @@ def export_states(trainer: Any, net: Any = None, copy: Callable[[Any], Array] = 
     for index, info in enumerate(infos):
         if index not in held:
             continue
-        master, arrays = held[index] if _has_master(optimizer, info) else (None, held[index])
+        arrays, master = optimizer.split_state(held[index], h, _has_master(optimizer, info))
         slots[info.name] = {slot.name: copy(array) if slot.like == 'weight' else copy(array).reshape(())
                             for slot, array in zip(optimizer.rule.slots(h), arrays)}
         if master is not None:
@@ -255,11 +260,21 @@ def export_states(trainer: Any, net: Any = None, copy: Callable[[Any], Array] = 
         slots=slots,
         master=masters,
         scheduler=scheduler,
+        variables=_variables(optimizer),
         loss_scaler=None if scaler is None else {key.lstrip('_'): value for key, value in vars(scaler).items()},
         producer=_producer())
 
 
-def _has_master(optimizer: RuleOptimizer, info: ParameterInfo) -> bool:
+def _variables(optimizer: Runner) -> Dict[str, numpy.ndarray]:
+    """What belongs to the optimizer as a whole; None is left out."""
+    shared = {name: value for name, value in optimizer.shared_state().items() if value is not None}
+    if not all(isinstance(value, (int, float)) for value in shared.values()):
+        raise TypeError(f'Only numbers can be saved of what an optimizer keeps for all parameters. Received: {one_of(shared)} of '
+                        f'{optimizer.rule.name}, the gradients of a large batch. Use trainer.save_states for it.')
+    return {name: numpy.array(value, 'float64') for name, value in shared.items()}
+
+
+def _has_master(optimizer: Runner, info: ParameterInfo) -> bool:
     return bool(optimizer.multi_precision) and info.dtype == 'float16'
 
 
@@ -295,7 +310,7 @@ def _plan(trainer: Any, states: OptimizerStates, present: List[ParameterInfo], s
     return _Plan(fitting, slots, missing, unexpected, mismatched, [note] if note else [])
 
 
-def _misfit(optimizer: RuleOptimizer, slots: Sequence[Slot], present: ParameterInfo, saved: ParameterInfo,
+def _misfit(optimizer: Runner, slots: Sequence[Slot], present: ParameterInfo, saved: ParameterInfo,
             states: OptimizerStates) -> str:
     """Why the saved state cannot become that of the present parameter, '' if it can."""
     if tuple(saved.shape) != present.shape or saved.dtype != present.dtype:
@@ -306,7 +321,7 @@ def _misfit(optimizer: RuleOptimizer, slots: Sequence[Slot], present: ParameterI
     if (master is not None) != _has_master(optimizer, present):
         have = 'has a float32 master' if master is not None else 'has no float32 master'
         return f'{present.name} {have} in the file, the trainer has multi_precision={bool(optimizer.multi_precision)}'
-    dtype = 'float64' if present.dtype == 'float64' else 'float32'
+    dtype = optimizer.slot_dtype(numpy.dtype('float32' if master is not None else present.dtype))
     needed = {slot.name: (dtype, present.shape if slot.like == 'weight' else ()) for slot in slots}
     arrays = dict(states.slots[saved.name])
     if master is not None:
@@ -315,7 +330,7 @@ def _misfit(optimizer: RuleOptimizer, slots: Sequence[Slot], present: ParameterI
     return '' if found == needed else f'the arrays of {present.name} must be {needed}, in the file they are {found}'
 
 
-def _hyperparameters(optimizer: RuleOptimizer, states: OptimizerStates, mode: str) -> Values:
+def _hyperparameters(optimizer: Runner, states: OptimizerStates, mode: str) -> Values:
     """Those that will hold, checked by the rule."""
     now = optimizer.hyperparameters()
     if mode == 'current':
@@ -332,7 +347,7 @@ def _hyperparameters(optimizer: RuleOptimizer, states: OptimizerStates, mode: st
     return saved.replace(rescale_grad=now.rescale_grad)
 
 
-def _differences(optimizer: RuleOptimizer, h: Values, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
+def _differences(optimizer: Runner, h: Values, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
                  present: List[ParameterInfo], mode: str) -> List[str]:
     """One sentence for each value that differs between file and trainer, and which of the two holds."""
     now, saved = optimizer.hyperparameters().asdict(), dict(states.hypers)
@@ -366,29 +381,25 @@ def _loss_scaler(trainer: Any, states: OptimizerStates, notes: List[str]) -> Tup
 
 # Into a trainer: changes
 
-def _to_devices(trainer: Any, states: OptimizerStates, plan: _Plan) -> Dict[int, List[Any]]:
+def to_mxnet(value: numpy.ndarray) -> Any:
+    """An array on the CPU, of the kind that parameters are."""
+    return mxnet.np.array(value, dtype=value.dtype) if is_np_array() else nd_array(value, dtype=value.dtype)
+
+
+def _to_devices(trainer: Any, states: OptimizerStates, plan: _Plan, h: Values) -> Dict[int, List[Any]]:
     """The states as MXNet has them: of each index one for each updater, on its context."""
     def array(values: Any, context: Any) -> Any:
         return nd_array(values if values.shape else values.reshape(1), ctx=context, dtype=values.dtype)
 
     def state(name: str, context: Any) -> Any:
         slots = tuple(array(states.slots[name][slot.name], context) for slot in plan.slots)
-        return (array(states.master[name], context), slots) if name in states.master else slots
+        return trainer._optimizer.join_state(slots, array(states.master[name], context) if name in states.master else None, h)
 
     contexts = contexts_of(trainer)[:len(_updaters(trainer))]
     return {i: [state(info.name, context) for context in contexts] for i, info in plan.pairs.items() if info.name in states.slots}
 
 
-def _set(optimizer: RuleOptimizer, h: Values, scheduler: Any) -> None:
-    optimizer.lr_scheduler = scheduler
-    for name, value in h.asdict().items():
-        if name != 'learning_rate':
-            setattr(optimizer, name, value)
-        elif scheduler is None:
-            optimizer.lr = value
-
-
-def _set_counts(optimizer: RuleOptimizer, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:
+def _set_counts(optimizer: Runner, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:
     counts = optimizer.update_counts()
     counts.update((i, states.counts.get(info.name, 0)) for i, info in pairs.items())
     # MXNet keeps num_update = begin_num_update + the largest count: else the schedule would stand still, or jump
@@ -406,7 +417,7 @@ def _rewrite_weights(trainer: Any, states: OptimizerStates, pairs: Dict[int, Par
         with numpy.errstate(over='ignore'):
             weight = states.master[info.name].astype(info.dtype)
         if any(data.asnumpy().tobytes() != weight.tobytes() for data in parameter.list_data()):
-            parameter.set_data(nd_array(weight, dtype=weight.dtype))  # and in the kvstore before the next step
+            parameter.set_data(to_mxnet(weight))  # and in the kvstore before the next step
             rewritten.append(i)
     return rewritten
 

@@ -10,7 +10,7 @@ import numpy
 
 from .. import rules
 from ..schema import one_of
-from .container import Path, replacing
+from .atomic import Path, replacing
 from .legacy import BUILTINS, MASTER_LAST
 from .ndarray_format import DTYPES, NUMPY_SHAPES, STORAGE_TYPES
 from .neutral import OptimizerStates, chunks

@@ -13,7 +13,7 @@ from ...schema import Hyper, Values
 from ..base import Rule, _Scalars, bias_correction, clipped
 
 __all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'correction',
-           'factor', 'half_norm', 'parameter', 'parameters', 'rate', 'rescaled', 'rounded', 'working']
+           'factor', 'half_norm', 'operator_correction', 'parameter', 'parameters', 'rate', 'rescaled', 'rounded', 'working']
 
 MOST_DIGITS = 19  # of a fraction; MXNet's parser leaves out the others
 
@@ -82,6 +82,13 @@ def parameters(xp: Any, h: Values, *names: str) -> Values:
 def correction(xp: Any, beta: float, t: Any) -> Any:
     """1 - beta^t, to the last digit as MXNet's Python computes it."""
     return 1.0 - beta ** t if isinstance(xp, MXNumbers) else bias_correction(xp, beta, t)
+
+
+def operator_correction(xp: Any, beta: float, t: Any) -> Any:
+    """1 - beta^t as an operator computes it, in the precision of the weight: in float32 it is off by up to 1e-4."""
+    if not isinstance(xp, MXNumbers):
+        return bias_correction(xp, beta, t)
+    return working(xp, 1 - working(xp, parameter(xp, beta) ** t))
 
 
 def half_norm(xp: Any, x: Any) -> Any:

@@ -2,7 +2,7 @@
 import math
 
 from ...schema import Hyper, Slot
-from .base import BETA1, BETA2, WD, DecayedFirst, parameters, rate, working
+from .base import BETA1, BETA2, WD, DecayedFirst, operator_correction, parameters, rate
 
 
 class FTML(DecayedFirst):
@@ -37,8 +37,7 @@ class FTML(DecayedFirst):
     @staticmethod
     def coefficients(xp, h, t):
         p = parameters(xp, h, 'learning_rate', 'wd', 'beta1', 'beta2')
-        # powers in the precision of the weight: in single precision 1 - beta2^t is off by up to 1e-5, and MXNet's is
-        correction1, correction2 = (working(xp, 1 - working(xp, beta ** t)) for beta in (p.beta1, p.beta2))
+        correction1, correction2 = operator_correction(xp, h.beta1, t), operator_correction(xp, h.beta2, t)
         zero = p.learning_rate == 0
         per_rate = xp.where(zero, math.inf, correction1 / xp.where(zero, 1.0, p.learning_rate))
         return dict(per_rate=per_rate, wd=p.wd, b1=p.beta1, a1=1 - p.beta1, b2=p.beta2, a2=1 - p.beta2,

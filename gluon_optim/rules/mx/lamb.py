@@ -2,7 +2,7 @@
 from ...schema import Hyper
 from ..base import norm, trust_ratio
 from ..moments import MEAN, VAR, averaging, moments
-from .base import BETA1, BETA2, WD, MXRule, half_norm, parameters, rate, working
+from .base import BETA1, BETA2, WD, MXRule, half_norm, operator_correction, parameters, rate
 
 
 class LAMB(MXRule):
@@ -42,8 +42,8 @@ class LAMB(MXRule):
     @staticmethod
     def coefficients(xp, h, t):
         p = parameters(xp, h, 'learning_rate', 'wd', 'beta1', 'beta2', 'epsilon')
-        c = dict(averaging(p), lr=p.learning_rate, wd=p.wd, correction1=1 - working(xp, p.beta1 ** t),
-                 correction2=1 - working(xp, p.beta2 ** t))
+        c = dict(averaging(p), lr=p.learning_rate, wd=p.wd, correction1=operator_correction(xp, h.beta1, t),
+                 correction2=operator_correction(xp, h.beta2, t))
         c.update({name: getattr(h, name) for name in ('lower_bound', 'upper_bound') if getattr(h, name) is not None})
         return c
 

@@ -29,4 +29,4 @@ class SGLD(MXRule):
 
     @staticmethod
     def step(xp, h, c, w, g, s):
-        return w + c.minus_half_lr * (g + c.wd * w) + c.deviation * xp.normal(w), {}
+        return w + c.minus_half_lr * (g + c.wd * w) + c.deviation * xp.standard_normal(w), {}

@@ -1,0 +1,298 @@
+"""The manifest of a file of states: from states, back to states, and what it must look like."""
+import collections
+import math
+import reprlib
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+
+import numpy
+
+from .errors import StateFileError
+from .neutral import Array, OptimizerStates, ParameterInfo, Run, Weight
+
+__all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'METADATA', 'TENSOR', 'UNSIGNED', 'VERSION', 'check',
+           'check_record', 'manifest_of', 'run_of', 'show', 'states_of', 'weight_keys']
+
+FORMAT = 'gluon_optim.states'
+CHECKPOINT = 'gluon_optim.checkpoint'
+VERSION = 1
+DTYPES = {'F16': 'float16', 'F32': 'float32', 'F64': 'float64', 'I8': 'int8', 'I16': 'int16', 'I32': 'int32',
+           'I64': 'int64', 'U8': 'uint8', 'U16': 'uint16', 'U32': 'uint32', 'U64': 'uint64'}
+CODES = {name: code for code, name in DTYPES.items()}
+_WEIGHT_DTYPES = (*CODES, 'bool', 'bfloat16')  # of weights, which are not in the file: what frameworks can have
+DAMAGED = 'The file is damaged or was edited: take another copy of it.'
+UNSIGNED = '0' * 64  # in the place of the signature while it is computed
+
+Entry = Tuple[str, Tuple[int, ...], int, int]  # of one array: dtype, shape, begin, end
+
+
+def weight_keys(name: str, copies: int) -> List[str]:
+    """The keys of a parameter's value, and of those on further devices."""
+    return [f'_copies/{k}/{name}' if k else f'_parameters/{name}' for k in range(copies)]
+
+
+def manifest_of(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str, Array]) -> Dict[str, Any]:
+    """The manifest, but for its signature and the checksums of ``arrays``. StateFileError for what JSON cannot hold."""
+    strangers = sorted({*states.counts, *states.slots, *states.master} - set(states.names))
+    if strangers:
+        raise StateFileError(f'counts, slots and masters must belong to parameters. Received: {strangers!r}, '
+                             f'which are not among the names {states.names!r}.')
+    return {
+        'header_sha256': UNSIGNED,
+        'format': CHECKPOINT if run else FORMAT,
+        'version': VERSION,
+        'producer': dict(states.producer),
+        'optimizer': states.optimizer,
+        'hypers': _plain(states.hypers, 'hypers'),
+        'num_update': _plain(states.num_update, 'num_update'),
+        'scheduler': _plain(states.scheduler, 'scheduler'),
+        'loss_scaler': _plain(states.loss_scaler, 'loss_scaler'),
+        'parameters': [{
+            'name': p.name,
+            'full_name': p.full_name,
+            'shape': _plain(p.shape, p.name),
+            'dtype': p.dtype,
+            'lr_mult': _plain(p.lr_mult, p.name),
+            'wd_mult': _plain(p.wd_mult, p.name),
+            'count': _plain(states.counts.get(p.name, 0), p.name),
+            'slots': list(states.slots[p.name]) if p.name in states.slots else None,
+            'master': p.name in states.master,
+        } for p in states.parameters],
+        'variables': list(states.variables),
+        'crc32': dict.fromkeys(arrays, '0' * 8),
+        **({'run': _run_record(run)} if run else {}),
+    }
+
+
+def _run_record(run: Run) -> Dict[str, Any]:
+    record = {name: _plain(getattr(run, name), name) for name in ('step', 'epoch', 'batch', 'metrics', 'random', 'extra')}
+    return dict(record, weights=[{'name': w.name, 'full_name': w.full_name, 'copies': len(w.copies)} for w in run.weights])
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` as JSON has it, or an error that names the attribute which JSON cannot hold."""
+    if isinstance(value, numpy.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise StateFileError(f'{where} must be a finite number. Received: {value!r}.')
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(x, where) for x in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(x, f'{where}.{key}') for key, x in value.items()}
+    raise StateFileError(f'{where} must consist of numbers, strings, lists and dictionaries with string keys. '
+                         f'Received: {value!r} of type {type(value).__name__}.')
+
+
+def states_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> OptimizerStates:
+    """The states that a checked manifest describes."""
+    records = manifest['parameters']
+    return OptimizerStates(
+        optimizer=manifest['optimizer'],
+        hypers=manifest['hypers'],
+        num_update=manifest['num_update'],
+        parameters=[ParameterInfo(r['name'], r['full_name'], tuple(r['shape']), r['dtype'], r['lr_mult'], r['wd_mult'])
+                    for r in records],
+        counts={r['name']: r['count'] for r in records},
+        slots={r['name']: {slot: arrays[f'{r["name"]}/{slot}'] for slot in r['slots']}
+               for r in records if r['slots'] is not None},
+        master={r['name']: arrays[f'{r["name"]}/master'] for r in records if r['master']},
+        scheduler=manifest['scheduler'],
+        variables={variable: arrays[f'_optimizer/{variable}'] for variable in manifest['variables']},
+        loss_scaler=manifest['loss_scaler'],
+        producer=manifest['producer'],
+    )
+
+
+def run_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Optional[Run]:
+    """The run of a checkpoint, None for a file of states."""
+    if 'run' not in manifest:
+        return None
+    record = dict(manifest['run'])
+    record['weights'] = [Weight(w['name'], w['full_name'], [arrays[key] for key in weight_keys(w['name'], w['copies'])])
+                         for w in record['weights']]
+    return Run(**record)
+
+
+# What a manifest must look like: checked by the reader, and by the writer before anything is written
+
+def check(manifest: Any, entries: Mapping[str, Entry]) -> None:
+    """Refuse a manifest with missing, unknown or impossible contents, or that lists other arrays than ``entries``."""
+    check_record(manifest, _CHECKPOINT if manifest['format'] == CHECKPOINT else _MANIFEST, 'the manifest')
+    listed = [f'_optimizer/{variable}' for variable in manifest['variables']]
+    for record in manifest['parameters']:
+        check_record(record, _PARAMETER, 'a parameter of the manifest')
+        listed += [f'{record["name"]}/{slot}' for slot in record['slots'] or ()]
+        if record['master']:
+            listed.append(f'{record["name"]}/master')
+            _, shape, _, _ = entries.get(listed[-1], (None, None, 0, 0))
+            if shape is not None and shape != tuple(record['shape']):
+                raise StateFileError(f'{show(listed[-1])} must have the shape {record["shape"]} of its parameter. '
+                                     f'Received: {list(shape)}.')
+    listed += _check_run(manifest['run'], entries) if 'run' in manifest else []
+    for what, keys in (('names of parameters', [r['name'] for r in manifest['parameters']]), ('arrays of the manifest', listed)):
+        repeated = [key for key, number in collections.Counter(keys).items() if number > 1]
+        if repeated:
+            raise StateFileError(f'the {what} must differ. Received twice: {show(repeated)}.')
+    for what, given in (('checksums', set(manifest['crc32'])), ('arrays in the file', set(entries))):
+        odd = sorted(given ^ set(listed))
+        if odd:
+            raise StateFileError(f'the {what} must be those that the manifest lists. In one of the two only: {show(odd)}.')
+
+
+def _check_run(run: Any, entries: Mapping[str, Entry]) -> List[str]:
+    """The keys of the arrays that the run of a checkpoint lists."""
+    check_record(run, _RUN, 'the run')
+    listed: List[str] = []
+    for record in run['weights']:
+        check_record(record, _WEIGHT, 'a weight of the manifest')
+        if len(listed) + record['copies'] > len(entries):
+            raise StateFileError(f'the weights must be arrays of the file. Received: more than its {len(entries)}. {DAMAGED}')
+        keys = weight_keys(record['name'], record['copies'])
+        if len({entries[key][:2] for key in keys if key in entries}) > 1:
+            raise StateFileError(f'the copies of {show(record["name"])} must have one shape and type. {DAMAGED}')
+        listed += keys
+    return listed
+
+
+Check = Callable[[Any], bool]
+show = reprlib.Repr().repr  # a corrupt value can be of any size
+
+
+def check_record(record: Any, schema: Mapping[str, Check], where: str) -> None:
+    if not isinstance(record, dict) or set(record) != set(schema):
+        received = sorted(record) if isinstance(record, dict) else type(record).__name__
+        raise StateFileError(f'{where} must have the keys {sorted(schema)} and no others. Received: {show(received)}.')
+    for key, check in schema.items():
+        if not check(record[key]):
+            raise StateFileError(f'{key!r} of {where} must be {(check.__doc__ or "").strip()}. Received: {show(record[key])}.')
+
+
+def _one_of(values: Any) -> Check:
+    def one_of(x: Any) -> bool:
+        return isinstance(x, str) and x in values
+    one_of.__doc__ = f'one of {", ".join(values)}'
+    return one_of
+
+
+def _optional(check: Check) -> Check:
+    def optional(x: Any) -> bool:
+        return x is None or check(x)
+    optional.__doc__ = f'{check.__doc__} or null'
+    return optional
+
+
+def _text(x: Any) -> bool:
+    """text"""
+    return isinstance(x, str)
+
+
+def _word(x: Any) -> bool:
+    """printable text"""
+    return isinstance(x, str) and x.isprintable() and x != ''
+
+
+def _name(x: Any) -> bool:
+    """printable text; between slashes neither nothing nor '.' nor '..', before the first one not '_optimizer' or the like"""
+    return _word(x) and not {'', '.', '..'} & set(x.split('/')) and x.split('/')[0] not in _RESERVED
+
+
+def _key(x: Any) -> bool:
+    """printable text without a slash"""
+    return _word(x) and '/' not in x
+
+
+def _keys(x: Any) -> bool:
+    """a list of printable texts without a slash"""
+    return isinstance(x, list) and all(map(_key, x))
+
+
+def _slots(x: Any) -> bool:
+    """a list of printable texts without a slash, none of them 'master'"""
+    return _keys(x) and 'master' not in x
+
+
+def _numbers(x: Any) -> bool:
+    """an object of numbers"""
+    return isinstance(x, dict) and all(map(_number, x.values()))
+
+
+def _positive(x: Any) -> bool:
+    """a whole number from 1 to 2**53"""
+    return _natural(x) and x > 0
+
+
+def _natural(x: Any) -> bool:
+    """a whole number from 0 to 2**53"""
+    return type(x) is int and 0 <= x <= 2**53
+
+
+def _number(x: Any) -> bool:
+    """a number"""
+    return type(x) in (int, float)
+
+
+def _flag(x: Any) -> bool:
+    """true or false"""
+    return type(x) is bool
+
+
+def _shape(x: Any) -> bool:
+    """up to 32 whole numbers"""
+    # the product over nonzero sizes too must be one that NumPy can count
+    return isinstance(x, list) and len(x) <= 32 and all(map(_natural, x)) and math.prod(max(n, 1) for n in x) <= 2**53
+
+
+def _range(x: Any) -> bool:
+    """two whole numbers"""
+    return isinstance(x, list) and len(x) == 2 and all(map(_natural, x))
+
+
+def _mapping(x: Any) -> bool:
+    """an object"""
+    return isinstance(x, dict)
+
+
+def _texts(x: Any) -> bool:
+    """an object of printable texts"""
+    return isinstance(x, dict) and all(map(_word, x)) and all(map(_word, x.values()))
+
+
+def _list(x: Any) -> bool:
+    """a list"""
+    return isinstance(x, list)
+
+
+def _scheduler(x: Any) -> bool:
+    """an object of the two keys 'class', a printable text, and 'attributes', an object"""
+    return isinstance(x, dict) and set(x) == {'class', 'attributes'} and _word(x['class']) and _mapping(x['attributes'])
+
+
+def _signature(x: Any) -> bool:
+    """64 lower-case hexadecimal digits"""
+    return isinstance(x, str) and len(x) == 64 and set(x) <= set('0123456789abcdef')
+
+
+def _checksums(x: Any) -> bool:
+    """an object of texts of 8 lower-case hexadecimal digits"""
+    return isinstance(x, dict) and all(isinstance(v, str) and len(v) == 8 and set(v) <= set('0123456789abcdef') for v in x.values())
+
+
+_MANIFEST: Dict[str, Check] = {
+    'header_sha256': _signature, 'format': _one_of([FORMAT]), 'version': _natural, 'producer': _texts, 'optimizer': _word,
+    'hypers': _mapping, 'num_update': _natural, 'scheduler': _optional(_scheduler), 'loss_scaler': _optional(_mapping),
+    'parameters': _list, 'variables': _keys, 'crc32': _checksums,
+}
+METADATA: Dict[str, Check] = {'gluon_optim': _text}
+TENSOR: Dict[str, Check] = {'dtype': _one_of(DTYPES), 'shape': _shape, 'data_offsets': _range}
+_PARAMETER: Dict[str, Check] = {
+    'name': _name, 'full_name': _word, 'shape': _shape, 'dtype': _one_of(_WEIGHT_DTYPES), 'lr_mult': _number, 'wd_mult': _number,
+    'count': _natural, 'slots': _optional(_slots), 'master': _flag,
+}
+_CHECKPOINT: Dict[str, Check] = {**_MANIFEST, 'format': _one_of([CHECKPOINT]), 'run': _mapping}
+_RUN: Dict[str, Check] = {
+    'step': _optional(_natural), 'epoch': _optional(_natural), 'batch': _optional(_natural), 'metrics': _numbers,
+    'random': _optional(_mapping), 'extra': _mapping, 'weights': _list,
+}
+_WEIGHT: Dict[str, Check] = {'name': _name, 'full_name': _word, 'copies': _positive}
+_RESERVED = ('_optimizer', '_parameters', '_copies', '__metadata__')  # first parts of other keys
