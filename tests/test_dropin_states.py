@@ -1,15 +1,15 @@
 """States of the drop-ins for MXNet's own optimizers go through `go.save_states` as those of ours do."""
+import numpy as np
 import pytest
 
 mx = pytest.importorskip('mxnet')
 if mx.__version__.startswith('2'):
     pytest.skip('the drop-ins are for MXNet 1.9.1', allow_module_level=True)
 
-import numpy as np
-from mxnet import autograd, gluon
+import gluon_optim as go  # noqa: E402
+from gluon_optim.rules.mx import DROP_INS  # noqa: E402
 
-import gluon_optim as go
-from gluon_optim.rules.mx import DROP_INS
+gluon = mx.gluon
 
 OPTIONS = {'sgd': {'momentum': 0.9}, 'nag': {'momentum': 0.9}, 'dcasgd': {'momentum': 0.9}, 'lars': {'momentum': 0.9, 'eta': 0.1},
            'lbsgd': {'momentum': 0.9}, 'rmsprop': {'centered': True}, 'signum': {'momentum': 0.9}}

@@ -333,7 +333,7 @@ def plot(cases, path):
         bars = axis.barh([label_of(row, figures['dtype']) for row in rows], ratios, color=colours)
         axis.bar_label(bars, [f'{digits(row["times_floor"])} ({digits(row["ms"]["median"])} ms)' for row in rows],
                        padding=3, fontsize=8)
-        axis.axvline(1, color='black', linewidth=1)
+        axis.axvline(1, color='black', linewidth=1, zorder=0)
         axis.set_xscale('log')
         axis.set_xlim(min(0.8, *ratios), 3 * max(ratios))  # room for the labels
         axis.xaxis.set_major_formatter(FuncFormatter('{:g}'.format))
