@@ -20,21 +20,25 @@ import gluon_optim as go
 from gluon_optim.mxnet.trainer import export_states
 
 
-def make_net(contexts, half=False, head=4):
+def make_net(contexts, half=False, head=4, plain=False):
+    """Convolution, batch norm, dropout, two dense layers; or two dense layers only."""
     net = gluon.nn.HybridSequential()
-    net.add(gluon.nn.Conv2D(3, 3, in_channels=2), gluon.nn.BatchNorm(in_channels=3), gluon.nn.Flatten(), gluon.nn.Dropout(0.3),
-            HalfDense(6, 3 * 4 * 4) if half else gluon.nn.Dense(6, in_units=3 * 4 * 4), gluon.nn.Dense(head, in_units=6))
+    if plain:
+        net.add(gluon.nn.Flatten(), gluon.nn.Dense(6, in_units=2 * 6 * 6, activation='tanh'), gluon.nn.Dense(head, in_units=6))
+    else:
+        net.add(gluon.nn.Conv2D(3, 3, in_channels=2), gluon.nn.BatchNorm(in_channels=3), gluon.nn.Flatten(), gluon.nn.Dropout(0.3),
+                HalfDense(6, 3 * 4 * 4) if half else gluon.nn.Dense(6, in_units=3 * 4 * 4), gluon.nn.Dense(head, in_units=6))
     net.initialize(mx.init.Normal(0.1), ctx=[mx.cpu(k) for k in contexts])
     return net
 
 
 def make(config, seed=0):
-    """Net and trainer; ``config`` has contexts, half, head, optimizer, arguments, scheduler, amp, kvstore, update_on_kvstore."""
+    """Net and trainer; ``config`` is what is asked of it below."""
     mx.random.seed(seed)
     np.random.seed(seed)
     random.seed(seed)
     contexts = config.get('contexts', [0])
-    net = make_net(contexts, config.get('half', False), config.get('head', 4))
+    net = make_net(contexts, config.get('half', False), config.get('head', 4), config.get('plain', False))
     arguments = dict(config.get('arguments', {}))
     if config.get('scheduler'):
         name, options = config['scheduler']

@@ -167,7 +167,8 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
         raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds optimizer states only. Use load_states.')
     if net is None and trainer is None:
         raise ValueError('`net` or `trainer` must be given. Received: neither. Pass what the checkpoint shall be loaded into.')
-    set_weights, skipped = _plan_weights(run.weights, parameters(net, trainer), strict)
+    weights = [weight._replace(copies=weight.copies[:1]) if weight.name in states.master else weight for weight in run.weights]
+    set_weights, skipped = _plan_weights(weights, parameters(net, trainer), strict)
     set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else lambda: None
     set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None else lambda: None
 

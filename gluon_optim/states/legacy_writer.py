@@ -214,8 +214,6 @@ def _attributes(states: OptimizerStates, version: int, target: Class, index: Map
     attributes.update(target.attributes)
     if states.optimizer == 'lbsgd':
         attributes['init_updates'] = hypers.get('begin_epoch', 0) * attributes['updates_per_epoch']
-    if '_restored_counts' in attributes:
-        attributes['_restored_counts'] = counts
     attributes.update(_variables(states, target, index))
     return attributes
 

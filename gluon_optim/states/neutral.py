@@ -1,7 +1,7 @@
 """What a training run's optimizer holds, as NumPy arrays under names: no framework, no device."""
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy
 
@@ -56,8 +56,7 @@ class OptimizerStates:
         return [parameter.name for parameter in self.parameters]
 
 
-@dataclass
-class Weight:
+class Weight(NamedTuple):
     """A parameter's value. ``copies`` has one array, or one of each device where they differ (running statistics)."""
 
     name: str
