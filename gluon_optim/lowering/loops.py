@@ -12,7 +12,7 @@ import pathlib
 import sys
 import tempfile
 from types import ModuleType
-from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Set, Tuple, Type
+from typing import Any, Dict, List, NamedTuple, Sequence, Set, Tuple, Type
 
 import numpy
 
@@ -25,6 +25,9 @@ __all__ = ['Batch', 'Kernel', 'Storage', 'kernel', 'source_of']
 log = logging.getLogger('gluon_optim')
 
 GRADIENT, HALF = 'gradient', 'half'
+BLOCK = 64      # elements of one turn of a loop
+AHEAD = 1024    # elements from the block that is computed to the block that is brought into the cache
+GROUP = 2 ** 19  # elements per thread that see all passes before the next do: its cache still has their gradients
 
 
 class Storage(NamedTuple):
@@ -83,7 +86,7 @@ class Batch:
 
     def __init__(self, kernel: Kernel, sizes: Sequence[int]):
         self.kernel = kernel
-        self.elements = int(sum(sizes))
+        self.elements, self._sizes = int(sum(sizes)), sizes
         self.addresses = numpy.zeros((len(kernel.roles), len(sizes)), numpy.int64)
         pieces = [(i, start, min(runtime.ITEM, size - start))
                   for i, size in enumerate(sizes) for start in range(0, size, runtime.ITEM)]
@@ -99,18 +102,27 @@ class Batch:
         if lanes != self._lanes:
             self._assign(lanes)
         table = numpy.ascontiguousarray(coefficients, self.kernel.precision)  # float64 until here: rounded once
-        self._words[9:] = table.ctypes.data, rows.ctypes.data
+        self._words[:, 9:] = table.ctypes.data, rows.ctypes.data
         runtime.launch(self.kernel.address, self.kernel.passes, lanes, self._words)
 
     def _assign(self, lanes: int) -> None:
         """Divide items and tensors among ``lanes`` threads."""
         self._lanes = lanes
-        self._item_bounds = runtime.split(self._items[2] + 256, lanes)
-        self._tensor_bounds = runtime.split(numpy.ones(self.addresses.shape[1]), lanes)
-        arrays = (self._item_bounds, self._tensor_bounds, self._items, self._first_item, self._partial, self._kept, self.addresses)
-        # as _PROLOGUE unpacks them
-        self._words = numpy.array([a.ctypes.data for a in arrays] + [self._items.shape[1], self.addresses.shape[1], 0, 0],
-                                  numpy.int64)
+        groups = self._groups(lanes)
+        costs = self._items[2] + 256
+        self._item_bounds = numpy.array([a + runtime.split(costs[a:b], lanes) for a, b in self._first_item[groups]])
+        self._tensor_bounds = numpy.array([a + runtime.split(numpy.ones(b - a), lanes) for a, b in groups])
+        arrays = (self._items, self._first_item, self._partial, self._kept, self.addresses)
+        # one row per group, as _PROLOGUE unpacks it
+        self._words = numpy.array([[items.ctypes.data, tensors.ctypes.data, *[a.ctypes.data for a in arrays],
+                                    self._items.shape[1], self.addresses.shape[1], 0, 0]
+                                   for items, tensors in zip(self._item_bounds, self._tensor_bounds)], numpy.int64)
+
+    def _groups(self, lanes: int) -> numpy.ndarray:
+        """First and last + 1 of consecutive tensors of about GROUP elements per lane; all tensors where one pass does."""
+        ends = numpy.cumsum(self._sizes) if self.kernel.passes > 1 else numpy.zeros(len(self._sizes))
+        first = numpy.flatnonzero(numpy.diff(ends // (GROUP * lanes), prepend=-1))
+        return numpy.stack([first, [*first[1:], len(ends)]], axis=1)
 
 
 _PROLOGUE = """\
@@ -118,7 +130,7 @@ from math import exp, sqrt
 
 from numba import cfunc, float32, float64, int64
 
-from gluon_optim.lowering.runtime import (accumulate, f32_at, f64_at, float_to_half, half_to_float, i64_at, u16_at)
+from gluon_optim.lowering.runtime import (accumulate, f32_at, f64_at, float_to_half, half_to_float, i64_at, prefetch, u16_at)
 
 
 @cfunc('int64(int64, int64, int64)', error_model='numpy', cache={cache})
@@ -183,56 +195,55 @@ class _Source:
                          f'        total += partial[item * {self.sums} + {[other is node for other in sums].index(True)}]',
                          f'    {_name(node)} = {self.storage.precision}(total)']
             elif node.op == 'slot':
-                body.append(f'    {_name(node)} = {self._array(node.name, size="1")}[0]')
+                body.append(f'    {_name(node)} = {self.at}({self._address(node.name)}, 1)[0]')
             else:
                 body.append(f'    {_name(node)} = {self._expression(node)}')
             if node in self.kept:
                 body.append(f'    kept[i * {len(self.kept)} + {self.kept[node]}] = {self.storage.precision}({_name(node)})')
         for slot, node in stage.scalar_stores.items():
-            body.append(f'    {self._array(slot, size="1")}[0] = {_name(node)}')
+            body.append(f'    {self.at}({self._address(slot)}, 1)[0] = {_name(node)}')
         return body
 
     def _loop(self, stage: Stage) -> List[str]:
-        read = {stage.loads.get(node, node.name) for node in stage.body if node in stage.loads or not node.args}
-        arrays = read | set(stage.stores)
-        computed = [node for node in stage.body if node not in stage.loads]
-        body = ['for item in range(item_bounds[0], item_bounds[1]):',
-                '    i, start, size = items[item], items[n_items + item], items[2 * n_items + item]']
-        body += [f'    {role}_array = {self._array(role)}' for role in self.roles if role in arrays]
+        used = {stage.loads.get(node, node.name) for node in stage.body if node in stage.loads or not node.args}
+        used.update(stage.stores)
         if WEIGHT in stage.stores and self.storage.master:
-            body.append(f'    {HALF}_array = {self._array(HALF)}')
-        body += self._coefficients(computed)
+            used.add(HALF)
+        roles = [role for role in self.roles if role in used]
+        computed = [node for node in stage.body if node not in stage.loads]
         scalars = {a for node in computed for a in node.args if a.size == 'scalar'}
-        body += [f'    {_name(node)} = kept[i * {len(self.kept)} + {self.kept[node]}]' for node in _sorted(scalars)]
-        body += [f'    total{k} = 0.0' for k in range(len(stage.sums))]
-        if stage.sums and not stage.stores:
-            body += self._quarters(stage, arrays)
-        else:
-            body += ['    for j in range(size):', *self._elements(stage)]
-        body += [f'    partial[item * {self.sums} + {k}] = total{k}' for k in range(len(stage.sums))]
-        return body
+        return ['for item in range(item_bounds[0], item_bounds[1]):',
+                '    i, start, size = items[item], items[n_items + item], items[2 * n_items + item]',
+                *[f'    {role}_at = {self._address(role)} + {self._itemsize(role)} * start' for role in roles],
+                *self._coefficients(computed),
+                *[f'    {_name(node)} = kept[i * {len(self.kept)} + {self.kept[node]}]' for node in _sorted(scalars)],
+                *[f'    total{k} = 0.0' for k in range(len(stage.sums))],
+                f'    for done in range(0, size // {BLOCK} * {BLOCK}, {BLOCK}):',
+                *['    ' + line for line in self._ask_for(roles) + self._turn(stage, roles, 'done', str(BLOCK))],
+                f'    done = size // {BLOCK} * {BLOCK}',
+                *self._turn(stage, roles, 'done', 'size - done'),
+                *[f'    partial[item * {self.sums} + {k}] = total{k}' for k in range(len(stage.sums))]]
 
-    def _quarters(self, stage: Stage, arrays: Iterable[str]) -> List[str]:
-        """A loop that only reads, over four parts at once: a single stream does not keep the memory busy."""
-        parts = ['_a', '_b', '_c', '_d']
-        body = ['    quarter = size // 4']
-        for n, part in enumerate(parts):
-            body += [f'    {role}_array{part} = {role}_array[{n} * quarter:{n + 1} * quarter]' for role in sorted(arrays)]
-            body += [f'    total{k}{part} = 0.0' for k in range(len(stage.sums))]
-        body.append('    for j in range(quarter):')
-        for part in parts:
-            body += self._elements(stage, part)
-        body += [f'    total{k} = (total{k}_a + total{k}_b) + (total{k}_c + total{k}_d)' for k in range(len(stage.sums))]
-        return [*body, '    for j in range(4 * quarter, size):', *self._elements(stage)]
+    def _ask_for(self, roles: Sequence[str]) -> List[str]:
+        """Bring a later block into the cache: left alone, a processor has too few reads on their way to keep the memory busy."""
+        return [f'    prefetch({role}_at + {self._itemsize(role)} * (done + {AHEAD}) + {line})'
+                for role in roles for line in range(0, self._itemsize(role) * BLOCK, 64)]
 
-    def _elements(self, stage: Stage, part: str = '') -> List[str]:
-        """What is done for element j of each array (or of one ``part`` of it)."""
+    def _turn(self, stage: Stage, roles: Sequence[str], start: str, size: str) -> List[str]:
+        """The loop over ``size`` elements from ``start`` on."""
+        return [*[f'    {role}_array = {"u16_at" if self._is_half(role) else self.at}'
+                  f'({role}_at + {self._itemsize(role)} * {start}, {size})' for role in roles],
+                *[f'    part{k} = 0.0' for k in range(len(stage.sums))],
+                f'    for j in range({size}):', *self._elements(stage),
+                *[f'    total{k} += part{k}' for k in range(len(stage.sums))]]
+
+    def _elements(self, stage: Stage) -> List[str]:
+        """What is done for element j of each array."""
         body = []
         for node in stage.body:
             slot = stage.loads.get(node, node.name if node.op in ('slot', 'gradient') else None)
-            body.append(f'        {_name(node)} = {self._load(slot, part) if slot else self._expression(node)}')
-        body += [f'        total{k}{part} = accumulate(total{k}{part}, float64({_name(node.args[0])}))'
-                 for k, node in enumerate(stage.sums)]
+            body.append(f'        {_name(node)} = {self._load(slot) if slot else self._expression(node)}')
+        body += [f'        part{k} = accumulate(part{k}, float64({_name(node.args[0])}))' for k, node in enumerate(stage.sums)]
         for slot, node in stage.stores.items():
             body += self._store(slot, node)
         return body
@@ -242,15 +253,14 @@ class _Source:
             return self.storage.dtype == 'float16'
         return self.storage.half_slots and role != WEIGHT
 
-    def _array(self, role: str, size: str = 'size') -> str:
-        row = f'addresses[{self.roles.index(role)} * n + i]'
-        if size == '1':
-            return f'{self.at}({row}, 1)'
-        return f'u16_at({row} + 2 * start, size)' if self._is_half(role) else f'{self.at}({row} + {self.itemsize} * start, size)'
+    def _itemsize(self, role: str) -> int:
+        return 2 if self._is_half(role) else self.itemsize
 
-    def _load(self, role: str, part: str) -> str:
-        element = f'{role}_array{part}[j]'
-        return f'half_to_float({element})' if self._is_half(role) else element
+    def _address(self, role: str) -> str:
+        return f'addresses[{self.roles.index(role)} * n + i]'
+
+    def _load(self, role: str) -> str:
+        return f'half_to_float({role}_array[j])' if self._is_half(role) else f'{role}_array[j]'
 
     def _store(self, role: str, node: Node) -> List[str]:
         lines = [f'        {role}_array[j] = ' + (f'float_to_half({_name(node)})' if self._is_half(role) else _name(node))]

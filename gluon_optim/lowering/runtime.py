@@ -16,9 +16,9 @@ from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 
 __all__ = ['ITEM', 'accumulate', 'f32_at', 'f64_at', 'fetch_addresses', 'float_to_half', 'half_to_float', 'i64_at', 'launch',
-           'u16_at']
+           'prefetch', 'u16_at']
 
-ITEM = 65536       # elements in one piece of work
+ITEM = 16384       # elements in one piece of work
 SMALL = 65536      # a launch over fewer elements than this is not worth waking a thread
 
 _I64 = ir.IntType(64)
@@ -60,6 +60,19 @@ def accumulate(typing_context, total, value):
     def generate(context, builder, signature, args):
         return builder.fadd(args[0], args[1], flags=('reassoc',))
     return types.float64(types.float64, types.float64), generate
+
+
+@intrinsic
+def prefetch(typing_context, address):
+    """Begin to bring the line at ``address`` into the second cache (the first can wait for few at a time). Any address is
+    allowed, also one past the end."""
+    def generate(context, builder, signature, args):
+        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = builder.module.declare_intrinsic('llvm.prefetch', [pointer], kind)
+        builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(2), number(1)])
+        return context.get_dummy_value()
+    return types.void(types.int64), generate
 
 
 @intrinsic
@@ -135,16 +148,18 @@ float_to_half = _float_to_half_f16c if _has_f16c() else _float_to_half_integer
 
 # Two functions, not one with and without prange: numba's cache tells them apart by their names.
 @compiled(parallel=True)
-def _drive(kernel, passes, lanes, words, returned):
-    for stage in range(passes):
-        for lane in prange(lanes):
-            returned[lane] = _call(kernel, stage, lane, words)
+def _drive(kernel, passes, lanes, groups, words, stride, returned):
+    for group in range(groups):
+        for stage in range(passes):
+            for lane in prange(lanes):
+                returned[lane] = _call(kernel, stage, lane, words + group * stride)
 
 
 @compiled()
-def _drive_alone(kernel, passes, words):
-    for stage in range(passes):
-        _call(kernel, stage, 0, words)
+def _drive_alone(kernel, passes, groups, words, stride):
+    for group in range(groups):
+        for stage in range(passes):
+            _call(kernel, stage, 0, words + group * stride)
 
 
 @compiled()
@@ -171,12 +186,12 @@ def lane_count(elements: int) -> int:
 
 
 def launch(kernel: int, passes: int, lanes: int, words: numpy.ndarray) -> None:
-    """Run all passes of the kernel at address ``kernel``."""
+    """Run all passes of the kernel at address ``kernel``, for one row of ``words`` after the other."""
     if lanes == 1:
-        _drive_alone(kernel, passes, words.ctypes.data)
+        _drive_alone(kernel, passes, len(words), words.ctypes.data, words.strides[0])
     else:
         with _one_at_a_time:
-            _drive(kernel, passes, lanes, words.ctypes.data, numpy.empty(lanes, numpy.int64))
+            _drive(kernel, passes, lanes, len(words), words.ctypes.data, words.strides[0], numpy.empty(lanes, numpy.int64))
 
 
 def split(costs: numpy.ndarray, parts: int) -> numpy.ndarray:
