@@ -21,7 +21,7 @@ from contract_nets import RATE, SHAPES, Run, assert_same, differ, environment, f
 
 import gluon_optim as go  # noqa: E402
 from gluon_optim import cli, rules  # noqa: E402
-from gluon_optim.mxnet import executors, registry  # noqa: E402
+from gluon_optim.mxnet import executors  # noqa: E402
 from gluon_optim.rules.base import BASE_HYPERS  # noqa: E402
 from gluon_optim.schema import Interval  # noqa: E402
 
@@ -497,7 +497,9 @@ def test_two_trainers_do_not_affect_each_other(name):
     assert_same(alone, run.facts())
 
 
-KVSTORES = [  # kvstore, update_on_kvstore, contexts. From a name MXNet makes no kvstore for one context; without one it cannot update there
+# From a name MXNet makes no kvstore for one context; without one it cannot update there.
+# kvstore, update_on_kvstore, contexts. Given a name, MXNet makes no kvstore for one context; without one it cannot update there.
+KVSTORES = [
     (None, None, (0,)), (None, False, (0,)),
     *[(lambda kind=kind: mx.kv.create(kind), on, (0,)) for kind in ('local', 'device') for on in (True, False, None)],
     *[(lambda kind=kind: kind, on, (0, 1)) for kind in ('local', 'device') for on in (True, False, None)],
@@ -613,15 +615,12 @@ class Halved(go.Rule):
 
 @pytest.fixture
 def user_rule(tmp_path, monkeypatch):
-    """A rule in a module of the user's, registered; the name is free again afterwards."""
+    """The name of a rule in a module of the user's."""
     (tmp_path / 'halved_rule.py').write_text(USER_RULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     import halved_rule
-    yield 'halved'
-    for known in (rules._RULES, registry._CLASSES, mx.optimizer.Optimizer.opt_registry):
-        del known['halved']
+    yield halved_rule.Halved.name
     del sys.modules['halved_rule']
-    assert halved_rule.Halved.name == 'halved'
 
 
 def test_pickled_optimizers_go_on_in_a_process_that_knows_mxnet_only(user_rule, tmp_path):
