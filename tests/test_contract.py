@@ -497,7 +497,6 @@ def test_two_trainers_do_not_affect_each_other(name):
     assert_same(alone, run.facts())
 
 
-# From a name MXNet makes no kvstore for one context; without one it cannot update there.
 # kvstore, update_on_kvstore, contexts. Given a name, MXNet makes no kvstore for one context; without one it cannot update there.
 KVSTORES = [
     (None, None, (0,)), (None, False, (0,)),

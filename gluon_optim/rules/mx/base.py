@@ -22,7 +22,7 @@ MOST_DIGITS = 19  # of a fraction; MXNet's parser leaves out the others
 def as_parsed(x: float, precision: str = 'float32') -> float:
     """``x`` as MXNet reads its text: digits in that precision, then multiplied by powers of ten in it.
 
-    >>> as_parsed(0.1) == numpy.float32(0.1), as_parsed(8.49e-06) == numpy.float32(8.49e-06)
+    >>> as_parsed(0.1) == float(numpy.float32(0.1)), as_parsed(8.49e-06) == float(numpy.float32(8.49e-06))
     (True, False)
     """
     real = numpy.dtype(precision).type
