@@ -1,11 +1,11 @@
 """What there is: the optimizers by name, and what each one's declarations say about it."""
 import fnmatch
-import importlib.util
 import inspect
 import re
 from typing import Any, Dict, List, NamedTuple, Tuple, Type
 
 from . import rules
+from .conversions import mirrored
 from .rules.base import BASE_HYPERS, Rule
 from .schema import Hyper, Slot
 
@@ -69,6 +69,6 @@ def formula(rule: Type[Rule]) -> str:
 
 
 def runtimes(rule: Type[Rule]) -> Tuple[str, ...]:
-    """Where ``rule`` runs: the runtimes that this package has a module for."""
-    mirrors = [name for name in ('torch', 'onnx', 'optax') if importlib.util.find_spec(f'{__package__}.{name}')]
+    """Where ``rule`` runs."""
+    mirrors = ('torch', 'onnx', 'optax') if mirrored(rule) else ()
     return ('mxnet' if rule.lowerable else 'mxnet (operators only)', 'numpy', *mirrors)

@@ -90,8 +90,16 @@ FOREIGN: Tuple[Foreign, ...] = (
 )
 
 
+def mirrored(rule: Type[Rule]) -> bool:
+    """Whether the rule alone is the whole update, so that other frameworks can run it."""
+    return rule.lowerable and not getattr(rule, 'supplied', ())
+
+
 def mirror(rule: Type[Rule], given: Mapping[str, Any]) -> Foreign:
     """How our own PyTorch optimizer keeps ``rule``: everything, under MXNet's names but ``lr``."""
+    if not mirrored(rule):
+        raise ValueError(f'{rule.name!r} has no mirror: its update is more than the state of one parameter and sums over it. '
+                         'Continue with another optimizer; its states can still be read.')
     names = [hyper.name for hyper in rule.declared(given) + BASE_HYPERS]
     keys = {'lr' if name == 'learning_rate' else name: name for name in names}
     path = f'gluon_optim.torch.create({rule.name!r})'
