@@ -24,7 +24,8 @@ import checkpoint_runs as runs  # noqa: E402
 ROOT = Path(container.__file__).parents[2]
 ENVIRONMENT = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')])}
 WITH_MOMENTUM = ('sgd', 'nag', 'lars', 'signum', 'dcasgd', 'larc', 'sgd_torch')
-BASES = {'rprop': {'wd': 0.0}, 'noise_adaptive_sgd': {'batch_size': 8}, **{name: {'momentum': 0.9} for name in WITH_MOMENTUM}}
+BASES = {'lbsgd': {'momentum': 0.9, 'batch_scale': 2}, 'rprop': {'wd': 0.0}, 'noise_adaptive_sgd': {'batch_size': 8},
+         **{name: {'momentum': 0.9} for name in WITH_MOMENTUM}}
 NOVOGRAD = {'arguments': {'learning_rate': 0.05, 'wd': 0.01}}
 HALF = {'half': True, 'optimizer': 'adamw', 'arguments': {'learning_rate': 0.01, 'multi_precision': True}}
 
@@ -42,11 +43,6 @@ def trained(config, steps=3):
 
 # Save, die, go on
 
-def names():
-    """Our own, and the drop-ins for MXNet's, but the one that keeps gradients on the optimizer."""
-    return [name for name in rules.names(drop_ins=True) if name != 'lbsgd']
-
-
 def variants(name):
     """(saved, resumed) configurations: each layout and each thing that a checkpoint holds, spread over two runs."""
     arguments = {'learning_rate': 0.02, 'wd': 0.01, **BASES.get(name, {})}
@@ -61,7 +57,7 @@ def variants(name):
 
 def test_every_optimizer_goes_on_bit_for_bit_in_a_new_process(tmp_path):
     jobs, straight = [], []
-    for name in names():
+    for name in rules.names(drop_ins=True):
         for k, (saved, resumed) in enumerate(variants(name)):
             path = str(tmp_path / f'{name}-{k}')
             net, trainer = trained(saved)

@@ -12,7 +12,7 @@ from gluon_optim.rules.mx import DROP_INS  # noqa: E402
 gluon = mx.gluon
 
 OPTIONS = {'sgd': {'momentum': 0.9}, 'nag': {'momentum': 0.9}, 'dcasgd': {'momentum': 0.9}, 'lars': {'momentum': 0.9, 'eta': 0.1},
-           'lbsgd': {'momentum': 0.9}, 'rmsprop': {'centered': True}, 'signum': {'momentum': 0.9}}
+           'lbsgd': {'momentum': 0.9, 'batch_scale': 3, 'warmup_strategy': 'power2'}, 'rmsprop': {'centered': True}, 'signum': {'momentum': 0.9}}
 
 
 def trainer_of(name, context, half):
@@ -39,7 +39,7 @@ def steps(net, trainer, first, last):
 
 
 @pytest.mark.parametrize('half', [False, True])
-@pytest.mark.parametrize('name', sorted(set(DROP_INS) - {'sgld', 'lbsgd'}))
+@pytest.mark.parametrize('name', sorted(set(DROP_INS) - {'sgld'}))
 def test_resumed_run_is_the_straight_one(name, half, tmp_path):
     net, trainer = trainer_of(name, mx.cpu(0), half)
     steps(net, trainer, 0, 5)
@@ -56,11 +56,3 @@ def test_resumed_run_is_the_straight_one(name, half, tmp_path):
     assert resumed.learning_rate == trainer.learning_rate
     for a, b in zip(net.collect_params().values(), again.collect_params().values()):
         np.testing.assert_array_equal(a.data().asnumpy(), b.data().asnumpy())
-
-
-def test_lbsgd_keeps_gradients_and_is_refused(tmp_path):
-    net, trainer = trainer_of('lbsgd', mx.cpu(0), False)
-    steps(net, trainer, 0, 2)
-    with pytest.raises(TypeError, match='cumgrads.*trainer.save_states'):
-        go.save_states(trainer, tmp_path / 'states', net=net)
-    assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ import numpy
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet.ndarray import sparse
 from mxnet.ndarray.ndarray import NDArray
+from mxnet.ndarray.ndarray import array as nd_array
 from mxnet.optimizer import optimizer as mx_optimizer
 
 from .. import rules
@@ -266,6 +267,24 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
     def set_hyperparameters(self, h: Values) -> None:
         self.init_updates = int(h.begin_epoch * h.updates_per_epoch)
         super().set_hyperparameters(Values(**{name: value for name, value in h.asdict().items() if name != 'begin_epoch'}))
+
+    def variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
+        """The sum of gradients of each parameter and how many they are, under the names that MXNet's own files get too."""
+        found = {}
+        for index, held in self.cumgrads.items():
+            total = held['cum_grad']  # the number 0 after an update
+            found[f'cum_grad:{names[index]}'] = total.asnumpy() if isinstance(total, NDArray) else numpy.array(total, 'int64')
+            found[f'num_cums:{names[index]}'] = numpy.array(held['num_cums'], 'int64')
+        return found
+
+    def set_variables(self, variables: Mapping[str, numpy.ndarray], names: Mapping[Any, str]) -> None:
+        cumgrads = {}
+        for index, name in names.items():
+            if f'cum_grad:{name}' in variables:
+                total = variables[f'cum_grad:{name}']
+                cumgrads[index] = {'cum_grad': nd_array(total, dtype=total.dtype) if total.shape else total.item(),
+                                   'num_cums': variables[f'num_cums:{name}'].item()}
+        self.set_shared_state({'cumgrads': cumgrads})
 
     def _cumulate_gradient(self, grad: Any, index: Any) -> Dict[str, Any]:
         held = self._get_cum_gradient(index)

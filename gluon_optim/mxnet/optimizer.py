@@ -173,6 +173,15 @@ class Runner(mx_optimizer.Optimizer):
         """Set what `shared_state` gives, for all devices."""
         self.__dict__.update(values)
 
+    def variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
+        """`shared_state` as it is saved; ``names`` are those of the parameters, by index. What is None is left out."""
+        return {name: numpy.array(value, 'float64') for name, value in self.shared_state().items() if value is not None}
+
+    def set_variables(self, variables: Mapping[str, numpy.ndarray], names: Mapping[Any, str]) -> None:
+        """The inverse of `variables`; what is left out is as in a new optimizer."""
+        fresh = type(self)().shared_state() if self.shared_state() else {}
+        self.set_shared_state({name: variables[name].item() if name in variables else value for name, value in fresh.items()})
+
     def _progress(self) -> Dict[str, Any]:
         """The attributes that `_count` changes, besides the counts of the parameters."""
         return dict(self.shared_state(), num_update=self.num_update)

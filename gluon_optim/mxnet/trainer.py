@@ -130,13 +130,11 @@ def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, h
     _start(trainer)
     arrays = _to_devices(trainer, states, plan, h)
     scaler, scales = _loss_scaler(trainer, states, notes)
-    fresh = type(optimizer)().shared_state() if optimizer.shared_state() else {}
 
     def restore() -> LoadReport:  # everything is known to fit: from here on the trainer changes
         optimizer.lr_scheduler = restore_scheduler()
         optimizer.set_hyperparameters(h)
-        optimizer.set_shared_state({name: states.variables[name].item() if name in states.variables else value
-                                    for name, value in fresh.items()})
+        optimizer.set_variables(states.variables, {i: info.name for i, info in plan.pairs.items()})
         for name, value in scales.items():
             setattr(scaler, name, value)
         _set_counts(optimizer, states, plan.pairs)
@@ -260,18 +258,9 @@ def export_states(trainer: Any, net: Any = None, copy: Callable[[Any], Array] = 
         slots=slots,
         master=masters,
         scheduler=scheduler,
-        variables=_variables(optimizer),
+        variables=optimizer.variables({index: info.name for index, info in enumerate(infos)}),
         loss_scaler=None if scaler is None else {key.lstrip('_'): value for key, value in vars(scaler).items()},
         producer=_producer())
-
-
-def _variables(optimizer: Runner) -> Dict[str, numpy.ndarray]:
-    """What belongs to the optimizer as a whole; None is left out."""
-    shared = {name: value for name, value in optimizer.shared_state().items() if value is not None}
-    if not all(isinstance(value, (int, float)) for value in shared.values()):
-        raise TypeError(f'Only numbers can be saved of what an optimizer keeps for all parameters. Received: {one_of(shared)} of '
-                        f'{optimizer.rule.name}, the gradients of a large batch. Use trainer.save_states for it.')
-    return {name: numpy.array(value, 'float64') for name, value in shared.items()}
 
 
 def _has_master(optimizer: Runner, info: ParameterInfo) -> bool:
