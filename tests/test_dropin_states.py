@@ -12,7 +12,8 @@ from gluon_optim.rules.mx import DROP_INS  # noqa: E402
 gluon = mx.gluon
 
 OPTIONS = {'sgd': {'momentum': 0.9}, 'nag': {'momentum': 0.9}, 'dcasgd': {'momentum': 0.9}, 'lars': {'momentum': 0.9, 'eta': 0.1},
-           'lbsgd': {'momentum': 0.9, 'batch_scale': 3, 'warmup_strategy': 'power2'}, 'rmsprop': {'centered': True}, 'signum': {'momentum': 0.9}}
+           'lbsgd': {'momentum': 0.9, 'batch_scale': 3, 'warmup_strategy': 'power2'}, 'rmsprop': {'centered': True},
+           'signum': {'momentum': 0.9}}
 
 
 def trainer_of(name, context, half):
