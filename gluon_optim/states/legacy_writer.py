@@ -10,6 +10,7 @@ import numpy
 
 from .. import rules
 from ..schema import one_of
+from . import mxnet2
 from .atomic import Path, replacing
 from .legacy import BUILTINS, MASTER_LAST
 from .ndarray_format import DTYPES, NUMPY_SHAPES, STORAGE_TYPES
@@ -125,7 +126,7 @@ def what_is_lost(states: OptimizerStates, version: int) -> List[str]:
     lost = [f'{name}={value!r}, which its {states.optimizer} does not have' for name, value in hypers.items()
             if name not in known and (name, value) not in NEUTRAL]
     if _written_by(states) != version:
-        lost += _differences(states)
+        lost += mxnet2.differences(states)
     if states.scheduler and not states.scheduler['class'].startswith(SCHEDULERS):
         lost.append(f"the scheduler {states.scheduler['class']}: create the trainer with it")
     if states.loss_scaler:
@@ -135,18 +136,6 @@ def what_is_lost(states: OptimizerStates, version: int) -> List[str]:
 
 def _written_by(states: OptimizerStates) -> int:
     return 2 if states.producer.get('mxnet', '').startswith('2') else 1
-
-
-def _differences(states: OptimizerStates) -> List[str]:
-    """How 1.x and 2.x go on differently from the same state, as seen by running both."""
-    optimizer, decay = states.optimizer, states.hypers.get('wd')
-    if optimizer == 'adadelta':
-        return ['the meaning of the learning rate: 2.x multiplies the step by it, 1.x does not']
-    if decay and optimizer in ('adagrad', 'dcasgd', 'nag'):
-        return [f'the meaning of wd={decay!r}: 1.x and 2.x add the decay in different places']
-    if decay and states.hypers.get('clip_gradient') and optimizer in ('adam', 'adamax', 'ftml', 'nadam', 'rmsprop'):
-        return [f'the meaning of wd={decay!r}: 1.x clips the gradient and the decay together, 2.x the gradient alone']
-    return []
 
 
 BASE = ('learning_rate', 'wd', 'rescale_grad', 'clip_gradient', 'begin_epoch')
