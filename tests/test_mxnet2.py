@@ -57,8 +57,8 @@ def test_states_of_others_are_left_alone(tmp_path):
     assert mxnet2.as_rule(states) is states and mxnet2.not_in_rule(states) == []
 
 
-@pytest.mark.parametrize('case, words', [('adagrad/clip', 'epsilon=0.001'), ('rmsprop/clip', 'epsilon=0.001'), ('nag/wd', 'wd=0.05'),
-                                         ('adadelta/clip', 'learning rate'), ('adam/wd+clip', 'clips')])
+@pytest.mark.parametrize('case, words', [('adagrad/clip', 'epsilon=0.001'), ('rmsprop/clip', 'epsilon=0.001'),
+                                         ('nag/wd', 'wd=0.05'), ('adadelta/clip', 'learning rate'), ('adam/wd+clip', 'clips')])
 def test_the_other_version_would_go_on_otherwise(case, words, tmp_path):
     with pytest.raises(ValueError, match='MXNet 1.x would lose .*' + words):
         write_states(tmp_path / 'y.states', states_of(case, tmp_path), 1)
