@@ -169,14 +169,15 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
         raise ValueError('`net` or `trainer` must be given. Received: neither. Pass what the checkpoint shall be loaded into.')
     weights = [weight._replace(copies=weight.copies[:1]) if weight.name in states.master else weight for weight in run.weights]
     set_weights, skipped = _plan_weights(weights, parameters(net, trainer), strict)
-    set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else lambda: None
-    set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None else lambda: None
+    set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else None
+    set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None else None
 
     # everything is known to fit: from here on net and trainer change
     set_copies = set_weights()
-    report = set_states()
+    report = set_states() if set_states else None
     set_copies()
-    set_random()
+    if set_random:
+        set_random()
     restored = Restored(run.extra)
     restored.step, restored.epoch, restored.batch, restored.metrics = run.step, run.epoch, run.batch, run.metrics
     restored.states, restored.skipped = report, skipped

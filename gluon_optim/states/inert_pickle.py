@@ -246,7 +246,8 @@ class _Machine:
         line = self.line()
         if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
             self.fail('a quoted string of the pickle is malformed.')
-        self.push_text(codecs.escape_decode(line[1:-1])[0].decode('latin-1'))
+        text: bytes = codecs.escape_decode(line[1:-1])[0]  # type: ignore[assignment,unused-ignore]  # typeshed once said str
+        self.push_text(text.decode('latin-1'))
 
     def protocol(self) -> None:
         version = self.number(B)
