@@ -28,28 +28,14 @@ def build_net(dropout):
         nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
-def gluon_name(net, name):
-    """Gluon's name for PyTorch's ``name``: batch norm has gamma and beta."""
-    layer, kind = name.split('.')
-    if isinstance(net[int(layer)], nn.BatchNorm2d):
-        kind = {'weight': 'gamma', 'bias': 'beta'}.get(kind, kind)
-    return f'{layer}.{kind}'
-
-
-def load_weights(net, states, run):
-    """Copy the weights of a checkpoint into ``net``; of float16 ones their float32 masters."""
-    arrays = {**{weight.name: weight.copies[0] for weight in run.weights}, **states.master}
-    with torch.no_grad():
-        for name, tensor in net.state_dict().items():
-            if not name.endswith('num_batches_tracked'):
-                tensor.copy_(torch.from_numpy(arrays[gluon_name(net, name)]))
-
-
-def load_optimizer(net, states):
-    """The optimizer of a checkpoint, for PyTorch, with its state."""
+def carry_over(checkpoint, net):
+    """Load the weights of a checkpoint into ``net``, and return its optimizer, for PyTorch, with its state."""
+    model = go.model_to_torch(checkpoint, like=net)  # of float16 weights their float32 masters
+    net.load_state_dict(model.state_dict())
+    states = model.states()
     optimizer = go.torch.create(states.optimizer, net.parameters())
-    optimizer.load_state_dict(go.to_torch(states, params=[gluon_name(net, name) for name, _ in net.named_parameters()]))
-    print('\n'.join(states.report))
+    optimizer.load_state_dict(go.to_torch(states))
+    print('\n'.join(model.report + states.report))
     return optimizer
 
 
@@ -59,12 +45,11 @@ def main(arguments=None):
     parser.add_argument('--log', help='append step and loss here, one JSON object per line')
     options = parser.parse_args(arguments)
 
-    states, run = container.read_checkpoint(options.checkpoint)
+    _, run = container.read_checkpoint(options.checkpoint)
     recipe = run.extra
     torch.manual_seed(recipe['seed'])
     net = build_net(recipe['dropout'])
-    load_weights(net, states, run)
-    optimizer = load_optimizer(net, states)
+    optimizer = carry_over(options.checkpoint, net)
     (images, labels), (test_images, test_labels) = digits.load()
     steps = recipe['epochs'] * (len(images) // recipe['batch_size'])
 

@@ -26,8 +26,9 @@ _PUBLIC = {
     'save_checkpoint': 'mxnet.checkpoint', 'load_checkpoint': 'mxnet.checkpoint', 'CheckpointManager': 'mxnet.manager',
     'read_states': 'states.reader',
     'to_torch': 'torch', 'from_torch': 'torch', 'to_onnx': 'onnx', 'from_onnx': 'onnx', 'to_optax': 'optax', 'from_optax': 'optax',
+    'model_to_torch': 'models', 'suggest_names': 'models',
 }
-_MODULES = ('torch', 'onnx', 'optax', 'rules', 'schema', 'states')
+_MODULES = ('models', 'torch', 'onnx', 'optax', 'rules', 'schema', 'states')
 
 __all__ = sorted([*_PUBLIC, *_MODULES])
 

@@ -1,127 +1,22 @@
-"""What converting a run needs, whatever the framework: which classes compute the same, what would be lost, and how
-states become a ``state_dict`` and come back.
+"""What converting a run needs, whatever the framework: what would be lost, and how states become a ``state_dict`` and come
+back.
 
-Another project's optimizer class is one `Foreign` in `FOREIGN`: how its hyper-parameters are called and what it keeps.
-The converters (`gluon_optim.torch` and its siblings), their reports and the table of the documentation read it from there.
-Arrays here are NumPy's; a converter exchanges them for its own.
+Which classes compute the same, and what they keep, is declared in `gluon_optim.foreign`. Arrays here are NumPy's; a converter
+exchanges them for its own.
 """
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy
 
+from .foreign import APPROXIMATE, CONSTANT_RATE, EXACT, FOREIGN, VANISHED, Foreign, find, mirror, mirrored
 from .rules import Rule
-from .rules.base import BASE_HYPERS
+from .rules.base import initial_slot
+from .rules.mx.base import DecayedFirst
 from .schema import Slot, Values, check_known, one_of
 from .states.neutral import OptimizerStates, ParameterInfo
 
-__all__ = ['FOREIGN', 'Foreign', 'check_entry', 'find', 'from_state_dict', 'groups', 'mirror', 'select', 'to_state_dict',
-           'what_is_lost', 'what_to_say']
-
-
-class Foreign(NamedTuple):
-    """An optimizer class of another project that computes what a rule computes.
-
-    Parameters
-    ----------
-    rule, target : str
-        The registered name, and the ``target`` under which the converters offer the class.
-    path : str
-        Where to import the class from.
-    keys : dict
-        Its hyper-parameter -> ours, or a tuple of ours where it keeps several in one (``betas``).
-    label : str
-        'exact', or what else the conversion is.
-    fixed : dict
-        Its switches that must have these values, where it has them; our rule knows no other.
-    slots : dict
-        Our slot -> its key, where that is not what `Slot` declares.
-    counts : bool
-        Whether it keeps each parameter's number of updates.
-    masters : bool
-        Whether it keeps single-precision masters of half-precision parameters.
-    """
-
-    rule: str
-    target: str
-    path: str
-    keys: Mapping[str, Union[str, Tuple[str, ...]]]
-    label: str = 'exact'
-    fixed: Mapping[str, Any] = {}
-    slots: Mapping[str, str] = {}
-    counts: bool = True
-    masters: bool = False
-
-    def group(self, h: Values) -> Dict[str, Any]:
-        """Its hyper-parameters, from ours.
-
-        >>> from gluon_optim import rules
-        >>> find(rules.get('adamw'), 'torch', {}).group(rules.get('adamw').hyperparameters())['betas']
-        (0.9, 0.999)
-        """
-        return {key: getattr(h, ours) if isinstance(ours, str) else tuple(getattr(h, name) for name in ours)
-                for key, ours in self.keys.items()}
-
-    def hypers(self, group: Mapping[str, Any], partly: bool = False) -> Dict[str, Any]:
-        """Ours, from its; ``partly`` allows some to be missing. ValueError for a switch that our rule does not know."""
-        remedy = 'Is it of another optimizer? Give the right `optimizer` and `target`.'
-        for key, value in self.fixed.items():
-            if group.get(key, value) != value:
-                raise ValueError(f'`{key}` in a group of {self.path} must be {value!r}. Received: {key}={group[key]!r}. {remedy}')
-        keys = {key: ours for key, ours in self.keys.items() if key in group or not partly}
-        missing = [key for key in keys if key not in group]
-        if missing:
-            raise ValueError(f'A group of {self.path} has {one_of(self.keys)}. Received: one without {one_of(missing)}. {remedy}')
-        hypers: Dict[str, Any] = {}
-        for key, ours in keys.items():
-            hypers.update({ours: group[key]} if isinstance(ours, str) else zip(ours, group[key]))
-        return hypers
-
-    def slot_key(self, slot: Slot) -> str:
-        return self.slots.get(slot.name) or slot.torch or slot.name
-
-
-FOREIGN: Tuple[Foreign, ...] = (
-    Foreign('adamw', 'torch', 'torch.optim.AdamW', {'lr': 'learning_rate', 'weight_decay': 'wd', 'betas': ('beta1', 'beta2'),
-                                                    'eps': 'epsilon', 'amsgrad': 'amsgrad'},
-            fixed={'maximize': False, 'decoupled_weight_decay': True}),
-    Foreign('sgd_torch', 'torch', 'torch.optim.SGD', {'lr': 'learning_rate', 'weight_decay': 'wd', 'momentum': 'momentum',
-                                                      'dampening': 'dampening', 'nesterov': 'nesterov'},
-            fixed={'maximize': False}, counts=False),
-)
-
-
-def mirrored(rule: Type[Rule]) -> bool:
-    """Whether the rule alone is the whole update, so that other frameworks can run it."""
-    return rule.lowerable and not getattr(rule, 'supplied', ())
-
-
-def mirror(rule: Type[Rule], given: Mapping[str, Any]) -> Foreign:
-    """How our own PyTorch optimizer keeps ``rule``: everything, under MXNet's names but ``lr``."""
-    if not mirrored(rule):
-        raise ValueError(f'{rule.name!r} has no mirror: its update is more than the state of one parameter and sums over it. '
-                         'Continue with another optimizer; its states can still be read.')
-    names = [hyper.name for hyper in rule.declared(given) + BASE_HYPERS]
-    keys = {'lr' if name == 'learning_rate' else name: name for name in names}
-    path = f'gluon_optim.torch.create({rule.name!r})'
-    return Foreign(rule.name, 'mirror', path, keys, fixed={'optimizer': rule.name}, masters=True)
-
-
-def find(rule: Type[Rule], target: str, given: Mapping[str, Any]) -> Foreign:
-    """The class that computes ``rule`` in ``target``; ``given`` are hyper-parameters or a param group.
-
-    >>> from gluon_optim import rules
-    >>> find(rules.get('novograd'), 'torch', {})
-    Traceback (most recent call last):
-      ...
-    ValueError: 'novograd' has no equal in target='torch'. There is: target='mirror'.
-    """
-    if target == 'mirror':
-        return mirror(rule, given)
-    fits = {foreign.target: foreign for foreign in FOREIGN if foreign.rule == rule.name}
-    if target not in fits:
-        there_is = ', '.join(f'target={name!r}' for name in ['mirror', *sorted(fits)])
-        raise ValueError(f'{rule.name!r} has no equal in target={target!r}. There is: {there_is}.')
-    return fits[target]
+__all__ = ['FOREIGN', 'Foreign', 'check_entry', 'find', 'from_state_dict', 'groups', 'mirror', 'mirrored', 'own_hypers', 'select',
+           'to_state_dict', 'what_is_lost', 'what_to_say']
 
 
 def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> List[ParameterInfo]:
@@ -140,6 +35,11 @@ def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> Li
     if not names:
         raise ValueError('There must be a parameter to convert. Received: none. Leave `params` out to convert all of them.')
     return [known[name] for name in names]
+
+
+def own_hypers(h: Values, info: ParameterInfo) -> Values:
+    """The hyper-parameters of one parameter: with its multipliers, and for gradients that are not to be rescaled."""
+    return h.replace(learning_rate=h.learning_rate * info.lr_mult, wd=h.wd * info.wd_mult, rescale_grad=1.0)
 
 
 def groups(chosen: Sequence[ParameterInfo]) -> Dict[Tuple[float, float], List[int]]:
@@ -231,22 +131,40 @@ def type_name(array: Any) -> str:
 
 def to_state_dict(form: Foreign, rule: Type[Rule], h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]
                   ) -> Dict[str, Any]:
-    """The states as ``form`` keeps them: ids are positions in ``chosen``, one param group for each (lr_mult, wd_mult)."""
-    entries = {position: _entry(form, rule.slots(h), states, info) for position, info in enumerate(chosen)}
-    param_groups = []
-    for (lr_mult, wd_mult), positions in groups(chosen).items():
-        own = h.replace(learning_rate=h.learning_rate * lr_mult, wd=h.wd * wd_mult, rescale_grad=1.0)
-        param_groups.append(dict(form.group(own), params=positions))
-    return {'state': {position: entry for position, entry in entries.items() if entry}, 'param_groups': param_groups}
+    """The states as ``form`` keeps them: ids are positions in ``chosen``, one param group for each (lr_mult, wd_mult).
+
+    Also one for each number of updates, if the class counts in its groups.
+    """
+    if form.divisors and 'learning_rate' not in states.hypers:
+        raise ValueError(f"`learning_rate` of the last update must be known for {form.path}. Received: states without. "
+                         "Set states.hypers['learning_rate'].")
+    entries = {position: _entry(form, rule, own_hypers(h, info), states, info) for position, info in enumerate(chosen)}
+    param_groups = [dict(form.group(own_hypers(h, chosen[positions[0]])), params=positions)
+                    for positions in _split(form, states, chosen)]
+    state_dict = {'state': {position: entry for position, entry in entries.items() if entry}, 'param_groups': param_groups}
+    return form.pack(state_dict) if form.pack else state_dict
 
 
-def _entry(form: Foreign, slots: Sequence[Slot], states: OptimizerStates, info: ParameterInfo) -> Dict[str, Any]:
+def _split(form: Foreign, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[List[int]]:
+    """Positions in ``chosen``, one list for each param group."""
+    split = list(groups(chosen).values())
+    if form.pack:
+        counts = [states.counts.get(info.name, 0) for info in chosen]
+        split = [[position for position in positions if counts[position] == count]
+                 for positions in split for count in dict.fromkeys(counts[position] for position in positions)]
+    return split
+
+
+def _entry(form: Foreign, rule: Type[Rule], own: Values, states: OptimizerStates, info: ParameterInfo) -> Dict[str, Any]:
     """One parameter's entry, empty where the class starts afresh. ValueError where the states are not those of the rule."""
     name, count, held = info.name, states.counts.get(info.name, 0), states.slots.get(info.name)
+    slots, dtype = rule.slots(own), slot_type(info.dtype)
     if held is None and count:
         raise ValueError(f'{name!r} has seen {count} updates but has no slots: the states are incomplete. '
                          'Leave it out by `params`, which lists the names to convert.')
-    if held is None or not (count or form.counts):
+    if not count and form.eager:
+        held = {slot.name: initial_slot(slot, numpy.zeros(info.shape, dtype)) for slot in slots}
+    elif held is None or not (count or form.counts) or (form.pack and not count):
         return {}
     strangers = set(held) - {slot.name for slot in slots}
     if strangers:
@@ -254,11 +172,25 @@ def _entry(form: Foreign, slots: Sequence[Slot], states: OptimizerStates, info: 
                          f'Received: {one_of(held)}. Are the states those of other hyper-parameters?')
     entry = {form.slot_key(slot): held[slot.name] for slot in slots if slot.name in held}
     if form.counts:
-        entry['step'] = numpy.array(count, 'float32')
+        entry['step'] = count if form.counts == 'number' else numpy.array(count, 'float32')
     if form.masters and name in states.master:
         entry['master'] = states.master[name]
-    check_entry(form, slots, repr(name), info.shape, slot_type(info.dtype), entry)
+    check_entry(form, slots, repr(name), info.shape, dtype, entry)
+    entry.update({key: numpy.array(0, dtype) for key in form.vanished.values()})
+    for slot in slots:
+        divisor = _divisor(form, slot, own, name)
+        if divisor != 1:
+            entry[form.slot_key(slot)] = numpy.asarray(numpy.divide(entry[form.slot_key(slot)], divisor, dtype='float64'), dtype)
     return entry
+
+
+def _divisor(form: Foreign, slot: Slot, own: Values, name: str) -> float:
+    """Our slot is so many times that of ``form``."""
+    divisor = form.divisors[slot.name](own) if slot.name in form.divisors else 1.0
+    if divisor == 0:
+        raise ValueError(f'The learning rate of {name!r} must not be 0, or its {slot.name!r}, which is the rate times that of '
+                         f'{form.path}, tells nothing. Set `learning_rate` to that of the last update, or leave the parameter out.')
+    return divisor
 
 
 def slot_type(dtype: str) -> str:
@@ -266,37 +198,73 @@ def slot_type(dtype: str) -> str:
     return 'float64' if dtype == 'float64' else 'float32'
 
 
-def from_state_dict(form: Foreign, rule: Type[Rule], state_dict: Mapping[str, Any], params: Any, num_update: Optional[int]
-                    ) -> OptimizerStates:
+def from_state_dict(form: Foreign, rule: Type[Rule], state_dict: Mapping[str, Any], params: Any, num_update: Optional[int],
+                    allow_lossy: bool = False, copy: bool = True) -> OptimizerStates:
     """The inverse of `to_state_dict`; ``params`` as `gluon_optim.torch.from_torch` describes them."""
+    state_dict = form.unpack(dict(state_dict)) if form.unpack else state_dict
     given = list(state_dict['param_groups'])
     likes = _likes(given, params)
-    h, mults = common_hypers(rule, [form.hypers(group) for group in given], _known_mults(given, likes))
+    known = _known_mults(given, likes)
+    ours = [_checked(form, rule, group) for group in given]
+    if known and 'learning_rate' not in form.held:  # nor can it tell that of a group
+        ours = [dict(hypers, learning_rate=rule.hyper('learning_rate').default * lr_mult)
+                for hypers, (lr_mult, _) in zip(ours, known)]
+    h, mults = common_hypers(rule, ours, known)
     mults_of = {key: pair for group, pair in zip(given, mults) for key in group['params']}
     states = OptimizerStates(rule.name, h.asdict(), num_update or 0, [], {}, {})
     for key, (name, like) in likes.items():
         entry = {word: value for word, value in state_dict['state'].get(key, {}).items() if value is not None}
         shape, dtype = _shape_and_type(name, like, form, rule.slots(h), entry)
         states.parameters.append(ParameterInfo(name, getattr(like, 'full_name', name), shape, dtype, *mults_of[key]))
-        _take(states, form, rule.slots(h), states.parameters[-1], entry)
+        _take(states, form, rule, own_hypers(h, states.parameters[-1]), states.parameters[-1], entry, copy)
     if num_update is None:
         states.num_update = max(states.counts.values())
     if not form.counts:
         states.report.append(f'{form.path} keeps no counts: parameters with a state are given {states.num_update}')
+    if form.build:
+        states.report.append(f'the state of {form.path} does not tell with which arguments it was made; they are taken to be '
+                             + _listed(form.made_with(h)))
+    label = _label(form, h, states, states.parameters)
+    if label == APPROXIMATE and not allow_lossy:
+        raise ValueError(f'{rule.name!r} would lose the exact step: {form.path} is {_how_far(form, h, states, states.parameters)}. '
+                         'Pass allow_lossy=True to go on.')
+    if label != EXACT or form.condition:
+        states.report.append('; '.join(filter(None, [f'{form.path}: {label}', form.condition])))
     if any(like is None for _, like in likes.values()):
         states.report.append('shapes and types of weights are those of the slots, for want of `params` that tell them')
     return states
 
 
-def _take(states: OptimizerStates, form: Foreign, slots: Sequence[Slot], info: ParameterInfo, entry: Mapping[str, Any]) -> None:
+def _checked(form: Foreign, rule: Type[Rule], group: Mapping[str, Any]) -> Dict[str, Any]:
+    """Our hyper-parameters of a param group, of which ``form`` computes what stands there."""
+    hypers = form.hypers(group)
+    form.check(rule.hyperparameters(**hypers), group)
+    return hypers
+
+
+def _take(states: OptimizerStates, form: Foreign, rule: Type[Rule], own: Values, info: ParameterInfo, entry: Mapping[str, Any],
+          copy: bool) -> None:
     """Add one parameter's ``entry`` of a state_dict to ``states``."""
-    states.counts[info.name] = 0
+    states.counts[info.name], slots = 0, rule.slots(own)
     if not entry and (form.counts or slots):  # a class that keeps neither counts nor slots has no entry at all
         return
     types = check_entry(form, slots, repr(info.name), info.shape, slot_type(info.dtype), entry)
-    arrays = {key: numpy.array(entry[key], dtype) for key, dtype in types.items()}
+    for name, key in form.vanished.items():
+        if not abs(float(entry.get(key, 1.0))) < VANISHED:
+            raise ValueError(f'{key!r} of {info.name!r} must be below {VANISHED:g}: {rule.name} has one for all parameters. '
+                             f'Received: {float(entry.get(key, 1.0)):.2g}. Go on in PyTorch until it has vanished.')
+        states.variables[name] = numpy.array(0.0)
+    if form.eager and form.counts and not int(entry['step']):  # there only because it has to be
+        return
+    make = numpy.array if copy else numpy.asarray
+    arrays = {key: make(entry[key], dtype) for key, dtype in types.items()}
     states.counts[info.name] = int(entry['step']) if form.counts else states.num_update or 1
     states.slots[info.name] = {slot.name: arrays[form.slot_key(slot)] for slot in slots}
+    for slot in slots:
+        divisor = _divisor(form, slot, own, info.name)
+        if divisor != 1:
+            array = states.slots[info.name][slot.name]
+            states.slots[info.name][slot.name] = numpy.asarray(numpy.multiply(array, divisor, dtype='float64'), array.dtype)
     if 'master' in arrays:
         states.master[info.name] = arrays['master']
 
@@ -352,44 +320,100 @@ def _shape_and_type(name: str, like: Any, form: Foreign, slots: Sequence[Slot], 
     return shape, dtype
 
 
+def _listed(arguments: Mapping[str, Any]) -> str:
+    return ', '.join(f'{key}={value!r}' for key, value in arguments.items())
+
+
 def what_is_lost(foreign: Foreign, rule: Type[Rule], h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]
                  ) -> List[str]:
     """What ``foreign`` cannot hold of these states, and what to do about it: one line each, none where the conversion is whole."""
-    held = {name for ours in foreign.keys.values() for name in ([ours] if isinstance(ours, str) else ours)}
-    lines = []
-    for hyper in rule.declared(h.asdict()):
-        if hyper.name not in held and getattr(h, hyper.name) != hyper.default:
-            lines.append(f'{hyper.name}={getattr(h, hyper.name)!r}, which {foreign.path} lacks')
-    if 'clip_gradient' not in held and h.clip_gradient is not None:
-        lines.append(f'clip_gradient={h.clip_gradient!r}, which {foreign.path} lacks: bound each element of the gradients yourself')
+    lines = list(dict.fromkeys(line for info in chosen for line in _not_held(foreign, rule, own_hypers(h, info))))
+    if 'clip_gradient' not in foreign.held and h.clip_gradient is not None:
+        remedy = 'MXNet bounds the sum of gradient and decay, which cannot be done from outside' if (
+            issubclass(rule, DecayedFirst) and h.wd) else 'bound each element of the gradients yourself'
+        lines.append(f'clip_gradient={h.clip_gradient!r}, which {foreign.path} lacks: {remedy}')
+    if foreign.doubt:
+        doubts = {info.name: foreign.doubt(h, states.slots[info.name]) for info in chosen
+                  if states.counts.get(info.name) and info.name in states.slots}
+        lines += [f'{doubt}: {name!r}' for name, doubt in doubts.items() if doubt]
+    label = _label(foreign, h, states, chosen)
+    if label == APPROXIMATE:
+        lines.append(f'the exact step: {foreign.path} is {_how_far(foreign, h, states, chosen)}')
+    if label == CONSTANT_RATE and states.scheduler:
+        lines.append(f'the momentum: it contains the learning rate of the last update, which the scheduler '
+                     f"{states.scheduler.get('class')} changes; set states.hypers['learning_rate'] to that rate and "
+                     'states.scheduler to None')
     halves = [info.name for info in chosen if info.dtype == 'float16']
     if halves and not foreign.masters:
         lines.append(f'float32 masters and slots of the float16 parameters {one_of(halves)}, which {foreign.path} lacks: '
                      'make the parameters float32, from `states.master` where there are masters')
-    if states.variables:
-        lines.append(f'the variables {one_of(states.variables)} of the optimizer as a whole')
+    for name in foreign.vanished:
+        value = float(states.variables.get(name, 1.0))
+        if not abs(value) < VANISHED:
+            lines.append(f'{name}={value:.2g}, which {foreign.path} has for each parameter on its own: go on in MXNet until it is '
+                         f'below {VANISHED:g}')
+    variables = [name for name in states.variables if name not in foreign.vanished]
+    if variables:
+        lines.append(f'the variables {one_of(variables)} of the optimizer as a whole')
     return lines
+
+
+def _not_held(foreign: Foreign, rule: Type[Rule], own: Values) -> List[str]:
+    """The hyper-parameters of one parameter that ``foreign`` has not, with values that make a difference."""
+    needs, lines = {need.hyper: need for need in foreign.needs}, []
+    for hyper in rule.declared(own.asdict()):
+        value, need = getattr(own, hyper.name), needs.get(hyper.name)
+        if need is None and hyper.name not in foreign.held and value != hyper.default:
+            lines.append(f'{hyper.name}={value!r}, which {foreign.path} lacks')
+        if need is not None and not need.holds(own):
+            lines.append(f'{hyper.name}={value!r}, which {foreign.path} lacks' + (f': {need.remedy}' if need.remedy else ''))
+    return lines
+
+
+def _label(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> str:
+    """How good the conversion is for all of ``chosen``."""
+    return foreign.label(h, min((states.counts.get(info.name, 0) for info in chosen), default=0))
+
+
+def _how_far(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> str:
+    """By how much the steps of elements differ, at the last update of each parameter."""
+    worst = total = size = 0.0
+    for info in chosen:
+        count, held = states.counts.get(info.name, 0), states.slots.get(info.name)
+        if foreign.denominators and count and held:
+            ours, theirs = foreign.denominators(own_hypers(h, info), count, {
+                name: numpy.asarray(array, 'float64') for name, array in held.items()})
+            far = numpy.abs(numpy.divide(ours, theirs, out=numpy.ones_like(ours), where=ours != theirs) - 1)
+            worst, total, size = max(worst, far.max(initial=0.0)), total + far.sum(), size + far.size
+    return (f'{APPROXIMATE} (steps of elements differ by up to {worst:.2g} of their length, {total / max(size, 1):.2g} on average, '
+            f'at update {states.num_update})')
 
 
 def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
     """What goes on outside the optimizer and so is not in the converted state: lines for the report."""
-    lines = [f'{foreign.path}: {foreign.label}; {len(chosen)} of {len(states.parameters)} parameters, update {states.num_update}; '
+    label = _label(foreign, h, states, chosen)
+    label = _how_far(foreign, h, states, chosen) if label == APPROXIMATE else label
+    lines = [f'{foreign.path}: {label}; {len(chosen)} of {len(states.parameters)} parameters, update {states.num_update}; '
              f"in this order: {', '.join(info.name for info in chosen)}"]
+    if foreign.condition:
+        lines.append(f'{foreign.path}: {foreign.condition}')
+    if foreign.build:
+        lines.append(f'make {foreign.path} with {_listed(foreign.made_with(h))}: no state can set that')
     fresh = [info.name for info in chosen if info.name not in states.slots]
     if fresh:
         lines.append(f'no state yet, as in the file: {one_of(fresh)}')
     if h.rescale_grad != 1:
         lines.append(f'rescale_grad={h.rescale_grad!r} is not carried over: MXNet multiplied gradients of the summed loss by it; '
                      'give those of the mean loss')
-    if states.scheduler:
+    if states.scheduler and 'learning_rate' in foreign.held:
         lines.append(f"the scheduler {states.scheduler.get('class')} is not carried over: the param groups have its base_lr, "
                      f'{h.learning_rate!r}; set the rate at each step, beginning with that of update {states.num_update + 1}')
     if states.loss_scaler:
         lines.append(f'the loss scaler {states.loss_scaler!r} is not carried over: give its scale to the new one')
     if foreign.masters and any(info.name in states.master for info in chosen):
         lines.append("float32 masters are in the state as 'master': half-precision parameters follow them from the next step on")
-    split = groups(chosen)
+    split, by = _split(foreign, states, chosen), list(groups(chosen))
     if len(split) > 1:
-        lines.append(f'{len(split)} param groups, by (lr_mult, wd_mult) {list(split)}: build the optimizer from '
-                     '`param_groups(state_dict, params)`')
+        lines.append(f"{len(split)} param groups, by (lr_mult, wd_mult) {by}{' and number of updates' * (len(split) > len(by))}: "
+                     'build the optimizer from `param_groups(state_dict, params)`')
     return lines

@@ -11,30 +11,42 @@ Works with onnx 1.13 and later; the models run on ONNX Runtime 1.15 and later.
 """
 import dataclasses
 import json
+import math
 import operator
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type
+import os
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
 import numpy
 
 from . import __version__, conversions, rules
+from .foreign import APPROXIMATE, EXACT, Foreign, mirror
+from .lowering import preview
 from .lowering.operators import Kind, Parameter, Step
 from .rules import Rule
 from .rules.base import initial_slot
 from .schema import Hyper, Slot, Values, check_known, one_of
-from .states.neutral import OptimizerStates, ParameterInfo
+from .states import atomic, protobuf, record
+from .states.errors import StateFileError
+from .states.neutral import OptimizerStates, ParameterInfo, chunks
+from .states.progress import opened
 
 try:
     import onnx
+    from google.protobuf.message import DecodeError
     from onnx import TensorProto, helper, numpy_helper
 except ImportError as error:
     raise ImportError("gluon_optim.onnx needs the package onnx: pip install 'gluon-optim[onnx]'") from error
 
-__all__ = ['export_step', 'from_onnx', 'initial_slots', 'to_onnx', 'unpack']
+__all__ = ['TARGETS', 'export_step', 'from_onnx', 'initial_slots', 'read', 'to_onnx', 'unpack', 'write']
 
 OPSET, IR_VERSION = 17, 8
 MANIFEST = 'gluon_optim'  # the key of our JSON in the metadata of a model
 LARGEST = 2 ** 31 - 2 ** 20  # bytes: Protocol Buffers stop at 2 GiB
 DTYPE = Hyper('dtype', 'float32', ('float16', 'float32', 'float64'), 'of weights and gradients; float16 has float32 masters')
+# which fields of a model lead to the bytes of an initializer: its graph and training_info's algorithm, initializer, raw_data
+GRAPH: Dict[int, Any] = {5: {9: None}}
+MODEL: Dict[int, Any] = {7: GRAPH, 20: {2: GRAPH}}
+TARGETS: Dict[str, Type[Step]] = {'mirror': Step, 'preview': preview.PreviewStep}
 TYPES = {'float16': TensorProto.FLOAT16, 'float32': TensorProto.FLOAT, 'float64': TensorProto.DOUBLE, 'int64': TensorProto.INT64}
 
 
@@ -102,7 +114,9 @@ def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[It
     ----------
     states : OptimizerStates
     target : str
-        'mirror': the operators of `export_step`.
+        'mirror': the operators of `export_step`. 'preview': Adam, Momentum and Adagrad of ``ai.onnx.preview.training``, where
+        they compute the same, which are adam, sgd_torch with momentum, sgd_ema and adagrad_torch, without clip_gradient. Their
+        coefficients are float32: a beta2 of 0.999 is lossy. ONNX Runtime does not run them, ``onnx.reference`` does.
     params : list of str, optional
         Names of the parameters to convert; left out, all of them.
     weights : dict, optional
@@ -124,27 +138,23 @@ def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[It
     ValueError
         Where the states do not fit the rule or the weights, something would be lost, or the file would exceed 2 GiB.
     """
-    check_known('target', target, ['mirror'], ValueError)
-    rule = rules.get(states.optimizer)
-    h = rule.hyperparameters(**states.hypers)
-    form, chosen = _form(rule, h), conversions.select(states, params)
-    lost = conversions.what_is_lost(form, rule, h, states, chosen)
-    if lost and not allow_lossy:
-        raise ValueError(f"ONNX would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without.")
-    entries = conversions.to_state_dict(form, rule, h, states, chosen)['state']
-    held = {info.name: _weight(info, entries.get(position, {}), weights) for position, info in enumerate(chosen)}
-    last, parameters, arrays = max(states.counts.get(info.name, 0) for info in chosen), [], {}
-    for position, info in enumerate(chosen):
-        entry = entries.get(position) or _fresh(rule.slots(h), info, held[info.name])
-        arrays.update({f'{info.name}/{key}': numpy.asarray(array) for key, array in entry.items() if key != 'step'})
-        shape, offset = tuple(info.shape), states.counts.get(info.name, 0) - last
-        parameters.append(Parameter(info.name, shape, info.dtype, 'master' in entry, info.lr_mult, info.wd_mult, offset))
-    arrays['t'] = numpy.array(last + 1, 'int64')
-    held = {name: weight for name, weight in held.items() if weight is not None}
-    model = _training_model(Step(rule, h.replace(rescale_grad=1.0), parameters), held, arrays, _manifest(states, chosen))
-    states.report.extend(line for line in ['lost: ' + line for line in lost] + _say(form, h, states, chosen)
-                         if line not in states.report)
+    converted = _converted(states, target, params, weights, allow_lossy)
+    model = converted.model
+    for graph, arrays in ((model.graph, converted.weights), (model.training_info[0].algorithm, converted.arrays)):
+        graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
     return model
+
+
+def write(path: atomic.Path, states: OptimizerStates, target: str = 'mirror', params: Optional[Iterable[str]] = None,
+          weights: Optional[Mapping[str, Any]] = None, allow_lossy: bool = False) -> None:
+    """Write the model of `to_onnx` to a file, whole or not at all, without a second copy of its arrays in memory.
+
+    Raises as `to_onnx` does, and OSError where the file system refuses.
+    """
+    converted = _converted(states, target, params, weights, allow_lossy)
+    with atomic.replacing(path) as file:
+        for piece in _pieces(converted):
+            file.write(piece)
 
 
 def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
@@ -155,31 +165,28 @@ def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
     ValueError
         Where `to_onnx` has not made the model, or parts of it are missing.
     """
-    manifest = {entry.key: entry.value for entry in model.metadata_props}.get(MANIFEST)
-    if manifest is None or not model.training_info:
-        raise ValueError(f'The model must be one of `to_onnx`, with training_info and {MANIFEST!r} in its metadata. Received: '
-                         f'producer {model.producer_name!r} and {len(model.training_info)} training_info. Pass the right model.')
-    record = json.loads(manifest)
-    parameters = [ParameterInfo(**dict(info, shape=tuple(info['shape']))) for info in record.pop('parameters')]
-    counts, fresh = record.pop('counts'), record.pop('fresh')
-    states = OptimizerStates(parameters=parameters, counts={}, slots={}, **record)
-    _, arrays = unpack(model)
-    rule = rules.get(states.optimizer)
-    slots = rule.slots(rule.hyperparameters(**states.hypers))
-    missing = [key for key in ['t', *(f'{info.name}/{slot.name}' for info in parameters for slot in slots)] if key not in arrays]
-    if missing:
-        raise ValueError(f'The model must hold the initializers {one_of(missing)}. Received: one without. Convert again.')
-    more = int(arrays['t']) - 1 - max(counts.values())
-    states.num_update += more
-    for info in parameters:
-        states.counts[info.name] = counts[info.name] + more
-        if info.name in fresh and not more:
-            continue
-        states.slots[info.name] = {slot.name: arrays[f'{info.name}/{slot.name}'] for slot in slots}
-        if info.name + '/master' in arrays:
-            states.master[info.name] = arrays[info.name + '/master']
-    states.producer['onnx'] = onnx.__version__
-    return states
+    return _states(model, {tensor.name: numpy_helper.to_array(tensor) for tensor in _tensors(model)})
+
+
+def read(path: atomic.Path) -> Tuple[OptimizerStates, Dict[str, numpy.ndarray]]:
+    """The states in a file of `to_onnx` or `write`, and the weights that it holds, without a second copy in memory.
+
+    Raises StateFileError (a ValueError) for a file that is damaged or something else, OSError where it cannot be opened.
+    """
+    try:
+        with opened(path) as file:
+            places: List[Optional[protobuf.Place]] = []
+            data = protobuf.skim(file, protobuf.Place(0, os.fstat(file.fileno()).st_size), MODEL, places)
+            model = onnx.ModelProto.FromString(data)
+            tensors = _tensors(model)
+            folder = os.path.dirname(os.path.abspath(os.fspath(path)))
+            arrays = {tensor.name: numpy_helper.to_array(tensor, folder) if place is None else _array(file, tensor, place)
+                      for tensor, place in zip(tensors, places)}
+        held = {tensor.name for tensor in model.graph.initializer}
+        weights = {name: arrays[name] for name in held}
+        return _states(model, arrays), weights
+    except (DecodeError, ValueError, TypeError, KeyError) as error:
+        raise StateFileError(f'Cannot read {os.fspath(path)!r}: {error}') from None
 
 
 def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy.ndarray]]:
@@ -195,31 +202,66 @@ def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy
     """
     if not model.training_info:
         raise ValueError('The model must have training_info. Received: one without. Pass the model that `to_onnx` made.')
-    training = model.training_info[0]
-    tensors = [*model.graph.initializer, *training.algorithm.initializer]
+    training, tensors = model.training_info[0], _tensors(model)
     types = {number: name for name, number in TYPES.items()}
-    taken = {name for node in training.algorithm.node for name in node.input}
-    inputs = _infos({tensor.name: (types[tensor.data_type], tuple(tensor.dims)) for tensor in tensors if tensor.name in taken})
+    # float16 weights too, which nothing reads because masters are there: what comes out can be fed again as it is
+    inputs = _infos({tensor.name: (types[tensor.data_type], tuple(tensor.dims)) for tensor in tensors})
     graph = helper.make_graph(training.algorithm.node, training.algorithm.name, [*training.algorithm.input, *inputs],
                               training.algorithm.output)
     return _model(graph, {}), {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
 
 
+class Converted(NamedTuple):
+    """A model, and the arrays that belong into it: ``weights`` are initializers of its graph, ``arrays`` of the algorithm."""
+
+    model: 'onnx.ModelProto'
+    weights: Dict[str, numpy.ndarray]
+    arrays: Dict[str, numpy.ndarray]
+
+
+def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[str]], weights: Optional[Mapping[str, Any]],
+               allow_lossy: bool) -> Converted:
+    """What `to_onnx` makes of ``states``, its arrays still those of the states."""
+    check_known('target', target, TARGETS, ValueError)
+    rule = rules.get(states.optimizer)
+    h = rule.hyperparameters(**states.hypers)
+    chosen = conversions.select(states, params)
+    form = _form(rule, h, target)
+    lost = conversions.what_is_lost(form, rule, h, states, chosen)
+    entries = conversions.to_state_dict(form, rule, h, states, chosen)['state']
+    held = {info.name: _weight(info, entries.get(position, {}), weights) for position, info in enumerate(chosen)}
+    last, parameters, arrays = max(states.counts.get(info.name, 0) for info in chosen), [], {}
+    for position, info in enumerate(chosen):
+        entry = entries.get(position) or _fresh(rule.slots(h), info, held[info.name])
+        arrays.update({f'{info.name}/{key}': numpy.asarray(array) for key, array in entry.items() if key != 'step'})
+        shape, offset = tuple(info.shape), states.counts.get(info.name, 0) - last
+        parameters.append(Parameter(info.name, shape, info.dtype, 'master' in entry, info.lr_mult, info.wd_mult, offset))
+    digits = preview.inexact(rule, h, parameters) if target == 'preview' else []
+    lost = lost + digits
+    if lost and not allow_lossy:
+        raise ValueError(f"ONNX would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without.")
+    arrays['t'] = numpy.array(last + 1, 'int64')
+    known = {name: weight for name, weight in held.items() if weight is not None}
+    model = _training_model(TARGETS[target](rule, h.replace(rescale_grad=1.0), parameters), known, arrays,
+                            record.record_of(states, chosen))
+    states.report.extend(line for line in ['lost: ' + line for line in lost] + _say(form, h, states, chosen, digits)
+                         if line not in states.report)
+    return Converted(model, known, arrays)
+
+
 def _training_model(step: Step, weights: Mapping[str, numpy.ndarray], arrays: Mapping[str, numpy.ndarray],
                     manifest: Mapping[str, Any]) -> 'onnx.ModelProto':
-    """``weights`` are initializers of the model, ``arrays`` those of the algorithm; what is neither is an input of it."""
+    """The model without its initializers. What is neither in ``weights`` nor in ``arrays`` is an input of the algorithm."""
     size = sum(array.nbytes for array in [*weights.values(), *arrays.values()])
     if size > LARGEST:
         raise ValueError(f'Weights and slots must be below 2 GiB, the limit of an ONNX file. Received: {size / 2 ** 30:.2f} GiB. '
                          'Convert them in parts: `params` lists the names to convert.')
     step.add('Add', ['t', step.constant(1, 'int64')], output='t/new')
     given = {name: kind for name, kind in step.inputs.items() if name not in weights and name not in arrays}
-    algorithm = helper.make_graph(_nodes(step), step.rule.name, _infos(given), _infos({**step.outputs, 't/new': step.inputs['t']}),
-                                  [numpy_helper.from_array(array, name) for name, array in arrays.items()])
+    algorithm = helper.make_graph(_nodes(step), step.rule.name, _infos(given), _infos({**step.outputs, 't/new': step.inputs['t']}))
     shapes = {name: (weight.dtype.name, weight.shape) for name, weight in weights.items()}
-    graph = helper.make_graph([], 'weights', [], _infos(shapes),
-                              [numpy_helper.from_array(weight, name) for name, weight in weights.items()])
-    model = _model(graph, manifest)
+    graph = helper.make_graph([], 'weights', [], _infos(shapes))
+    model = _model(graph, manifest, algorithm)
     training = model.training_info.add()
     training.algorithm.CopyFrom(algorithm)
     for name in [*weights, *arrays]:
@@ -227,26 +269,97 @@ def _training_model(step: Step, weights: Mapping[str, numpy.ndarray], arrays: Ma
     return model
 
 
-def _model(graph: Any, manifest: Mapping[str, Any]) -> 'onnx.ModelProto':
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', OPSET)], ir_version=IR_VERSION,
+def _pieces(converted: Converted) -> Iterator[Union[bytes, numpy.ndarray]]:
+    """The file, with each initializer as it is; the parts of a message may come in any order."""
+    rest, training = onnx.ModelProto(), onnx.TrainingInfoProto()
+    rest.CopyFrom(converted.model)
+    rest.ClearField('graph')
+    rest.ClearField('training_info')
+    training.update_binding.extend(converted.model.training_info[0].update_binding)
+    bindings = training.SerializeToString()
+    yield rest.SerializeToString()
+    size, pieces = _graph_pieces(converted.model.graph, converted.weights)
+    yield protobuf.header(7, size)
+    yield from pieces
+    size, pieces = _graph_pieces(converted.model.training_info[0].algorithm, converted.arrays)
+    inner = protobuf.header(2, size)
+    yield protobuf.header(20, len(inner) + size + len(bindings)) + inner
+    yield from pieces
+    yield bindings
+
+
+def _graph_pieces(graph: 'onnx.GraphProto', arrays: Mapping[str, numpy.ndarray]) -> Tuple[int, Iterator[Any]]:
+    """A graph with ``arrays`` as its initializers: how many bytes, and the bytes."""
+    start = graph.SerializeToString()
+    heads = {}
+    for name, array in arrays.items():
+        tensor = TensorProto(name=name, dims=array.shape, data_type=TYPES[array.dtype.name]).SerializeToString()
+        tensor += protobuf.header(9, array.nbytes)
+        heads[name] = protobuf.header(5, len(tensor) + array.nbytes) + tensor
+
+    def pieces() -> Iterator[Any]:
+        yield start
+        for name, array in arrays.items():
+            yield heads[name]
+            yield from chunks(array)
+    return len(start) + sum(len(heads[name]) + array.nbytes for name, array in arrays.items()), pieces()
+
+
+def _tensors(model: 'onnx.ModelProto') -> List[Any]:
+    """All initializers, in the order in which a file has them."""
+    return [*model.graph.initializer, *(tensor for info in model.training_info for tensor in info.algorithm.initializer)]
+
+
+def _array(file: Any, tensor: Any, place: protobuf.Place) -> numpy.ndarray:
+    """The array of an initializer whose bytes lie at ``place``."""
+    names = {number: name for name, number in TYPES.items()}
+    if tensor.data_type not in names:
+        raise StateFileError(f'{tensor.name!r} must be one of {one_of(TYPES)}. Received: type {tensor.data_type}.')
+    dtype = numpy.dtype(names[tensor.data_type]).newbyteorder('<')
+    if place.size != dtype.itemsize * math.prod(tensor.dims):
+        raise StateFileError(f'{tensor.name!r} must have {math.prod(tensor.dims)} elements. Received: {place.size} bytes.')
+    array = numpy.empty(tuple(tensor.dims), dtype)
+    file.seek(place.begin)
+    if file.readinto(array.reshape(-1).view('uint8')) != place.size:
+        raise StateFileError(f'{tensor.name!r} must be complete. The file is cut off: take another copy.')
+    return array.astype(dtype.newbyteorder('='), copy=False)
+
+
+def _states(model: 'onnx.ModelProto', arrays: Dict[str, numpy.ndarray]) -> OptimizerStates:
+    manifest = {entry.key: entry.value for entry in model.metadata_props}.get(MANIFEST)
+    if manifest is None or not model.training_info:
+        raise StateFileError(f'The model must be one of `to_onnx`, with training_info and {MANIFEST!r} in its metadata. '
+                             f'Received: producer {model.producer_name!r} and {len(model.training_info)} training_info. '
+                             'Pass the right model.')
+    known = json.loads(manifest)
+    if 't' not in arrays:
+        raise StateFileError("The model must hold the initializer 't'. Received: one without. Convert again.")
+    more = int(arrays['t']) - 1 - max(known['counts'].values())
+    states = record.states_of(known, more)
+    rule = rules.get(states.optimizer)
+    record.take(states, known, rule.slots(rule.hyperparameters(**states.hypers)), arrays, more)
+    states.producer['onnx'] = onnx.__version__
+    return states
+
+
+def _model(graph: Any, manifest: Mapping[str, Any], algorithm: Any = None) -> 'onnx.ModelProto':
+    """A model that imports what the nodes of ``graph`` or ``algorithm`` need."""
+    domains = {node.domain for node in [*graph.node, *(algorithm.node if algorithm else ())]} - {''}
+    opsets = [helper.make_opsetid('', OPSET), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION,
                               producer_name='gluon_optim', producer_version=__version__)
     if manifest:
         helper.set_model_props(model, {MANIFEST: json.dumps(manifest)})
     return model
 
 
-def _manifest(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
-    """What `from_onnx` needs beside the arrays."""
-    return dict(optimizer=states.optimizer, hypers=states.hypers, num_update=states.num_update, scheduler=states.scheduler,
-                loss_scaler=states.loss_scaler, producer=states.producer, parameters=[dataclasses.asdict(info) for info in chosen],
-                counts={info.name: states.counts.get(info.name, 0) for info in chosen},
-                fresh=[info.name for info in chosen if info.name not in states.slots])
-
-
-def _form(rule: Type[Rule], h: Values) -> conversions.Foreign:
+def _form(rule: Type[Rule], h: Values, target: str) -> Foreign:
     """How a step model keeps ``rule``: everything, under our own names."""
     own = {slot.name: slot.name for slot in rule.slots(h)}
-    return conversions.mirror(rule, h.asdict())._replace(path='the ONNX model', slots=own)
+    path = 'the ONNX model'
+    if target == 'preview':
+        path += f' with {preview.check(rule, h).op} of {preview.DOMAIN}'
+    return mirror(rule, h.asdict())._replace(path=path, slots=own)
 
 
 def _weight(info: ParameterInfo, entry: Mapping[str, Any], weights: Optional[Mapping[str, Any]]) -> Optional[numpy.ndarray]:
@@ -274,10 +387,16 @@ def _fresh(slots: Iterable[Slot], info: ParameterInfo, weight: Optional[numpy.nd
     return {**{slot.name: initial_slot(slot, master.get('master', start)) for slot in slots}, **master}
 
 
-def _say(form: conversions.Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
+def _say(form: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo], digits: Sequence[str]) -> List[str]:
     """What the user has to do by hand: lines for the report."""
     alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # multipliers are in the model
     lines = conversions.what_to_say(form, h, dataclasses.replace(states, scheduler=None, master={}), alike)
+    if digits:
+        lines[0] = lines[0].replace(f': {EXACT};', f': {APPROXIMATE};')
+    fresh = [info.name for info in chosen if info.name not in states.slots]
+    if fresh and len(fresh) < len(chosen):
+        lines.append(f'the gradients of {one_of(fresh)} are inputs too: leave out by params= what is not trained, such as running '
+                     'statistics')
     rate = repr(h.learning_rate)
     if states.scheduler:
         rate = f"what the scheduler {states.scheduler.get('class')} gives, which has base_lr {rate}"
@@ -301,8 +420,9 @@ def _shape(name: str, shape: Any) -> Tuple[int, ...]:
 
 
 def _nodes(step: Step) -> List[Any]:
-    return [helper.make_node(op, inputs, [output], name=output, **{key: _attribute(value) for key, value in attributes.items()})
-            for op, inputs, output, attributes in step.operators]
+    return [helper.make_node(op, inputs, outputs, outputs[0], domain=domain,
+                             **{key: _attribute(value) for key, value in attributes.items()})
+            for op, inputs, outputs, attributes, domain in step.operators]
 
 
 def _attribute(value: Any) -> Any:

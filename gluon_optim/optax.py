@@ -15,9 +15,9 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 
 import numpy
 
-from . import conversions, rules
+from . import conversions, optax_states, rules
+from .optax_states import MULTIPLIERS
 from .rules import Rule
-from .rules.base import initial_slot
 from .schema import Hyper, Slot, Values, check_known, one_of
 from .states.neutral import OptimizerStates, ParameterInfo
 
@@ -28,11 +28,10 @@ try:
 except ImportError as error:
     raise ImportError("gluon_optim.optax needs JAX and optax: pip install 'gluon-optim[optax]'") from error
 
-__all__ = ['RuleState', 'arguments', 'create', 'from_optax', 'to_optax']
+__all__ = ['RuleState', 'arguments', 'create', 'from_optax', 'load', 'save', 'to_optax']
 
 MULTI_PRECISION = Hyper('multi_precision', True, (False, True), 'keep float32 masters of float16 and bfloat16 parameters')
 SCHEDULED = ('learning_rate', 'wd')  # may be functions of the number of updates, or JAX arrays
-MULTIPLIERS = ('lr_mult', 'wd_mult')
 TYPES = ('float16', 'bfloat16', 'float32', 'float64')
 
 
@@ -241,26 +240,16 @@ def to_optax(states: OptimizerStates, target: str = 'mirror', params: Any = None
         Where the states do not fit the rule, something would be lost, or JAX would round float64.
     """
     check_known('target', target, ['mirror'], ValueError)
-    rule = rules.get(states.optimizer)
-    h = rule.hyperparameters(**states.hypers)
     tree, chosen = _select(states, params)
-    form = _form(rule, h)
-    lost = conversions.what_is_lost(form, rule, h, states, chosen)
-    if lost and not allow_lossy:
-        raise ValueError(f"optax would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without.")
     doubles = [info.name for info in chosen if info.dtype == 'float64']
     if doubles and _widest() != jnp.float64:
         raise ValueError(f'JAX must have float64 switched on, or it rounds {one_of(doubles)}. Received: jax_enable_x64=False. '
                          "Call jax.config.update('jax_enable_x64', True) first.")
-    entries = conversions.to_state_dict(form, rule, h, states, chosen)['state']
-    full = [entries.get(position) or _fresh(rule.slots(h), info, weights) for position, info in enumerate(chosen)]
-    counts = [int(entry.get('step', 0)) for entry in full]
-    arrays = [{key: jnp.array(numpy.asarray(array)) for key, array in entry.items() if key != 'step'} for entry in full]
+    packed = optax_states.pack(states, chosen, weights, allow_lossy)
+    counts = packed.counts
     count = jnp.int32(counts[0]) if len(set(counts)) == 1 else tree.unflatten(list(map(jnp.int32, counts)))
-    slots = {slot.name: tree.unflatten([own[slot.name] for own in arrays]) for slot in rule.slots(h)}
-    lines = ['lost: ' + line for line in lost] + _say(form, h, states, chosen)
-    states.report.extend(line for line in lines if line not in states.report)
-    return RuleState(count, slots, _masters(tree, [own.get('master') for own in arrays]))
+    slots = {name: tree.unflatten(list(map(jnp.array, arrays))) for name, arrays in packed.slots.items()}
+    return RuleState(count, slots, _masters(tree, [None if master is None else jnp.array(master) for master in packed.masters]))
 
 
 def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
@@ -268,15 +257,29 @@ def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
 
     ``rescale_grad`` is 1: give gradients of the mean loss. Replace ``learning_rate`` by a schedule where Gluon had one.
     """
-    rule = rules.get(states.optimizer)
     tree, chosen = _select(states, params)
-    found = dict(rule.hyperparameters(**states.hypers).asdict(), rescale_grad=1.0)
-    for name in MULTIPLIERS:
-        mults = [getattr(info, name) for info in chosen]
-        if set(mults) != {1.0}:
-            found[name] = tree.unflatten(mults)
-    halves = {info.name for info in chosen if info.dtype == 'float16'} & set(states.slots)
-    return dict(found, multi_precision=False) if halves - set(states.master) else found
+    found = optax_states.arguments(states, chosen)
+    return {key: tree.unflatten(value) if key in MULTIPLIERS else value for key, value in found.items()}
+
+
+def load(path: Any, params: Any = None) -> Tuple[RuleState, Dict[str, Any]]:
+    """The state in a file of ``gluon-optim convert --to optax``, and the arguments of `create`, ``name`` included:
+
+        state, arguments = gluon_optim.optax.load('run.npz')
+        optimizer = gluon_optim.optax.create(**arguments)
+
+    ``params`` as in `to_optax`. Raises StateFileError (a ValueError) for a file that is damaged or something else, else as
+    `to_optax` does.
+    """
+    states, _ = optax_states.read(path)
+    return to_optax(states, params=params), dict(arguments(states, params), name=states.optimizer)
+
+
+def save(path: Any, state: RuleState, optimizer: str, params: Any = None, names: Any = None, num_update: Optional[int] = None,
+         **hypers: Any) -> None:
+    """Write a state as `load` and ``gluon-optim convert`` read it: the way back to MXNet. Arguments as in `from_optax`."""
+    states = from_optax(state, optimizer, params, names, num_update, **hypers)
+    optax_states.write(path, states, states.parameters)
 
 
 def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any = None, num_update: Optional[int] = None,
@@ -308,7 +311,7 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
                         'Take it out of the state of the chain.')
     rule = rules.get(optimizer)
     h = rule.hyperparameters(**hypers)
-    form = _form(rule, h)
+    form = optax_states.form(rule, h)
     shown = next((x for x in (params, names, *state.slots.values()) if x is not None), None)
     paths, tree = jax.tree_util.tree_flatten_with_path(shown)
     likes: List[Any] = [like if params is not None else None for _, like in paths]
@@ -340,32 +343,6 @@ def _select(states: OptimizerStates, params: Any) -> Tuple[Any, List[ParameterIn
         raise TypeError(f'`params` must be a pytree of names. Received: {type(strangers[0]).__name__} in it. '
                         "Write names in the form of the parameters, e.g. {'kernel': 'dense0.weight'}.")
     return tree, conversions.select(states, names)
-
-
-def _form(rule: Type[Rule], h: Values) -> conversions.Foreign:
-    """How an optimizer of `create` keeps ``rule``: everything, under our own names."""
-    own = {slot.name: slot.name for slot in rule.slots(h)}
-    return conversions.mirror(rule, h.asdict())._replace(path=f'gluon_optim.optax.create({rule.name!r})', slots=own)
-
-
-def _fresh(slots: Sequence[Slot], info: ParameterInfo, weights: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
-    """What a parameter starts with that has seen no update."""
-    known = info.name in (weights or {})
-    if not known and (info.dtype == 'float16' or any(slot.init == 'weight' for slot in slots)):
-        raise ValueError(f'{info.name!r} has seen no update, and its state begins with its weight. Pass `weights`.')
-    start = numpy.asarray(weights[info.name] if weights and known else numpy.zeros(info.shape, info.dtype))
-    master = {'master': start.astype('float32')} if info.dtype == 'float16' else {}
-    return {**{slot.name: initial_slot(slot, master.get('master', start)) for slot in slots}, **master}
-
-
-def _say(form: conversions.Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
-    """What the user has to do by hand: lines for the report."""
-    alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # `arguments` has the multipliers
-    lines = conversions.what_to_say(form, h, dataclasses.replace(states, scheduler=None, master={}), alike)
-    if states.scheduler:
-        lines.append(f"the scheduler {states.scheduler.get('class')} is not carried over: pass a schedule as learning_rate; it is "
-                     f'called with the number of updates done, {states.num_update} at the next one')
-    return lines
 
 
 def _dotted(path: Sequence[Any]) -> str:

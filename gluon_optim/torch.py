@@ -18,7 +18,7 @@ import numpy
 from . import conversions, rules
 from .rules import Rule
 from .rules.base import scalars
-from .schema import Hyper, Slot, Values, check_known
+from .schema import Hyper, Slot, Values, check_known, one_of
 from .states.neutral import OptimizerStates
 
 try:
@@ -275,20 +275,23 @@ def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) 
     return [{'params': [params[position] for position in group['params']]} for group in state_dict['param_groups']]
 
 
-def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[Iterable[str]] = None, allow_lossy: bool = False
-             ) -> Dict[str, Any]:
+def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[Iterable[str]] = None, allow_lossy: bool = False,
+             copy: bool = True) -> Dict[str, Any]:
     """The state of a Gluon run as ``state_dict`` of a PyTorch optimizer; `torch.load(weights_only=True)` reads it.
 
     Parameters
     ----------
     states : OptimizerStates
     target : str
-        'mirror' for what `create` makes: every optimizer, exactly. 'torch' for the class of ``torch.optim`` that computes
-        the same (AdamW, SGD).
+        'mirror' for what `create` makes: every optimizer, exactly. 'torch', 'timm', 'torch_optimizer' or 'apex' for a class of
+        ``torch.optim`` or of these packages that computes the same; docs/CONVERSIONS.md has the list. The first line in the
+        report says whether the conversion is exact, equal at constant learning rate, or approximate.
     params : list of str, optional
         Names in the order of the PyTorch optimizer's parameters; left out, all of them in trainer order.
     allow_lossy : bool
         Convert although something is lost.
+    copy : bool
+        Whether the tensors are copies. Without, most share the memory of ``states``: save them, do not train with them.
 
     PyTorch matches parameters by position. Where parameters have several values of lr_mult or wd_mult there is one group for
     each, ids still number the parameters in the order above, and `param_groups` builds the optimizer's groups to match.
@@ -304,18 +307,20 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
     form, chosen = conversions.find(rule, target, states.hypers), conversions.select(states, params)
     lost = conversions.what_is_lost(form, rule, h, states, chosen)
     if lost and not allow_lossy:
-        raise ValueError(f"target={target!r} would lose {'; '.join(lost)}. "
-                         "Pass allow_lossy=True to go on without, or target='mirror', which keeps everything.")
+        mirror = ", or target='mirror', which keeps everything" * (target != 'mirror' and conversions.mirrored(rule))
+        raise ValueError(f"target={target!r} would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without{mirror}.")
     converted = conversions.to_state_dict(form, rule, h, states, chosen)
     groups = [_complete(form, group, states, chosen) for group in converted['param_groups']]
-    state = {position: {key: _tensor(array) for key, array in entry.items()} for position, entry in converted['state'].items()}
+    state = {position: {key: _tensor(array, copy) for key, array in entry.items()}
+             for position, entry in converted['state'].items()}
     lines = ['lost: ' + line for line in lost] + conversions.what_to_say(form, h, states, chosen)
     states.report.extend(line for line in lines if line not in states.report)
     return {'state': state, 'param_groups': groups}
 
 
 def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, target: str = 'mirror',
-               params: Any = None, num_update: Optional[int] = None) -> OptimizerStates:
+               params: Any = None, num_update: Optional[int] = None, allow_lossy: bool = False,
+               copy: bool = True) -> OptimizerStates:
     """A PyTorch optimizer's ``state_dict`` as `OptimizerStates`: the inverse of `to_torch`.
 
     Parameters
@@ -332,6 +337,10 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
         which number the parameters of all groups. Without shapes those of the slots are taken, and the report says so.
     num_update : int, optional
         What MXNet's schedulers shall see; left out, the largest number of updates.
+    allow_lossy : bool
+        Convert although the steps will not be quite the same.
+    copy : bool
+        Whether the arrays are copies. Without, most share the memory of ``state_dict``, which must not change any more.
 
     Raises
     ------
@@ -345,8 +354,11 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
                          "Pass e.g. optimizer='adamw'.")
     rule = rules.get(name)
     arrays = {key: {word: _array(value) for word, value in entry.items()} for key, entry in state_dict['state'].items()}
+    groups = [{key: value.item() if getattr(value, 'shape', None) == () else _array(value) for key, value in group.items()}
+              for group in groups]
     form = conversions.find(rule, target, groups[0])
-    states = conversions.from_state_dict(form, rule, {'state': arrays, 'param_groups': groups}, params, num_update)
+    given = {'state': arrays, 'param_groups': groups}
+    states = conversions.from_state_dict(form, rule, given, params, num_update, allow_lossy, copy)
     states.producer['torch'] = str(torch.__version__)
     return states
 
@@ -388,19 +400,37 @@ def _complete(form: conversions.Foreign, group: Dict[str, Any], states: Optimize
                      if info.dtype == 'float16' and info.name in states.slots and info.name not in states.master]
         return dict(group, optimizer=form.rule, multi_precision=not no_master,
                     param_names=[chosen[position].name for position in group['params']])
-    module, name = form.path.rsplit('.', 1)
-    options = {key: value for key, value in group.items() if key != 'params'}
-    fresh = getattr(importlib.import_module(module), name)([torch.zeros(1)], **options)
-    return dict(fresh.state_dict()['param_groups'][0], params=group['params'])
+    module, _, name = (form.path if form.cls is None else form.cls).rpartition('.')
+    if not module:
+        return {key: _tensor(value) for key, value in group.items()}
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(f'target={form.target!r} needs {module}.{name} at hand, whose options differ between versions: '
+                          f"pip install {module.split('.')[0]}") from error
+    fresh = cls([torch.zeros(1)], lr=max(group['lr'], 0) or 1.0).state_dict()['param_groups'][0]
+    unknown = [key for key in form.keys if key not in fresh]
+    if unknown:
+        raise ValueError(f'{form.path} must have {one_of(unknown)}, which the installed version lacks. Install a newer one.')
+    switches = [key for key in form.fixed if key not in fresh]  # of later versions
+    return dict(fresh, **{key: _tensor(value) for key, value in group.items() if key not in switches})
 
 
-def _tensor(array: Any) -> torch.Tensor:
-    return torch.from_numpy(numpy.array(array, order='C'))
+def _tensor(value: Any, copy: bool = True) -> Any:
+    """An array, also in a list, as tensor, of its own or where possible in the same memory; other things as they are."""
+    if isinstance(value, list):
+        return [_tensor(item, copy) for item in value]
+    if not hasattr(value, 'dtype'):
+        return value
+    return torch.from_numpy(numpy.array(value, order='C') if copy else numpy.require(value, requirements=['C', 'W']))
 
 
 def _array(value: Any) -> Any:
-    """A tensor on any device as NumPy array of its own (bfloat16, which NumPy lacks, as float32); other things as they are."""
+    """A tensor on any device as NumPy array (bfloat16, which NumPy lacks, as float32), of a CPU in the same memory; other things
+    as they are."""
+    if isinstance(value, list):
+        return [_array(item) for item in value]
     if not isinstance(value, torch.Tensor):
         return value
     value = value.detach().cpu()
-    return numpy.array((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()

@@ -1,4 +1,5 @@
 """The command gluon-optim on files: what it prints, what it writes, and its exit codes."""
+import argparse
 import io
 import json
 import math
@@ -241,7 +242,7 @@ def test_what_is_refused_leaves_no_file_and_an_old_one_as_it_was(run, saved, tmp
     scheduled = OLD / 'adam-scheduled.states'
     refused(run('convert', scheduled, '--to', 'mxnet', '--mxnet-version', '2', '-o', 'out'), 1, 'would lose', '--allow-lossy')
     refused(run('convert', OLD / 'adam-bare.states', '--to', 'mxnet', '-o', 'out'), 1, 'does not contain its optimizer')
-    refused(run('convert', OLD / 'dict.params', '--to', 'torch', '-o', 'out'), 1, 'parameters only')
+    refused(run('convert', OLD / 'dict.params', '--to', 'mxnet', '-o', 'out'), 1, 'parameters only')
     refused(run('convert', saved, '--to', 'mxnet', '--mxnet-version', '1', '--params', 'a,b', '-o', 'out'), 1,
             "'0.bias', '0.weight'")
     assert (tmp_path / 'out').read_text() == 'precious' and sorted(os.listdir(tmp_path)) == ['out', 'run.safetensors']
@@ -326,7 +327,7 @@ def test_progress_is_shown_on_a_terminal_only(saved, monkeypatch):
         stream = io.StringIO()
         stream.isatty = lambda terminal=terminal: terminal
         monkeypatch.setattr(sys, 'stderr', stream)
-        cli_states.read(str(saved), None)
+        cli_states.read(str(saved), argparse.Namespace(params=None, optimizer=None, source=None))
         assert ('reading run.safetensors' in stream.getvalue()) == terminal
 
 

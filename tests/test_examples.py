@@ -114,6 +114,21 @@ def test_the_run_goes_on_in_pytorch(tmp_path, options):
     assert max(abs(torch[step] - mxnet[step]) for step in torch) < 2e-3
 
 
+def test_a_resnet_is_finished_in_pytorch(tmp_path):
+    torch = pytest.importorskip('torch')
+    in_gluon = run('train_resnet.py', '--checkpoint-dir', tmp_path / 'run', '--epochs', '2')
+    said = run('finish_resnet_in_pytorch.py', tmp_path / 'run/step-22.safetensors', '--save', tmp_path / 'net.pt')
+    apart = re.search(r'differ by (\S+) in .* most (\S+) in .* ten, (\S+) in all 22', said)
+    first, ten, every = map(float, apart.groups())
+    assert first < 1e-5  # rounding, and what 22 steps at full learning rate make of it
+    assert ten < 1e-2
+    assert every < 5e-2
+    accuracies = [float(re.search(r'accuracy (\S+)%', text).group(1)) for text in (in_gluon, said)]
+    assert abs(accuracies[0] - accuracies[1]) < 3
+    assert 'downsample.1.running_var' in ' '.join(torch.load(tmp_path / 'net.pt', weights_only=True))
+    assert 'already holds a run' in run('train_resnet.py', '--checkpoint-dir', tmp_path / 'run', code=1)
+
+
 def test_the_code_of_the_readme_runs(tmp_path):
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
     assert len(blocks) == 3

@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 
+import conversion_runs
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, digest
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
-from gluon_optim.onnx import export_step, from_onnx, initial_slots, to_onnx, unpack  # noqa: E402
+from gluon_optim.onnx import export_step, from_onnx, initial_slots, read, to_onnx, unpack, write  # noqa: E402
 
 STEPS = 20
 SHAPES = {'weight': (4, 3), 'bias': (3,), 'one': (1,), 'number': ()}
@@ -328,6 +329,7 @@ def test_counts_multipliers_masters_and_fresh_parameters():
     assert digest(back) == digest(states) and back.parameters == infos and 'one' not in back.slots
     step, arrays = unpack(model)
     assert arrays['weight'].tobytes() == masters['weight'].astype('float16').tobytes()
+    assert {x.name for x in step.graph.input} >= set(arrays)  # all that comes out can be fed again
     by_count = [{key: gradients[(counts[key] + k) % 8][key] for key in weights} for k in range(4)]
     found = run_model(step, arrays, by_count, 5, counted=True)
     for key in weights:
@@ -391,7 +393,7 @@ def test_foreign_models_are_refused():
     states, weights = states_of('adamw', {})
     model = to_onnx(states, weights=weights)
     del model.training_info[0].algorithm.initializer[0]
-    with pytest.raises(ValueError, match="must hold the initializers 'weight/mean'"):
+    with pytest.raises(ValueError, match="the arrays 'weight/mean' must be there"):
         from_onnx(model)
 
 
@@ -401,3 +403,120 @@ def test_too_large_a_file_is_refused_before_it_is_made(monkeypatch):
     states, weights = states_of('adamw', {})
     with pytest.raises(ValueError, match='must be below 2 GiB'):
         to_onnx(states, weights=weights)
+
+
+# -- every optimizer, every step ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'float64'])
+@pytest.mark.parametrize('name, which', conversion_runs.CASES)
+def test_a_run_goes_on_in_onnx_and_comes_back(name, which, dtype, tmp_path):
+    states, weights = conversion_runs.half_trained(name, which, dtype)
+    write(tmp_path / 'run.onnx', states, weights=weights)
+    model = onnx.load(str(tmp_path / 'run.onnx'))
+    back, held = read(tmp_path / 'run.onnx')
+    assert digest(back) == digest(states) == digest(from_onnx(model)) and back.hypers == states.hypers
+    assert back.parameters == states.parameters and {key: held[key].tobytes() for key in held} == {
+        key: weights[key].tobytes() for key in weights}
+    gradients = conversion_runs.gradients_of(dtype, STEPS, 2)
+    found = run_model(*unpack(model), gradients, 10, counted=True)
+    after, new, travelled = conversion_runs.advance(states, weights, gradients, 10)
+    conversion_runs.assert_near({key: found.get(key + '/master', found[key]) for key in weights}, after, new, travelled)
+    if dtype == 'float16':
+        assert all(found[key].tobytes() == found[key + '/master'].astype('float16').tobytes() for key in weights)
+
+
+@pytest.mark.parametrize('name', ['ftml', 'lamb', 'adam', 'adam_torch', 'radam', 'novograd', 'lans', 'nadam_torch', 'adabelief'])
+def test_late_in_a_run(name):
+    states, weights = conversion_runs.half_trained(name, 'usual')
+    states = conversion_runs.late(states, 100_000)
+    gradients = conversion_runs.gradients_of('float32', STEPS, 2)
+    found = run_model(*unpack(to_onnx(states, weights=weights)), gradients, 10, counted=True)
+    conversion_runs.assert_near(found, *conversion_runs.advance(states, weights, gradients, 10))
+
+
+# -- the optimizers of the standard itself -----------------------------------------------------------------------------
+
+EXACT = [  # numbers that float32 holds, as the attributes of these operators are
+    ('adam', dict(beta1=0.875, beta2=0.96875, epsilon=2.0 ** -10, wd=0.125)), ('adam', dict(beta1=0.0, beta2=0.5, epsilon=0.25)),
+    ('sgd_torch', dict(momentum=0.875, wd=0.125)), ('sgd_torch', dict(momentum=0.5, dampening=0.25, wd=0.125)),
+    ('sgd_torch', dict(momentum=0.875, nesterov=True, wd=0.125)), ('sgd_ema', dict(momentum=0.875, wd=0.125)),
+    ('adagrad_torch', dict(epsilon=2.0 ** -10, lr_decay=0.0625, initial_accumulator=0.5, wd=0.125)),
+]
+
+
+def evaluate(model, arrays, gradients, begin):
+    """`run_model` on the evaluator that comes with the standard: ONNX Runtime has no kernels for these."""
+    reference = pytest.importorskip('onnx.reference')
+    onnx.checker.check_model(model)
+    evaluator, arrays = reference.ReferenceEvaluator(model), dict(arrays)
+    for t, gradient in enumerate(gradients, begin + 1):
+        feeds = {**arrays, **{key + '/grad': g for key, g in gradient.items()}, 'learning_rate': np.array(rate(t))}
+        arrays = {key[:-len('/new')]: np.asarray(x) for key, x in zip(evaluator.output_names, evaluator.run(None, feeds))}
+    return arrays
+
+
+def assert_as_after(found, after, new, travelled):
+    """The evaluator may compute in double what it was given in single precision; its operators are written in another order."""
+    found = {key: found.get(key + '/master', found[key]).astype(after.master.get(key, new[key]).dtype) for key in new}
+    conversion_runs.assert_near(found, after, new, travelled)
+
+
+def trained(name, hypers, dtype, updates=10):
+    infos = [ParameterInfo(key, key, shape, dtype, *((0.5, 2.0) if key == 'bias' else ()))
+             for key, shape in conversion_runs.SHAPES.items()]
+    fresh = OptimizerStates(name, rules.get(name).hyperparameters(**hypers).asdict(), 0, infos, dict.fromkeys(SHAPES, 0), {})
+    if not updates:
+        return fresh, conversion_runs.weights_of(dtype)
+    return conversion_runs.advance(fresh, conversion_runs.weights_of(dtype), conversion_runs.gradients_of(dtype, updates, 1), 0)[:2]
+
+
+@pytest.mark.parametrize('updates', [0, 1, 10])
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'float64'])
+@pytest.mark.parametrize('name, hypers', EXACT)
+def test_the_optimizers_of_the_standard_compute_the_same(name, hypers, dtype, updates, tmp_path):
+    states, weights = trained(name, hypers, dtype, updates)
+    write(tmp_path / 'run.onnx', states, 'preview', weights=weights)
+    model = onnx.load(str(tmp_path / 'run.onnx'))
+    onnx.checker.check_model(model)
+    assert digest(from_onnx(model)) == digest(states) and ': exact; 4 of 4 parameters' in states.report[0]
+    nodes = [node for node in model.training_info[0].algorithm.node if node.domain == 'ai.onnx.preview.training']
+    assert len(nodes) == 4 and {(x.domain, x.version) for x in model.opset_import} >= {('ai.onnx.preview.training', 1)}
+    gradients = conversion_runs.gradients_of(dtype, STEPS, 2)
+    found = evaluate(*unpack(model), gradients, updates)
+    after, new, travelled = conversion_runs.advance(states, weights, gradients, updates)
+    assert_as_after(found, after, new, travelled)
+
+
+def test_the_optimizers_of_the_standard_count_each_parameter():
+    states, weights = trained('adam', EXACT[0][1], 'float32')
+    states.counts.update(weight=3, one=7)
+    gradients = conversion_runs.gradients_of('float32', 5, 2)
+    found = evaluate(*unpack(to_onnx(states, 'preview', weights=weights)), gradients, 10)
+    assert_as_after(found, *conversion_runs.advance(states, weights, gradients, 10))
+    assert found['t'] == 16
+
+
+@pytest.mark.parametrize('hypers, dtype, words', [
+    (dict(beta2=0.999), 'float32', ['beta=0.999', 'off by up to 1.3e-05']), (dict(wd=0.1), 'float64', ['norm_coefficient=0.1']),
+    (dict(epsilon=1e-8), 'float64', ['epsilon=1e-08']),
+])
+def test_digits_that_the_standard_cannot_hold_are_said(hypers, dtype, words):
+    states, weights = trained('adam', dict(EXACT[0][1], **hypers), dtype)
+    with pytest.raises(ValueError, match='ONNX would lose digits') as caught:
+        to_onnx(states, 'preview', weights=weights)
+    assert all(word in str(caught.value) for word in words) and not states.report
+    to_onnx(states, 'preview', weights=weights, allow_lossy=True)
+    assert ': approximate; ' in '\n'.join(states.report) and states.report[0].startswith('lost: digits')
+
+
+@pytest.mark.parametrize('name, hypers, reason', [
+    ('adam_torch', {}, 'epsilon after bias correction'), ('adamw', {}, 'decay follows the learning rate'),
+    ('adagrad', {}, 'eps inside the root'), ('sgd', {'momentum': 0.5}, 'inside its momentum'), ('novograd', {}, 'none of them'),
+    ('sgd_torch', {}, 'no momentum buffer'), ('adam', {'clip_gradient': 1.0}, 'no clip_gradient'),
+    ('sgd_ema', {'nesterov': True}, 'nesterov weighs'), ('sgd_ema', {'bias_correction': True}, 'bias_correction'),
+])
+def test_what_the_standard_does_not_compute_is_refused(name, hypers, reason):
+    states, weights = trained(name, hypers, 'float32')
+    with pytest.raises(ValueError, match='is none of the optimizers of ai.onnx.preview.training') as caught:
+        to_onnx(states, 'preview', weights=weights)
+    assert reason in str(caught.value) and "target='mirror'" in str(caught.value)

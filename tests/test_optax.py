@@ -4,17 +4,18 @@ import math
 import subprocess
 import sys
 
+import conversion_runs
 import numpy as np
 import pytest
 
-from gluon_optim import rules
+from gluon_optim import optax_states, rules
 from gluon_optim.rules.base import initial_slot
 from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, digest
 
 jax = pytest.importorskip('jax')
 optax = pytest.importorskip('optax')
 jnp = jax.numpy
-from gluon_optim.optax import arguments, create, from_optax, to_optax  # noqa: E402
+from gluon_optim.optax import arguments, create, from_optax, load, save, to_optax  # noqa: E402
 
 STEPS = 20
 SHAPES = {'weight': (4, 3), 'bias': (3,), 'one': (1,), 'number': ()}
@@ -305,31 +306,6 @@ def test_without_jax_there_is_one_line_that_says_what_to_do():
 
 # -- states into JAX and back ------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('dtype, x64', [('float32', False), ('float64', True)], indirect=['x64'])
-@pytest.mark.parametrize('name', rules.names())
-def test_states_into_jax_and_back(name, dtype, x64):
-    hypers = dict(settings(name, {}), rescale_grad=1.0)
-    states, weights = states_of(name, hypers, dtype)
-    state = to_optax(states)
-    infos = {info.name: info for info in states.parameters}
-    back = from_optax(state, name, infos, **states.hypers)
-    assert digest(back) == digest(states) and back.hypers == states.hypers
-    assert sorted(back.parameters, key=repr) == sorted(states.parameters, key=repr)
-    _, gradients = weights_and_gradients(dtype, seed=2)
-    expected, _, travelled = run_rule(name, hypers, weights, gradients, 10, states.slots)
-    optimizer = create(name, **dict(arguments(states), learning_rate=schedule))
-    fresh = optimizer.init(weights)
-    assert jax.tree_util.tree_structure(state) == jax.tree_util.tree_structure(fresh)
-    kinds = [[(x.shape, x.dtype) for x in jax.tree_util.tree_leaves(tree)] for tree in (state, fresh)]
-    assert kinds[0] == kinds[1]
-    params, later = run(optimizer, weights, gradients, state)
-    assert_near(params, expected, travelled, LIMITS[dtype])
-    after = from_optax(later, name, params, **states.hypers)
-    assert after.num_update == 30 and set(after.counts.values()) == {30}
-    again = to_optax(after)
-    assert all(bytes(np.asarray(x)) == bytes(np.asarray(y)) for x, y in zip(*map(jax.tree_util.tree_leaves, (again, later))))
-
-
 def test_counts_multipliers_masters_and_fresh_parameters():
     weights, gradients = weights_and_gradients('float16', 4)
     infos = [ParameterInfo('weight', 'w', (4, 3), 'float16', 0.5, 1.0), ParameterInfo('bias', 'b', (3,), 'float16', 1.0, 0.0),
@@ -409,3 +385,48 @@ def test_states_of_others_are_refused():
         from_optax(state, 'adamw', {'w': jnp.ones(2, jnp.bfloat16)})
     back = from_optax(state, 'adamw')
     assert back.names == ['w'] and any('shapes and types of weights are those of the slots' in line for line in back.report)
+
+
+# -- every optimizer, every step ---------------------------------------------------------------------------------------
+
+def written(path, states, weights=None):
+    optax_states.write(path, states, states.parameters, weights)
+    return path
+
+
+@pytest.mark.parametrize('dtype, x64, which', [
+    ('float32', False, 'usual'), ('float32', False, 'other'), ('float16', False, 'usual'), ('float64', True, 'other'),
+], indirect=['x64'])
+@pytest.mark.parametrize('name', conversion_runs.NAMES)
+def test_a_run_goes_on_in_jax_and_comes_back(name, which, dtype, x64, tmp_path):
+    states, weights = conversion_runs.half_trained(name, which, dtype)
+    path = written(tmp_path / 'run.npz', states)
+    back, _ = optax_states.read(path)
+    assert digest(back) == digest(states) and (back.hypers, back.parameters) == (states.hypers, states.parameters)
+    state, given = load(path)
+    direct = jax.tree_util.tree_leaves(to_optax(states))
+    assert all(bytes(np.asarray(x)) == bytes(np.asarray(y)) for x, y in zip(direct, jax.tree_util.tree_leaves(state)))
+    optimizer = create(**dict(given, learning_rate=schedule))
+    kinds = [(jax.tree_util.tree_structure(tree), [(x.shape, x.dtype) for x in jax.tree_util.tree_leaves(tree)])
+             for tree in (state, optimizer.init(weights))]
+    assert kinds[0] == kinds[1]
+    gradients = conversion_runs.gradients_of(dtype, STEPS, 2)
+    params, later = run(optimizer, weights, gradients, state)
+    after, new, travelled = conversion_runs.advance(states, weights, gradients, 10)
+    found = params if later.master is None else later.master
+    conversion_runs.assert_near(found, after, new, travelled)
+    save(tmp_path / 'later.npz', later, name, {info.name: info for info in states.parameters}, num_update=30, **states.hypers)
+    again, _ = optax_states.read(tmp_path / 'later.npz')
+    assert (again.counts, again.num_update) == (after.counts, 30)
+    for key, own in again.slots.items():
+        assert all(array.tobytes() == bytes(np.asarray(later.slots[slot][key])) for slot, array in own.items())
+
+
+@pytest.mark.parametrize('name', ['ftml', 'lamb', 'adam', 'adam_torch', 'radam', 'novograd', 'lans', 'nadam_torch', 'adabelief'])
+def test_late_in_a_run(name):
+    states, weights = conversion_runs.half_trained(name, 'usual')
+    states = conversion_runs.late(states, 100_000)
+    gradients = conversion_runs.gradients_of('float32', STEPS, 2)
+    optimizer = create(name, **dict(arguments(states), learning_rate=lambda count: schedule(count - 100_000)))
+    params, _ = run(optimizer, weights, gradients, to_optax(states))
+    conversion_runs.assert_near(params, *conversion_runs.advance(states, weights, gradients, 10))

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from gluon_optim import conversions, rules
+from gluon_optim import rules
 from gluon_optim.rules.base import initial_slot
 from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, digest
 
@@ -472,38 +472,6 @@ def test_states_into_the_mirror_and_back(name, extra, dtype):
         assert far.max() <= (1e-6 if dtype == 'float32' else 1e-12)
 
 
-FOREIGN = [pytest.param(form, extra, id=f'{form.path}-{"-".join(extra) or "default"}') for form in conversions.FOREIGN
-           for extra in ({}, {'amsgrad': True}, {'momentum': 0.9}, {'momentum': 0.9, 'dampening': 0.5},
-                         {'momentum': 0.9, 'nesterov': True})
-           if set(extra) <= {hyper.name for hyper in rules.get(form.rule).hypers}]
-
-
-@pytest.mark.parametrize('form, extra', FOREIGN)
-@pytest.mark.parametrize('dtype, tolerance', [('float64', 1e-12), ('float32', 1e-6)])
-def test_states_into_classes_of_torch(form, extra, dtype, tolerance):
-    hypers = {'wd': 0.1, **extra, **({'epsilon': 1e-3} if 'eps' in form.keys else {})}
-    states, weights = states_of(form.rule, hypers, dtype)
-    params = parameters(weights)
-    cls = getattr(torch.optim, form.path.rsplit('.', 1)[1])
-    optimizer = cls(params.values(), lr=1.0)
-    fresh_keys = set(optimizer.state_dict()['param_groups'][0])
-    state_dict = through_a_file(to_torch(states, target='torch'))
-    assert set(state_dict['param_groups'][0]) == fresh_keys
-    optimizer.load_state_dict(state_dict)
-    back = from_torch(optimizer.state_dict(), form.rule, target='torch', params=states.parameters, num_update=10)
-    assert digest(back) == digest(states) and back.hypers == states.hypers
-    _, gradients = weights_and_gradients(dtype, seed=2)
-    expected, _ = run_rule(form.rule, hypers, weights, gradients, 10, states.slots)
-    travelled = dict.fromkeys(weights, 0.0)
-    for t, gradient in enumerate(gradients, 11):
-        before = {key: p.detach().numpy().copy() for key, p in params.items()}
-        step(optimizer, params, gradient, rate(t))
-        for key, p in params.items():
-            travelled[key] = travelled[key] + np.abs(p.detach().numpy() - before[key])
-    for key, p in params.items():
-        assert (np.abs(p.detach().numpy() - expected[key]) / travelled[key].max()).max() <= tolerance
-
-
 def infos_with_multipliers():
     return [ParameterInfo(name, name, shape, 'float64', lr_mult, wd_mult)
             for (name, shape), (lr_mult, wd_mult) in zip(SHAPES.items(), ((1.0, 1.0), (2.0, 0.0), (1.0, 1.0)))]
@@ -711,9 +679,10 @@ def test_groups_that_a_trainer_cannot_have_are_refused():
     maximizing = torch.optim.AdamW([torch.zeros(2)], maximize=True)
     with pytest.raises(ValueError, match=r'`maximize` .* must be False'):
         from_torch(maximizing.state_dict(), 'adamw', 'torch')
-    adam = torch.optim.Adam([torch.zeros(2)])
-    with pytest.raises(ValueError, match='`decoupled_weight_decay`'):
-        from_torch(adam.state_dict(), 'adamw', 'torch')
+    adam = torch.optim.Adam([torch.zeros(2)]).state_dict()
+    if 'decoupled_weight_decay' in adam['param_groups'][0]:  # since PyTorch 2.7: else nothing tells the two apart
+        with pytest.raises(ValueError, match='`decoupled_weight_decay`'):
+            from_torch(adam, 'adamw', 'torch')
 
 
 def test_a_native_run_of_torch_goes_back_to_gluon():

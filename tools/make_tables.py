@@ -1,4 +1,4 @@
-"""Write the tables of README.md that follow from the declarations of the optimizers; with --check, only compare.
+"""Write the tables of README.md and docs/CONVERSIONS.md that follow from declarations in the code; with --check, only compare.
 
     python tools/make_tables.py
 """
@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import gluon_optim as go
-from gluon_optim.conversions import FOREIGN
+from gluon_optim import rules
+from gluon_optim.foreign import EXACT, FOREIGN, mirrored, reason
 
-README = Path(__file__).resolve().parent.parent / 'README.md'
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def optimizers():
@@ -19,7 +20,8 @@ def optimizers():
     yield '|---|---|---|---|---|'
     for name in go.list_optimizers():
         info = go.optimizer_info(name)
-        classes = ', '.join(f'`{foreign.path}`' for foreign in FOREIGN if foreign.rule == name and foreign.target == 'torch')
+        classes = ', '.join(f'`{form.path}`' + ('' if form.labels[-1].name == EXACT else f' ({form.labels[-1].name})')
+                            for form in FOREIGN if form.rule == name and form.target == 'torch')
         equals = ', '.join(info.equals) or '(nothing else known)'
         yield f'| `{name}` | {info.summary} | {equals} | {memory(info.slots)} | {classes} |'
 
@@ -32,15 +34,36 @@ def memory(slots):
     return ' + '.join(words) or 'none'
 
 
-TABLES = {'optimizers': optimizers}
+def conversions():
+    """One row per optimizer and class of another project."""
+    yield '| optimizer | `target` | class | result | conditions |'
+    yield '|---|---|---|---|---|'
+    for form in sorted(FOREIGN, key=lambda form: (form.rule, form.target)):
+        *better, last = form.labels
+        result = '; '.join([f'{label.name} if {label.when}' for label in better] + ['else ' * bool(better) + last.name])
+        conditions = '; '.join(form.conditions(rules.get(form.rule)))
+        yield f"| `{form.rule}` | `'{form.target}'` | `{form.path}` | {result} | {conditions} |"
 
 
-def updated(text):
-    """``text`` with every table between its markers written anew; ValueError where a marker is missing."""
-    for name, rows in TABLES.items():
-        pattern = re.compile(f'(<!-- begin {name}[^>]*-->\n).*?(<!-- end {name} -->)', re.DOTALL)
+def refused():
+    """One row per optimizer without such a class."""
+    yield '| optimizer | why |'
+    yield '|---|---|'
+    for name in sorted(set(go.list_optimizers()) - {form.rule for form in FOREIGN}):
+        rule = rules.get(name)
+        yield f"| `{name}` | {reason(rule)}{'' if mirrored(rule) else ' (no mirror)'} |"
+
+
+TABLES = {'README.md': [optimizers], 'docs/CONVERSIONS.md': [conversions, refused]}
+
+
+def updated(text, tables, name):
+    """``text`` with each of ``tables`` between its markers written anew; ValueError where a marker is missing."""
+    for rows in tables:
+        marker = rows.__name__
+        pattern = re.compile(f'(<!-- begin {marker}[^>]*-->\n).*?(<!-- end {marker} -->)', re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f'README.md must hold "<!-- begin {name} -->" and "<!-- end {name} -->" on lines of their own.')
+            raise ValueError(f'{name} must hold "<!-- begin {marker} -->" and "<!-- end {marker} -->" on lines of their own.')
         table = '\n'.join(rows()) + '\n'
         text = pattern.sub(lambda found, table=table: found.group(1) + table + found.group(2), text)
     return text
@@ -48,15 +71,19 @@ def updated(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--check', action='store_true', help='exit 1 if README.md is not up to date')
+    parser.add_argument('--check', action='store_true', help='exit 1 if one of them is not up to date')
     check = parser.parse_args().check
-    text = README.read_text(encoding='utf-8')
-    new = updated(text)
-    if check and new != text:
-        print('README.md is not up to date: run python tools/make_tables.py', file=sys.stderr)
+    stale = []
+    for name, tables in TABLES.items():
+        text = (ROOT / name).read_text(encoding='utf-8')
+        new = updated(text, tables, name)
+        if new != text:
+            stale.append(name)
+        if not check:
+            (ROOT / name).write_text(new, encoding='utf-8')
+    if check and stale:
+        print(f'{", ".join(stale)}: not up to date: run python tools/make_tables.py', file=sys.stderr)
         return 1
-    if not check:
-        README.write_text(new, encoding='utf-8')
     return 0
 
 

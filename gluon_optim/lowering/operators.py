@@ -21,12 +21,13 @@ Kind = Tuple[str, Tuple[int, ...]]  # type and shape
 
 
 class Operator(NamedTuple):
-    """One node; ``attributes`` hold NumPy arrays for tensors and names of types for ``to``."""
+    """One node; ``attributes`` hold NumPy arrays for tensors and names of types for ``to``. ``domain`` '' is standard ONNX."""
 
     op: str
     inputs: Tuple[str, ...]
-    output: str
+    outputs: Tuple[str, ...]
     attributes: Dict[str, Any]
+    domain: str = ''
 
 
 class Parameter(NamedTuple):
@@ -96,7 +97,7 @@ class Step:
     def add(self, op: str, inputs: Sequence[str], prefix: str = '', output: str = '', **attributes: Any) -> str:
         """Append an operator; return the name of its output."""
         output = output or f'{prefix}:{op}:{len(self.operators)}'
-        self.operators.append(Operator(op, tuple(inputs), output, attributes))
+        self.operators.append(Operator(op, tuple(inputs), (output,), attributes))
         return output
 
     def constant(self, value: float, dtype: str) -> str:

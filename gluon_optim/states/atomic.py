@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import BinaryIO, Iterator, Optional, Union
 
 from .errors import StateFileError
+from .progress import written
 
 fcntl: Optional[ModuleType]
 try:
@@ -33,7 +34,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         # not tempfile.mkstemp: the kernel applies the umask to this one
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0), 0o666)
-        with os.fdopen(descriptor, 'wb', _BUFFER) as file:
+        with written(descriptor, _BUFFER) as file:
             claim = _claim(descriptor)
             if mode is not None:
                 os.chmod(temporary, mode)

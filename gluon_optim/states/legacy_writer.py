@@ -16,7 +16,7 @@ from .legacy import BUILTINS, MASTER_LAST
 from .ndarray_format import DTYPES, NUMPY_SHAPES, STORAGE_TYPES
 from .neutral import OptimizerStates, chunks
 
-__all__ = ['what_is_lost', 'write_states']
+__all__ = ['trainer_order', 'what_is_lost', 'write_states']
 
 
 class Class(NamedTuple):
@@ -107,7 +107,7 @@ def write_states(path: Path, states: OptimizerStates, version: int, names: Optio
     lost = what_is_lost(states, version)
     if lost and not allow_lossy:
         raise ValueError(f"MXNet {version}.x would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without.")
-    order = _order(states, version, names)
+    order = trainer_order(states, version, names)
     index = {name: place for place, name in enumerate(order) if name}
     indexed = {index[name]: _state(states, name, version) for name in states.slots}
     optimizer = _Object(target.path, _attributes(states, version, target, index))
@@ -158,7 +158,7 @@ def _class(states: OptimizerStates, version: int) -> Class:
                      'gluon_optim installed those of `gluon-optim list`. Convert to another target.')
 
 
-def _order(states: OptimizerStates, version: int, names: Optional[Sequence[str]]) -> List[str]:
+def trainer_order(states: OptimizerStates, version: int, names: Optional[Sequence[str]]) -> List[str]:
     """The parameters as that MXNet's trainer orders them; '' for a place whose parameter is not known."""
     if names is not None:
         strangers = sorted(set(states.slots) - set(names))

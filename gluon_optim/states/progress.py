@@ -1,36 +1,50 @@
-"""Watching how far the reading of a file has come, for progress bars: readers open their files by `opened`."""
+"""Watching how far reading or writing has come, for progress bars: files are opened by `opened` and `written`."""
 import contextlib
 import contextvars
 import io
-from typing import Any, BinaryIO, Callable, Iterator, Optional
+from typing import Any, BinaryIO, Callable, Dict, Iterator, Optional
 
-__all__ = ['opened', 'watched']
+__all__ = ['opened', 'watched', 'written']
 
-_watcher: 'contextvars.ContextVar[Optional[Callable[[int], Any]]]' = contextvars.ContextVar('watcher', default=None)
+Watcher = Optional[Callable[[int], Any]]
+_watchers: 'Dict[str, contextvars.ContextVar[Watcher]]' = {
+    way: contextvars.ContextVar(way, default=None) for way in ('read', 'write')}
 
 
 @contextlib.contextmanager
-def watched(read: Callable[[int], Any]) -> Iterator[None]:
-    """Inside the block ``read`` is called with the number of bytes of each read from a file of states."""
-    token = _watcher.set(read)
+def watched(watcher: Callable[[int], Any], way: str = 'read') -> Iterator[None]:
+    """Inside the block ``watcher`` is called with the number of bytes of each read from a file of states, or each 'write'."""
+    token = _watchers[way].set(watcher)
     try:
         yield
     finally:
-        _watcher.reset(token)
+        _watchers[way].reset(token)
 
 
 def opened(path: Any) -> BinaryIO:
     """``open(path, 'rb')``, watched if somebody watches."""
-    watcher = _watcher.get()
-    return open(path, 'rb') if watcher is None else io.BufferedReader(_Watched(path, watcher))
+    watcher = _watchers['read'].get()
+    return open(path, 'rb') if watcher is None else io.BufferedReader(_Watched(path, 'rb', watcher))
+
+
+def written(descriptor: int, buffer: int) -> BinaryIO:
+    """``os.fdopen(descriptor, 'wb', buffer)``, watched if somebody watches."""
+    watcher = _watchers['write'].get()
+    raw = io.FileIO(descriptor, 'wb') if watcher is None else _Watched(descriptor, 'wb', watcher)
+    return io.BufferedWriter(raw, buffer)
 
 
 class _Watched(io.FileIO):
-    def __init__(self, path: Any, watcher: Callable[[int], Any]):
-        super().__init__(path, 'rb')
+    def __init__(self, file: Any, mode: str, watcher: Callable[[int], Any]):
+        super().__init__(file, mode)
         self._watcher = watcher
 
     def readinto(self, buffer: Any) -> Optional[int]:
         size = super().readinto(buffer)
         self._watcher(size or 0)
+        return size
+
+    def write(self, data: Any) -> int:
+        size = super().write(data) or 0
+        self._watcher(size)
         return size

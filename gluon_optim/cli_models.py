@@ -1,0 +1,92 @@
+"""The part of `gluon-optim convert` that writes models: weights for PyTorch, and drafts of maps."""
+import argparse
+import json
+import os
+from typing import Any, Dict, Mapping, Optional
+
+from . import convert, models, readers
+from .models.gluon import of_checkpoint, source_of, with_states
+from .models.pytorch import target_of
+from .states import atomic, inspection
+from .states.neutral import OptimizerStates
+
+__all__ = ['add_options', 'asked', 'followed', 'report_of']
+
+SUGGEST = 'suggest'
+TARGETS = {'safetensors': '.safetensors', 'torch': '.pt'}  # --to -> ending
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """The options for models."""
+    command.add_argument('--what', choices=('model', 'optimizer'),
+                         help="--to torch of a checkpoint, which holds both: the model's state_dict, or the optimizer's (default)")
+    command.add_argument('--like', metavar='FILE', help='a .pt or .safetensors file of a state_dict: the names and shapes that '
+                         'there must be. With --what optimizer, the state follows to these names, order and layouts')
+    command.add_argument('--map', metavar='FILE', help="JSON of PyTorch's names to Gluon's, as described in gluon_optim.models; "
+                         f"'{SUGGEST}' writes a draft of one, to be edited")
+
+
+def asked(options: Any) -> bool:
+    """Whether a model is to be written, or a map of one, and not states."""
+    if options.to not in TARGETS:
+        given = [name for name in ('what', 'like', 'map') if getattr(options, name)]
+        if given:
+            raise convert.Refused(f'--{given[0]} goes with --to torch or safetensors. Received: --to {options.to}. Leave it out.')
+        return False
+    if options.to == 'safetensors' and options.what == 'optimizer':
+        raise convert.Refused("A .safetensors file is of the model's weights. For the optimizer write --to torch, or --to mxnet.")
+    if options.map == SUGGEST or options.to == 'safetensors' or options.what is not None:
+        return options.map == SUGGEST or options.what != 'optimizer'
+    return os.path.isfile(options.file) and readers.kind(options.file) in ('params', 'npz')
+
+
+def report_of(options: Any) -> Dict[str, Any]:
+    """Write the model or the draft of a map that the options ask for; what to say about it, as JSON has it."""
+    if options.verify:
+        raise convert.Refused('--verify replays an optimizer. Received: a model. Give --what optimizer, or compare the answers of '
+                              'both nets to an input.')
+    with convert.refusing(reading=True):
+        source, target = source_of(options.file), target_of(options.like)
+    ending = '.map.json' if options.map == SUGGEST else TARGETS[options.to]
+    output = options.output or convert.vacant(os.path.splitext(options.file)[0] + ending)
+    if options.map == SUGGEST:
+        with convert.refusing():
+            return _suggest(options, source, target, output)
+    with convert.refusing(reading=True):
+        model = models.model_to_torch(source, target, options.map)
+    with convert.refusing():
+        model.save(output, options.to)
+    return {'input': options.file, 'output': output, 'to': options.to, 'what': 'model', 'parameters': model.rows, 'lost': [],
+            'report': model.report}
+
+
+def _suggest(options: Any, source: Any, target: Any, output: str) -> Dict[str, Any]:
+    draft = models.suggest_names(source, target)
+    open_ones = [name for name, entry in draft.items() if isinstance(entry, Mapping) and 'choose' in entry]
+    with atomic.replacing(output) as file:
+        file.write((json.dumps(draft, indent=1, ensure_ascii=False) + '\n').encode())
+    todo = f'{len(open_ones)} entries are to be chosen: ' if open_ones else 'complete: check it, '
+    report = [f'{todo}edit {output} and pass it as --map {output}']
+    return {'input': options.file, 'output': output, 'to': options.to, 'what': 'map', 'lost': [], 'report': report, 'parameters': [
+        {'name': name, 'from': entry.get('from') if isinstance(entry, Mapping) else entry,
+         'how': 'to be chosen' if name in open_ones else 'as proposed', 'shape': [], 'dtype': ''} for name, entry in draft.items()]}
+
+
+def followed(options: Any, contents: inspection.Contents) -> Optional[OptimizerStates]:
+    """The states under PyTorch's names if --like or --map ask for them, with the weights in ``contents`` likewise; else None."""
+    if options.like is None and options.map is None:
+        return None
+    if contents.states is None:
+        return None
+    if contents.run is None and not contents.parameters:
+        raise convert.Refused(f'--like and --map need the weights too, which {options.file!r} does not hold. Give the .params file '
+                              'as --params.')
+    with convert.refusing(reading=True):
+        run = contents.run
+        source = (of_checkpoint(repr(options.file), contents.states, run) if run
+                  else with_states(source_of(contents.parameters), contents.states))
+        model = models.model_to_torch(source, target_of(options.like), options.map)
+    with convert.refusing():
+        states = model.states(allow_lossy=options.allow_lossy)
+    contents.parameters = {name: model.weights[name] for name in states.names}
+    return states

@@ -1,0 +1,335 @@
+"""Weights of Gluon nets for PyTorch: names, layouts, and the optimizer's states in step with them.
+
+    model = go.model_to_torch('run/step-44.safetensors', like=net)       # or a .params file, or a gluon.Block
+    net.load_state_dict(model.state_dict())
+    optimizer = go.torch.create(model.states().optimizer, net.parameters())
+    optimizer.load_state_dict(go.to_torch(model.states()))               # goes on where Gluon stopped
+
+Reading and ``model.save('net.safetensors')`` need NumPy alone; `TorchModel.state_dict` and ``.pt`` need PyTorch.
+
+**Names** are found in one of three ways.
+
+1. By convention, without ``like`` and ``names``: the places of layers stay, the words change. ``gamma`` is ``weight``, ``beta`` is
+   ``bias``, ``moving_mean`` is ``running_mean``, PReLU's ``alpha`` is ``weight``, ``l0_i2h_weight`` is ``weight_ih_l0``, and so on.
+2. ``like`` says which names and shapes there must be: a module, its state_dict, or a file of it. When all of them are found by
+   convention, that is the answer. Otherwise layers are matched in their order, if in that order all shapes agree, or by shapes
+   that occur only once. What remains ambiguous is an error that lists the candidates.
+3. ``names`` is a map, a dictionary or a JSON file. `suggest_names` writes a draft of it. Each parameter of PyTorch is a key:
+
+    {"conv1.weight": "features.0.weight",
+     "conv2.weight": {"from": "features.1.weight", "transpose": [0, 3, 1, 2]},
+     "fc.weight": {"from": "output.weight", "view": [10, 4, 4, 64], "transpose": [0, 3, 1, 2], "shape": [10, 1024]},
+     "norm.weight": {"from": "norm.gamma", "repeat": 4},
+     "lstm.*": {"from": "lstm_parameters", "rnn": "lstm", "hidden": 64, "layers": 2, "bidirectional": false},
+     "drop": ["aux.weight"]}
+
+   An array is seen with the shape ``view``, transposed, each element repeated (a GroupNorm of MXNet 1.x has one number per group,
+   PyTorch's one per channel), and given the ``shape``; ``"ones": true`` is a gamma that ``fix_gamma`` overrides. ``"lstm.*"`` are
+   all arrays of a layer that MXNet keeps in one vector; ``"projection"`` is possible there, ``"rnn"`` is also ``"gru"``,
+   ``"rnn_tanh"``, ``"rnn_relu"``. ``"drop"`` names parameters of Gluon that PyTorch's net lacks. A map is complete: everything else
+   that is missing or left over is an error.
+
+**Layouts.** Weights of Dense, convolutions and transposed convolutions, normalisations, Embedding and recurrent layers are the
+same arrays in both. Channels-last convolutions are transposed where the Block, the symbol beside the file or the shapes of ``like``
+say so. A Dense that follows the Flatten of a channels-last net must be mapped by ``view``, as above: its inputs are in another
+order, which nothing shows.
+"""
+import dataclasses
+import os
+from typing import Any, Dict, List, Optional
+
+import numpy
+
+from ..schema import one_of
+from ..states.atomic import Path, replacing
+from ..states.neutral import OptimizerStates, ParameterInfo
+from .gluon import Source, source_of, with_states
+from .maps import check_map, from_map, read_map, take_dropped
+from .matching import check_layouts, matched, rests_on_order, with_tied
+from .names import conventional
+from .plan import Plan, Shape, Take
+from .pytorch import COUNTER, Target, target_of, write_safetensors
+
+__all__ = ['TorchModel', 'model_to_torch', 'suggest_names']
+
+STATISTICS = ('running_mean', 'running_var')
+
+
+@dataclasses.dataclass
+class TorchModel:
+    """A net's parameters as PyTorch names and lays them out.
+
+    ``weights``   name -> NumPy array, running statistics and ``num_batches_tracked`` included, in the order of the module
+    ``rows``      for each: ``name``, ``from`` (Gluon's name), ``shape``, ``dtype`` and ``how`` it was laid out anew
+    ``report``    what was assumed, and what is yours to do, one sentence a line
+    """
+
+    weights: Dict[str, numpy.ndarray]
+    rows: List[Dict[str, Any]]
+    report: List[str]
+    plan: Plan = dataclasses.field(repr=False)
+    found: Source = dataclasses.field(repr=False)
+    target: Optional[Target] = dataclasses.field(repr=False, default=None)
+    dropped: List[str] = dataclasses.field(default_factory=list)
+    ordered: bool = dataclasses.field(repr=False, default=True)
+
+    def state_dict(self) -> Dict[str, Any]:
+        """The weights as PyTorch's tensors, for ``module.load_state_dict``; parameters that are shared are one tensor."""
+        try:
+            import torch
+        except ImportError as error:
+            raise ImportError("The state_dict of a model needs PyTorch: pip install 'gluon-optim[torch]'. Without it, save a "
+                              '.safetensors file.') from error
+        tensors: Dict[Any, Any] = {}
+        return {name: tensors.setdefault(self.plan.get(name, name), torch.from_numpy(_writable(array)))
+                for name, array in self.weights.items()}
+
+    def save(self, path: Path, to: Optional[str] = None) -> None:
+        """Write a file, whole or not at all.
+
+        ``to`` is 'safetensors', or 'torch' for one that ``torch.load(path, weights_only=True)`` reads; None goes by the ending,
+        ``.safetensors``, ``.pt`` or ``.pth``.
+        """
+        ending = os.path.splitext(os.fspath(path))[1]
+        to = to or {'.safetensors': 'safetensors', '.pt': 'torch', '.pth': 'torch'}.get(ending)
+        if to == 'safetensors':
+            write_safetensors(path, self.weights)
+        elif to == 'torch':
+            state_dict = self.state_dict()
+            import torch
+            with replacing(path) as file:
+                torch.save(state_dict, file)
+        else:
+            raise ValueError(f"`path` must end in .pt, .pth or .safetensors, or `to` be 'torch' or 'safetensors'. Received: "
+                             f'{os.fspath(path)!r}, {to!r}.')
+
+    def states(self, allow_lossy: bool = False) -> OptimizerStates:
+        """The optimizer's states under PyTorch's names, in its order and its layouts: what `to_torch` can take as it is.
+
+        Parameters
+        ----------
+        allow_lossy : bool
+            Let parameters whose state cannot follow start afresh: a number per tensor of a vector that was unpacked, or the
+            state of an array whose elements were repeated. The report says which.
+
+        Returns
+        -------
+        OptimizerStates
+            The order is that of ``module.parameters()`` if ``like`` was a module, else that of the weights or of the
+            map. Masters have become the weights, and are in the states only where ``like`` has half precision.
+
+        Parameters that the run did not train are left out, and reported.
+
+        Raises ValueError where states do not belong to these weights, or cannot follow them.
+        """
+        if self.found.states is None:
+            raise ValueError(f'There are no optimizer states in {self.found.what}. Read them, states = go.read_states(path, '
+                             'params=names), and pass states=states to model_to_torch.')
+        if not self.ordered:
+            what = self.found.what if self.target is None else self.target.what
+            raise ValueError(f'The order of the parameters of the module must be known: its optimizer tells them by their places. '
+                             f'{what} has them sorted. Give like= the module or a .pt file of its state_dict, or a map alone.')
+        return _follow(self, self.found.states, allow_lossy)
+
+
+def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Optional[OptimizerStates] = None) -> TorchModel:
+    """The parameters of a Gluon net as a PyTorch net has them. The module's docstring tells how names are found.
+
+    Parameters
+    ----------
+    source : path, gluon.Block or dict
+        A ``.params`` file of MXNet (``save_parameters``, ``export``, Module; 1.x and 2.x), a file of `save_checkpoint`, a net in
+        this process, or arrays by name. A symbol that lies beside an exported file is read too. Where a checkpoint has float32
+        masters they are the weights.
+    like : torch.nn.Module, state_dict, or path, optional
+        What has the names and shapes that there must be; a path of a ``.pt`` or ``.safetensors`` file of a state_dict.
+    names : dict or path, optional
+        A map of PyTorch's names to Gluon's.
+    states : OptimizerStates, optional
+        Of the same net, under the same names, where ``source`` is no checkpoint: for `TorchModel.states`, and for their masters.
+
+    Returns
+    -------
+    TorchModel
+
+    Raises
+    ------
+    ValueError
+        For a parameter that is missing, left over, of another shape, or ambiguous; for a wrong map. It names the parameter.
+    OSError
+        For a file that cannot be read; a damaged one is an UnreadableFile, which is a ValueError.
+
+    >>> dense = {'0.weight': numpy.ones((2, 3), 'float32'), '1.gamma': numpy.ones(2, 'float32')}
+    >>> list(model_to_torch(dense).weights)
+    ['0.weight', '1.weight']
+    >>> model_to_torch(dense, names={'fc.weight': '0.weight'})
+    Traceback (most recent call last):
+      ...
+    ValueError: The map must name all parameters of the dictionary. Left over: '1.gamma'. Map them, or list them under "drop".
+    """
+    found, target = source_of(source), target_of(like)
+    if states is not None:
+        found = with_states(found, states)
+    dropped: List[str] = []
+    if names is not None:
+        entries = read_map(names)
+        dropped = take_dropped(entries, found)
+        plan = from_map(entries, found, target)
+    elif target is None:
+        plan = conventional(found, None)
+    else:
+        plan = matched(found, target)
+    if names is not None:
+        check_map(plan, dropped, found, target)
+    if target is not None:
+        check_layouts(plan, found, target)
+    notes = rests_on_order(plan, found, target) if target is not None and names is None else []
+    model = _made(plan, dropped, found, target, notes)
+    model.ordered = target.ordered if target is not None else names is not None or found.ordered
+    return model
+
+
+def suggest_names(source: Any, like: Any = None) -> Dict[str, Any]:
+    """A draft of the map for ``names``; source and like as for `model_to_torch`.
+
+    Where several parameters fit, or none, the entry is ``{"choose": [...]}``, and is to be replaced by one of them.
+
+    >>> suggest_names({'0.weight': numpy.ones((2, 3)), '0.bias': numpy.ones(2)}, like={'fc.weight': numpy.ones((2, 3))})
+    {'fc.weight': {'choose': ['0.weight']}}
+    """
+    found, target = source_of(source), target_of(like)
+    try:
+        plan = conventional(found, None, draft=True) if target is None else matched(found, target)
+    except ValueError:
+        if target is None:
+            raise
+        return {name: {'choose': [other for other, array in found.arrays.items() if _may_be(array.shape, shape)]}
+                for name, shape in target.shapes.items() if not name.endswith(COUNTER)}
+    draft: Dict[str, Any] = {}
+    for name, take in plan.items():
+        packed = take.rnn is not None
+        draft[f'{name[:name.rfind(".") + 1]}*' if packed else name] = take.entry()
+    return draft
+
+
+def _may_be(shape: Shape, wanted: Shape) -> bool:
+    return sorted(shape) == sorted(wanted) or (len(shape) == len(wanted) == 1 and wanted[0] % max(shape[0], 1) == 0)
+
+
+# The result
+
+def _made(plan: Plan, dropped: List[str], found: Source, target: Optional[Target], notes: List[str]) -> TorchModel:
+    plan = plan if target is None else with_tied({name: plan[name] for name in plan if name not in target.tied}, target)
+    weights: Dict[str, numpy.ndarray] = {}
+    rows: List[Dict[str, Any]] = []
+    for name, take in plan.items():
+        weights[name] = take.of(found.arrays[take.source])
+        rows.append({'name': name, 'from': take.source, 'shape': list(weights[name].shape), 'dtype': weights[name].dtype.name,
+                     'how': take.words()})
+        counter = f'{name[:-len("running_var")]}{COUNTER}'
+        if name.rpartition('.')[2] == 'running_var' and counter not in plan and (target is None or counter in target.shapes):
+            weights[counter] = numpy.array(_updates(name, plan, found), 'int64')
+            rows.append({'name': counter, 'from': None, 'shape': [], 'dtype': 'int64', 'how': 'updates of its layer'})
+    if target is not None:
+        place = {name: k for k, name in enumerate(target.shapes)}
+        weights = {name: weights[name] for name in sorted(weights, key=place.__getitem__)}
+        rows.sort(key=lambda row: place[row['name']])
+    return TorchModel(weights, rows, notes + _said(plan, dropped, found), plan, found, target, dropped)
+
+
+def _updates(running_var: str, plan: Plan, found: Source) -> int:
+    """How many updates the batch norm of ``running_var`` has seen: PyTorch counts its batches, MXNet does not."""
+    counts = {} if found.states is None else found.states.counts
+    prefix = running_var[:-len('running_var')]
+    return max((counts.get(plan[name].source, 0) for name in (prefix + 'weight', prefix + 'bias') if name in plan), default=0)
+
+
+def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
+    """What was assumed, and what is the user's to do."""
+    lines = list(found.facts.notes)
+    names: Dict[Take, str] = {}
+    for name, take in plan.items():
+        first = names.setdefault(take, name)
+        if first != name:
+            lines.append(f'{name!r} is {first!r}: let the module share them, or they go different ways')
+    if any(take.transpose is not None for take in plan.values()):
+        lines.append('convolutions were channels last: give the module its images channels first, and map a Dense after Flatten '
+                     'with "view"')
+    fixed = [name for name, take in plan.items() if take.ones]
+    if fixed:
+        lines.append(f'fix_gamma: {one_of(fixed)} are 1 and were not trained; set requires_grad=False')
+    if any(take.repeat > 1 for take in plan.values()):
+        lines.append('group norm: PyTorch trains a number per channel where Gluon had one per group: equal until the next update')
+    if any(name.endswith('running_var') for name in plan):
+        lines.append('batch norm: in training, PyTorch adds the unbiased variance of a batch to running_var, MXNet the biased one; '
+                     'predictions are equal now and drift by 1/n of it with n values per channel and batch')
+    used = {take.source for take in plan.values()}
+    lines += [f'{name!r} of Gluon is {other!r}, which was converted' for name, other in found.shared.items()
+              if name not in used and name not in dropped]
+    lines += [f'{name!r} of Gluon was dropped, as the map says' for name in dropped]
+    return lines
+
+
+def _writable(array: numpy.ndarray) -> numpy.ndarray:
+    array = numpy.ascontiguousarray(array).reshape(array.shape)
+    return array if array.flags.writeable else array.copy()
+
+
+# Optimizer states
+
+def _follow(model: TorchModel, states: OptimizerStates, allow_lossy: bool) -> OptimizerStates:
+    infos = {info.name: info for info in states.parameters}
+    result = dataclasses.replace(states, parameters=[], counts={}, slots={}, master={}, report=list(states.report))
+    untrained: List[str] = []
+    for name in _trained(model):
+        take = model.plan[name]
+        info = infos.get(take.source) or infos.get(model.found.shared.get(take.source, ''))
+        if info is None:
+            untrained.append(name)
+        else:
+            _follow_one(model, name, take, info, states, result, allow_lossy)
+    if not result.parameters:
+        raise ValueError(f'The optimizer states must be of the parameters of {model.found.what}. Received: those of '
+                         f'{one_of(list(infos)[:8])}, ... Read them with params= the names of the weights.')
+    if untrained:
+        result.report.append(f'not in the optimizer of the run: {one_of(untrained)}; give the one in PyTorch the others only')
+    left = [name for name in states.slots if name not in {take.source for take in model.plan.values()} and name not in model.dropped
+            and model.found.shared.get(name) is None]
+    if left:
+        raise ValueError(f'The optimizer has states of {one_of(left[:8])}, not in {model.found.what}. Are they of another net?')
+    return result
+
+
+def _trained(model: TorchModel) -> List[str]:
+    """Names of what the optimizer of PyTorch is given, in its order."""
+    if model.target is not None and model.target.trained is not None:
+        return [name for name in model.target.trained if name in model.plan]
+    first: Dict[Take, str] = {}  # a parameter that is shared counts once, as in module.parameters()
+    return [name for name, take in model.plan.items()
+            if name.rpartition('.')[2] not in STATISTICS and first.setdefault(take, name) == name]
+
+
+def _follow_one(model: TorchModel, name: str, take: Take, info: ParameterInfo, states: OptimizerStates, result: OptimizerStates,
+                allow_lossy: bool) -> None:
+    """Add one parameter to ``result``."""
+    weight, half = model.weights[name], model.target is not None and name in model.target.halves
+    dtype = 'float16' if half else weight.dtype.name
+    result.parameters.append(dataclasses.replace(info, name=name, full_name=name, shape=tuple(weight.shape), dtype=dtype))
+    count, slots = states.counts.get(info.name, 0), states.slots.get(info.name)
+    result.counts[name] = count
+    scalars = [slot for slot, array in (slots or {}).items() if array.shape != tuple(info.shape)]
+    if slots is not None and (take.repeat > 1 or (take.rnn is not None and scalars)):
+        why = 'its elements are repeated' if take.repeat > 1 else f'{one_of(scalars)} is one number for the whole vector'
+        if not allow_lossy:
+            raise ValueError(f'The state of {info.name!r} cannot follow to {name!r}: {why}. Pass allow_lossy=True to let it start '
+                             'afresh.')
+        result.report.append(f'lost: the state of {info.name!r}, which becomes {name!r}: {why}')
+        result.counts[name], slots = 0, None
+    if slots is not None:
+        result.slots[name] = {slot: array if slot in scalars else _contiguous(take.of(array)) for slot, array in slots.items()}
+    if info.name in states.master and half:
+        result.master[name] = _contiguous(take.of(states.master[info.name]))
+
+
+def _contiguous(array: numpy.ndarray) -> numpy.ndarray:
+    return numpy.ascontiguousarray(array).reshape(array.shape)

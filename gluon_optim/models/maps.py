@@ -1,0 +1,130 @@
+"""Maps of PyTorch's names to Gluon's, written by people."""
+import json
+import os
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from ..schema import check_known, one_of
+from .gluon import Source
+from .matching import mismatch, wanted_names
+from .plan import ENTRY, GATES, RNN_ENTRY, Plan, Rnn, Shape, Take, unpacked
+from .pytorch import Target
+
+__all__ = ['check_map', 'from_map', 'read_map', 'take_dropped']
+
+DROP = 'drop'
+
+
+def read_map(names: Any) -> Dict[str, Any]:
+    """A map from a dictionary or a JSON file, with its form checked."""
+    if isinstance(names, (str, os.PathLike)):
+        with open(names, encoding='utf-8') as file:
+            try:
+                names = json.load(file, object_pairs_hook=_unique)
+            except json.JSONDecodeError as error:
+                raise ValueError(f'The map {names!r} must be JSON. Received: {error}.') from None
+    if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names):
+        raise TypeError("A map must be a dictionary of PyTorch's names to Gluon's. Received: "
+                        f'{type(names).__name__}.')
+    return dict(names)
+
+
+def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        raise ValueError(f'The map must name each parameter once. Received twice: {one_of(twice)}.')
+    return found
+
+
+def take_dropped(entries: Dict[str, Any], found: Source) -> List[str]:
+    """Take the list of parameters that PyTorch's net lacks out of a map."""
+    if not isinstance(entries.get(DROP, []), list):
+        return []  # a parameter of that name
+    dropped: List[str] = entries.pop(DROP, [])
+    for name in dropped:
+        check_known('parameter', name, found.arrays, ValueError, found.what)
+    return dropped
+
+
+def from_map(entries: Mapping[str, Any], found: Source, target: Optional[Target]) -> Plan:
+    """The plan that a map describes; ValueError for what it cannot mean."""
+    plan: Plan = {}
+    for name, value in entries.items():
+        if isinstance(value, str):
+            value = {'from': value}
+        if not isinstance(value, Mapping) or not isinstance(value.get('from'), str):
+            remedy = ' Put one of these names in its place.' if isinstance(value, Mapping) and 'choose' in value else ''
+            raise ValueError(f'{name!r} in the map must be a name of Gluon, or {{"from": name, ...}}. Received: {value!r}.{remedy}')
+        check_known('parameter', value['from'], found.arrays, ValueError, found.what)
+        packed = name == '*' or name.endswith('.*')
+        for key in value:
+            check_known('key', key, ['from', *(RNN_ENTRY if packed else ENTRY)], ValueError, f'{name!r} in the map')
+        parts = _packed_entry(name, value, found) if packed else {name: _entry(name, value, found)}
+        twice = [part for part in parts if part in plan]
+        if twice:
+            raise ValueError(f'The map must name each parameter once. Received twice: {twice[0]!r}.')
+        plan.update(parts)
+    return plan
+
+
+def _entry(name: str, value: Mapping[str, Any], found: Source) -> Take:
+    array = found.arrays[value['from']]
+    view, transpose, shape = (_sizes(name, value, key) for key in ('view', 'transpose', 'shape'))
+    repeat, ones = _typed(name, value, 'repeat', int, 1), _typed(name, value, 'ones', bool, False)
+    take = Take(value['from'], 0, view, transpose, repeat, shape, ones)
+    try:
+        if take.repeat < 1 or (take.repeat > 1 and array.ndim != 1):
+            raise ValueError('"repeat" is a whole number, for arrays of one dimension')
+        take.of(array)
+    except ValueError as error:
+        raise ValueError(f'{name!r} in the map cannot be made of {take.source!r}, which has shape {array.shape}: {error}. '
+                         'Correct "view", "transpose", "repeat" or "shape".') from error
+    return take
+
+
+def _sizes(name: str, value: Mapping[str, Any], key: str) -> Optional[Shape]:
+    sizes = value.get(key)
+    if sizes is None:
+        return None
+    if not isinstance(sizes, (list, tuple)) or not all(type(size) is int and size >= 0 for size in sizes):
+        raise ValueError(f'"{key}" of {name!r} in the map must be a list of whole numbers. Received: {sizes!r}.')
+    return tuple(sizes)
+
+
+def _typed(name: str, value: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    found = value.get(key, default)
+    if type(found) is not kind:
+        raise ValueError(f'"{key}" of {name!r} in the map must be of type {kind.__name__}. Received: {found!r}.')
+    return found
+
+
+def _packed_entry(name: str, value: Mapping[str, Any], found: Source) -> Plan:
+    check_known('rnn', str(value.get('rnn')), GATES, ValueError, f'{name!r} in the map')
+    projection = None if value.get('projection') is None else _typed(name, value, 'projection', int, 0)
+    rnn = Rnn(value['rnn'], _typed(name, value, 'hidden', int, None), _typed(name, value, 'layers', int, 1),
+              _typed(name, value, 'bidirectional', bool, False), projection)
+    if min(rnn.hidden, rnn.layers, projection or 1) < 1:
+        raise ValueError(f'The sizes of {name!r} in the map must be 1 or more. Received: {dict(value)!r}.')
+    return unpacked(name[:-1], Take(value['from'], rnn=rnn), found.arrays[value['from']].size)
+
+
+def check_map(plan: Plan, dropped: List[str], found: Source, target: Optional[Target]) -> None:
+    """A map must be complete on both sides, and fit."""
+    used = {take.source for take in plan.values()}
+    unused = [name for name in found.arrays if name not in used and name not in dropped and found.shared.get(name) not in used
+              and not any(found.shared.get(other) == name for other in used)]
+    if unused:
+        raise ValueError(f'The map must name all parameters of {found.what}. Left over: {one_of(unused)}. Map them, or list them '
+                         f'under "{DROP}".')
+    if target is None:
+        return
+    for name in plan:
+        check_known('parameter', name, target.shapes, ValueError, target.what)
+    missing = [name for name in wanted_names(target) if name not in plan]
+    if missing:
+        raise ValueError(f'The map must name all parameters of {target.what}. Missing: {one_of(missing)}.')
+    for name, take in plan.items():
+        shape = take.of(found.arrays[take.source]).shape
+        if shape != target.shapes[name]:
+            raise ValueError(mismatch(name, take.source, shape, target))

@@ -1,0 +1,233 @@
+"""Which array of Gluon is which of a PyTorch module: by name, in order, by shape."""
+import dataclasses
+import math
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+
+from ..schema import one_of
+from .gluon import Source
+from .names import SUGGEST, conventional, rnn_like
+from .plan import Plan, Shape, Take, channels_first, unpacked
+from .pytorch import COUNTER, Target
+
+__all__ = ['check_layouts', 'matched', 'mismatch', 'rests_on_order', 'wanted_names', 'with_tied']
+
+
+def matched(found: Source, target: Target) -> Plan:
+    """By name if all names agree, else in order or by shapes that occur once. Shared parameters may be there once or twice."""
+    everything = dataclasses.replace(target, tied={}), dataclasses.replace(found, shared={})
+    once = (_without(found, found.shared), target)
+    tries = [(everything[1], everything[0]), once]
+    for source, wanted in tries:
+        plan = _by_name(source, wanted)
+        if plan is not None:
+            return with_tied(plan, wanted)
+    for source, wanted in tries:
+        fits = _pairs(_layers_of(source, wanted), _wanted(wanted), source, wanted)
+        if fits is not None:
+            plan = {name: take for fit in fits for name, take in fit.items()}
+            return with_tied({name: plan[name] for name in wanted_names(wanted)}, wanted)
+    raise ValueError(_why_not(*once))
+
+
+def _without(found: Source, shared: Mapping[str, str]) -> Source:
+    return dataclasses.replace(found, arrays={name: array for name, array in found.arrays.items() if name not in shared})
+
+
+def wanted_names(target: Target) -> List[str]:
+    return [name for name in target.shapes if not name.endswith(COUNTER) and name not in target.tied]
+
+
+def with_tied(plan: Plan, target: Target) -> Plan:
+    tied = {name: plan[first] for name, first in target.tied.items() if first in plan}
+    return {name: {**plan, **tied}[name] for name in target.shapes if name in plan or name in tied}
+
+
+def _by_name(found: Source, target: Target) -> Optional[Plan]:
+    plan = conventional(found, target)
+    if set(plan) != set(wanted_names(target)):
+        return None
+    return {name: _fitted(name, plan[name], found, target) for name in wanted_names(target)}
+
+
+def _fitted(name: str, take: Take, found: Source, target: Target) -> Take:
+    """``take`` with the layout that gives PyTorch's shape. ValueError if there is none."""
+    fit = _fit(name, take, found, target)
+    if fit is None:
+        raise ValueError(mismatch(name, take.source, take.of(found.arrays[take.source]).shape, target))
+    return fit
+
+
+def _fit(name: str, take: Take, found: Source, target: Target) -> Optional[Take]:
+    shape, wanted = take.of(found.arrays[take.source]).shape, target.shapes[name]
+    if shape == wanted:
+        return take
+    plain = take.rnn is None and take.transpose is None
+    if plain and len(shape) > 2 and not found.facts.order and tuple(shape[k] for k in channels_first(len(shape))) == wanted:
+        return take._replace(transpose=channels_first(len(shape)))
+    groups = target.groups.get(name.rpartition('.')[0])
+    if plain and len(shape) == len(wanted) == 1 and groups == shape[0]:
+        return take._replace(repeat=wanted[0] // shape[0])
+    return None
+
+
+def mismatch(name: str, source: str, shape: Shape, target: Target) -> str:
+    wanted = target.shapes[name]
+    message = f'{name!r} of {target.what} must have shape {wanted}. Received: {source!r} of shape {tuple(shape)}'
+    if len(shape) > 1 and sorted(shape) == sorted(wanted):
+        order, left = [], list(shape)
+        for size in wanted:
+            order.append(left.index(size))
+            left[order[-1]] = -1
+        return (f'{message}, which is that transposed. If its axes are {order}, map it: "{name}": {{"from": "{source}", '
+                f'"transpose": {order}}}.')
+    if len(shape) == len(wanted) == 1 and shape[0] and wanted[0] % shape[0] == 0:
+        return (f'{message}. If it is of a GroupNorm of MXNet 1.x, map it: "{name}": {{"from": "{source}", '
+                f'"repeat": {wanted[0] // shape[0]}}}.')
+    return f'{message}. Is it of another net, or must it be mapped to another name?'
+
+
+# Layers
+
+class Layer(NamedTuple):
+    """Parameters of one place: leaf -> name of PyTorch's parameter, or how to take Gluon's."""
+
+    prefix: str
+    leaves: Dict[str, Any]
+
+
+def _grouped(items: Iterator[Tuple[str, Any]]) -> List[Layer]:
+    layers: Dict[str, Dict[str, Any]] = {}
+    for name, value in items:
+        prefix, _, leaf = name.rpartition('.')
+        layers.setdefault(prefix, {})[leaf] = value
+    return [Layer(prefix, leaves) for prefix, leaves in layers.items()]
+
+
+def _layers_of(found: Source, target: Target) -> List[Layer]:
+    return _grouped(iter(conventional(found, target).items()))
+
+
+def _wanted(target: Target) -> List[Layer]:
+    return _grouped((name, name) for name in wanted_names(target))
+
+
+def _fit_layer(layer: Layer, wanted: Layer, found: Source, target: Target) -> Optional[Plan]:
+    """How ``layer`` becomes the module's ``wanted``, None if it does not."""
+    if list(layer.leaves) == ['*']:  # a packed vector
+        take, prefix = layer.leaves['*'], f'{wanted.prefix}.' if wanted.prefix else ''
+        rnn, size = rnn_like(target, prefix), found.arrays[take.source].size
+        if rnn is None or size != sum(math.prod(target.shapes[name]) for name in wanted.leaves.values()):
+            return None
+        return unpacked(prefix, take._replace(rnn=rnn), size)
+    if set(layer.leaves) != set(wanted.leaves):
+        return None
+    fits = {name: _fit(name, layer.leaves[leaf], found, target) for leaf, name in wanted.leaves.items()}
+    return None if None in fits.values() else {name: take for name, take in fits.items() if take is not None}
+
+
+def _pairs(layers: List[Layer], wanted: List[Layer], found: Source, target: Target) -> Optional[List[Plan]]:
+    """What becomes each wanted layer: the one in its place, else the only one that can; None if that leaves a choice."""
+    if len(layers) != len(wanted):
+        return None
+    if found.ordered and target.ordered:
+        fits = [_fit_layer(layer, place, found, target) for layer, place in zip(layers, wanted)]
+        if None not in fits:
+            return [fit for fit in fits if fit is not None]
+    chosen: List[Tuple[Layer, Plan]] = []
+    for place in wanted:
+        candidates = [(layer, fit) for layer in layers for fit in [_fit_layer(layer, place, found, target)] if fit is not None]
+        if len(candidates) != 1 or any(layer is candidates[0][0] for layer, _ in chosen):
+            return None
+        chosen.append(candidates[0])
+    return [fit for _, fit in chosen]
+
+
+def _why_not(found: Source, target: Target) -> str:
+    """Which layers stand in the way of a match, and what could be meant."""
+    plan, wanted = conventional(found, target), wanted_names(target)
+    missing, extra = [name for name in wanted if name not in plan], [name for name in plan if name not in wanted]
+    lines = []
+    if 2 * len(missing) <= len(wanted):  # most names agree: the others are the fault
+        lines += [f'{name!r} has no parameter in {found.what}' + _candidates(name, found, target) for name in missing]
+        lines += [f'{plan[name].source!r} is left over' for name in extra]
+    else:
+        lines += _unlike(_layers_of(found, target), _wanted(target), found, target)
+    more = f'; and {len(lines) - 8} more' if len(lines) > 8 else ''
+    return (f'The parameters of {found.what} must be those of {target.what}, by name, by order or by shape. Received: '
+            f'{"; ".join(lines[:8])}{more}. {SUGGEST}.')
+
+
+def _candidates(name: str, found: Source, target: Target) -> str:
+    shape = target.shapes[name]
+    alike = [other for other, array in found.arrays.items() if array.shape == shape]
+    return f' (of its shape {shape}: {one_of(alike[:6])})' if alike else f' (there is none of its shape {shape})'
+
+
+def _unlike(layers: List[Layer], wanted: List[Layer], found: Source, target: Target) -> List[str]:
+    """Where the layers of two nets part: in their order, then those without a counterpart, then those with several."""
+    lines, several = [], []
+    fits = {(i, k): _fit_layer(layer, place, found, target) is not None
+            for i, place in enumerate(wanted) for k, layer in enumerate(layers)}
+    parting = [k for k in range(min(len(layers), len(wanted))) if not fits[k, k]]
+    if parting and found.ordered and target.ordered:
+        place, layer = wanted[parting[0]], layers[parting[0]]
+        theirs = {leaf: target.shapes[name] for leaf, name in place.leaves.items()}
+        ours = {leaf: take.of(found.arrays[take.source]).shape for leaf, take in layer.leaves.items()}
+        lines.append(f'in order, {_name(place)} with {_words(theirs)} is where Gluon has {_name(layer)} with {_words(ours)}')
+    alone = [layer for k, layer in enumerate(layers) if not any(fits[i, k] for i in range(len(wanted)))]
+    for i, place in enumerate(wanted):
+        candidates = [_name(layer) for k, layer in enumerate(layers) if fits[i, k]]
+        if len(candidates) > 1:
+            several.append(f'{_name(place)} may be {" or ".join(candidates[:4])}' + (' or ...' if len(candidates) > 4 else ''))
+        elif not candidates:
+            lines.append(f'{_name(place)} fits none' + _nearest(place, alone, found, target))
+    lines += [f'{_name(layer)} of Gluon fits none' for layer in alone]
+    return lines + several
+
+
+def _name(layer: Layer) -> str:
+    return repr(layer.prefix or next(iter(layer.leaves)))
+
+
+def _words(shapes: Mapping[str, Shape]) -> str:
+    return ', '.join(f'{leaf} {tuple(shape)}' for leaf, shape in shapes.items())
+
+
+def _nearest(place: Layer, layers: List[Layer], found: Source, target: Target) -> str:
+    """What is wrong with layers that would fit but for a transposed shape."""
+    for layer in layers:
+        if set(layer.leaves) == set(place.leaves):
+            for leaf, name in place.leaves.items():
+                shape = layer.leaves[leaf].of(found.arrays[layer.leaves[leaf].source]).shape
+                if shape != target.shapes[name] and sorted(shape) == sorted(target.shapes[name]):
+                    return f' ({mismatch(name, layer.leaves[leaf].source, shape, target)[:-1]})'
+    return ''
+
+
+def rests_on_order(plan: Plan, found: Source, target: Target) -> List[str]:
+    """A line for the report, if layers of equal shapes could only be told apart by their order."""
+    conventional_plan = conventional(found, target)
+    moved = [name for name, take in plan.items() if name not in conventional_plan or conventional_plan[name].source != take.source]
+    shapes = [target.shapes[name] for name in moved if name.rpartition('.')[2] == 'weight']
+    alike = sum(shapes.count(shape) > 1 for shape in shapes)
+    if not alike:
+        return []
+    return [f'{alike} layers have other names in {target.what} and the same shape as another: they were matched by the order in '
+            'which the nets define them. Check that both nets give the same answer to an input']
+
+
+def check_layouts(plan: Plan, found: Source, target: Target) -> None:
+    """Where some convolutions were seen to be channels last, those that could be either must not be guessed."""
+    last = [name for name, take in plan.items() if take.transpose and take.transpose == channels_first(len(take.transpose))]
+    if not last or found.facts.order:
+        return
+    asked = [name for name, take in plan.items() if not (take.transpose or take.rnn or take.view)
+             and len(target.shapes[name]) > 2 and _last_too(found.arrays[take.source].shape)]
+    if asked:
+        order = list(channels_first(len(target.shapes[asked[0]])))
+        raise ValueError(f'{one_of(asked)} of {target.what} could be channels first or last: the shape is the same, and '
+                         f'{last[0]!r} was channels last. Say it in a map: "transpose": {order}, or "view" and its shape.')
+
+
+def _last_too(shape: Shape) -> bool:
+    return tuple(shape[k] for k in channels_first(len(shape))) == tuple(shape)

@@ -1,0 +1,97 @@
+"""Files of Protocol Buffers, as far as large arrays need it: their bytes go straight from array to file and back.
+
+The protobuf package keeps a message, its text and its arrays in memory at once. Here a message is written around arrays
+that stay where they are, and read with the arrays left out, of which one learns where they lie.
+"""
+from typing import BinaryIO, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+
+from .errors import UnreadableFile
+
+__all__ = ['Place', 'header', 'skim']
+
+
+class Place(NamedTuple):
+    """Where in a file something lies."""
+
+    begin: int
+    size: int
+
+
+def varint(number: int) -> bytes:
+    """A whole number, seven bits a byte.
+
+    >>> varint(300).hex()
+    'ac02'
+    """
+    data = bytearray()
+    while number > 0x7f:
+        data.append(number & 0x7f | 0x80)
+        number >>= 7
+    return bytes(data + bytes([number]))
+
+
+def header(field: int, size: int) -> bytes:
+    """What comes before a field of ``size`` bytes."""
+    return varint(field << 3 | 2) + varint(size)
+
+
+def skim(file: BinaryIO, place: Place, path: Mapping[int, Optional[Dict]], found: List[Optional[Place]]) -> bytes:
+    """The message at ``place`` without the arrays in it.
+
+    ``path`` says which fields lead to them: number -> the same for the message in that field, or None for an array. For
+    each message that may have an array one entry is appended to ``found``: where it lies, or None where it has none.
+
+    Raises UnreadableFile where the file is no message.
+    """
+    pieces, array = [], None
+    for field, whole, body in _fields(file, place):
+        if field in path and body is not None:
+            inner = path[field]
+            if inner is None:
+                array = body
+                continue
+            data = skim(file, body, inner, found)
+            pieces += [header(field, len(data)), data]
+        else:
+            file.seek(whole.begin)
+            pieces.append(file.read(whole.size))
+    if None in path.values():
+        found.append(array)
+    return b''.join(pieces)
+
+
+def _fields(file: BinaryIO, place: Place) -> Iterator[Tuple[int, Place, Optional[Place]]]:
+    """Number, place, and place of the content of each field; None for the content of numbers."""
+    position, end = place.begin, place.begin + place.size
+    while position < end:
+        begin = position
+        file.seek(begin)
+        key, position = _number(file, position)
+        field, kind = key >> 3, key & 7
+        body = None
+        if kind == 2:
+            size, position = _number(file, position)
+            body = Place(position, size)
+            position += size
+        elif kind == 0:
+            _, position = _number(file, position)
+        elif kind in (1, 5):
+            position += 8 if kind == 1 else 4
+        else:
+            raise UnreadableFile(f'at byte {begin}: a field must be of a kind that Protocol Buffers know. Received: {kind}.')
+        if position > end or not field:
+            raise UnreadableFile(f'at byte {begin}: a field must end before byte {end}. Received: one up to {position}.')
+        yield field, Place(begin, position - begin), body
+
+
+def _number(file: BinaryIO, position: int) -> Tuple[int, int]:
+    """A number, and the position behind it."""
+    number = 0
+    for k in range(10):
+        byte = file.read(1)
+        if not byte:
+            break
+        number |= (byte[0] & 0x7f) << 7 * k
+        if not byte[0] & 0x80:
+            return number, position + k + 1
+    raise UnreadableFile(f'at byte {position}: a number must end. The file is cut off, or is something else.')
