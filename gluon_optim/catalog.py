@@ -64,8 +64,10 @@ def optimizer_info(name: str) -> OptimizerInfo:
 
 def formula(rule: Type[Rule]) -> str:
     """The indented blocks of a rule's docstring."""
-    lines = inspect.cleandoc(rule.formula or rule.__doc__ or '').splitlines()
-    return re.sub(r'\n{2,}', '\n\n', '\n'.join(line[4:] for line in lines if line.startswith('    ') or not line)).strip()
+    body = inspect.cleandoc(rule.formula or rule.__doc__ or '').partition('\n')[2].strip('\n')
+    if body.startswith('    '):  # else nothing but the formula follows the first line: its indentation went with the docstring's
+        body = '\n'.join(line[4:] for line in body.splitlines() if line.startswith('    ') or not line)
+    return re.sub(r'\n{2,}', '\n\n', body).strip()
 
 
 def runtimes(rule: Type[Rule]) -> Tuple[str, ...]:

@@ -58,6 +58,11 @@ class Namespace:
     def sum(x: Any) -> Any:
         return jnp.sum(x, dtype=_widest()).astype(x.dtype)
 
+    @staticmethod
+    def single(x: Any) -> Any:
+        """``x`` rounded to float32."""
+        return x.astype(jnp.float32).astype(x.dtype)
+
 
 NAMESPACE = Namespace()
 
@@ -174,7 +179,7 @@ class Transformation:
         values = {name: rates.get(name, getattr(self.h, name)) for name in SCHEDULED}
         values = {name: _wide(value) * factor if name in rates else value * factor
                   for (name, value), factor in zip(values.items(), factors)}
-        return self.rule.all_coefficients(NAMESPACE, self.h.replace(**values), _wide(count + 1))
+        return self.rule.all_coefficients(self.rule.numbers(NAMESPACE, ''), self.h.replace(**values), _wide(count + 1))
 
 
 def _widest() -> Any:

@@ -101,6 +101,7 @@ class _Own:
         states = run.states
         self.rule, self.info = rules.get(states.optimizer), info
         self.dtype = dtype
+        self.exact = run.target != 'mirror'  # others take beta2 as it is, not as MXNet reads it
         h = self.rule.hyperparameters(**states.hypers)
         self.h = h.replace(wd=h.wd * info.wd_mult, rescale_grad=1.0)
         self.weight = numpy.array(states.master.get(info.name, run.weights[info.name]), self.dtype)
@@ -112,7 +113,8 @@ class _Own:
     def step(self, rate: float, gradient: numpy.ndarray) -> None:
         self.count += 1
         h = self.h.replace(learning_rate=rate * self.info.lr_mult)
-        new, slots = self.rule.run(numpy, h, self.count, self.weight, gradient.astype(self.dtype), self.slots)
+        new, slots = self.rule.run(numpy, h, self.count, self.weight, gradient.astype(self.dtype), self.slots,
+                                   self.exact)
         self.travelled += float(numpy.abs(new - self.weight).max(initial=0))
         self.weight = numpy.asarray(new, self.dtype)
         self.slots = {slot: numpy.asarray(array, self.dtype) for slot, array in slots.items()}

@@ -151,10 +151,11 @@ class RuleOptimizer(torch.optim.Optimizer):
             static, by_count = self.rule.static(h), {}
             for param, gradient in pairs:
                 state = self._state(param, static.slots, group['multi_precision'])
-                t = int(state['step']) + 1
-                if t not in by_count:
-                    by_count[t] = self.rule.all_coefficients(scalars, h, t)
-                self._update(static, by_count[t], param, gradient, state)
+                t, precision = int(state['step']) + 1, 'float64' if param.dtype == torch.float64 else 'float32'
+                key = t, precision
+                if key not in by_count:
+                    by_count[key] = self.rule.all_coefficients(self.rule.numbers(scalars, precision), h, t)
+                self._update(static, by_count[key], param, gradient, state)
         return loss
 
     def _update(self, static: Any, coefficients: Mapping[str, Any], param: torch.Tensor, gradient: torch.Tensor,

@@ -65,10 +65,11 @@ def weights_of(dtype):
     return {name: np.asarray(random.normal(size=shape), dtype) for name, shape in SHAPES.items()}
 
 
-def advance(states, weights, gradients, begin):
+def advance(states, weights, gradients, begin, exact=False):
     """The rule in NumPy from ``states``: new states, weights, and the sum of each parameter's updates.
 
-    float16 ``weights`` follow masters. The rates are those of `rate`, whatever stands in the states.
+    float16 ``weights`` follow masters. The rates are those of `rate`, whatever stands in the states. ``exact``: as they are,
+    where MXNet rounds them.
     """
     rule, counts = rules.get(states.optimizer), dict(states.counts)
     slots, masters = dict(states.slots), dict(states.master)
@@ -82,7 +83,7 @@ def advance(states, weights, gradients, begin):
             old = masters.get(name, weights[name].astype(dtype))
             start = slots.get(name) or {slot.name: initial_slot(slot, old) for slot in rule.slots(h)}
             counts[name] += 1
-            new, own = rule.run(np, h, counts[name], old, gradient[name].astype(dtype), start)
+            new, own = rule.run(np, h, counts[name], old, gradient[name].astype(dtype), start, exact)
             travelled[name] += float(np.abs(new - old).max())
             new, slots[name] = np.asarray(new, dtype), {slot: np.asarray(array, dtype) for slot, array in own.items()}
             weights[name] = new.astype(info.dtype)

@@ -343,7 +343,7 @@ def test_dcasgd_with_momentum():
         momentum = 0 if slots is None else slots['momentum']
         previous = weight if slots is None else slots['previous_weight']
         expected = 0.9 * momentum - 0.05 * (g + 0.03 * weight + 0.4 * g * g * (weight - previous))
-        new, slots = rule.run(np, h, t, weight, values[index].astype('float64'), slots)
+        new, slots = rule.run(np, h, t, weight, values[index].astype('float64'), slots, exact=True)
         np.testing.assert_allclose(new, weight + expected, rtol=1e-12)
         weight = new
     np.testing.assert_allclose(ours.weights[0][index].asnumpy(), weight, rtol=1e-5, atol=1e-6)

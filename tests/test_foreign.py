@@ -191,7 +191,7 @@ def run_rule(name, hypers, weights, gradients, rates, begin=0, slots=None):
             h = h.replace(m_schedule=0.0) if name == 'nadam' else h
             h = h.replace(learning_rate=rates(t) * lr_mult, wd=h.wd * wd_mult)
             own = slots.get(key) or {slot.name: initial_slot(slot, weights[key]) for slot in rule.slots(h)}
-            weights[key], slots[key] = rule.run(np, h, t, weights[key], np.asarray(gradient[key], 'float64'), own)
+            weights[key], slots[key] = rule.run(np, h, t, weights[key], np.asarray(gradient[key], 'float64'), own, exact=True)
         yield dict(weights), dict(slots)
 
 
@@ -529,7 +529,8 @@ def test_parameters_may_have_other_counts_or_none(form, extra):
         own = states.slots.get(key) or {slot.name: initial_slot(slot, w) for slot in rule.slots(h)}
         for step, gradient in enumerate(gradients, 1):
             at = h.replace(learning_rate=rates(BEFORE + step) * lr_mult, wd=h.wd * wd_mult)
-            w, own = rule.run(np, at, states.counts[key] + step, np.asarray(w, 'float64'), gradient[key].astype('float64'), own)
+            w, own = rule.run(np, at, states.counts[key] + step, np.asarray(w, 'float64'), gradient[key].astype('float64'), own,
+                              exact=True)
             expected.append({key: w})
         assert far({key: weights[key]}, expected, reached) <= 1e-6
 

@@ -298,13 +298,13 @@ def test_names_in_the_order_of_a_list(tmp_path):
 
 def test_names_of_a_dictionary_go_by_shape(tmp_path):
     path = states_file(tmp_path, {0: (3,), 1: (3, 2), 3: (5,)})
-    shapes = {'0.weight': (3, 2), '0.bias': (3,), '1.mean': (3,), '1.gamma': [5]}
+    shapes = {'0.weight': (3, 2), '0.bias': (3,), '1.running_mean': (3,), '1.gamma': [5]}
     for params in (shapes, {name: np.zeros(shape, 'float16') for name, shape in shapes.items()}):
         with pytest.raises(ValueError, match='`params` must be the parameters .* index 3 has shape'):
             read_states(path, params)
-    shapes['2.gamma'] = shapes.pop('1.gamma')  # now 0.bias, 0.weight, 1.mean, 2.gamma
+    shapes['2.gamma'] = shapes.pop('1.gamma')  # now 0.bias, 0.weight, 1.running_mean, 2.gamma
     states = read_states(path, {name: np.zeros(shape, 'float16') for name, shape in shapes.items()})
-    assert states.names == ['0.bias', '0.weight', '1.mean', '2.gamma'] and set(states.slots) == {'0.bias', '0.weight', '2.gamma'}
+    assert states.names == ['0.bias', '0.weight', '1.running_mean', '2.gamma'] and set(states.slots) == {'0.bias', '0.weight', '2.gamma'}
     assert states.slots['2.gamma']['0'].shape == (5,) and {p.dtype for p in states.parameters} == {'float16'}
     assert any('sorted names' in line for line in states.report)
 
@@ -315,6 +315,17 @@ def test_names_that_could_be_exchanged_are_refused(tmp_path):
     with pytest.raises(ValueError, match="must settle .* 'a' and others .* Pass the names as a list"):
         read_states(path, {'b': (4, 4), 'a': (4, 4)})
     assert read_states(path, ['b', 'a']).names == ['b', 'a']
+
+
+def test_places_in_the_net_do_not_tell_the_order_of_1_x(tmp_path):
+    """There query, key and value may be dense0, dense1 and dense2."""
+    path = states_file(tmp_path, {0: (4, 4), 1: (4, 4)})
+    with pytest.raises(ValueError, match="of one shape, 'key.weight' and 'query.weight'. Pass the names as a list"):
+        read_states(path, {'key.weight': (4, 4), 'query.weight': (4, 4), 'norm.running_mean': (4,)})
+    assert read_states(path, {'dense0_weight': (4, 4), 'dense1_weight': (4, 4)}).names == ['dense0_weight', 'dense1_weight']
+    assert any('it was assumed' in line for line in read_states(path, {'0.weight': (4, 4), '1.weight': (4, 4)}).report)
+    with pytest.raises(ValueError, match='of one shape'):
+        read_states(path, {'0.weight': (4, 4), '1.weight': (4, 4), '2.gamma': (4,)})
 
 
 @pytest.mark.parametrize('params, error', [

@@ -58,6 +58,7 @@ class Coefficients(Graph):
 
     def log(self, x: Any) -> Any: return self.apply('log', x)
     def expm1(self, x: Any) -> Any: return self.apply('expm1', x)
+    def single(self, x: Any) -> Any: return self.apply('single', x)  # rounded to float32
 
 
 class Scope(NamedTuple):
@@ -130,7 +131,7 @@ class Step:
         lr, t = graph.leaf('input', 'learning_rate', 'scalar'), graph.leaf('input', 't', 'scalar')
         h = self.h.replace(learning_rate=lr if lr_mult == 1 else lr * lr_mult, wd=self.h.wd * wd_mult)
         try:
-            found = self.rule.all_coefficients(graph, h, t + offset if offset else t)
+            found = self.rule.all_coefficients(self.rule.numbers(graph, ''), h, t + offset if offset else t)
         except TypeError as error:
             raise ValueError(f'{self.rule.name!r} cannot be written in ONNX operators: its coefficients must be traceable in '
                              f'learning_rate and t. Received: {error}. Write them with the functions of `xp`.') from error
@@ -184,6 +185,8 @@ class Step:
         if node.op == 'sum':
             total = add('ReduceSum', self._cast(first, scope.dtype, 'float64', scope.prefix), keepdims=0)
             return self._cast(total, 'float64', scope.dtype, scope.prefix)
+        if node.op == 'single':
+            return self._cast(self._cast(first, scope.dtype, 'float32', scope.prefix), 'float32', scope.dtype, scope.prefix)
         if node.op == 'expm1':  # tanh(x/2) (exp(x) + 1): no digits are lost where x is small
             tanh = add('Tanh', add('Mul', first, self.constant(0.5, scope.dtype)))
             return add('Mul', tanh, add('Add', add('Exp', first), self.constant(1.0, scope.dtype)))

@@ -24,7 +24,7 @@ from mxnet.optimizer import optimizer as mx_optimizer
 from .. import rules
 from ..rules.base import BASE_HYPERS, scalars
 from ..rules.mx import DROP_INS
-from ..rules.mx.base import MXNumbers, MXRule
+from ..rules.mx.base import MXRule
 from ..rules.mx.lamb import MasterLAMB
 from ..rules.mx.lars import MasterLARS
 from ..rules.mx.nadam import momentum
@@ -40,7 +40,6 @@ if not hasattr(mx_optimizer, 'SGD'):
 
 StateTree = Union[None, str, Tuple[str, ...]]
 
-_NUMBERS = {precision: MXNumbers(precision) for precision in ('float32', 'float64')}
 _in_use: 'weakref.WeakSet[DropIn]' = weakref.WeakSet()
 
 
@@ -230,7 +229,8 @@ class DropIn(Runner):
     def _row(self, h: Values, key: Tuple, dtype: Any) -> Dict[str, float]:
         t, rate, wd, *supplied = key
         values = dict(zip(self.rule.supplied, supplied), learning_rate=rate, wd=wd)
-        return self.rule.all_coefficients(_NUMBERS['float64' if dtype == numpy.float64 else 'float32'], h.replace(**values), t)
+        numbers = self.rule.numbers(scalars, 'float64' if dtype == numpy.float64 else 'float32')
+        return self.rule.all_coefficients(numbers, h.replace(**values), t)
 
 
 CLASSES: Dict[str, Type[DropIn]] = {}

@@ -113,7 +113,7 @@ class Rule:
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
+    summary: ClassVar[str] = ''
     paper: ClassVar[str] = ''
     formula: ClassVar[str] = ''
     hypers: ClassVar[Tuple[Hyper, ...]]
@@ -174,6 +174,11 @@ class Rule:
         return clipped(xp, c, g * c.rescale_grad)
 
     @classmethod
+    def numbers(cls, xp: Any, precision: str) -> Any:
+        """``xp``, in which coefficients for weights of that precision are computed, as the rule wants it."""
+        return xp
+
+    @classmethod
     def all_coefficients(cls, xp: Any, h: Values, t: Any) -> Dict[str, Any]:
         """``coefficients`` and those of `prepare`."""
         c = dict(cls.coefficients(xp, h, t), rescale_grad=h.rescale_grad)
@@ -190,12 +195,16 @@ class Rule:
         return cls.step(xp, Values(**dict(static.switches)), coefficients, w, g, Values(**slots))
 
     @classmethod
-    def run(cls, xp: Any, h: Values, t: int, weight: Any, gradient: Any, slots: Optional[Mapping[str, Any]] = None
-            ) -> Tuple[Any, Dict[str, Any]]:
-        """One whole update with NumPy-like ``xp``; ``slots=None`` starts fresh. For people and tests."""
+    def run(cls, xp: Any, h: Values, t: int, weight: Any, gradient: Any, slots: Optional[Mapping[str, Any]] = None,
+            exact: bool = False) -> Tuple[Any, Dict[str, Any]]:
+        """One whole update with NumPy-like ``xp``; ``slots=None`` starts fresh. For people and tests.
+
+        ``exact`` takes hyper-parameters as they are also where `numbers` would round them, as MXNet does.
+        """
         if slots is None:
             slots = {slot.name: initial_slot(slot, weight) for slot in cls.slots(h)}
-        c = cls.all_coefficients(scalars, h, t)
+        precision = 'float64' if weight.dtype == numpy.float64 else 'float32'
+        c = cls.all_coefficients(scalars if exact else cls.numbers(scalars, precision), h, t)
         return cls.apply(xp, cls.static(h), c, weight, gradient, slots)
 
 

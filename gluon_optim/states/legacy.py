@@ -244,7 +244,8 @@ class _Reader:
         shapes = {key: _weight_shape(slots[key], masters.get(key)) for key in slots}
         versions = [self.version] if self.optimizer else [1, 2]
         num_update = self._whole(self.attributes.get('num_update', 0), 'num_update')
-        infos, keys, report = assign(shapes, params, self._table('idx2name', str), versions, read_params)
+        infos, keys, report = assign(shapes, params, self._table('idx2name', str), versions, read_params,
+                                     copies=self.optimizer is None)  # Module dumps none
         names = {key: info.name for info, key in zip(infos, keys) if key is not None}
         self._describe(infos, keys, slots, masters)
         return OptimizerStates(

@@ -11,7 +11,9 @@ from .neutral import ParameterInfo
 __all__ = ['Assignment', 'Params', 'assign']
 
 Params = Union[str, 'os.PathLike[str]', Sequence[str], Mapping[str, Any], None]
-_REMEDY = 'Pass the names as a list in the order of the trainer: [p.name for p in trainer._params].'
+_REMEDY = ('Pass the names as a list in the order of the trainer, which is [p.name for p in trainer._params] where MXNet runs, or '
+           'a file of net.collect_params().save(...), which has the names that the trainer sorts.')
+STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # parameters that no optimizer updates
 Shape = Optional[Tuple[int, ...]]  # None: not known
 
 
@@ -22,11 +24,11 @@ class Assignment(NamedTuple):
 
 
 def assign(shapes: Mapping[Any, Shape], params: Params, idx2name: Mapping[Any, str], versions: Sequence[int],
-           read_params: Callable[[Any], Dict[str, Any]]) -> Assignment:
+           read_params: Callable[[Any], Dict[str, Any]], copies: bool = False) -> Assignment:
     """Give names to the keys of ``shapes``, the shapes of the weights as their states tell them.
 
     ``idx2name`` are names in the file, if any; ``versions`` of MXNet may have written it. ``params`` is as in
-    `legacy.read_states`.
+    `legacy.read_states`. ``copies``: the file may have one state for each device, as those of Module.
 
     Raises TypeError or ValueError when ``params`` is something else, does not fit, or does not settle the question.
     """
@@ -38,7 +40,7 @@ def assign(shapes: Mapping[Any, Shape], params: Params, idx2name: Mapping[Any, s
     infos = _infos(params)
     if any(isinstance(key, str) for key in keys):
         return _by_name(infos, shapes)
-    places, report = _places(keys, len(infos), shapes)
+    places, report = _places(keys, len(infos), shapes) if copies else ({key: key for key in keys}, [])
     orders = _orders(infos, versions) if isinstance(params, Mapping) else [infos]
     fitting = [order for order in orders if not _misfit(order, places, shapes)]
     if not fitting:
@@ -50,6 +52,8 @@ def assign(shapes: Mapping[Any, Shape], params: Params, idx2name: Mapping[Any, s
         raise ValueError(f'`params` must settle which state belongs to which parameter. Received: names among which {rivals[0]!r} '
                          'and others of its shape could be exchanged: the states fit their given order, and that of sorted names. '
                          + _REMEDY)
+    if isinstance(params, Mapping) and 1 in versions:
+        report += _check_places(infos, shapes)
     at = {place: key for key, place in places.items()}
     if isinstance(params, Mapping):
         which = 'the order of `params`' if order is infos else 'the order of sorted names, as trainers have it'
@@ -114,8 +118,8 @@ def _places(keys: List[int], count: int, shapes: Mapping[Any, Shape]) -> Tuple[D
     Module on several devices without a kvstore keeps a copy for each, at index * devices + device.
     """
     copies = len(keys) // max(count, 1)
-    alike = all(shapes[key] == shapes[key - key % copies] for key in keys) if copies > 1 else False
-    if alike and keys == list(range(copies * count)):
+    whole = copies > 1 and keys == list(range(copies * count))
+    if whole and all(shapes[key] == shapes[key - key % copies] for key in keys):
         report = [f'The file has the states of {copies} devices: those of the first were taken.']
         return {key: key // copies for key in keys[::copies]}, report
     return {key: key for key in keys}, []
@@ -133,6 +137,39 @@ def _orders(infos: List[ParameterInfo], versions: Sequence[int]) -> List[List[Pa
         if order not in found:
             found.insert(0, order)
     return found
+
+
+def _check_places(infos: Sequence[ParameterInfo], shapes: Mapping[Any, Shape]) -> List[str]:
+    """What has to be assumed for names as ``encoder.weight``, if anything; ValueError where that would be a guess.
+
+    They do not tell the order of trainers of MXNet 1.x, which sort names as ``dense3_weight``. Shapes may; and equal layers
+    one after the other have most probably been made, and counted, in that order.
+    """
+    rivals = _rivals(infos, shapes) if any('.' in info.name for info in infos) else []
+    if not rivals:
+        return []
+    if _equal_layers(infos):
+        return [f'{rivals[0]!r} and others have one shape: it was assumed that MXNet 1.x has counted the layers from 0, in the '
+                f'order of the net. {_REMEDY}']
+    raise ValueError('`params` must settle which state belongs to which parameter. Received: names by place in the net, as '
+                     'save_parameters writes them, which MXNet 1.x does not sort by, and parameters of one shape, '
+                     f'{rivals[0]!r} and {rivals[1]!r}. {_REMEDY}')
+
+
+def _rivals(infos: Sequence[ParameterInfo], shapes: Mapping[Any, Shape]) -> List[str]:
+    """The first names that the same state may belong to."""
+    trained = [info for info in infos if not info.name.endswith(STATISTICS)]
+    fitting = ([info.name for info in trained if _agree(info.shape, shape)] for shape in shapes.values())
+    return next((names for names in fitting if len(names) > 1), [])
+
+
+def _equal_layers(infos: Sequence[ParameterInfo]) -> bool:
+    """Whether the names are those of layers of one kind in a Sequential: 0.weight, 0.bias, 1.weight, ..."""
+    layers: Dict[str, List[Tuple[str, int]]] = {}
+    for info in infos:
+        place, _, leaf = info.name.partition('.')
+        layers.setdefault(place, []).append((leaf, len(info.shape or ())))
+    return all(place.isdecimal() for place in layers) and len(set(map(tuple, layers.values()))) == 1
 
 
 def _misfit(order: Sequence[ParameterInfo], places: Mapping[int, int], shapes: Mapping[Any, Shape]) -> str:

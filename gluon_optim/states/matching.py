@@ -21,7 +21,7 @@ def match(saved: Sequence[ParameterInfo], present: Sequence[ParameterInfo]) -> M
     """Pair saved with present parameters.
 
     By their names (structural where the net was given), or by their full names, whichever pairs more. When no name
-    agrees: saved numbers ('0', '1', ...) are positions; else names may differ in the numbers that MXNet counts through
+    agrees: saved numbers ('0', '1', ...) are positions in the trainer; else names may differ in the numbers that MXNet counts through
     a process (a second ``Dense`` is ``dense1_``), in order, if all shapes agree.
 
     Raises ValueError that lists both sides when nothing pairs.
@@ -31,8 +31,8 @@ def match(saved: Sequence[ParameterInfo], present: Sequence[ParameterInfo]) -> M
     best = by_full_name if len(by_full_name) > len(by_name) else by_name
     if best or not saved or not present:
         return Match(best, '')
-    if [p.name for p in saved] == [str(i) for i in range(len(saved))]:
-        pairs = {i: i for i in range(min(len(saved), len(present)))}
+    if all(p.name.isdecimal() for p in saved):
+        pairs = {int(p.name): j for j, p in enumerate(saved) if int(p.name) < len(present)}
         return Match(pairs, 'The file holds no names: its states go to the parameters by position in the trainer.')
     pairs = _without_numbers(saved, present)
     if not pairs:

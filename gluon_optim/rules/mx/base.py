@@ -1,8 +1,8 @@
 """What the rules of MXNet's own optimizers share: how its operators take numbers, and what they do to a gradient first.
 
 MXNet 1.9.1 hands numbers to its operators as text, and reads most of them in single precision, also for float64
-weights. `MXNumbers` does that; it is the namespace of coefficients where a rule must give MXNet's results. Everywhere
-else (PyTorch, ONNX, optax, NumPy) the namespace is another, and the same rules are computed without that loss.
+weights: of beta2=0.999 it takes 1 - beta2 1.3e-5 too small. These rules do that wherever they run, so that a run goes on
+in PyTorch as it would have in MXNet: `MXNumbers` is their namespace of coefficients, `AsRead` that of symbols.
 """
 import functools
 from typing import Any, ClassVar, Tuple
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Tuple
 import numpy
 
 from ...schema import Hyper, Values
-from ..base import Rule, _Scalars, bias_correction, clipped
+from ..base import Rule, _Scalars, bias_correction, clipped, scalars
 
 __all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'correction',
            'factor', 'half_norm', 'operator_correction', 'parameter', 'parameters', 'rate', 'rescaled', 'rounded', 'working']
@@ -59,6 +59,25 @@ class MXNumbers(_Scalars):
         return as_parsed(x, 'float64') if self.precision == 'float64' else x
 
 
+_NUMBERS = {precision: MXNumbers(precision) for precision in ('float32', 'float64')}
+
+
+class AsRead:
+    """A namespace of coefficients that takes numbers as MXNet's operators do. It rounds symbols, which have no digits."""
+
+    def __init__(self, xp: Any):
+        self.xp = xp
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.xp, name)
+
+    def parameter(self, x: Any) -> Any:
+        return as_parsed(x) if isinstance(x, (int, float)) else self.xp.single(x)
+
+    def rounded(self, x: Any) -> Any:
+        return MXNumbers.rounded(x) if isinstance(x, (int, float)) else self.xp.single(x)
+
+
 def parameter(xp: Any, x: Any) -> Any:
     """``x`` as an argument of an operator."""
     return xp.parameter(x) if hasattr(xp, 'parameter') else x
@@ -87,7 +106,7 @@ def correction(xp: Any, beta: float, t: Any) -> Any:
 def operator_correction(xp: Any, beta: float, t: Any) -> Any:
     """1 - beta^t as an operator computes it, in the precision of the weight: in float32 it is off by up to 1e-4."""
     if not isinstance(xp, MXNumbers):
-        return bias_correction(xp, beta, t)
+        return bias_correction(xp, parameter(xp, beta), t)
     return working(xp, 1 - working(xp, parameter(xp, beta) ** t))
 
 
@@ -120,6 +139,10 @@ class MXRule(Rule):
 
     operator: ClassVar[bool] = True
     supplied: ClassVar[Tuple[str, ...]] = ()
+
+    @classmethod
+    def numbers(cls, xp, precision):
+        return _NUMBERS[precision] if xp is scalars else AsRead(xp)
 
     @classmethod
     def all_coefficients(cls, xp, h, t):
