@@ -13,16 +13,19 @@ from .rules import Rule
 from .rules.base import initial_slot
 from .rules.mx.base import DecayedFirst
 from .schema import Slot, Values, check_known, one_of
-from .states.neutral import OptimizerStates, ParameterInfo
+from .states.neutral import STATISTICS, OptimizerStates, ParameterInfo
 
 __all__ = ['FOREIGN', 'Foreign', 'check_entry', 'find', 'from_state_dict', 'groups', 'mirror', 'mirrored', 'own_hypers', 'select',
            'to_state_dict', 'what_is_lost', 'what_to_say']
 
 
 def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> List[ParameterInfo]:
-    """The parameters ``names`` in that order; all of them in trainer order for None. Unknown and repeated names are refused."""
-    if names is None:
-        names = states.names
+    """The parameters ``names`` in that order; for None all in trainer order, but for running statistics.
+
+    Unknown and repeated names are refused.
+    """
+    if names is None:  # running statistics are parameters in Gluon, and no optimizer's business anywhere
+        names = [info.name for info in states.parameters if info.name in states.slots or not info.name.endswith(STATISTICS)]
     if isinstance(names, str):
         raise TypeError(f'`params` must be a list of names. Received: {names!r}. Write [{names!r}].')
     known = {info.name: info for info in states.parameters}
@@ -393,8 +396,11 @@ def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Se
     """What goes on outside the optimizer and so is not in the converted state: lines for the report."""
     label = _label(foreign, h, states, chosen)
     label = _how_far(foreign, h, states, chosen) if label == APPROXIMATE else label
-    lines = [f'{foreign.path}: {label}; {len(chosen)} of {len(states.parameters)} parameters, update {states.num_update}; '
-             f"in this order: {', '.join(info.name for info in chosen)}"]
+    lines = [f"{foreign.path}: {label}; {len(chosen)} parameters, update {states.num_update}; in this order: "
+             f"{', '.join(info.name for info in chosen)}"]
+    left_out = [name for name in states.names if name in states.slots and name not in {info.name for info in chosen}]
+    if left_out:
+        lines.append(f'left out, although they have a state: {one_of(left_out)}')
     if foreign.condition:
         lines.append(f'{foreign.path}: {foreign.condition}')
     if foreign.build:

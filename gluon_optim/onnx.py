@@ -25,7 +25,7 @@ from .lowering.operators import Kind, Parameter, Step
 from .rules import Rule
 from .rules.base import initial_slot
 from .schema import Hyper, Slot, Values, check_known, one_of
-from .states import atomic, protobuf, record
+from .states import atomic, mxnet2, protobuf, record
 from .states.errors import StateFileError
 from .states.neutral import OptimizerStates, ParameterInfo, chunks
 from .states.progress import opened
@@ -223,6 +223,7 @@ def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[s
                allow_lossy: bool) -> Converted:
     """What `to_onnx` makes of ``states``, its arrays still those of the states."""
     check_known('target', target, TARGETS, ValueError)
+    states = mxnet2.as_rule(states, allow_lossy)
     rule = rules.get(states.optimizer)
     h = rule.hyperparameters(**states.hypers)
     chosen = conversions.select(states, params)

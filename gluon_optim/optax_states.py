@@ -19,7 +19,7 @@ from .foreign import Foreign, mirror
 from .rules import Rule
 from .rules.base import initial_slot
 from .schema import Slot, Values
-from .states import atomic, legacy, record
+from .states import atomic, legacy, mxnet2, record
 from .states.errors import StateFileError
 from .states.neutral import OptimizerStates, ParameterInfo
 
@@ -46,6 +46,7 @@ def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Opti
     ``weights`` are needed for parameters that have seen no update where their state begins with the weight.
     Raises ValueError where the states do not fit the rule, or something would be lost.
     """
+    states = mxnet2.as_rule(states, allow_lossy)
     rule = rules.get(states.optimizer)
     h = rule.hyperparameters(**states.hypers)
     mirrored = form(rule, h)
@@ -63,6 +64,7 @@ def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Opti
 
 def arguments(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
     """What `create` needs beside the name to go on from ``states``; multipliers are lists in the order of ``chosen``."""
+    states = mxnet2.as_rule(states, allow_lossy=True)  # `pack` has asked
     found = dict(rules.get(states.optimizer).hyperparameters(**states.hypers).asdict(), rescale_grad=1.0)
     for name in MULTIPLIERS:
         mults = [getattr(info, name) for info in chosen]
@@ -86,6 +88,7 @@ def write(path: atomic.Path, states: OptimizerStates, chosen: Sequence[Parameter
 
     Raises as `pack` does, and OSError where the file system refuses.
     """
+    states = mxnet2.as_rule(states, allow_lossy)
     packed = pack(states, chosen, weights, allow_lossy)
     about = {'version': VERSION, 'optimizer': states.optimizer, 'states': record.record_of(states, chosen),
              'arguments': {key: dict(zip(packed.names, value)) if key in MULTIPLIERS else value

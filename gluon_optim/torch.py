@@ -11,7 +11,7 @@
 Works with PyTorch 2.2 and later.
 """
 import importlib
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy
 
@@ -19,6 +19,7 @@ from . import conversions, rules
 from .rules import Rule
 from .rules.base import scalars
 from .schema import Hyper, Slot, Values, check_known, one_of
+from .states import mxnet2
 from .states.neutral import OptimizerStates
 
 try:
@@ -193,6 +194,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         def check(_: Any, given: Dict[str, Any]) -> Dict[str, Any]:
             groups = [dict(saved, **self._checked(saved)) for saved in given['param_groups']]
             for mine, saved in self._pairs(groups):
+                _check_names(mine.get('param_names', ()), saved.get('param_names', ()))
+                saved.update((key, mine[key]) for key in ['param_names'] if key in mine)  # those in PyTorch stay
                 for param, key in zip(mine['params'], saved['params']):
                     if given['state'].get(key):
                         exact[param] = self._loaded(param, key, given['state'][key], saved)
@@ -303,6 +306,7 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
     ValueError
         Where the target has no such class, the states do not fit the rule, or something would be lost.
     """
+    states = mxnet2.as_rule(states, allow_lossy)
     rule = rules.get(states.optimizer)
     h = rule.hyperparameters(**states.hypers)
     form, chosen = conversions.find(rule, target, states.hypers), conversions.select(states, params)
@@ -385,6 +389,17 @@ def _check_param(param: Any) -> None:
     if isinstance(param, torch.Tensor) and (param.dtype not in TYPES or param.layout is not torch.strided):
         raise ValueError(f"A parameter must be dense and one of {', '.join(map(str, TYPES))}. Received: {param.dtype}, "
                          f'{param.layout}, shape {tuple(param.shape)}. Leave it out, or convert it first.')
+
+
+def _check_names(mine: Sequence[str], saved: Sequence[str]) -> None:
+    """PyTorch matches by position. Where names that both sides have say otherwise, the order is wrong."""
+    known = {name: position for position, name in enumerate(mine)}
+    moved = [name for position, name in enumerate(saved) if known.get(name, position) != position]
+    if moved:
+        raise ValueError(f'The parameters must be in the same order on both sides. Received: {moved[0]!r} at position '
+                         f'{list(saved).index(moved[0])} of the state and {known[moved[0]]} of this optimizer. Convert again with '
+                         "the names in this optimizer's order, to_torch(states, params=[...]); or, if they mean other things here, "
+                         'make the optimizer of parameters without names.')
 
 
 def _gradient(param: Any) -> torch.Tensor:

@@ -304,7 +304,8 @@ def test_names_of_a_dictionary_go_by_shape(tmp_path):
             read_states(path, params)
     shapes['2.gamma'] = shapes.pop('1.gamma')  # now 0.bias, 0.weight, 1.running_mean, 2.gamma
     states = read_states(path, {name: np.zeros(shape, 'float16') for name, shape in shapes.items()})
-    assert states.names == ['0.bias', '0.weight', '1.running_mean', '2.gamma'] and set(states.slots) == {'0.bias', '0.weight', '2.gamma'}
+    assert states.names == ['0.bias', '0.weight', '1.running_mean', '2.gamma']
+    assert set(states.slots) == {'0.bias', '0.weight', '2.gamma'}
     assert states.slots['2.gamma']['0'].shape == (5,) and {p.dtype for p in states.parameters} == {'float16'}
     assert any('sorted names' in line for line in states.report)
 

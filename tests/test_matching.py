@@ -70,3 +70,7 @@ def test_nothing_to_pair():
 def test_many_names_in_no_time():
     names = [f'l{i}.weight' for i in range(20000)]
     assert len(match(infos(*names), infos(*reversed(names))).pairs) == 20000
+
+
+def test_numbers_are_positions_in_the_trainer_also_with_gaps():
+    assert match(infos('0', '2', '7'), infos('a', 'b', 'c')).pairs == {0: 0, 2: 1}

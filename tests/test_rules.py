@@ -1,11 +1,13 @@
 """The rules in float64 against torch.optim, against formulas written out here, and what holds for every rule."""
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from gluon_optim import rules
+from gluon_optim.catalog import optimizer_info
 from gluon_optim.lowering.graph import schedule, trace
 from gluon_optim.rules.base import initial_slot, scalars
 from gluon_optim.schema import Hyper, Slot, Values
@@ -612,3 +614,9 @@ def test_refusals(name, hypers, message):
 def test_values_read_like_attributes():
     with pytest.raises(AttributeError, match="no `beta1` here; there are 'lr'"):
         _ = Values(lr=1).beta1
+
+
+@pytest.mark.parametrize('name', rules.names(drop_ins=True))
+def test_every_rule_says_what_it_computes(name):
+    formula = optimizer_info(name).formula
+    assert re.search(r'\b[wu] *[-+*]?= ', formula), formula

@@ -17,7 +17,7 @@ from mxnet.ndarray.ndarray import array as nd_array
 from mxnet.util import is_np_array
 
 from ..schema import Slot, Values, one_of
-from ..states import container
+from ..states import container, mxnet2
 from ..states.matching import match
 from ..states.neutral import Array, OptimizerStates, ParameterInfo, digest
 from .old_files import read_for
@@ -34,7 +34,7 @@ _PIECE = 1 << 18  # elements that are copied from a device at once
 class LoadReport:
     """What `load_states` did; ``str(report)`` is the line that it logs."""
 
-    total: int                                              # parameters of the trainer
+    total: int                                              # parameters that are trained or have a state
     step: int                                               # num_update
     restored: List[str] = field(default_factory=list)       # names whose state was restored
     missing: List[str] = field(default_factory=list)        # in the trainer, not in the file
@@ -117,6 +117,8 @@ def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, h
     Weights may be loaded in between: they are compared with their masters afterwards.
     """
     optimizer = _optimizer(trainer)
+    otherwise = mxnet2.not_in_rule(states)
+    states = mxnet2.as_rule(states, allow_lossy=True)
     if hyperparameters not in ('file', 'current'):
         raise ValueError(f"`hyperparameters` must be 'file' or 'current'. Received: hyperparameters={hyperparameters!r}.")
     if states.optimizer.lower() != optimizer.rule.name:
@@ -126,7 +128,8 @@ def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, h
     restore_scheduler = plan_scheduler(optimizer.lr_scheduler, states.scheduler, states.num_update, hyperparameters)
     present = _parameters(trainer, net)
     plan = _plan(trainer, states, present, optimizer.rule.slots(h), strict)
-    notes = plan.notes + _differences(optimizer, h, states, plan.pairs, present, hyperparameters)
+    notes = [*plan.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
+             *_differences(optimizer, h, states, plan.pairs, present, hyperparameters)]
     _start(trainer)
     arrays = _to_devices(trainer, states, plan, h)
     scaler, scales = _loss_scaler(trainer, states, notes)
@@ -146,7 +149,8 @@ def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, h
         for note in notes:
             warnings.warn(note, stacklevel=4)
         names = [info.name for info in present]
-        report = LoadReport(len(names), states.num_update, [names[i] for i in arrays], plan.missing, plan.unexpected,
+        trained = sum(i in arrays or parameter.grad_req != 'null' for i, parameter in enumerate(trainer._params))
+        report = LoadReport(trained, states.num_update, [names[i] for i in arrays], plan.missing, plan.unexpected,
                             plan.mismatched, [names[i] for i in rewritten], notes)
         log.info('%s', report)
         if rewritten:
@@ -198,9 +202,15 @@ def _parameters(trainer: Any, net: Any) -> List[ParameterInfo]:
     """The trainer's parameters in its order, named by their places in ``net`` where it has them."""
     places: Dict[int, str] = {}
     if net is not None:
+        if not isinstance(net, gluon.Block):
+            raise TypeError(f'`net` must be the gluon.Block that is trained. Received: {type(net).__name__}.')
         collect = getattr(net, '_collect_params_with_prefix', None) or net.collect_params  # MXNet 1.x, 2.x
         for place, parameter in collect().items():
             places.setdefault(id(parameter), place)  # a shared parameter has its first place
+        if trainer._params and not any(id(parameter) in places for parameter in trainer._params):
+            raise ValueError(f"`net` must be the Block that is trained. Received: one that has none of the trainer's parameters, "
+                             f'{one_of([parameter.name for parameter in trainer._params][:4])}, ... Pass the net whose '
+                             'collect_params() the trainer got.')
     infos = [ParameterInfo(places.get(id(p), p.name), p.name, tuple(p.shape), numpy.dtype(p.dtype).name,
                            float(p.lr_mult), float(p.wd_mult)) for p in trainer._params]
     names = [info.name for info in infos]

@@ -6,14 +6,13 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 import numpy
 
 from ..schema import one_of
-from .neutral import ParameterInfo
+from .neutral import STATISTICS, ParameterInfo
 
 __all__ = ['Assignment', 'Params', 'assign']
 
 Params = Union[str, 'os.PathLike[str]', Sequence[str], Mapping[str, Any], None]
 _REMEDY = ('Pass the names as a list in the order of the trainer, which is [p.name for p in trainer._params] where MXNet runs, or '
            'a file of net.collect_params().save(...), which has the names that the trainer sorts.')
-STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # parameters that no optimizer updates
 Shape = Optional[Tuple[int, ...]]  # None: not known
 
 

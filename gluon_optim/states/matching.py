@@ -21,8 +21,8 @@ def match(saved: Sequence[ParameterInfo], present: Sequence[ParameterInfo]) -> M
     """Pair saved with present parameters.
 
     By their names (structural where the net was given), or by their full names, whichever pairs more. When no name
-    agrees: saved numbers ('0', '1', ...) are positions in the trainer; else names may differ in the numbers that MXNet counts through
-    a process (a second ``Dense`` is ``dense1_``), in order, if all shapes agree.
+    agrees: saved numbers ('0', '1', ...) are positions in the trainer; else names may differ in the numbers that MXNet counts
+    through a process (a second ``Dense`` is ``dense1_``), in order, if all shapes agree.
 
     Raises ValueError that lists both sides when nothing pairs.
     """

@@ -38,12 +38,25 @@ def wrote(states: OptimizerStates) -> bool:
     return states.producer.get('mxnet', '').startswith('2') and 'gluon_optim' not in states.producer
 
 
-def as_rule(states: OptimizerStates) -> OptimizerStates:
+def as_rule(states: OptimizerStates, allow_lossy: bool = False) -> OptimizerStates:
     """The same states under the name of the rule that goes on from them as MXNet did; those of others as they are.
 
-    What the rule does otherwise is in `differences`. ValueError where there is no such rule.
+    ValueError where there is no such rule, or where it would not go on quite so; with ``allow_lossy`` that is only reported.
+
+    >>> as_rule(OptimizerStates('adagrad', dict(wd=0.1, epsilon=1e-6), 0, [], {}, {}, producer={'mxnet': '2.x'})).optimizer
+    'adagrad_torch'
     """
-    equal = _equal(states)
+    equal, lost = _equal(states), not_in_rule(states)
+    if lost and not allow_lossy:
+        raise ValueError(f'The optimizers here are those of MXNet 1.x, which would lose {"; ".join(lost)}. '
+                         'Pass allow_lossy=True to go on without.')
+    if not wrote(states):
+        return states
+    lines = ['lost: ' + line for line in lost]
+    if equal is not None and equal.rule != states.optimizer:
+        lines.append(f'the {states.optimizer} of MXNet 2.x computes what {equal.rule!r} does here')
+    states.report.extend(line for line in lines if line not in states.report)
+    states = dataclasses.replace(states, producer={**states.producer, 'gluon_optim': 'as_rule'})
     if equal is None:
         return states
     hypers = {equal.hypers.get(name, name): value for name, value in states.hypers.items() if name not in equal.unused}

@@ -5,8 +5,9 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy
 
-__all__ = ['Array', 'OptimizerStates', 'ParameterInfo', 'Run', 'Weight', 'chunks', 'digest']
+__all__ = ['STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Run', 'Weight', 'chunks', 'digest']
 
+STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # ends of names of what no optimizer updates
 Array = Any  # a numpy.ndarray, or what has `shape`, `dtype` and `chunks()`: an array of a device that is copied in pieces
 
 
@@ -50,6 +51,10 @@ class OptimizerStates:
     loss_scaler: Optional[Dict[str, Any]] = None
     producer: Dict[str, str] = field(default_factory=dict)
     report: List[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return (f'<OptimizerStates: {self.optimizer or "unknown optimizer"} at update {self.num_update}, '
+                f'{len(self.parameters)} parameters>')
 
     @property
     def names(self) -> List[str]:
