@@ -17,7 +17,6 @@ import optax
 from tqdm import tqdm
 
 import gluon_optim as go
-from gluon_optim.states import container
 
 
 def convolution(x, w, b):
@@ -52,7 +51,7 @@ def main(arguments=None):
     parser.add_argument('--log', help='append step and loss here, one JSON object per line')
     options = parser.parse_args(arguments)
 
-    states, run = container.read_checkpoint(options.checkpoint)
+    states, run = digits.read_checkpoint(parser, options.checkpoint, 'dropout')
     recipe = run.extra
     if recipe['dropout']:
         parser.error(f'the net below has no dropout. The run was trained with {recipe["dropout"]}: train with --dropout 0.')

@@ -16,7 +16,6 @@ from torch import nn
 from tqdm import tqdm
 
 import gluon_optim as go
-from gluon_optim.states import container
 
 
 def build_net(dropout):
@@ -45,7 +44,7 @@ def main(arguments=None):
     parser.add_argument('--log', help='append step and loss here, one JSON object per line')
     options = parser.parse_args(arguments)
 
-    _, run = container.read_checkpoint(options.checkpoint)
+    _, run = digits.read_checkpoint(parser, options.checkpoint, 'dropout')
     recipe = run.extra
     torch.manual_seed(recipe['seed'])
     net = build_net(recipe['dropout'])

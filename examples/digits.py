@@ -6,6 +6,8 @@ import numpy
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+import gluon_optim as go
+
 
 def load():
     """1797 images of 8 x 8 pixels in [0, 1]: ((1437 images, labels) to train on, (360 images, labels) held out)."""
@@ -30,3 +32,16 @@ def batch_indices(seed, step, samples, batch_size):
 def photographs(images):
     """The images in the format of ResNet: 32 x 32 pixels in three equal colours."""
     return numpy.broadcast_to(images, (len(images), 3, 8, 8)).repeat(4, axis=2).repeat(4, axis=3)
+
+
+def read_checkpoint(parser, path, *recipe):
+    """States and run of a checkpoint that says where the run stands and, in ``extra``, its ``recipe``; else the parser's error."""
+    try:
+        states, run = go.read_checkpoint(path)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    said = {} if run is None else {'step': run.step, **run.extra}
+    missing = [word for word in ('step', 'learning_rate', 'epochs', 'batch_size', 'seed', *recipe) if said.get(word) is None]
+    if missing:
+        parser.error(f'{path} must be a checkpoint of the example that it is to continue: it does not say {", ".join(missing)}')
+    return states, run

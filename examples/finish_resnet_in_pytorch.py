@@ -18,7 +18,6 @@ from torch import nn
 from tqdm import tqdm
 
 import gluon_optim as go
-from gluon_optim.states import container
 
 
 class Block(nn.Module):
@@ -98,7 +97,7 @@ def main(arguments=None):
     parser.add_argument('--save', metavar='FILE', help="write the finished net's state_dict here")
     options = parser.parse_args(arguments)
 
-    _, run = container.read_checkpoint(options.checkpoint)
+    _, run = digits.read_checkpoint(parser, options.checkpoint)
     (images, labels), (test_images, test_labels) = digits.load()
     net, optimizer = carry_over(options.checkpoint)
     losses = train(net, optimizer, run.step, run.extra, images, labels)

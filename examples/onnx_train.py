@@ -18,7 +18,6 @@ from continue_in_pytorch import build_net
 from torch import nn
 
 import gluon_optim as go
-from gluon_optim.states import container
 
 UPDATES = 20
 
@@ -44,7 +43,7 @@ def main(arguments=None):
     parser.add_argument('checkpoint', help='a step-<number>.safetensors')
     options = parser.parse_args(arguments)
 
-    _, run = container.read_checkpoint(options.checkpoint)
+    _, run = digits.read_checkpoint(parser, options.checkpoint, 'dropout')
     recipe = run.extra
     net = build_net(recipe['dropout'])
     model = go.model_to_torch(options.checkpoint, like=net)  # of float16 weights their float32 masters

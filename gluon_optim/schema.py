@@ -8,7 +8,7 @@ import math
 import numbers
 from typing import Any, Collection, Dict, Iterable, NamedTuple, Optional, Union
 
-__all__ = ['Hyper', 'Values', 'Slot', 'check_known', 'one_of']
+__all__ = ['Hyper', 'Values', 'Slot', 'check_known', 'folded', 'one_of']
 
 
 class Interval(NamedTuple):
@@ -89,10 +89,10 @@ class Hyper(NamedTuple):
         return float(value)
 
     def _refuse(self, error: type, value: Any) -> Exception:
-        kind = 'value' if self.is_switch else 'number'
-        where = 'one of them' if self.is_switch else 'in that range'
+        advice = 'one of them' if self.is_switch else 'a number in that range'
+        off = ', None to switch it off' if self.optional else ''
         return error(f'`{self.name}` must be {self.allowed}. Received: {self.name}={value!r}. '
-                     f'Pass a {kind} {where}, or leave it out for the default {self.default!r}.')
+                     f'Pass {advice}{off}, or leave it out for the default {self.default!r}.')
 
 
 class Slot(NamedTuple):
@@ -159,18 +159,35 @@ def one_of(names: Iterable[Any]) -> str:
     return ', '.join(map(repr, names))
 
 
-def check_known(what: str, name: str, known: Iterable[str], error: type = TypeError, owner: Optional[str] = None) -> None:
-    """Raise ``error`` unless ``name`` is one of ``known``; say which known names are near.
+# other frameworks' words for MXNet's
+_WORDS = {'lr': ('learning_rate',), 'weight_decay': ('wd',), 'eps': ('epsilon',), 'betas': ('beta1', 'beta2'), 'b1': ('beta1',),
+          'b2': ('beta2',)}
+
+
+def folded(name: Any) -> Any:
+    """``name`` in lower case, and what is no string as it is: `check_known` refuses it."""
+    return name.lower() if isinstance(name, str) else name
+
+
+def check_known(what: str, name: Any, known: Iterable[str], error: type = TypeError, owner: Optional[str] = None) -> None:
+    """Raise ``error`` unless ``name`` is one of ``known``; say which known names are near. TypeError for what is no string.
 
     >>> check_known('optimizer', 'novgrad', ['novograd', 'adamw'], ValueError)
     Traceback (most recent call last):
       ...
     ValueError: Unknown optimizer 'novgrad'. Did you mean 'novograd'? Known: 'adamw', 'novograd'.
+    >>> check_known('argument', 'lr', ['learning_rate', 'wd'], owner='adamw')
+    Traceback (most recent call last):
+      ...
+    TypeError: Unknown argument of adamw 'lr'. Did you mean 'learning_rate'? Known: 'learning_rate', 'wd'.
     """
     known = sorted(known)
-    if name in known:
+    if isinstance(name, str) and name in known:
         return
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
-    hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
     of = f' of {owner}' if owner else ''
+    if not isinstance(name, str):
+        raise TypeError(f'The name of the {what}{of} must be a string. Received: {name!r}. Known: {one_of(known)}.')
+    near = [word for word in _WORDS.get(name, ()) if word in known]
+    near = near or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
+    hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
     raise error(f'Unknown {what}{of} {name!r}.{hint} Known: {one_of(known)}.')

@@ -306,6 +306,20 @@ def test_the_net_alone_and_the_trainer_alone(path):
     assert runs.facts(net, trainer, noise=False) == before
 
 
+def test_a_net_without_a_trainer(path):
+    net, trainer = trained(NOVOGRAD)
+    go.save_checkpoint(path, net=net, extra={'a': 1}, step=np.int64(3), metrics={'loss': np.float32(0.5), 'other': float('inf')})
+    states, run = go.read_checkpoint(path)
+    assert (states.optimizer, states.names, run.random, run.metrics) == ('none', [], None, {'loss': 0.5})
+    other = runs.make_net([2])
+    restored = go.load_checkpoint(path, net=other)
+    assert restored == {'a': 1} and restored.step == 3 and restored.states is None
+    for name, parameter in net._collect_params_with_prefix().items():
+        np.testing.assert_array_equal(parameter.data().asnumpy(), other._collect_params_with_prefix()[name].data().asnumpy())
+    with pytest.raises(ValueError, match='saved without one. Load it with net= alone'):
+        go.load_checkpoint(path, net=net, trainer=trainer)
+
+
 def test_parameters_outside_the_net_are_saved_too(path):
     """The trainer's own, such as those of a loss."""
     net, loss = runs.make_net([0]), mx.gluon.nn.Dense(1, in_units=4, prefix='loss_')
@@ -322,16 +336,23 @@ def test_parameters_outside_the_net_are_saved_too(path):
     ([1], TypeError, '`extra` must be a dictionary. Received: list'), ({'a': object()}, ValueError, 'extra.a must consist of'),
     ({'a': float('nan')}, ValueError, 'extra.a must be a finite number'), ({1: 2}, ValueError, 'string keys')])
 def test_extra_must_be_json(path, extra, error, words):
+    wanted = (runs.make(NOVOGRAD), mx.nd.random.uniform(shape=3).asnumpy().tolist())[1]
     net, trainer = runs.make(NOVOGRAD)
     with pytest.raises(error, match=words):
         go.save_checkpoint(path, net=net, trainer=trainer, extra=extra)
-    assert not os.path.exists(path)
+    assert not os.path.exists(path) and mx.nd.random.uniform(shape=3).asnumpy().tolist() == wanted  # not reseeded
 
 
 def test_other_refusals(path):
     net, trainer = runs.make(NOVOGRAD)
-    with pytest.raises(TypeError, match='`trainer` must be a gluon.Trainer'):
-        go.save_checkpoint(path, net=net)
+    with pytest.raises(TypeError, match=r'`trainer` must be one .*Received: list.*a checkpoint each'):
+        go.save_checkpoint(path, net=net, trainer=[trainer, trainer])
+    with pytest.raises(ValueError, match='Received: neither'):
+        go.save_checkpoint(path)
+    for position in ({'step': 1.5}, {'epoch': '1'}, {'batch': True}):
+        with pytest.raises(ValueError, match='must be a whole number'):
+            go.save_checkpoint(path, net=net, trainer=trainer, **position)
+    assert not os.path.exists(path)
     go.save_states(trainer, path, net=net)
     with pytest.raises(StateFileError, match='optimizer states only. Use load_states'):
         go.load_checkpoint(path, net=net, trainer=trainer)
@@ -344,3 +365,23 @@ def test_other_refusals(path):
         go.load_checkpoint(path, net=deferred)
     with pytest.raises(ValueError, match='Call net.initialize'):
         go.load_checkpoint(path, net=mx.gluon.nn.Dense(2, in_units=3))
+
+
+def test_two_trainers(tmp_path):
+    """As docs/CHECKPOINTS.md has it: each has a folder, and they are restored in the order in which they were saved."""
+    def go_on(pairs):
+        for net, trainer in pairs:
+            runs.train(net, trainer, 2)
+        return [runs.facts(net, trainer, noise=False) for net, trainer in pairs]
+
+    managers = [go.CheckpointManager(tmp_path / name) for name in 'ab']
+    pairs = [trained(NOVOGRAD), trained({'optimizer': 'adamw'})]
+    for manager, pair in zip(managers, pairs):
+        manager.save(1, *pair)
+    wanted = go_on(pairs)
+    managers[0].save(2, *pairs[0])  # killed here
+    new = [runs.make(NOVOGRAD, seed=3), runs.make({'optimizer': 'adamw'}, seed=4)]
+    common = set(managers[0].steps()) & set(managers[1].steps())
+    for manager, pair in zip(managers, new):
+        manager.restore(max(common), *pair)
+    assert go_on(new) == wanted

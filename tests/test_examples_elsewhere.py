@@ -85,3 +85,19 @@ def test_jax_goes_on_as_pytorch(checkpoint, tmp_path):
     run('continue_in_pytorch.py', checkpoint, '--log', tmp_path / 'torch')
     jax, torch = losses(tmp_path / 'jax'), losses(tmp_path / 'torch')
     assert max(abs(torch[step] - jax[step]) for step in jax) < 2e-3
+
+
+@pytest.mark.parametrize('script, needs', [('continue_in_pytorch.py', 'torch'), ('finish_resnet_in_pytorch.py', 'torch'),
+                                           ('onnx_train.py', 'onnxruntime'), ('continue_in_jax.py', 'jax')])
+def test_a_file_that_is_no_checkpoint_of_an_example_is_a_usage_error(tmp_path, script, needs):
+    pytest.importorskip('torch' if needs == 'onnxruntime' else needs)
+    pytest.importorskip(needs)
+    empty = OptimizerStates('adamw', {}, 0, [], {}, {})
+    container.write(tmp_path / 'states', empty)
+    container.write(tmp_path / 'checkpoint', empty, Run([], step=3, extra={'seed': 0}))
+    (tmp_path / 'foreign').write_bytes(b'foreign')
+    for name, words in (('none', 'No such file'), ('foreign', 'no container of gluon_optim'), ('states', 'it does not say step'),
+                        ('checkpoint', 'it does not say learning_rate, epochs, batch_size')):
+        done = subprocess.run([sys.executable, str(ROOT / 'examples' / script), str(tmp_path / name)], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': PATH})
+        assert done.returncode == 2 and 'usage:' in done.stderr and words in done.stderr, done.stderr

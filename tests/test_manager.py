@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 mx = pytest.importorskip('mxnet')
@@ -71,8 +72,70 @@ def test_the_best_is_kept_also_by_a_manager_that_did_not_write_it(folder, pair, 
 def test_later_steps_of_a_run_that_was_given_up_are_left_alone(folder, pair):
     save(go.CheckpointManager(folder), pair, 10, 20, 30)
     manager = go.CheckpointManager(folder, keep_last=1)
-    save(manager, pair, 15)
-    assert manager.steps() == [15, 20, 30]
+    with pytest.warns(UserWarning, match=r'later steps 20, 30: .* restore 30, not step 15.*manager.restore\(step') as said:
+        save(manager, pair, 15, 16)
+    assert len(said) == 1 and said[0].filename == __file__ and manager.steps() == [16, 20, 30]
+
+
+def test_no_warning_where_later_steps_are_no_mistake(folder, pair, recwarn):
+    save(go.CheckpointManager(folder, keep_last=None), pair, 10, 20, 30)
+    damage(folder / 'step-30.safetensors', 'cut')
+    manager = go.CheckpointManager(folder, keep_last=None)
+    assert manager.restore_latest(*pair).step == 20
+    save(manager, pair, 25)
+    manager = go.CheckpointManager(folder, keep_last=None)
+    manager.restore(10, net=pair[0])  # to look at; the run does not go back
+    save(manager, pair, 31)
+    assert manager.steps() == [10, 20, 25, 30, 31] and not recwarn
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_going_back_to_an_earlier_step(folder, recwarn, background):
+    net, trainer = runs.make(CONFIG)
+    with go.CheckpointManager(folder, keep_last=None) as manager:
+        for step in (1, 2, 3, 4):
+            runs.train(net, trainer, 1)
+            manager.save(step, net, trainer, {'branch': 'old'})
+            if step == 2:
+                wanted = runs.facts(net, trainer)
+    with go.CheckpointManager(folder, keep_last=None, background=background) as manager:
+        assert manager.restore(np.int64(2), net=net, trainer=trainer) == {'branch': 'old'} and runs.facts(net, trainer) == wanted
+        assert manager.steps() == [1, 2, 3, 4]  # nothing has happened yet
+        save(manager, (net, trainer), 3, extra={'branch': 'new'})
+    assert manager.steps() == [1, 2, 3] and (folder / 'step-4.safetensors.abandoned').exists()
+    assert container.read_checkpoint(folder / 'step-3.safetensors.abandoned')[1].extra == {'branch': 'old'}
+    assert go.CheckpointManager(folder).restore_latest(net, trainer) == {'branch': 'new'}
+    with go.CheckpointManager(folder) as manager:
+        save(manager, (net, trainer), 4)
+    assert not [warning for warning in recwarn if 'later steps' in str(warning.message)]
+
+
+def test_a_save_that_fails_after_going_back_loses_nothing(folder, pair, monkeypatch):
+    manager = go.CheckpointManager(folder)
+    save(manager, pair, 1, 2, 3)
+    manager.restore(1, *pair)
+    with pytest.raises(TypeError, match='`metrics`'):
+        save(manager, pair, 2, metrics=[1])
+    assert manager.steps() == [1, 2, 3]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'fsync', fail)
+        with pytest.raises(OSError, match='disk is on fire'):
+            save(manager, pair, 2)
+    assert go.CheckpointManager(folder).restore_latest(*pair).step == 1  # and not 3, of the branch that was left
+    assert len(os.listdir(folder)) == 3
+    save(manager, pair, 2)
+    assert manager.steps() == [1, 2]
+
+
+def test_steps_that_cannot_be_restored(folder, pair):
+    manager = go.CheckpointManager(folder)
+    with pytest.raises(ValueError, match='Received: step=3. There are none'):
+        manager.restore(3, *pair)
+    save(manager, pair, 1, 2)
+    with pytest.raises(ValueError, match='Received: step=3. There are 1, 2'):
+        manager.restore(3, *pair)
+    with pytest.raises(ValueError, match='`step` must be a whole number'):
+        manager.restore('2', *pair)
 
 
 def test_save_every_and_force(folder, pair):
@@ -91,10 +154,63 @@ def test_bad_options(folder, options, words):
 
 
 def test_bad_steps(folder, pair):
-    for step in (-1, 1.0, True, '1'):
+    for step in (-1, 1.0, True, '1', None, np.float32(1)):
         with pytest.raises(ValueError, match='`step` must be a whole number'):
             go.CheckpointManager(folder).save(step, *pair)
     assert go.CheckpointManager(folder).steps() == [] and not folder.exists()
+
+
+def test_whole_numbers_of_numpy(folder, pair):
+    manager = go.CheckpointManager(folder, keep_last=np.int64(2), save_every=np.int32(1))
+    save(manager, pair, np.int64(3), np.array(4), epoch=np.uint8(1), batch=np.int64(2))
+    restored = manager.restore_latest(*pair)
+    assert (restored.step, restored.epoch, restored.batch, manager.steps()) == (4, 1, 2, [3, 4])
+    with pytest.raises(ValueError, match='`epoch` must be a whole number, 0 or more. Received: epoch=1.5'):
+        save(manager, pair, 5, epoch=1.5)
+
+
+# Metrics
+
+def test_a_misspelt_metric_is_reported_once(folder, pair):
+    manager = go.CheckpointManager(folder, keep_last=2, keep_best=('acc', 'max'))
+    with pytest.warns(UserWarning, match="'acc' in its metrics. Received for step 1: 'accuracy', 'loss'") as said:
+        save(manager, pair, 1, 2, metrics={'accuracy': 0.5, 'loss': 1})
+    assert len(said) == 1 and said[0].filename == __file__
+
+
+def test_a_metric_that_is_never_given_is_reported_before_a_checkpoint_is_deleted(folder, pair, recwarn):
+    manager = go.CheckpointManager(folder, keep_last=2, keep_best=('acc', 'max'))
+    save(manager, pair, 1, metrics={'acc': float('nan')})
+    save(manager, pair, 2)
+    assert not recwarn
+    with pytest.warns(UserWarning, match='Received for step 3: none'):
+        save(manager, pair, 3, 4)
+    rated = go.CheckpointManager(folder, keep_last=2, keep_best=('acc', 'max'))
+    save(rated, pair, 5, metrics={'acc': 0.5})
+    save(rated, pair, 6, 7, 8)  # not evaluated
+    assert rated.steps() == [5, 7, 8] and not recwarn
+
+
+@pytest.mark.parametrize('metrics', [
+    ('acc', 0.5), [('acc', 0.5)], {'loss': None}, {'loss': '0.5'}, {'loss': np.ones(2)}, {'loss': mx.nd.ones(2)}, {1: 0.5}])
+def test_bad_metrics(folder, metrics):
+    net, trainer = runs.make(CONFIG)
+    wanted = mx.nd.random.uniform(shape=3).asnumpy().tolist()
+    net, trainer = runs.make(CONFIG)
+    for save_it in (go.CheckpointManager(folder).save, lambda step, **options: go.save_checkpoint(folder, step=step, **options)):
+        with pytest.raises(TypeError, match=r'`metrics` must.*dict\(metric.get_name_value\(\)\)') as caught:
+            save_it(1, net=net, trainer=trainer, metrics=metrics)
+        assert not isinstance(metrics, dict) or repr(next(iter(metrics))) in str(caught.value)
+    assert not folder.exists() and mx.nd.random.uniform(shape=3).asnumpy().tolist() == wanted  # generators were not reseeded
+
+
+def test_metrics_of_all_kinds_of_numbers(folder, pair):
+    both = mx.metric.CompositeEvalMetric([mx.metric.Accuracy(), mx.metric.Loss()])
+    both.update([mx.nd.array([1])], [mx.nd.array([[0, 1]])])
+    manager = go.CheckpointManager(folder)
+    others = {'a': np.float32(2), 'b': np.array(3), 'c': mx.nd.array([4]), 'd': 5}
+    save(manager, pair, 1, metrics={**dict(both.get_name_value()), **others})
+    assert manager.restore_latest(*pair).metrics == {'accuracy': 1.0, 'loss': 0.5, 'a': 2.0, 'b': 3.0, 'c': 4.0, 'd': 5.0}
 
 
 # What is found
@@ -150,10 +266,30 @@ def test_what_does_not_fit_is_not_passed_over(folder, pair):
 def test_other_files_are_no_checkpoints(folder, pair):
     manager = go.CheckpointManager(folder, keep_last=1)
     save(manager, pair, 1)
-    for name in ('step-.safetensors', 'step-3.safetensors.bak', 'notes.txt', 'step--4.safetensors'):
+    for name in ('step-.safetensors', 'step-3.safetensors.bak', 'notes.txt', 'step--4.safetensors', 'step-00000400.safetensors',
+                 'step-\u0663.safetensors'):
         (folder / name).write_text('mine')
+    (folder / 'step-500.safetensors').mkdir()
     save(manager, pair, 2)
-    assert manager.steps() == [2] and len(os.listdir(folder)) == 5
+    assert manager.steps() == [2] and len(os.listdir(folder)) == 8
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/mem'), reason='a file that cannot be read at its beginning')
+def test_what_cannot_be_read_is_not_passed_over(folder, pair, caplog):
+    manager = go.CheckpointManager(folder, keep_last=1, keep_best=('loss', 'min'))
+    save(manager, pair, 1, metrics={'loss': 1})
+    (folder / 'step-2.safetensors').symlink_to('/proc/self/mem')
+    with pytest.raises(OSError, match='Input/output error'):
+        manager.restore_latest(*pair)
+    save(manager, pair, 3, metrics={'loss': 2})  # the one that cannot be read may be the best
+    assert manager.steps() == [1, 2, 3] and 'the best is not known' in caplog.text
+    assert go.CheckpointManager(folder, keep_last=1, keep_best=('loss', 'min')).save(4, *pair)  # saving needs no older one
+
+
+def test_repr_is_how_it_was_made(folder):
+    manager = go.CheckpointManager(folder, keep_best=['acc', 'max'])
+    assert repr(manager) == (f"CheckpointManager({str(folder)!r}, keep_last=3, keep_every=None, keep_best=('acc', 'max'), "
+                             'background=False, save_every=1)')
 
 
 # Writing in the background

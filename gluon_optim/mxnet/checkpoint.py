@@ -6,24 +6,29 @@
 docs/CHECKPOINTS.md describes the file, and which guarantees hold when.
 """
 import logging
+import math
+import operator
 import os
 import random
 import warnings
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import mxnet
 import numpy
+from mxnet import gluon
 from mxnet import ndarray as nd
 
 from ..states import container
 from ..states.errors import StateFileError
+from ..states.manifest import run_record
 from ..states.matching import match
 from ..states.neutral import Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
-from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, to_mxnet
+from .trainer import LoadReport, Pieces, _producer, contexts_of, export_states, plan_import, to_mxnet
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
 log = logging.getLogger('gluon_optim')
+NO_OPTIMIZER = 'none'  # what a checkpoint of a net alone has in the place of the optimizer's name
 
 
 class Restored(dict):
@@ -55,25 +60,28 @@ def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
         One file. Afterwards the whole new one is there or, after an error, what was there before.
     net : gluon.Block, optional
         Whose parameters are saved, under their places in it. The trainer's are saved in any case.
-    trainer : gluon.Trainer
+    trainer : gluon.Trainer, optional
         Of an optimizer of this package. Its states, masters, counts, hyper-parameters, scheduler and AMP loss scaler are saved.
+        Without it the net is saved and no random state: a checkpoint to be loaded into a net. Of several trainers, as GANs
+        have them, each has a checkpoint of its own.
     extra : dict, optional
         Whatever else JSON can hold; `load_checkpoint` returns it.
     step, epoch, batch : int, optional
         Where the run stands.
     metrics : dict of str to number, optional
-        By which `CheckpointManager` keeps the best.
+        By which `CheckpointManager` keeps the best; of a ``gluon.metric`` ``dict(metric.get_name_value())``. One that is not
+        finite is left out.
     reseed : bool
         MXNet's generators cannot be read. So a seed is drawn from them, saved, and given to them: the run that goes on
         and the one that is resumed draw the same numbers afterwards. The states of NumPy's and Python's global
         generators are saved as they are. False leaves all of them out, and alone.
 
     Raises TypeError or ValueError for what cannot be saved (an optimizer of MXNet, a scheduler without ``get_config``,
-    parameters without a shape, ``extra`` that is not JSON), OSError where the file system refuses.
+    parameters without a shape, ``extra`` that is not JSON, ``metrics`` that are no numbers), OSError where the file system
+    refuses.
     """
-    states, run = take(net, trainer, Pieces, reseed)
-    run.step, run.epoch, run.batch, run.metrics, run.extra = step, epoch, batch, metrics or {}, checked_extra(extra)
-    container.write(path, states, run)
+    run = checked_run(step, epoch, batch, metrics, extra)
+    container.write(path, take(run, net, trainer, Pieces, reseed), run)
 
 
 def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, strict: bool = True,
@@ -105,21 +113,70 @@ def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
 
 # Out of a run
 
-def take(net: Any, trainer: Any, copy: Callable[[Any], Array], reseed: bool) -> Tuple[OptimizerStates, Run]:
-    """States and run as they are now; ``copy`` makes of an NDArray what `container.write` can write."""
-    states = export_states(trainer, net, copy)
-    weights = []
+def take(run: Run, net: Any, trainer: Any, copy: Callable[[Any], Array], reseed: bool) -> OptimizerStates:
+    """The states as they are now; weights and random state are put into ``run``. ``copy`` makes of an NDArray what
+    `container.write` can write."""
+    _check_subjects(net, trainer)
+    states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=_producer()) if trainer is None
+              else export_states(trainer, net, copy))
     for name, parameter in parameters(net, trainer).items():
         arrays = _data(name, parameter)
         copies = arrays if any(_differ(arrays[0], other) for other in arrays[1:]) else arrays[:1]
-        weights.append(Weight(name, parameter.name, [copy(array) for array in copies]))
-    return states, Run(weights, random=_reseed(contexts_of(trainer)) if reseed else None)
+        run.weights.append(Weight(name, parameter.name, [copy(array) for array in copies]))
+    run.random = _reseed(contexts_of(trainer)) if reseed and trainer is not None else None
+    return states
 
 
-def checked_extra(extra: Any) -> Dict[str, Any]:
+def _check_subjects(net: Any, trainer: Any) -> None:
+    if net is None and trainer is None:
+        raise ValueError('`net` or `trainer` must be given. Received: neither. Pass what the checkpoint is of.')
+    if not isinstance(trainer, (gluon.Trainer, type(None))):
+        raise TypeError(f'`trainer` must be one gluon.Trainer or None. Received: {type(trainer).__name__}. Of several trainers, '
+                        "save and restore a checkpoint each: CheckpointManager('run/generator'), "
+                        "CheckpointManager('run/discriminator').")
+
+
+# What the user says about a run, checked before anything is touched
+
+def checked_run(step: Any, epoch: Any, batch: Any, metrics: Any, extra: Any) -> Run:
+    """A run without its weights. Raises TypeError or ValueError."""
     if extra is not None and not isinstance(extra, dict):
         raise TypeError(f'`extra` must be a dictionary. Received: {type(extra).__name__}. Write extra={{"name": value}}.')
-    return dict(extra or {})
+    finite = {name: value for name, value in _checked_metrics(metrics).items() if math.isfinite(value)}
+    run = Run([], _optional('step', step), _optional('epoch', epoch), _optional('batch', batch), finite, extra=dict(extra or {}))
+    run_record(run)  # is there anything that JSON cannot hold?
+    return run
+
+
+def _optional(name: str, value: Any) -> Optional[int]:
+    return None if value is None else whole(name, value)
+
+
+def whole(name: str, value: Any, least: int = 0) -> int:
+    """``value``, an integer of Python or NumPy, as one of Python."""
+    try:
+        if not isinstance(value, bool) and operator.index(value) >= least:
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f'`{name}` must be a whole number, {least} or more. Received: {name}={value!r}.')
+
+
+def _checked_metrics(metrics: Any) -> Dict[str, float]:
+    """The metrics as Python's numbers: of NumPy's, and of arrays with one element too."""
+    advice = 'Pass a dictionary of names and numbers: of a gluon.metric dict(metric.get_name_value()).'
+    if not isinstance(metrics, (Mapping, type(None))):
+        raise TypeError(f'`metrics` must be a dictionary. Received: {metrics!r}. {advice}')
+    numbers = {}
+    for name, value in (metrics or {}).items():
+        try:
+            if not isinstance(name, str) or isinstance(value, (str, bytes)):
+                raise TypeError
+            numbers[name] = float(value.asnumpy() if isinstance(value, nd.NDArray) else value)
+        except (TypeError, ValueError):
+            received = ' '.join(repr(value).split())  # on one line
+            raise TypeError(f'`metrics` must have names and real numbers. Received: {name!r}: {received}. {advice}') from None
+    return numbers
 
 
 def parameters(net: Any, trainer: Any) -> Dict[str, Any]:
@@ -165,8 +222,9 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
     """`load_checkpoint` of what has been read."""
     if run is None:
         raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds optimizer states only. Use load_states.')
-    if net is None and trainer is None:
-        raise ValueError('`net` or `trainer` must be given. Received: neither. Pass what the checkpoint shall be loaded into.')
+    _check_subjects(net, trainer)
+    if trainer is not None and states.optimizer == NO_OPTIMIZER:
+        raise ValueError(f'Cannot load {os.fspath(path)!r} into a trainer: it was saved without one. Load it with net= alone.')
     weights = [weight._replace(copies=weight.copies[:1]) if weight.name in states.master else weight for weight in run.weights]
     set_weights, skipped = _plan_weights(weights, parameters(net, trainer), strict)
     set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else None

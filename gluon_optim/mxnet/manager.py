@@ -2,26 +2,27 @@
 import contextlib
 import ctypes
 import logging
-import math
 import os
 import re
 import signal
 import threading
-from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+import warnings
+from typing import Any, Collection, Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy
 from mxnet.base import _LIB, check_call
 
+from ..schema import one_of
 from ..states import atomic, container
 from ..states.errors import StateFileError
 from ..states.neutral import OptimizerStates, Run
-from .checkpoint import Restored, checked_extra, restore, take
+from .checkpoint import Restored, checked_run, restore, take, whole
 from .trainer import Pieces
 
 __all__ = ['CheckpointManager']
 
 log = logging.getLogger('gluon_optim')
-_NAME = re.compile(r'step-(\d{1,16})\.safetensors')
+_NAME = re.compile(r'step-(0|[1-9][0-9]{0,15})\.safetensors')
 
 
 class CheckpointManager:
@@ -43,26 +44,26 @@ class CheckpointManager:
     save_every : int
         `save` writes when the step is a multiple of it, so that it can be called after each step.
 
-    Use it in a ``with`` statement, or call `wait` at the end, to know that the last checkpoint was written.
+    Use it in a ``with`` statement, or call `wait` at the end, to know that the last checkpoint was written. A run has a
+    folder of its own; `restore` goes back to an earlier step of it.
 
         with go.CheckpointManager('run', save_every=100, background=True) as manager, manager.on_sigterm():
             restored = manager.restore_latest(net=net, trainer=trainer)
-            for step in range(restored.step + 1 if restored else 0, steps):
+            for step in range(restored.step + 1 if restored else 1, steps + 1):
                 ...
                 manager.save(step, net=net, trainer=trainer)
     """
 
     def __init__(self, directory: container.Path, keep_last: Optional[int] = 3, keep_every: Optional[int] = None,
                  keep_best: Optional[Tuple[str, str]] = None, background: bool = False, save_every: int = 1):
-        for name, value in (('keep_last', keep_last), ('keep_every', keep_every), ('save_every', save_every)):
-            if not (value is None and name != 'save_every') and (type(value) is not int or value < 1):
-                raise ValueError(f'`{name}` must be a whole number, 1 or more. Received: {name}={value!r}.')
         if keep_best is not None and not (isinstance(keep_best, (tuple, list)) and len(keep_best) == 2
                                           and isinstance(keep_best[0], str) and keep_best[1] in ('min', 'max')):
             raise ValueError("`keep_best` must be a metric and 'min' or 'max'. "
                              f"Received: keep_best={keep_best!r}. Write keep_best=('accuracy', 'max').")
         self.directory = os.fspath(directory)
-        self.keep_last, self.keep_every, self.save_every = keep_last, keep_every, save_every
+        self.keep_last = None if keep_last is None else whole('keep_last', keep_last, 1)
+        self.keep_every = None if keep_every is None else whole('keep_every', keep_every, 1)
+        self.save_every = whole('save_every', save_every, 1)
         self.keep_best = None if keep_best is None else tuple(keep_best)
         self.background = bool(background)
         self._metrics: Dict[int, Dict[str, float]] = {}
@@ -70,6 +71,12 @@ class CheckpointManager:
         self._staging = Staging()
         self._clean = False
         self._terminated = False
+        self._abandoned: Optional[List[int]] = None  # steps that the next save sets aside; None: nothing was restored or saved
+        self._warned = False  # that `keep_best` keeps nothing
+
+    def __repr__(self) -> str:
+        return (f'CheckpointManager({self.directory!r}, keep_last={self.keep_last}, keep_every={self.keep_every}, '
+                f'keep_best={self.keep_best}, background={self.background}, save_every={self.save_every})')
 
     def __enter__(self) -> 'CheckpointManager':
         return self
@@ -84,7 +91,8 @@ class CheckpointManager:
     def steps(self) -> List[int]:
         """The steps whose checkpoints are in the folder, in ascending order; none where there is no folder."""
         try:
-            names = os.listdir(self.directory)
+            with os.scandir(self.directory) as entries:
+                names = [entry.name for entry in entries if entry.is_file()]
         except FileNotFoundError:
             return []
         return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
@@ -96,20 +104,21 @@ class CheckpointManager:
              force: bool = False, reseed: bool = True) -> bool:
         """Save a checkpoint if ``step`` is a multiple of ``save_every``, ``force`` is true, or SIGTERM came (`on_sigterm`).
 
-        The other arguments are those of `save_checkpoint`; a metric that is not finite counts as not given. Afterwards
-        checkpoints that need not be kept are deleted. Returns whether it saved.
+        The other arguments are those of `save_checkpoint`. Afterwards checkpoints that need not be kept are deleted. Returns
+        whether it saved.
+
+        Warns where the folder holds later steps, of another run or branch, at the first save of a manager that has restored
+        nothing; and where no checkpoint has the metric of ``keep_best``.
         """
-        if type(step) is not int or step < 0:
-            raise ValueError(f'`step` must be a whole number, 0 or more. Received: step={step!r}.')
+        step = whole('step', step)
         if not (force or self._terminated or step % self.save_every == 0):
             return False
         self.wait()
+        run = checked_run(step, epoch, batch, metrics, extra)
+        self._look_around(step, metrics or ())
         os.makedirs(self.directory, exist_ok=True)
         background = self.background and not self._terminated
-        extra = checked_extra(extra)
-        states, run = take(net, trainer, self._staging if background else Pieces, reseed)
-        run.step, run.epoch, run.batch, run.extra = step, epoch, batch, extra
-        run.metrics = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
+        states = take(run, net, trainer, self._staging if background else Pieces, reseed)
         if background:
             self._writing = _Writing(self, step, states, run)
             self._writing.start()
@@ -130,10 +139,37 @@ class CheckpointManager:
         if writing.error is not None:
             raise writing.error
 
+    def _look_around(self, step: int, metrics: Collection[str]) -> None:
+        """Warn, once, of what is likely to be a mistake."""
+        if self._abandoned is None:
+            self._abandoned = []
+            later = [other for other in self.steps() if other > step]
+            if later:
+                warnings.warn(f'{self.directory!r} holds the later steps {", ".join(map(str, later))}: restore_latest will restore '
+                              f'{later[-1]}, not step {step}, which is saved now. Give a new run a folder of its own. To go back '
+                              'to an earlier step of this one call manager.restore(step, ...), not load_checkpoint.', stacklevel=3)
+        if self.keep_best is None or self._warned or self.keep_best[0] in metrics:
+            return
+        with contextlib.suppress(OSError):  # of older checkpoints, which saving does not need
+            steps = self.steps()
+            if metrics or (self.keep_last is not None and self.keep_last <= len(steps) and not self._best(steps)):
+                self._warned = True
+                warnings.warn(f'keep_best={self.keep_best!r} keeps no checkpoint without {self.keep_best[0]!r} in its metrics. '
+                              f'Received for step {step}: {one_of(metrics) or "none"}.', stacklevel=3)
+
+    def _set_aside(self) -> None:
+        """Rename what follows the step that was gone back to; before a new one is written, or it would be found in its place."""
+        while self._abandoned:
+            path = self.path(self._abandoned[-1])
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, path + '.abandoned')
+            self._abandoned.pop()
+
     def _write(self, step: int, states: OptimizerStates, run: Run) -> None:
         if not self._clean:
             atomic.remove_leftovers(self.directory, _NAME)
             self._clean = True
+        self._set_aside()
         container.write(self.path(step), states, run)
         self._metrics[step] = run.metrics
         self._delete_old(step)
@@ -143,7 +179,11 @@ class CheckpointManager:
         steps = [step for step in self.steps() if step <= newest]
         keep = set(steps if self.keep_last is None else steps[-self.keep_last:])
         keep.update(step for step in steps if self.keep_every and step % self.keep_every == 0)
-        keep.update(self._best(steps))
+        try:
+            keep.update(self._best(steps))
+        except OSError as error:
+            log.warning('no old checkpoint is deleted, as the best is not known: %s', error)
+            return
         for step in steps:
             if step not in keep:
                 try:
@@ -164,18 +204,39 @@ class CheckpointManager:
         if step not in self._metrics:
             try:
                 self._metrics[step] = container.read_manifest(self.path(step))['run']['metrics']
-            except (StateFileError, OSError, KeyError):
-                self._metrics[step] = {}  # damaged: no reason to keep it
+            except (StateFileError, FileNotFoundError, KeyError):
+                self._metrics[step] = {}  # damaged, or states only: no reason to keep it
         return self._metrics[step]
 
     # -- restoring --------------------------------------------------------------------------------------------------
+
+    def restore(self, step: int, net: Any = None, trainer: Any = None, strict: bool = True, hyperparameters: str = 'file'
+                ) -> Restored:
+        """Restore the checkpoint of ``step``, as `load_checkpoint` does; with a trainer, to go on from there.
+
+        Then the run is at ``step``, and the next `save` first sets the checkpoints of later steps aside: they are renamed to
+        ``step-<step>.safetensors.abandoned``, which `restore_latest` does not see and nobody deletes. Until then, and
+        without a trainer, the folder is left as it is.
+
+        Raises ValueError where there is no such checkpoint or it does not fit, StateFileError where it is damaged.
+        """
+        self.wait()
+        step, steps = whole('step', step), self.steps()
+        if step not in steps:
+            raise ValueError(f'`step` must be one whose checkpoint is in {self.directory!r}. Received: step={step}. '
+                             f'There are {", ".join(map(str, steps)) or "none"}.')
+        path = self.path(step)
+        restored = restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
+        if trainer is not None:
+            self._abandoned = [later for later in steps if later > step]
+        return restored
 
     def restore_latest(self, net: Any = None, trainer: Any = None, strict: bool = True, hyperparameters: str = 'file'
                        ) -> Optional[Restored]:
         """Restore the newest checkpoint that is complete and sound, as `load_checkpoint` does; None where there is none yet.
 
         Damaged ones are logged as warnings to 'gluon_optim' and passed over. Raises StateFileError when all are damaged,
-        ValueError when the newest sound one does not fit.
+        ValueError when the newest sound one does not fit, OSError when one cannot be read: it may be sound.
         """
         self.wait()
         failures = []
@@ -185,11 +246,13 @@ class CheckpointManager:
                 states, run = container.read_checkpoint(path)
             except FileNotFoundError:
                 continue  # its writer has deleted it just now
-            except (StateFileError, OSError) as error:
+            except StateFileError as error:
                 failures.append(str(error))
                 log.warning('passing over a damaged checkpoint: %s', error)
                 continue
             restored = restore(path, states, run, net, trainer, strict, hyperparameters)
+            if trainer is not None:
+                self._abandoned = []  # later ones are damaged
             log.info('restored the checkpoint %s', path)
             return restored
         if failures:

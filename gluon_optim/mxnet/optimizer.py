@@ -47,6 +47,12 @@ class Runner(mx_optimizer.Optimizer):
         # saved on some devices, continued on others
         self.set_update_counts(self.update_counts(), self.num_update)
 
+    def __repr__(self) -> str:
+        scheduler = self.lr_scheduler
+        rate = {'learning_rate': self.lr} if scheduler is None else {'lr_scheduler': type(scheduler).__name__}
+        values = ', '.join(f'{name}={value}' for name, value in {**rate, **self._given(), 'num_update': self.num_update}.items())
+        return f'<{type(self).__name__}: {values}>'
+
     # -- hyper-parameters -------------------------------------------------------------------------------------------
 
     def _given(self) -> Dict[str, Any]:

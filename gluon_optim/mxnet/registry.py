@@ -9,7 +9,7 @@ from mxnet.optimizer.optimizer import Optimizer
 
 from .. import rules
 from ..rules.mx import DROP_INS
-from ..schema import check_known
+from ..schema import check_known, folded
 from .optimizer import RuleOptimizer
 
 __all__ = ['create', 'register']
@@ -23,7 +23,7 @@ def register(what: Union[str, type]) -> Any:
     ``@register`` takes a `Rule`'s own ``name`` or a class's name in lower case; ``@register('name')`` takes that name.
     A `Rule` is returned unchanged, and has all that a built-in one has: compiled kernels, state files, conversions.
 
-    Raises ValueError where the name is taken, here or by MXNet.
+    Raises ValueError where the name is taken, here or by MXNet, TypeError for what is no rule: it is run once to find out.
 
     >>> import gluon_optim as go
     >>> @go.register
@@ -79,7 +79,7 @@ def _restore(rule: Type[rules.Rule]) -> Optimizer:
 def create(name: str, **hypers: Any) -> Optimizer:
     """An optimizer by name, of this package whatever MXNet means by the name.
 
-    Raises ValueError for an unknown name, TypeError and ValueError for hyper-parameters that the rule refuses.
+    Raises ValueError for an unknown name, TypeError for one that is no string, both for hyper-parameters that the rule refuses.
 
     >>> import gluon_optim as go
     >>> go.create('novograd', beta1=0.9).beta1
@@ -90,7 +90,7 @@ def create(name: str, **hypers: Any) -> Optimizer:
     >>> type(go.create('adam')).__mro__[3]
     <class 'mxnet.optimizer.optimizer.Adam'>
     """
-    check_known('optimizer', name.lower(), {*_CLASSES, *DROP_INS}, ValueError)
+    check_known('optimizer', folded(name), {*_CLASSES, *DROP_INS}, ValueError)
     if name.lower() in _CLASSES:
         return _CLASSES[name.lower()](**hypers)
     from . import builtin  # when it is needed: most programs do without

@@ -1,7 +1,7 @@
 """The optimizers, one file each, as mathematics. `get` finds one by its registered name."""
 from typing import Any, Dict, List, Optional, Type, Union
 
-from ..schema import check_known
+from ..schema import check_known, folded
 from .adabelief import AdaBelief
 from .adadelta_torch import AdadeltaTorch
 from .adagrad_torch import AdagradTorch
@@ -22,6 +22,7 @@ from .rprop import Rprop
 from .sgd_ema import SGDEMA
 from .sgd_torch import SGDTorch
 from .sngd import SNGD
+from .trial import check
 
 __all__ = ['Rule', 'get', 'names']
 
@@ -41,7 +42,7 @@ def get(name: str) -> Type[Rule]:
     ValueError: Unknown optimizer 'novogard'. Did you mean 'novograd'? Known: 'adabelief', ...
     """
     known = {**DROP_INS, **_RULES}
-    check_known('optimizer', name.lower(), known, ValueError)
+    check_known('optimizer', folded(name), known, ValueError)
     return known[name.lower()]
 
 
@@ -52,16 +53,17 @@ def names(drop_ins: bool = False) -> List[str]:
 
 def add(rule: Type[Rule], name: Optional[str] = None) -> None:
     """Add a user's own rule under ``name`` or its own. A name that is taken is refused; the same class may come again,
-    as it does in a notebook."""
-    if name is not None:
-        rule.name = name
-    taken = _RULES.get(rule.name, DROP_INS.get(rule.name, rule))
+    as it does in a notebook. A class that is no rule is refused: it is run once."""
+    name = str(name or getattr(rule, 'name', rule.__name__.lower()))
+    taken: Type[Rule] = {**DROP_INS, **_RULES}.get(name, rule)
     if (taken.__module__, taken.__qualname__) != (rule.__module__, rule.__qualname__):
-        raise ValueError(f'The name {rule.name!r} is taken by {taken!r}. Register under another: @register({rule.name + "2"!r}).')
-    if rule.name != rule.name.lower():
-        raise ValueError(f'The name of an optimizer must be in lower case, as MXNet looks it up. Received: {rule.name!r}. '
-                         f'Use {rule.name.lower()!r}.')
-    _RULES[rule.name] = rule
+        raise ValueError(f'The name {name!r} is taken by {taken!r}. Register under another: @register({name + "2"!r}).')
+    if name != name.lower():
+        raise ValueError(f'The name of an optimizer must be in lower case, as MXNet looks it up. Received: {name!r}. '
+                         f'Use {name.lower()!r}.')
+    check(rule, name)
+    rule.name = name
+    _RULES[name] = rule
 
 
 def register(what: Union[str, Type[Rule]]) -> Any:

@@ -155,7 +155,34 @@ def read(path: Path) -> OptimizerStates:
 
 
 def read_checkpoint(path: Path) -> Tuple[OptimizerStates, Optional[Run]]:
-    """The states and the run in a checkpoint; no run in a file of states. Raises as `read` does."""
+    """Everything in a checkpoint, as NumPy arrays, read once and checked to the last byte. MXNet is not needed.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A file of `gluon_optim.save_checkpoint` or of a `CheckpointManager`.
+
+    Returns
+    -------
+    states : OptimizerStates
+        The optimizer's name, hyper-parameters, slots, masters and update counts. Of a checkpoint that was saved without a
+        trainer ``states.optimizer`` is 'none'.
+    run : Run or None
+        ``weights``, a list of `Weight` with ``name`` and ``copies`` (one array, or one of each device where they differ),
+        ``step``, ``epoch``, ``batch``, ``metrics``, ``random``, and ``extra``, the user's own. None for a file of
+        `gluon_optim.save_states`.
+
+    Raises StateFileError (a ValueError) for a file that is not complete and sound, OSError where it cannot be opened or read.
+
+    >>> import tempfile
+    >>> from gluon_optim.states.neutral import Weight
+    >>> saved = Run([Weight('0.bias', 'dense0_bias', [numpy.zeros(2)])], step=7, extra={'fold': 3})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(folder + '/step-7.safetensors', OptimizerStates('adamw', {}, 7, [], {}, {}), saved)
+    ...     states, run = read_checkpoint(folder + '/step-7.safetensors')
+    >>> states.optimizer, run.step, run.extra, {weight.name: weight.copies[0].tolist() for weight in run.weights}
+    ('adamw', 7, {'fold': 3}, {'0.bias': [0.0, 0.0]})
+    """
     return _opened(path, _read)
 
 

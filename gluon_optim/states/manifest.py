@@ -10,7 +10,7 @@ from .errors import StateFileError
 from .neutral import Array, OptimizerStates, ParameterInfo, Run, Weight
 
 __all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'METADATA', 'TENSOR', 'UNSIGNED', 'VERSION', 'check',
-           'check_record', 'manifest_of', 'run_of', 'show', 'states_of', 'weight_keys']
+           'check_record', 'manifest_of', 'run_of', 'run_record', 'show', 'states_of', 'weight_keys']
 
 FORMAT = 'gluon_optim.states'
 CHECKPOINT = 'gluon_optim.checkpoint'
@@ -59,11 +59,12 @@ def manifest_of(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str
         } for p in states.parameters],
         'variables': list(states.variables),
         'crc32': dict.fromkeys(arrays, '0' * 8),
-        **({'run': _run_record(run)} if run else {}),
+        **({'run': run_record(run)} if run else {}),
     }
 
 
-def _run_record(run: Run) -> Dict[str, Any]:
+def run_record(run: Run) -> Dict[str, Any]:
+    """A run as JSON has it, but for its arrays. StateFileError for what JSON cannot hold."""
     record = {name: _plain(getattr(run, name), name) for name in ('step', 'epoch', 'batch', 'metrics', 'random', 'extra')}
     return dict(record, weights=[{'name': w.name, 'full_name': w.full_name, 'copies': len(w.copies)} for w in run.weights])
 
