@@ -1,15 +1,18 @@
-"""The command `gluon-optim`. Exit code 0: done; 1: refused, with the reason; 2: unusable input."""
+"""The command `gluon-optim`; `EXIT_CODES` says what it returns."""
 import argparse
 import json
 import os
 import sys
 from typing import Any, List, Optional
 
-from . import __version__, catalog
+from . import __version__, catalog, convert
 from .cli_states import add_commands
 from .cli_states import table as _table
 
 __all__ = ['main']
+
+EXIT_CODES = ('Exit codes. 0: done. 1: refused, and nothing was written; or the answer is no (diff: not equal, verify: incomplete, '
+              'list: no such name). 2: options or a file that cannot be used. Errors go to standard error.')
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -17,14 +20,16 @@ def main(arguments: Optional[List[str]] = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # a shell has closed it: >&-
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader, `head` for example, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, KeyError, TypeError, OSError, ImportError, MemoryError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print('gluon-optim: ' + ' '.join(str(message or type(error).__name__).split()), file=sys.stderr)
+        message = convert.in_options(convert.words(error), reading=True)
+        if sys.stderr is not None:
+            print('gluon-optim: ' + ' '.join(message.split()), file=sys.stderr)
         return getattr(error, 'exit_code', 2)
     except KeyboardInterrupt:
         return 130
@@ -45,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--json', action='store_true', help='for machines')
     command.set_defaults(run=_info)
     add_commands(commands)
+    for each in (parser, *commands.choices.values()):
+        each.epilog = EXIT_CODES
     return parser
 
 
@@ -52,11 +59,13 @@ def _list(options: Any) -> int:
     names = catalog.list_optimizers(options.pattern)
     if options.json:
         print(json.dumps(names))
-    else:
-        width = max(map(len, names), default=0)
-        for name in names:
-            print(f'{name:{width}}  {catalog.optimizer_info(name).summary}')
-    return 0 if names else 1
+        return 0 if names else 1
+    if not names:
+        raise convert.Refused(f'No optimizer matches {options.pattern!r}. `gluon-optim list` has them all.')
+    width = max(map(len, names))
+    for name in names:
+        print(f'{name:{width}}  {catalog.optimizer_info(name).summary}')
+    return 0
 
 
 def _info(options: Any) -> int:

@@ -10,7 +10,7 @@ from .models.pytorch import target_of
 from .states import atomic, inspection
 from .states.neutral import OptimizerStates
 
-__all__ = ['add_options', 'asked', 'followed', 'report_of']
+__all__ = ['add_options', 'asked', 'followed', 'output_for', 'report_of']
 
 SUGGEST = 'suggest'
 TARGETS = {'safetensors': '.safetensors', 'torch': '.pt'}  # --to -> ending
@@ -27,28 +27,29 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def asked(options: Any) -> bool:
-    """Whether a model is to be written, or a map of one, and not states."""
+    """Whether a model is to be written, or a map of one, and not states. ValueError for options that do not go together."""
     if options.to not in TARGETS:
         given = [name for name in ('what', 'like', 'map') if getattr(options, name)]
         if given:
-            raise convert.Refused(f'--{given[0]} goes with --to torch or safetensors. Received: --to {options.to}. Leave it out.')
+            raise ValueError(f'--{given[0]} goes with --to torch or safetensors. Received: --to {options.to}. Leave it out.')
         return False
     if options.to == 'safetensors' and options.what == 'optimizer':
-        raise convert.Refused("A .safetensors file is of the model's weights. For the optimizer write --to torch, or --to mxnet.")
+        raise ValueError("A .safetensors file is of the model's weights. For the optimizer write --to torch, or --to mxnet.")
     if options.map == SUGGEST or options.to == 'safetensors' or options.what is not None:
         return options.map == SUGGEST or options.what != 'optimizer'
     return os.path.isfile(options.file) and readers.kind(options.file) in ('params', 'npz')
 
 
-def report_of(options: Any) -> Dict[str, Any]:
+def output_for(options: Any) -> str:
+    """Where a model or a draft of a map goes if nothing is said."""
+    ending = '.map.json' if options.map == SUGGEST else TARGETS[options.to]
+    return convert.vacant(os.path.splitext(options.file)[0] + ending)
+
+
+def report_of(options: Any, output: str) -> Dict[str, Any]:
     """Write the model or the draft of a map that the options ask for; what to say about it, as JSON has it."""
-    if options.verify:
-        raise convert.Refused('--verify replays an optimizer. Received: a model. Give --what optimizer, or compare the answers of '
-                              'both nets to an input.')
     with convert.refusing(reading=True):
         source, target = source_of(options.file), target_of(options.like)
-    ending = '.map.json' if options.map == SUGGEST else TARGETS[options.to]
-    output = options.output or convert.vacant(os.path.splitext(options.file)[0] + ending)
     if options.map == SUGGEST:
         with convert.refusing():
             return _suggest(options, source, target, output)
@@ -57,7 +58,7 @@ def report_of(options: Any) -> Dict[str, Any]:
     with convert.refusing():
         model.save(output, options.to)
     return {'input': options.file, 'output': output, 'to': options.to, 'what': 'model', 'parameters': model.rows, 'lost': [],
-            'report': model.report}
+            'report': [convert.in_options(line) for line in model.report]}
 
 
 def _suggest(options: Any, source: Any, target: Any, output: str) -> Dict[str, Any]:

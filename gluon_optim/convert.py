@@ -3,18 +3,21 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import shutil
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy
 
-from . import conversions, optax_states, replay, rules
-from .foreign import APPROXIMATE, EXACT, find
+from . import conversions, optax_states, readers, replay, rules
+from .foreign import APPROXIMATE, EXACT, FOREIGN, find
 from .states import atomic, container, inspection, legacy_writer
 from .states.errors import StateFileError
 from .states.neutral import OptimizerStates
 
-__all__ = ['TARGETS', 'Job', 'Refused', 'convert', 'names_of']
+__all__ = ['CLASSES', 'TARGETS', 'Job', 'Refused', 'convert', 'names_of']
+
+LONGEST = 1 << 24  # bytes of a list of names
 
 
 class Refused(ValueError):
@@ -41,17 +44,30 @@ def convert(job: Job, to: str) -> Dict[str, Any]:
 
     Raises Refused where something does not fit or would be lost, a package is missing, or the file cannot be written.
     """
-    with refusing():
-        outcome = _verified(job, to) if job.verify else TARGETS[to].write(job, job.output)
     states = job.states
+    with refusing():
+        _check_optimizer(job, to)
+        outcome = _verified(job, to) if job.verify else TARGETS[to].write(job, job.output)
+        chosen = states.parameters if to == 'mxnet' else conversions.select(states, job.names)
     return {'input': job.contents.path, 'output': job.output, 'to': to, 'target': job.target, 'optimizer': states.optimizer,
             'num_update': states.num_update, 'verified': outcome and outcome._asdict(), 'parameters': [
                 {'name': info.name, 'shape': list(info.shape), 'dtype': info.dtype, 'updates': states.counts.get(info.name, 0),
                  'slots': sorted(states.slots.get(info.name, {})), 'master': info.name in states.master}
-                for info in states.parameters],
-            'lost': [line[6:] for line in states.report if line.startswith('lost: ')],
-            'report': [line for line in states.report if not line.startswith('lost: ')]
+                for info in chosen],
+            'lost': [in_options(line[6:]) for line in states.report if line.startswith('lost: ')],
+            'report': [in_options(line) for line in states.report if not line.startswith('lost: ')]
             + ([f'verified: {outcome}'] if outcome else [])}
+
+
+def _check_optimizer(job: Job, to: str) -> None:
+    name, path = job.states.optimizer, job.contents.path
+    if not name:
+        raise Refused(f'{path!r} does not contain its optimizer: what its arrays mean, and the update counts, are unknown. Save '
+                      'it again with trainer.save_states.')
+    if to != 'mxnet' and name not in rules.names(drop_ins=True):
+        raise Refused(f'The optimizer must be one of `gluon-optim list`. Received: {name!r}. If it is your own, convert in Python, '
+                      'after importing the module that registers it: '
+                      f'gluon_optim.to_{to}(gluon_optim.read_states({path!r})).')
 
 
 @contextlib.contextmanager
@@ -62,11 +78,9 @@ def refusing(reading: bool = False) -> Iterator[None]:
     except (StateFileError, OSError) as error:
         if reading:
             raise
-        raise Refused(in_options(str(error))) from error
-    except ImportError as error:
-        raise Refused(str(error)) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise Refused(in_options(str(error.args[0] if error.args else error))) from error
+        raise Refused(in_options(words(error))) from error
+    except (ImportError, ValueError, TypeError, KeyError) as error:
+        raise Refused(in_options(words(error), reading)) from error
 
 
 def _verified(job: Job, to: str) -> replay.Outcome:
@@ -161,39 +175,107 @@ def size_of(job: Job) -> int:
     return sum(int(array.nbytes) for array in arrays)
 
 
-def in_options(message: str) -> str:
-    """A message with the options of the command line in place of the arguments of functions."""
-    for argument, option in (('allow_lossy=True', '--allow-lossy'), ('params=', '--params'), ('target=', '--target '),
-                             ('optimizer=', '--optimizer '), ('names=', '--map '), ('like=', '--like '),
-                             ('suggest_names', '--map suggest')):
-        message = message.replace(argument, option)
-    return message
+def keep_apart(written: Mapping[str, Optional[str]], read: Mapping[str, Optional[str]]) -> None:
+    """Refuse where a file that is to be written, by option, is one that is read, or two are the same: one would be lost."""
+    others = dict(read)
+    for option, path in written.items():
+        for other, its in others.items():
+            if path and its and _same_file(path, its):
+                raise Refused(f'{option} must be another file than {other}, which would be lost. Received: {path!r}.')
+        others[option] = path
 
+
+def _same_file(a: str, b: str) -> bool:
+    both = os.path.exists(a) and os.path.exists(b)
+    return os.path.samefile(a, b) if both else os.path.realpath(a) == os.path.realpath(b)
+
+
+# Messages
+
+def words(error: BaseException) -> str:
+    """What an error says, without numbers and quotes that Python adds."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f': {error.filename!r}' if error.filename else '')
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
+
+
+ARGUMENT = re.compile(r'(?<![\w.])(?:`(params|target|optimizer|names|like|weights)`|(params|target|optimizer|names|like)=)')
+OPTIONS = {'`names`': 'params', '`weights`': 'params', 'names=': 'map'}  # where an option is not called as the argument
+PHRASES = (('allow_lossy=True', '--allow-lossy'), ('suggest_names', '--map suggest'), ('like= the module or a', '--like a'),
+           ('`params` as a dictionary of names to weights', '--params a .params file with the weights'),
+           ('set states.', 'in Python, set states.'), ('Set states.', 'In Python, set states.'))
+
+
+def in_options(message: str, reading: bool = False) -> str:
+    """A message with the options of the command line in place of the arguments of functions; those of ``reading`` or writing.
+
+    >>> in_options("Leave `params` out, or pass target='mirror' or allow=['lions.Lion'].")
+    "Leave --params out, or pass --target 'mirror' or --allow lions.Lion."
+    """
+    def option(match: Any) -> str:
+        name = OPTIONS.get(match[0], match[1] or match[2])
+        name = 'source' if reading and name == 'target' else name
+        return f'--{name}' + (' ' if match[0].endswith('=') and message[match.end():match.end() + 1] in ("'", '"') else '')
+
+    for argument, phrase in PHRASES:
+        message = message.replace(argument, phrase)
+    message = re.sub(r"\ballow=\['([^']*)'\]", r'--allow \1', message)
+    return ARGUMENT.sub(option, message)
+
+
+# Names
 
 def names_of(params: Optional[str]) -> Tuple[Any, Optional[List[str]]]:
-    """``--params`` as `read_states` takes it, and as an order: a .params file, a JSON list, lines of text, or 'a,b,c'."""
+    """``--params`` as `read_states` takes it, and as an order: a .params file, a JSON list, lines of text, or 'a,b,c'.
+
+    >>> names_of('0.weight,')[1]
+    ['0.weight']
+    """
     if params is None:
         return None, None
     if not os.path.exists(params):
         if ',' not in params:
-            raise FileNotFoundError(f'`--params` must be a file, or names with commas between them. Received: {params!r}, which '
-                                    'does not exist.')
-        return _list(params.split(','))
-    if inspection.legacy.kind(params) in ('params', 'npz'):
+            raise FileNotFoundError('--params must be a file, or names with commas between them; one name alone has a comma '
+                                    f'behind it. Received: {params!r}, which does not exist.')
+        return _list(params, params.split(','))
+    if not os.path.isfile(params):
+        raise _no_names(params, 'a folder, a pipe or a device')
+    kind = readers.kind(params)
+    if kind in ('params', 'npz'):
         return params, None
-    with open(params, encoding='utf-8') as file:
-        text = file.read(1 << 24)
-    if text.lstrip().startswith('['):
+    if kind != 'unknown':
+        raise _no_names(params, {'states': 'a .states file of MXNet', 'container': 'a safetensors file'}.get(kind, kind))
+    with open(params, 'rb') as file:
+        data = file.read(LONGEST + 1)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = '\0'
+    if '\0' in text or len(data) > LONGEST:
+        raise _no_names(params, 'a file of an unknown kind')
+    return _list(params, _json_list(params, text) if text.lstrip().startswith('[') else text.splitlines())
+
+
+def _json_list(path: str, text: str) -> List[str]:
+    try:
         names = json.loads(text)
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError(f'{params!r} must be a JSON list of names.')
-        return _list(names)
-    return _list(text.splitlines())
+    except (ValueError, RecursionError) as error:
+        raise _no_names(path, f'a file that begins as JSON and is none ({error})') from None
+    if not all(isinstance(name, str) for name in names):
+        raise _no_names(path, 'a list of other things')
+    return list(names)
 
 
-def _list(names: List[str]) -> Tuple[List[str], List[str]]:
+def _list(params: str, names: List[str]) -> Tuple[List[str], List[str]]:
     names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise _no_names(params, 'no name')
     return names, names
+
+
+def _no_names(params: str, what: str) -> ValueError:
+    return ValueError('--params must be a .params or .npz file, a JSON list of names, a text file with one name a line, or names '
+                      f'with commas. Received: {params!r}, {what}.')
 
 
 # Targets
@@ -201,6 +283,7 @@ def _list(names: List[str]) -> Tuple[List[str], List[str]]:
 class Target(NamedTuple):
     ending: str
     write: Callable[[Job, str], None]
+    classes: Tuple[str, ...] = ('mirror',)   # what --target may be
 
 
 def _to_torch(job: Job, path: str) -> None:
@@ -216,8 +299,6 @@ def _to_onnx(job: Job, path: str) -> None:
 
 
 def _to_optax(job: Job, path: str) -> None:
-    if job.target != 'mirror':
-        raise Refused(f"'optax' has one target, 'mirror'. Received: target={job.target!r}.")
     chosen = conversions.select(job.states, job.names)
     optax_states.write(path, job.states, chosen, job.contents.parameters, job.allow_lossy)
 
@@ -228,15 +309,16 @@ def _to_mxnet(job: Job, path: str) -> None:
         return
     if job.contents.kind == 'states':
         raise Refused(f'{job.contents.path!r} is such a file already. Say which MXNet shall read it: --mxnet-version 1 or 2.')
-    if not job.states.optimizer:
-        raise Refused(f'{job.contents.path!r} does not contain its optimizer: what its arrays mean, and the update counts, are '
-                      'unknown. Save it again with trainer.save_states.')
     container.write(path, job.states)
+    if all(name.isdecimal() for name in job.states.names):
+        job.states.report.append('the names in the new file are the indices of an old one: load_states gives the states to the '
+                                 'parameters at these places of the trainer. Convert with params= for names that stay')
 
 
+CLASSES = tuple(dict.fromkeys(['mirror', 'torch', *(foreign.target for foreign in FOREIGN)]))
 TARGETS: Dict[str, Target] = {
-    'torch': Target('.pt', _to_torch),
-    'onnx': Target('.onnx', _to_onnx),
+    'torch': Target('.pt', _to_torch, CLASSES),
+    'onnx': Target('.onnx', _to_onnx, ('mirror', 'preview')),
     'optax': Target('.npz', _to_optax),
     'mxnet': Target('.safetensors', _to_mxnet),
 }

@@ -59,6 +59,11 @@ class Namespace:
         return jnp.sum(x, dtype=_widest()).astype(x.dtype)
 
     @staticmethod
+    def half(x: Any) -> Any:
+        """``x`` rounded to float16."""
+        return x.astype(jnp.float16).astype(x.dtype)
+
+    @staticmethod
     def single(x: Any) -> Any:
         """``x`` rounded to float32."""
         return x.astype(jnp.float32).astype(x.dtype)
@@ -154,7 +159,8 @@ class Transformation:
         dtype = _compute_type(weight)
         c = {name: jnp.asarray(value, dtype) for name, value in coefficients.items()}
         old = weight.astype(dtype) if master is None else master
-        new, new_slots = self.rule.apply(NAMESPACE, self.static, c, old, gradient.astype(dtype), slots)
+        rule = self.rule.on_masters() if master is not None and weight.dtype == jnp.float16 else self.rule
+        new, new_slots = rule.apply(NAMESPACE, self.static, c, old, gradient.astype(dtype), slots)
         new_slots = {name: value.astype(slots[name].dtype) for name, value in new_slots.items()}
         rounded = new.astype(weight.dtype).astype(dtype)
         return rounded - weight.astype(dtype), new_slots, None if master is None else new

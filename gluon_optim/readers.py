@@ -2,7 +2,7 @@
 import importlib
 import os
 import zipfile
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Collection, Dict, List, Mapping, Optional
 
 from . import optax_states
 from .schema import one_of
@@ -10,12 +10,16 @@ from .states import inspection, legacy
 from .states.errors import UnreadableFile
 from .states.inspection import Contents
 
-__all__ = ['kind', 'read']
+__all__ = ['NAMELESS', 'kind', 'read']
+
+NAMELESS = ('states', 'PyTorch states')  # kinds of files whose parameters are named from outside
 
 
 def kind(path: Any) -> str:
     """'optax states', 'PyTorch states', 'ONNX model', or what `legacy.kind` says."""
-    found = legacy.kind(path) if os.path.isfile(path) else 'unknown'
+    if not os.path.isfile(path) or not os.path.getsize(path):
+        return 'unknown'
+    found = legacy.kind(path)
     if found == 'npz':
         if optax_states.is_file(path):
             return 'optax states'
@@ -25,7 +29,7 @@ def kind(path: Any) -> str:
 
 
 def read(path: Any, params: Any = None, optimizer: Optional[str] = None, source: Optional[str] = None,
-         allow_lossy: bool = False) -> Contents:
+         allow_lossy: bool = False, allow: Collection[str] = ()) -> Contents:
     """Read a file of states or parameters; nothing in it is executed.
 
     Parameters
@@ -38,6 +42,8 @@ def read(path: Any, params: Any = None, optimizer: Optional[str] = None, source:
         `gluon_optim.to_torch` that is the class which wrote it (``torch`` if left out).
     allow_lossy : bool
         Read PyTorch's states although something is lost.
+    allow : collection of str
+        Further classes in MXNet's ``.states``, as in `gluon_optim.read_states`.
 
     Raises
     ------
@@ -56,7 +62,7 @@ def read(path: Any, params: Any = None, optimizer: Optional[str] = None, source:
     if found == 'ONNX model':
         states, weights = _module('onnx').read(path)
         return Contents(os.fspath(path), found, states, parameters=weights)
-    return inspection.read(path, params if found == 'states' else None)
+    return inspection.read(path, params if found == 'states' else None, allow)
 
 
 def _is_torch(path: Any) -> bool:
@@ -93,8 +99,8 @@ def _optimizer_in(value: Any, path: str) -> Mapping[str, Any]:
     known: List[Any] = [value, *(value.values() if isinstance(value, Mapping) else ())]
     found = [entry for entry in known if isinstance(entry, Mapping) and {'state', 'param_groups'} <= set(entry)]
     if len(found) != 1:
-        raise UnreadableFile(f'Cannot read {path!r}: it must hold the `state_dict` of one optimizer. Received: {len(found)}. '
-                             'Save `optimizer.state_dict()` alone.')
+        raise UnreadableFile(f'Cannot read {path!r}: it must hold the `state_dict` of one optimizer. '
+                             f'Received: {len(found)} of them. Save `optimizer.state_dict()` alone.')
     return found[0]
 
 

@@ -99,7 +99,8 @@ class _Own:
 
     def __init__(self, run: Run, info: ParameterInfo, dtype: str):
         states = run.states
-        self.rule, self.info = rules.get(states.optimizer), info
+        rule = rules.get(states.optimizer)
+        self.rule, self.info = rule.on_masters() if info.name in states.master else rule, info
         self.dtype = dtype
         self.exact = run.target != 'mirror'  # others take beta2 as it is, not as MXNet reads it
         h = self.rule.hyperparameters(**states.hypers)

@@ -51,6 +51,10 @@ class Namespace:
         return torch.sum(x, dtype=wide).to(x.dtype)
 
     @staticmethod
+    def half(x: torch.Tensor) -> torch.Tensor:
+        return x.half().to(x.dtype)
+
+    @staticmethod
     def minimum(x: Any, y: Any) -> torch.Tensor:
         if not isinstance(y, torch.Tensor):
             return x.clamp(max=y)
@@ -164,7 +168,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         dtype = compute_type(param)
         weight = state['master'] if 'master' in state else param.to(dtype)
         slots = {slot.name: state[_key(slot)] for slot in static.slots}
-        new, new_slots = self.rule.apply(NAMESPACES[dtype], static, coefficients, weight, gradient.to(dtype), slots)
+        rule = self.rule.on_masters() if 'master' in state and param.dtype == torch.float16 else self.rule
+        new, new_slots = rule.apply(NAMESPACES[dtype], static, coefficients, weight, gradient.to(dtype), slots)
         for name, value in new_slots.items():  # before the weight, which a rule may return as a slot
             slots[name].copy_(value)
         weight.copy_(new)

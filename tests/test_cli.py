@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gluon_optim import cli, convert
+from gluon_optim import cli, cli_states, convert
+from gluon_optim.foreign import FOREIGN
 from gluon_optim.states import container, inspection, legacy
 from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, Run, Weight, digest
 from gluon_optim.states.progress import watched
@@ -114,9 +115,32 @@ def test_picture(run, saved, tmp_path):
     code, _, _ = run('inspect', saved, '--plot', 'picture.svg')
     svg = (tmp_path / 'picture.svg').read_text()
     assert svg.count('<g id="axes_') == 4
-    refused(run('inspect', saved, '--plot', 'picture.nothing'), 1, 'nothing')
+    refused(run('inspect', saved, '--plot', 'picture.nothing'), 2, "'.png', '.svg', '.pdf'", 'nothing')
     refused(run('inspect', saved, '--plot', 'no/folder/picture.png'), 1, 'No such file or directory')
     assert sorted(os.listdir(tmp_path)) == ['picture.png', 'picture.svg', 'run.safetensors']
+
+
+def test_parameters_without_state_and_multipliers(run, tmp_path):
+    states, _ = example()
+    states.parameters.append(ParameterInfo('1.running_mean', 'batchnorm0_running_mean', (3,), 'float32'))
+    states.parameters[1].wd_mult = 0.0
+    states.counts['1.running_mean'] = 0
+    container.write(tmp_path / 's', states)
+    _, out, _ = run('inspect', 's')
+    lines = [line.split() for line in out.splitlines()]
+    assert ['parameter', 'shape', 'dtype', 'updates', 'wd_mult', 'array', 'norm', 'zeros', 'non-finite'] in lines
+    assert ['1.running_mean', '3', 'float32', '0', '1', '-'] in lines and 'lr_mult' not in out
+    assert [line[4] for line in lines if line[0] == '0.bias'] == ['0', '0']
+    found = json.loads(run('inspect', 's', '--json')[1])
+    assert [(p['name'], p['lr_mult'], p['wd_mult'], p['updates']) for p in found['parameters']] == [
+        ('0.weight', 1, 1, 7), ('0.bias', 1, 0, 6), ('1.running_mean', 1, 1, 0)]
+    assert {row['parameter'] for row in found['arrays']} == {'0.weight', '0.bias'}
+
+
+def test_optimizers_without_state_have_rows_too(run):
+    _, out, _ = run('inspect', OLD / 'sgld.states')
+    assert [line.split() for line in out.splitlines()[-2:]] == [
+        ['a_weight', 'float32', '3', '1', '-'], ['b_bias', 'float32', '3', '0', '-']]
 
 
 # diff
@@ -172,6 +196,19 @@ def test_verify(run, saved):
     assert facts['complete'] and facts['every_byte_checked'] and facts['parameters'] == 2
 
 
+def test_variables_are_no_parameters(run):
+    for command in ('verify', 'inspect'):
+        code, out, _ = run(command, OLD / 'nadam.states', '--json')
+        found = json.loads(out)
+        assert code == 0 and (found['parameters'] if command == 'verify' else len(found['parameters'])) == 2
+    assert '\n2 parameters, digest' in run('verify', OLD / 'nadam.states')[1]
+
+
+def test_names_that_must_be_there(run):
+    code, out, _ = run('verify', OLD / 'dict.params', '--params', 'float32,absent')
+    assert code == 1 and 'incomplete: absent is not in the file' in out
+
+
 def test_every_damaged_byte_is_found(run, saved, tmp_path):
     data = saved.read_bytes()
     for place in [*range(0, len(data), 97), len(data) - 1]:
@@ -215,7 +252,7 @@ def test_to_torch(run, saved, tmp_path):
     np.testing.assert_array_equal(torch.load(tmp_path / 'b.pt', weights_only=True)['state'][0]['exp_avg'].numpy(),
                                   example()[0].slots['0.bias']['mean'])
     refused(run('convert', saved, '--to', 'torch'), 1, 'run.pt', 'exists')
-    refused(run('convert', saved, '--to', 'torch', '--target', 'keras', '-o', 'c.pt'), 1, "no equal in --target 'keras'")
+    refused(run('convert', saved, '--to', 'torch', '--target', 'keras', '-o', 'c.pt'), 2, "'mirror' or 'torch'", "'keras'")
 
 
 def test_between_mxnets_and_ours(run, saved, tmp_path):
@@ -256,6 +293,69 @@ def test_output_that_cannot_be_written(run, saved, tmp_path):
     refused(run('convert', saved, '--to', 'mxnet', '--mxnet-version', '1', '-o', tmp_path), 1, 'must be a file')
 
 
+@pytest.mark.parametrize('options', [
+    ['-o', 'run.safetensors'], ['-o', './run.safetensors'], ['-o', 'link'], ['-o', 'hard'], ['-o', 'names'],
+    ['-o', 'new', '--report', 'new'], ['-o', 'new', '--report', 'run.safetensors'], ['-o', 'new', '--report', 'names'],
+    ['--report', 'run.npz'],
+    ['-o', 'like', '--like', 'like'], ['-o', 'new', '--map', 'map', '--report', 'map']])
+def test_no_file_that_is_read_or_written_is_overwritten(run, saved, tmp_path, options):
+    (tmp_path / 'link').symlink_to('run.safetensors')
+    os.link(saved, tmp_path / 'hard')
+    for name, text in (('names', '0.weight\n0.bias\n'), ('like', 'x'), ('map', '{}')):
+        (tmp_path / name).write_text(text)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    to = 'torch' if {'--like', '--map'} & set(options) else 'optax'
+    refused(run('convert', saved, '--to', to, '--params', 'names', *options), 1, 'must be another file than',
+            options[-1].strip('./'))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_picture_is_no_input(run, saved, tmp_path):
+    saved.rename(tmp_path / 'run.png')
+    before = (tmp_path / 'run.png').read_bytes()
+    refused(run('inspect', 'run.png', '--plot', 'run.png'), 1, '--plot must be another file than the input')
+    assert (tmp_path / 'run.png').read_bytes() == before
+
+
+def test_without_its_report_nothing_is_written(run, saved, tmp_path):
+    refused(run('convert', saved, '--to', 'optax', '--report', 'no/folder/r.json'), 1, 'No such file', 'r.json')
+    (tmp_path / 'r.json').write_text('precious')
+    refused(run('convert', OLD / 'adam-bare.states', '--to', 'optax', '-o', 'x', '--report', 'r.json'), 1, 'its optimizer')
+    assert sorted(os.listdir(tmp_path)) == ['r.json', 'run.safetensors'] and (tmp_path / 'r.json').read_text() == 'precious'
+
+
+def test_indices_in_place_of_names_are_said(run):
+    code, out, _ = run('convert', OLD / 'net.states', '--to', 'mxnet', '-o', 'x')
+    assert code == 0 and 'indices' in out and 'Convert with --params' in out and 'params=' not in out
+    code, out, _ = run('convert', OLD / 'net.states', '--to', 'mxnet', '-o', 'y', '--params', OLD / 'net.params')
+    assert code == 0 and 'indices' not in out
+
+
+def test_names_of_a_trainer_with_frozen_parameters(run, tmp_path):
+    states, _ = example()
+    del states.slots['0.bias']
+    states.counts['0.bias'] = 0
+    states.parameters.reverse()
+    container.write(tmp_path / 's', states)
+    run('convert', 's', '--to', 'mxnet', '--mxnet-version', '1', '--params', '0.bias,0.weight', '-o', 'x.states')
+    for target in ('optax', 'mxnet'):  # the names of the whole trainer, of which the file has some
+        code, out, err = run('convert', 'x.states', '--to', target, '--params', 'b,w', '-o', target)
+        assert (code, err) == (0, '') and ', 1 parameters\n' in out
+    assert container.read(tmp_path / 'mxnet').names == ['w']
+
+
+def test_an_optimizer_of_ones_own_is_converted_in_python(run, tmp_path):
+    states, other = example()
+    states.optimizer = 'lion'
+    container.write(tmp_path / 's', states, other)
+    for target in ('torch', 'onnx', 'optax'):
+        refused(run('convert', 's', '--to', target), 1, "'lion'", 'convert in Python', f'gluon_optim.to_{target}(', 'import')
+
+
+def test_those_that_are_chosen_are_counted(run, saved):
+    assert ', 1 parameters\n' in run('convert', saved, '--to', 'optax', '--params', '0.bias,')[1]
+
+
 def test_without_the_package_of_the_target(run, saved, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'torch', None)
     monkeypatch.delitem(sys.modules, 'gluon_optim.torch', raising=False)
@@ -277,18 +377,69 @@ def test_unusable_input(run, tmp_path, command):
     (tmp_path / 'empty').write_bytes(b'')
     (tmp_path / 'text').write_text('hello\nworld')
     (tmp_path / 'evil').write_bytes(b'\x80\x04cos\nsystem\n(X\x04\x00\x00\x00trueltR.')
-    for name, words in (('nothing', ['No such file', 'nothing']), ('empty', ["'empty'"]), ('text', ["'text'"]),
-                        ('.', ['must be a file']), ('evil', ['os.system'])):
+    (tmp_path / 'weights').write_bytes(b'\x02\0\0\0\0\0\0\0{}')
+    kinds = ['states and checkpoints of gluon_optim', '.params files of MXNet', '.onnx']
+    for name, words in (('nothing', ["No such file or directory: 'nothing'"]), ('empty', ["'empty'", 'an empty file', *kinds]),
+                        ('text', ["'text'", "b'hello", *kinds]), ('weights', ['safetensors', *kinds]), ('.', ['must be a file']),
+                        ('evil', ['os.system'])):
         refused(run(command[0], name, *command[1:]), 2, *words)
 
 
 def test_names_that_cannot_be_used(run, tmp_path):
     (tmp_path / 'bad.json').write_text('[1, 2]')
     old = OLD / 'adam.states'
-    refused(run('inspect', old, '--params', 'absent.json'), 2, 'absent.json')
-    refused(run('inspect', old, '--params', 'bad.json'), 2, 'JSON list of names')
+    (tmp_path / 'cut.json').write_text('["w"')
+    (tmp_path / 'empty').write_text('')
+    (tmp_path / 'zeros').write_bytes(bytes(20))
+    for command in (['inspect'], ['verify'], ['convert', '--to', 'optax', '-o', 'x']):
+        refused(run(*command, old, '--params', 'absent.json'), 2, "'absent.json'", 'one name alone has a comma')
+        for name, words in (('bad.json', 'a list of other things'), ('cut.json', 'begins as JSON'), ('empty', 'no name'),
+                            (',', 'no name'), ('.', 'a folder'), (str(old), 'a .states file'), ('zeros', 'an unknown kind')):
+            refused(run(*command, old, '--params', name), 2, '--params must be a .params or .npz file', repr(name), words)
     refused(run('inspect', old, '--params', 'a,'), 2, 'do not fit')
     refused(run('inspect', old, '--params', 'a,a'), 2, 'names that differ')
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['convert', 'OURS', '--to', 'torch', '--mxnet-version', '1'], ['--mxnet-version goes with --to mxnet']),
+    (['convert', 'OURS', '--to', 'mxnet', '--mxnet-version', '1', '--target', 'torch'], ["--target must be 'mirror'", "'torch'"]),
+    (['convert', 'OURS', '--to', 'torch', '--target', 'adamw'], ["'mirror' or 'torch' or 'timm'", "'apex'", "'adamw'"]),
+    (['convert', 'OURS', '--to', 'torch', '--target', ''], ["Received: ''"]),
+    (['convert', 'OURS', '--to', 'onnx', '--target', 'torch'], ["'mirror' or 'preview'"]),
+    (['convert', 'OURS', '--to', 'optax', '--target', 'nowhere'], ['nowhere']),
+    (['convert', 'OURS', '--to', 'mxnet', '--params', 'a,b'], ['--params is for files without names']),
+    (['convert', 'OURS', '--to', 'mxnet', '--mxnet-version', '1', '--params', 'PARAMS'], ['--params is for files without names']),
+    (['convert', 'OURS', '--to', 'optax', '--optimizer', 'sgd'], ["--optimizer is for PyTorch's"]),
+    (['convert', 'OURS', '--to', 'torch', '--what', 'model', '--target', 'torch'], ['--target is for optimizer states']),
+    (['convert', 'PARAMS', '--to', 'safetensors', '--params', 'a,b'], ['--params is for optimizer states']),
+    (['inspect', 'OURS', '--params', 'a,b'], ['--params is for files without names']),
+    (['inspect', 'PARAMS', '--params', 'a,b'], ['--params is for files without names']),
+    (['inspect', 'OLD', '--source', 'torch'], ["--source is for PyTorch's"]),
+    (['verify', 'OURS', '--optimizer', 'sgd'], ["--optimizer is for PyTorch's"]),
+    (['verify', 'OURS', '--allow', 'lions.Lion'], ["--allow is for MXNet's .states"]),
+    (['diff', 'OURS', 'OURS', '--params', 'a,b'], ['--params is for files without names']),
+])
+def test_options_that_would_be_ignored(run, saved, tmp_path, arguments, words):
+    paths = {'OURS': saved, 'OLD': OLD / 'adam.states', 'PARAMS': OLD / 'dict.params'}
+    refused(run(*(paths.get(argument, argument) for argument in arguments)), 2, *words)
+    assert os.listdir(tmp_path) == ['run.safetensors']
+
+
+def test_names_for_one_of_two_files(run, tmp_path):
+    run('convert', OLD / 'adam.states', '--to', 'mxnet', '--params', 'w,b', '-o', 'x')
+    assert run('diff', OLD / 'adam.states', 'x', '--params', 'w,b') == (0, 'equal\n', '')
+
+
+def test_classes_of_ones_own(run, tmp_path):
+    data = (OLD / 'adam-scheduled.states').read_bytes()
+    assert data.count(b'mxnet.lr_scheduler') == 1
+    (tmp_path / 'x.states').write_bytes(data.replace(b'mxnet.lr_scheduler', b'my_own.lr_schedule'))
+    for command in (['inspect'], ['verify'], ['diff', 'x.states'], ['convert', '--to', 'mxnet', '-o', 'y']):
+        result = run(*command, 'x.states')
+        name = result[2].partition('--allow ')[2].split()[0]
+        refused(result, 2, 'my_own.lr_schedule.')
+        assert name.startswith('my_own.lr_schedule.')
+        assert run(*command, 'x.states', '--allow', 'some.Other', '--allow', name)[0] == 0
 
 
 def test_usage(capsys):
@@ -303,6 +454,22 @@ def test_usage(capsys):
 def process(*arguments, **options):
     return subprocess.run([sys.executable, *map(str, arguments)], env={**os.environ, 'PYTHONPATH': str(ROOT)},
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='needs a shell of POSIX')
+@pytest.mark.parametrize('arguments, closed, code', [('list', '>&-', 0), ('inspect no', '2>&-', 2), ('inspect no', '>&- 2>&-', 2)])
+def test_closed_streams(arguments, closed, code):
+    done = subprocess.run(f'{sys.executable} -W ignore -m gluon_optim.cli {arguments} {closed}', shell=True, cwd=ROOT,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, '', '')
+
+
+def test_the_ending_of_a_picture_comes_first(saved):
+    code = 'import sys; sys.modules["matplotlib"] = None\nfrom gluon_optim import cli\nsys.exit(cli.main(sys.argv[1:]))'
+    done = process('-c', code, 'inspect', saved, '--plot', 'p.xyz')
+    assert done.returncode == 2 and "'.png', '.svg', '.pdf'" in done.stderr and "'p.xyz'" in done.stderr
+    done = process('-c', code, 'inspect', saved, '--plot', 'p.png')
+    assert done.returncode == 1 and "pip install 'gluon-optim[plot]'" in done.stderr
 
 
 def test_the_script_is_the_same_convert(saved, tmp_path):
@@ -321,13 +488,12 @@ def test_a_reader_that_has_had_enough(saved):
 @pytest.mark.skipif(not hasattr(os, 'openpty'), reason='needs a terminal')
 def test_progress_is_shown_on_a_terminal_only(saved, monkeypatch):
     pytest.importorskip('tqdm')
-    from gluon_optim import cli_states
     monkeypatch.setattr(cli_states, 'DELAY', 0)
     for terminal in (False, True):
         stream = io.StringIO()
         stream.isatty = lambda terminal=terminal: terminal
         monkeypatch.setattr(sys, 'stderr', stream)
-        cli_states.read(str(saved), argparse.Namespace(params=None, optimizer=None, source=None))
+        cli_states.read(str(saved), argparse.Namespace(params=None, optimizer=None, source=None, allow=[]))
         assert ('reading run.safetensors' in stream.getvalue()) == terminal
 
 
@@ -344,3 +510,54 @@ def test_watchers_see_every_byte(saved):
 def test_options_in_messages():
     assert convert.in_options("Pass allow_lossy=True. Pass params= to name them. target='torch'") == (
         "Pass --allow-lossy. Pass --params to name them. --target 'torch'")
+
+
+@pytest.mark.parametrize('message, reading, words', [
+    ("Pass allow=['a.B'] to", False, 'Pass --allow a.B to'),
+    ('Write a map by suggest_names, and pass it as names=.', False, 'Write a map by --map suggest, and pass it as --map.'),
+    ('`names` must be all', False, '--params must be all'), ('Pass `weights`.', False, 'Pass --params.'),
+    ("no equal in target='x'. Give `optimizer` and `target`.", True, "no equal in --source 'x'. Give --optimizer and --source."),
+    ('param_names= `param_groups(state_dict, params)`', False, 'param_names= `param_groups(state_dict, params)`'),
+    ('Give like= the module or a .pt file', False, 'Give --like a .pt file'),
+])
+def test_other_options_in_messages(message, reading, words):
+    assert convert.in_options(message, reading) == words
+
+
+# Tables and help
+
+def test_tables_are_as_wide_as_the_terminal(capsys, monkeypatch):
+    for width, name in ((100, 'larc'), (70, 'novograd'), (200, 'larc')):
+        monkeypatch.setenv('COLUMNS', str(width))
+        assert cli.main(['info', name]) == 0
+        lines = capsys.readouterr().out.partition('Arguments')[2].partition('Runs on')[0].splitlines()
+        assert max(map(len, lines)) <= width
+    monkeypatch.setenv('COLUMNS', '30')
+    cli_states.table([('parameter', 'what it is'), ('a.name.that.is.longer.than.the.terminal', 'three short words')])
+    assert capsys.readouterr().out.split('\n')[2:4] == ['  ' + 'a.name.that.is.longer.than.the.terminal  three', ' ' * 43 + 'short']
+    cli_states.table([])
+
+
+def test_help_says_what_is_allowed(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '500')
+    for command in ([], ['inspect'], ['diff'], ['verify'], ['convert'], ['list'], ['info']):
+        with pytest.raises(SystemExit):
+            cli.main([*command, '--help'])
+        said = capsys.readouterr().out
+        assert 'Exit codes. 0: done. 1: refused' in said
+    assert [foreign.target for foreign in FOREIGN if repr(foreign.target) not in help_of('convert', capsys)] == []
+
+
+def help_of(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, '--help'])
+    return capsys.readouterr().out
+
+
+def test_a_name_that_matches_nothing(run):
+    refused(run('list', 'nope'), 1, "'nope'", 'gluon-optim list')
+    assert run('list', 'nope', '--json') == (1, '[]\n', '')
+
+
+def test_states_are_printed_in_one_line():
+    assert repr(example()[0]) == '<OptimizerStates: adamw at update 7, 2 parameters>'

@@ -767,9 +767,9 @@ def test_the_command_drafts_a_map(torch, tmp_path, capsys, params):
 
 
 @pytest.mark.parametrize('options, message, code', [
-    (['--to', 'onnx', '--map', 'suggest'], '--map goes with --to torch', 1),
-    (['--to', 'safetensors', '--what', 'optimizer', '-o', 'x.safetensors'], "of the model's weights", 1),
-    (['--to', 'torch', '--verify', '3', '-o', 'x.pt'], '--verify replays an optimizer', 1),
+    (['--to', 'onnx', '--map', 'suggest'], '--map goes with --to torch', 2),
+    (['--to', 'safetensors', '--what', 'optimizer', '-o', 'x.safetensors'], "of the model's weights", 2),
+    (['--to', 'torch', '--verify', '3', '-o', 'x.pt'], '--verify is for optimizer states', 2),
     (['--to', 'torch', '--map', 'absent.json', '-o', 'x.pt'], 'absent.json', 2),
     (['--to', 'torch', '--like', 'absent.pt', '-o', 'x.pt'], 'absent.pt', 2),
 ])

@@ -739,7 +739,8 @@ MXNETS = [(name, {'beta2': 0.999} if 'beta2' in [hyper.name for hyper in rules.g
 GLUON = [(name, hypers, dtype) for name, hypers in SPINE for dtype in ('float32', 'float64', 'float16')] + [
     ('novograd', {'variant': variant}, 'float32') for variant in ('jasper', 'openseq2seq', 'tfa', 'apex')] + [
     (name, {}, 'float32') for name in rules.names() if name not in dict(SPINE)] + [
-    (name, hypers, dtype) for name, hypers in MXNETS for dtype in ('float32', 'float64')]
+    (name, hypers, dtype) for name, hypers in MXNETS for dtype in ('float32', 'float64', 'float16')] + [
+    (name, {}, 'float16') for name in rules.names() if name not in dict(SPINE)]
 
 
 @pytest.mark.parametrize('name, hypers, dtype', GLUON, ids=['-'.join([x[0], *map(str, x[1].values()), x[2]]) for x in GLUON])

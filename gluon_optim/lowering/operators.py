@@ -15,6 +15,7 @@ __all__ = ['Operator', 'Parameter', 'Step']
 OPERATORS = {'+': 'Add', '-': 'Sub', '*': 'Mul', '/': 'Div', 'neg': 'Neg', '<': 'Less', '<=': 'LessOrEqual', '>': 'Greater',
              '>=': 'GreaterOrEqual', '==': 'Equal', 'sqrt': 'Sqrt', 'exp': 'Exp', 'log': 'Log', 'abs': 'Abs', 'sign': 'Sign',
              'minimum': 'Min', 'maximum': 'Max', 'where': 'Where'}
+ROUNDED = {'half': 'float16', 'single': 'float32'}
 COMPARISONS = ('<', '<=', '>', '>=', '==', '!=')
 
 Kind = Tuple[str, Tuple[int, ...]]  # type and shape
@@ -88,7 +89,8 @@ class Step:
         self.outputs: Dict[str, Kind] = {}
         self._shared: Dict[Tuple[Any, ...], str] = {}  # constants and coefficients
         self._bools: Set[str] = set()
-        self._graph = trace(rule, self.static, tuple(rule.all_coefficients(scalars, h, 1)))
+        names = tuple(rule.all_coefficients(scalars, h, 1))
+        self._graphs = {master: trace(one, self.static, names) for master, one in ((False, rule), (True, rule.on_masters()))}
         for parameter in parameters:
             self._declare(parameter)
         self._groups = {key: self._coefficients(*key) for key in dict.fromkeys(p[-3:] for p in parameters)}
@@ -158,7 +160,7 @@ class Step:
             return p.name + '/master' if p.master else self._cast(p.name, p.dtype, p.computed, p.name)
 
         scope = Scope(p.computed, p.name, leaf, {})
-        new = {name: self._value(node, scope) for name, node in self._graph.outputs.items()}
+        new = {name: self._value(node, scope) for name, node in self._graphs[p.master].outputs.items()}
         for slot in self.static.slots:
             self.add('Identity', [new[slot.name]], output=f'{p.name}/{slot.name}/new')
         if p.master:
@@ -185,8 +187,9 @@ class Step:
         if node.op == 'sum':
             total = add('ReduceSum', self._cast(first, scope.dtype, 'float64', scope.prefix), keepdims=0)
             return self._cast(total, 'float64', scope.dtype, scope.prefix)
-        if node.op == 'single':
-            return self._cast(self._cast(first, scope.dtype, 'float32', scope.prefix), 'float32', scope.dtype, scope.prefix)
+        if node.op in ROUNDED:
+            rounded = self._cast(first, scope.dtype, ROUNDED[node.op], scope.prefix)
+            return self._cast(rounded, ROUNDED[node.op], scope.dtype, scope.prefix)
         if node.op == 'expm1':  # tanh(x/2) (exp(x) + 1): no digits are lost where x is small
             tanh = add('Tanh', add('Mul', first, self.constant(0.5, scope.dtype)))
             return add('Mul', tanh, add('Add', add('Exp', first), self.constant(1.0, scope.dtype)))

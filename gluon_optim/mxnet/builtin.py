@@ -25,8 +25,6 @@ from .. import rules
 from ..rules.base import BASE_HYPERS, scalars
 from ..rules.mx import DROP_INS
 from ..rules.mx.base import MXRule
-from ..rules.mx.lamb import MasterLAMB
-from ..rules.mx.lars import MasterLARS
 from ..rules.mx.nadam import momentum
 from ..schema import Values, check_known, one_of
 from .executors import check_weight
@@ -300,7 +298,6 @@ class NAG(WithMomentum, mx_optimizer.NAG):
 
 
 class LARS(WithMomentum, mx_optimizer.LARS):
-    master_rule = MasterLARS
     shared = ('last_lr', 'cur_lr')
 
     def _counted_together(self) -> int:
@@ -347,7 +344,6 @@ class Nadam(DropIn, mx_optimizer.Nadam):
 
 
 class LAMB(DropIn, mx_optimizer.LAMB):
-    master_rule = MasterLAMB
     state_tree = ('mean', 'var')
     off_at_zero = ('clip_gradient', 'lower_bound', 'upper_bound')
 

@@ -28,12 +28,11 @@ class Runner(mx_optimizer.Optimizer):
     """
 
     rule: ClassVar[Type[Rule]]
-    master_rule: ClassVar[Optional[Type[Rule]]] = None  # for weights with a float32 master, if another
     _process_only: ClassVar[Tuple[str, ...]] = ('_executor', '_checked', '_warned')  # never saved
 
     def _set_up(self) -> None:
         """What lives as long as the process."""
-        self._executor = Executor(self.rule, self.split_state, self.slot_dtype, self.master_rule or self.rule)
+        self._executor = Executor(self.rule, self.split_state, self.slot_dtype, self.rule.on_masters())
         self._checked: Tuple[Any, Any] = (None, None)
         self._warned = False
 

@@ -14,7 +14,7 @@ and tests.
 (array([0.5, 0. ]), array([1., 2.]))
 """
 import math
-from typing import Any, Callable, ClassVar, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, ClassVar, Dict, Mapping, NamedTuple, Optional, Tuple, Type
 
 import numpy
 
@@ -172,6 +172,11 @@ class Rule:
     def prepare(cls, xp: Any, c: Values, static: Static, w: Any, g: Any) -> Any:
         """The gradient as the rule sees it: rescaled, then clipped. Drop-ins have MXNet's own order."""
         return clipped(xp, c, g * c.rescale_grad)
+
+    @classmethod
+    def on_masters(cls) -> 'Type[Rule]':
+        """The rule for float32 masters of float16 weights, where that is another."""
+        return cls
 
     @classmethod
     def numbers(cls, xp: Any, precision: str) -> Any:

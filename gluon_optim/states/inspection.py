@@ -1,7 +1,7 @@
 """What is in a file of states, parameters or a whole run: described, compared, and checked for completeness."""
 import os
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy
 
@@ -11,7 +11,11 @@ from .errors import UnreadableFile
 from .legacy_names import Params
 from .neutral import OptimizerStates, Run, chunks, digest
 
-__all__ = ['Contents', 'Difference', 'Row', 'compare', 'missing', 'read', 'rows']
+__all__ = ['Contents', 'Difference', 'Row', 'arrays_of', 'compare', 'missing', 'names_in', 'read', 'rows']
+
+WHOLE = '_optimizer'  # under which arrays of the optimizer as a whole stand beside those of parameters
+READABLE = ('states and checkpoints of gluon_optim, .states and .params files of MXNet, and the .pt, .onnx and .npz files that '
+            '`gluon-optim convert` writes')
 
 
 @dataclass
@@ -31,16 +35,18 @@ class Contents:
             states = self.states
             found.update(
                 optimizer=states.optimizer, num_update=states.num_update, hypers=states.hypers, scheduler=states.scheduler,
-                loss_scaler=states.loss_scaler, producer=states.producer, digest=digest(states), report=states.report)
+                loss_scaler=states.loss_scaler, producer=states.producer, digest=digest(states), report=states.report,
+                parameters=[dict(vars(info), updates=states.counts.get(info.name, 0)) for info in states.parameters])
         if self.run is not None:
             found.update({name: getattr(self.run, name) for name in ('step', 'epoch', 'batch', 'metrics', 'extra')})
         return found
 
 
-def read(path: Any, params: Params = None) -> Contents:
+def read(path: Any, params: Params = None, allow: Collection[str] = ()) -> Contents:
     """Read any file that this package or MXNet writes; nothing in it is executed.
 
-    ``params`` names the parameters of MXNet's ``.states`` files, as in `gluon_optim.read_states`.
+    ``params`` names the parameters of MXNet's ``.states`` files, ``allow`` further classes in them, as in
+    `gluon_optim.read_states`.
     Raises StateFileError (a ValueError) for a damaged or foreign file, OSError where it cannot be read.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait forever
@@ -49,38 +55,53 @@ def read(path: Any, params: Params = None) -> Contents:
     if kind in ('params', 'npz'):
         return Contents(os.fspath(path), 'parameters', parameters=legacy.read_params(path))
     if kind == 'states':
-        return Contents(os.fspath(path), 'MXNet states', legacy.read_states(path, params))
+        return Contents(os.fspath(path), 'MXNet states', legacy.read_states(path, params, allow))
+    if not container.is_container(path):
+        raise UnreadableFile(f'Cannot read {os.fspath(path)!r}: it must be one of these: {READABLE}. '
+                             f'Received: {_begin(path, kind)}.')
     states, run = container.read_checkpoint(path)
     weights = {weight.name: weight.copies[0] for weight in run.weights} if run else {}
     return Contents(os.fspath(path), 'checkpoint' if run else 'states', states, run, weights)
 
 
+def _begin(path: Any, kind: str) -> str:
+    """What the first bytes of a file say, in words."""
+    if kind == 'container':
+        return 'a safetensors file of something else, weights for PyTorch perhaps, or one that is damaged at its beginning'
+    with open(path, 'rb') as file:
+        head = file.read(16)
+    return f'a file that begins with {head!r}' if head else 'an empty file. Was its writer interrupted? Take another copy'
+
+
 # Description
 
 class Row(NamedTuple):
-    """One array. Shares are of its elements; the norm is that of the finite ones."""
+    """One array, or a parameter without any. Shares are of its elements; the norm is that of the finite ones."""
 
     parameter: str
-    array: str                     # the slot, 'master', or 'weight' for the parameter's value
+    array: Optional[str]           # the slot, 'master', 'weight' for the parameter's value; None: no array
     shape: Tuple[int, ...]
     dtype: str
     updates: Optional[int]         # how many the parameter has seen
-    norm: float
-    zeros: float
-    nonfinite: float
+    norm: float = 0.0
+    zeros: float = 0.0
+    nonfinite: float = 0.0
 
 
 def rows(contents: Contents) -> Iterator[Row]:
-    """One row for each array, in trainer order."""
+    """One row for each array, in trainer order, and for each parameter without."""
     states = contents.states
     counts: Mapping[str, int] = states.counts if states else {}
+    infos = {info.name: info for info in states.parameters} if states else {}
     for name, arrays in arrays_of(contents).items():
+        if not arrays:
+            yield Row(name, None, tuple(infos[name].shape), infos[name].dtype, counts.get(name))
         for key, array in arrays.items():
             yield Row(name, key, tuple(array.shape), array.dtype.name, counts.get(name), *_measures(array))
 
 
 def arrays_of(contents: Contents) -> Dict[str, Dict[str, numpy.ndarray]]:
-    """All arrays by parameter; those of the optimizer as a whole under '_optimizer'."""
+    """All arrays by parameter; those of the optimizer as a whole under `WHOLE`."""
     found: Dict[str, Dict[str, numpy.ndarray]] = {}
     states = contents.states
     for name in states.names if states else ():
@@ -93,8 +114,13 @@ def arrays_of(contents: Contents) -> Dict[str, Dict[str, numpy.ndarray]]:
             if name in states.master:
                 found[name]['master'] = states.master[name]
         if states.variables:
-            found['_optimizer'] = dict(states.variables)
+            found[WHOLE] = dict(states.variables)
     return found
+
+
+def names_in(contents: Contents) -> List[str]:
+    """The parameters in the file."""
+    return [name for name in arrays_of(contents) if name != WHOLE]
 
 
 def _measures(array: numpy.ndarray) -> Tuple[float, float, float]:

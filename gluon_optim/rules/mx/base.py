@@ -112,8 +112,9 @@ def operator_correction(xp: Any, beta: float, t: Any) -> Any:
 
 def half_norm(xp: Any, x: Any) -> Any:
     """The L2 norm as MXNet takes it of a float16 array: each square is rounded to float16."""
-    x = xp.half(x)
-    return xp.sqrt(xp.sum(xp.half(x * x)))
+    half = xp.half if xp is not numpy else lambda a: a.astype('float16').astype(a.dtype)  # numpy.half is a type
+    x = half(x)
+    return xp.sqrt(xp.sum(half(x * x)))
 
 
 def rate(value: float) -> Hyper:

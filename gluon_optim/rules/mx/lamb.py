@@ -35,6 +35,10 @@ class LAMB(MXRule):
         Hyper('bias_correction', True, (False, True), 'divide the moments by the sums of their weights'),
     )
 
+    @classmethod
+    def on_masters(cls):
+        return MasterLAMB
+
     @staticmethod
     def slots(h):
         return MEAN, VAR

@@ -36,6 +36,10 @@ class LARS(MXRule):
     )
     supplied = ('correction', 'adapts')  # of the momentum; 1 or 0: whether there is a ratio
 
+    @classmethod
+    def on_masters(cls):
+        return MasterLARS
+
     @staticmethod
     def slots(h):
         return (Slot('momentum', doc='the last step'),) if h.momentum > 0 else ()
