@@ -1,21 +1,26 @@
 #!/usr/bin/env python
-"""Continue a checkpoint of train_digits.py with its optimizer as an ONNX model: 20 updates on ONNX Runtime. MXNet is not needed.
+"""Train on for 20 updates with the optimizer as an ONNX model, from train_resnet.py's checkpoint. MXNet is not needed.
 
-    python examples/train_digits.py --checkpoint-dir run --dropout 0
-    python examples/onnx_train.py run/step-440.safetensors
+    python examples/train_resnet.py --checkpoint-dir resnet
+    python examples/onnx_train.py resnet/step-44.safetensors --save trained.onnx
 
-The model holds weights and optimizer state, and takes gradients; here they come from the net of `continue_in_pytorch.py`.
+ONNX Runtime holds weights and optimizer state and makes the updates; the gradients come from PyTorch, of the net that
+`finish_resnet_in_pytorch.py` defines. The optimizer's mirror in PyTorch gets the same gradients, to compare with.
 """
 import argparse
 import math
+import os
 import sys
 
 import digits
 import numpy
+import onnx
 import onnxruntime
 import torch
-from continue_in_pytorch import build_net
+from finish_resnet_in_pytorch import ResNet18, compare
+from onnx import numpy_helper
 from torch import nn
+from tqdm import tqdm
 
 import gluon_optim as go
 
@@ -26,8 +31,8 @@ class OnnxOptimizer:
     """The optimizer of a checkpoint on ONNX Runtime. ``arrays`` are weights and state, by the names of the model."""
 
     def __init__(self, states, weights):
-        model = go.to_onnx(states, weights=weights)  # weights and state, and the update as the model's training_info
-        step, self.arrays = go.onnx.unpack(model)    # the update as a model that ONNX Runtime takes, and its arrays
+        self.model = go.to_onnx(states, weights=weights)    # weights and state, and the update as the model's training_info
+        step, self.arrays = go.onnx.unpack(self.model)      # the update as a model that ONNX Runtime takes, and its arrays
         self.session = onnxruntime.InferenceSession(step.SerializeToString(), providers=['CPUExecutionProvider'])
         self.outputs = [output.name for output in self.session.get_outputs()]
 
@@ -37,42 +42,80 @@ class OnnxOptimizer:
         new = self.session.run(None, {**self.arrays, **inputs, 'learning_rate': numpy.array(learning_rate)})
         self.arrays = {name[:-len('/new')]: array for name, array in zip(self.outputs, new)}
 
+    def save(self, path):
+        """Write the model with weights and state as they are now: `gluon-optim convert` takes them back to MXNet."""
+        for graph in (self.model.graph, self.model.training_info[0].algorithm):
+            for tensor in graph.initializer:
+                tensor.CopyFrom(numpy_helper.from_array(self.arrays[tensor.name], tensor.name))
+        onnx.save(self.model, path)
+
+
+class Mirror:
+    """The same optimizer in PyTorch, on weights of its own, which tells how far ONNX Runtime is from it."""
+
+    def __init__(self, states, weights):
+        self.weights = {name: torch.tensor(weights[name]) for name in states.names}
+        self.optimizer = go.torch.create(states.optimizer, self.weights.values())
+        self.optimizer.load_state_dict(go.to_torch(states))
+        self.travelled = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}  # sum of lengths of updates
+
+    def step(self, gradients, learning_rate):
+        before = {name: weight.clone() for name, weight in self.weights.items()}
+        for name, weight in self.weights.items():
+            weight.grad = torch.from_numpy(gradients[name])
+        self.optimizer.param_groups[0]['lr'] = learning_rate
+        self.optimizer.step()
+        for name, weight in self.weights.items():
+            self.travelled[name] += (weight - before[name]).abs()
+
+    def compare(self, arrays):
+        """The largest difference, as a part of the longest sum of updates of the tensor, and in spacings of float32."""
+        parts, spacings = [], []
+        for name, weight in self.weights.items():
+            mine = weight.numpy()
+            apart = numpy.abs(mine - arrays[name])
+            parts.append(apart.max() / self.travelled[name].max().item())
+            spacings.append((apart / numpy.spacing(numpy.abs(mine))).max())
+            print(name, parts[-1], spacings[-1], self.travelled[name].max().item(), abs(mine).max())
+        return max(parts), max(spacings)
+
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('checkpoint', help='a step-<number>.safetensors')
+    parser.add_argument('checkpoint', help='a step-<number>.safetensors of train_resnet.py')
+    parser.add_argument('--save', metavar='FILE', help='write weights and state after the last update here, as an ONNX model')
     options = parser.parse_args(arguments)
 
-    _, run = digits.read_checkpoint(parser, options.checkpoint, 'dropout')
-    recipe = run.extra
-    net = build_net(recipe['dropout'])
-    model = go.model_to_torch(options.checkpoint, like=net)  # of float16 weights their float32 masters
+    _, run = digits.read_checkpoint(parser, options.checkpoint)
+    recipe, (images, labels) = run.extra, digits.load()[0]
+    steps = recipe['epochs'] * (len(images) // recipe['batch_size'])
+    net = ResNet18(classes=10)
+    model = go.model_to_torch(options.checkpoint, like=net)
     net.load_state_dict(model.state_dict())
     states = model.states()                                  # under PyTorch's names
-    in_onnx = OnnxOptimizer(states, model.weights)
-    in_torch = go.torch.create(states.optimizer, net.parameters())  # the same in PyTorch, to compare with
-    in_torch.load_state_dict(go.to_torch(states))
+    optimizer, mirror = OnnxOptimizer(states, model.weights), Mirror(states, model.weights)
+    params, losses = dict(net.named_parameters()), {}
 
-    (images, labels), _ = digits.load()
-    steps = recipe['epochs'] * (len(images) // recipe['batch_size'])
-    params, travelled = dict(net.named_parameters()), dict.fromkeys(states.names, 0.0)
-    for step in range(run.step, run.step + UPDATES):
+    for step in tqdm(range(run.step, min(run.step + UPDATES, steps)), 'training on ONNX Runtime', disable=None):
         batch = digits.batch_indices(recipe['seed'], step, len(images), recipe['batch_size'])
-        rate = recipe['learning_rate'] * (1 + math.cos(math.pi * min(step + 1, steps) / steps)) / 2
         net.zero_grad()
-        loss = nn.functional.cross_entropy(net(torch.from_numpy(images[batch])), torch.from_numpy(labels[batch]).long())
+        loss = nn.functional.cross_entropy(net(torch.from_numpy(digits.photographs(images[batch]))),
+                                           torch.from_numpy(labels[batch]).long())
         loss.backward()
-        print(f'update {step + 1}: loss {loss.item():.4f}')
-        in_onnx.step({name: param.grad.numpy() for name, param in params.items()}, rate)
+        losses[step + 1] = loss.item()
 
-        before = {name: param.detach().clone() for name, param in params.items()}
-        in_torch.param_groups[0]['lr'] = rate
-        in_torch.step()
-        for name, param in params.items():
-            travelled[name] += (param.detach() - before[name]).abs().max().item()
+        gradients = {name: param.grad.numpy() for name, param in params.items()}
+        rate = recipe['learning_rate'] * (1 + math.cos(math.pi * (step + 1) / steps)) / 2
+        optimizer.step(gradients, rate)
+        mirror.step(gradients, rate)
+        with torch.no_grad():
+            for name, param in params.items():
+                param.copy_(torch.from_numpy(optimizer.arrays[name]))
 
-    apart = max(numpy.abs(param.detach().numpy() - in_onnx.arrays[name]).max() / travelled[name] for name, param in params.items())
-    print(f'after {UPDATES} updates ONNX Runtime and PyTorch differ by {apart:.1e} of the sum of updates')
+    compare(losses, os.path.join(os.path.dirname(options.checkpoint), 'losses.jsonl'))
+    print(mirror.compare(optimizer.arrays))
+    if options.save:
+        optimizer.save(options.save)
     return 0
 
 

@@ -282,6 +282,8 @@ def _likes(given: Sequence[Mapping[str, Any]], params: Any) -> Dict[Any, Tuple[s
         return {key: (name_of[key], None) for key in sorted(ids)}
     if isinstance(params, Mapping):
         likes = dict(params)
+        if len(likes) > len(ids):  # a file of weights has running statistics too
+            likes = {name: like for name, like in likes.items() if not name.endswith(STATISTICS)}
     else:
         likes = {like.name if isinstance(like, ParameterInfo) else like: like if isinstance(like, ParameterInfo) else None
                  for like in params}

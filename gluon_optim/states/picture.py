@@ -3,7 +3,7 @@ from typing import Any, Dict, List, Tuple
 
 import numpy
 
-from .inspection import Contents, arrays_of
+from .inspection import WHOLE, Contents, arrays_of
 
 __all__ = ['draw']
 
@@ -48,7 +48,7 @@ def _panels(contents: Contents) -> Dict[str, Dict[str, numpy.ndarray]]:
     """Arrays by slot, then by parameter."""
     panels: Dict[str, Dict[str, numpy.ndarray]] = {}
     for name, arrays in arrays_of(contents).items():
-        for key, array in arrays.items() if name != '_optimizer' else ():
+        for key, array in arrays.items() if name != WHOLE else ():
             panels.setdefault(key, {})[name] = array
     return panels
 
