@@ -12,7 +12,7 @@ from typing import Any, Callable, Collection, Dict, Iterator, List, Optional, Se
 from . import cli_models, convert, readers
 from .schema import one_of
 from .states import atomic, inspection, legacy
-from .states.neutral import digest
+from .states.neutral import NO_OPTIMIZER, digest
 from .states.progress import watched
 
 __all__ = ['add_commands', 'table']
@@ -320,6 +320,7 @@ def _about(contents: inspection.Contents) -> List[str]:
         return [f'{contents.path}: parameters of MXNet']
     producer = ', '.join(f'{name} {version}' for name, version in states.producer.items())
     lines = [f'{contents.path}: {contents.kind}' + (f', written by {producer}' if producer else ''),
+             'a net alone, without an optimizer' if states.optimizer == NO_OPTIMIZER else
              f'{states.optimizer or "unknown optimizer"} at update {states.num_update}: ' + _pairs(states.hypers)]
     if states.scheduler:
         lines.append(f'scheduler {states.scheduler["class"]}: ' + _pairs(states.scheduler['attributes']))
@@ -327,7 +328,8 @@ def _about(contents: inspection.Contents) -> List[str]:
         lines.append('loss scaler: ' + _pairs(states.loss_scaler))
     if contents.run is not None:
         run = contents.run
-        lines.append('run: ' + _pairs({'step': run.step, 'epoch': run.epoch, 'batch': run.batch, **run.metrics}))
+        position = {'step': run.step, 'epoch': run.epoch, 'batch': run.batch, **run.metrics}
+        lines.append('run: ' + (_pairs(position) or 'no step given'))
         if run.extra:
             lines.append('extra: ' + json.dumps(run.extra, ensure_ascii=False))
     return lines + [convert.in_options(line) for line in states.report]

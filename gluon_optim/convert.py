@@ -13,7 +13,7 @@ from . import conversions, optax_states, readers, replay, rules
 from .foreign import APPROXIMATE, EXACT, FOREIGN, find
 from .states import atomic, container, inspection, legacy_writer
 from .states.errors import StateFileError
-from .states.neutral import OptimizerStates
+from .states.neutral import NO_OPTIMIZER, OptimizerStates
 
 __all__ = ['CLASSES', 'TARGETS', 'Job', 'Refused', 'convert', 'names_of']
 
@@ -64,6 +64,8 @@ def _check_optimizer(job: Job, to: str) -> None:
     if not name:
         raise Refused(f'{path!r} does not contain its optimizer: what its arrays mean, and the update counts, are unknown. Save '
                       'it again with trainer.save_states.')
+    if name == NO_OPTIMIZER:
+        raise Refused(f'{path!r} is a checkpoint of a net alone, without an optimizer. Pass --what model to convert its weights.')
     if to != 'mxnet' and name not in rules.names(drop_ins=True):
         raise Refused(f'The optimizer must be one of `gluon-optim list`. Received: {name!r}. If it is your own, convert in Python, '
                       'after importing the module that registers it: '

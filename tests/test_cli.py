@@ -274,6 +274,15 @@ def test_between_mxnets_and_ours(run, saved, tmp_path):
     assert code == 0 and container.read_checkpoint(tmp_path / 'states')[1] is None
 
 
+def test_a_net_alone(run, tmp_path):
+    weights = [Weight('weight', 'dense0_weight', [np.ones((2, 3), 'float32')])]
+    container.write(tmp_path / 'net', OptimizerStates('none', {}, 0, [], {}, {}), Run(weights))
+    assert 'a net alone, without an optimizer' in run('inspect', 'net')[1]
+    refused(run('convert', 'net', '--to', 'torch', '-o', 'x.pt'), 1, 'a net alone', '--what model')
+    code, out, _ = run('convert', 'net', '--to', 'safetensors', '-o', 'x.safetensors')
+    assert code == 0 and '1 parameters' in out
+
+
 def test_what_is_refused_leaves_no_file_and_an_old_one_as_it_was(run, saved, tmp_path):
     (tmp_path / 'out').write_text('precious')
     scheduled = OLD / 'adam-scheduled.states'

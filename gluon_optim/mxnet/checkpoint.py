@@ -22,13 +22,12 @@ from ..states import container
 from ..states.errors import StateFileError
 from ..states.manifest import run_record
 from ..states.matching import match
-from ..states.neutral import Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
+from ..states.neutral import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
 from .trainer import LoadReport, Pieces, _producer, contexts_of, export_states, plan_import, to_mxnet
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
 log = logging.getLogger('gluon_optim')
-NO_OPTIMIZER = 'none'  # what a checkpoint of a net alone has in the place of the optimizer's name
 
 
 class Restored(dict):

@@ -5,9 +5,10 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy
 
-__all__ = ['STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Run', 'Weight', 'chunks', 'digest']
+__all__ = ['NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Run', 'Weight', 'chunks', 'digest']
 
 STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # ends of names of what no optimizer updates
+NO_OPTIMIZER = 'none'  # the name of the optimizer in a checkpoint of a net alone
 Array = Any  # a numpy.ndarray, or what has `shape`, `dtype` and `chunks()`: an array of a device that is copied in pieces
 
 
