@@ -51,13 +51,11 @@ class Executor:
         ``split(state, h, mixed)`` returns the slots in a state and, where ``mixed``, its master. Called for new arrays only.
     slot_dtype : callable
         ``slot_dtype(dtype)`` is the name of the type of the slots of a weight.
-    master_rule : Rule
-        The rule for weights with masters; of the same hyper-parameters, coefficients and slots.
     """
 
     def __init__(self, rule: Type[Rule], split: Callable[[Any, Values, bool], Tuple[Tuple[Any, ...], Any]],
-                 slot_dtype: Callable[[Any], str], master_rule: Type[Rule]):
-        self.rule, self._split, self._slot_dtype, self._master_rule = rule, split, slot_dtype, master_rule
+                 slot_dtype: Callable[[Any], str]):
+        self.rule, self._split, self._slot_dtype = rule, split, slot_dtype
         self._prepared: collections.OrderedDict[Any, Any] = collections.OrderedDict()
         self._tensors = 0
 
@@ -82,7 +80,7 @@ class Executor:
         on_cpu = update.weights[0].context.device_type.startswith('cpu')
         kind = _Loops if self.rule.lowerable and on_cpu and _compiler() is not None else _Operators
         coefficients = tuple(self.rule.all_coefficients(scalars, h, 1))
-        prepared = self._prepared[key] = kind(self._master_rule if mixed else self.rule, static, coefficients, arrays)
+        prepared = self._prepared[key] = kind(self.rule.on_masters() if mixed else self.rule, static, coefficients, arrays)
         prepared.update = Update(*map(tuple, update))  # the caller's lists may change
         self._tensors += len(update.weights)
         while self._tensors > KEEP and len(self._prepared) > 1:

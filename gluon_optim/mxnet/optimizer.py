@@ -32,7 +32,7 @@ class Runner(mx_optimizer.Optimizer):
 
     def _set_up(self) -> None:
         """What lives as long as the process."""
-        self._executor = Executor(self.rule, self.split_state, self.slot_dtype, self.rule.on_masters())
+        self._executor = Executor(self.rule, self.split_state, self.slot_dtype)
         self._checked: Tuple[Any, Any] = (None, None)
         self._warned = False
 

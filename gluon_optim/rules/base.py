@@ -175,7 +175,7 @@ class Rule:
 
     @classmethod
     def on_masters(cls) -> 'Type[Rule]':
-        """The rule for float32 masters of float16 weights, where that is another."""
+        """The rule for float32 masters of float16 weights: another one of the same hyper-parameters and slots, or this one."""
         return cls
 
     @classmethod
