@@ -6,74 +6,17 @@ import sys
 import conversion_runs
 import numpy as np
 import pytest
+from conversion_runs import LIMITS, SHAPES, STEPS, cases, rate, run_rule, settings, weights_and_gradients
 
 from gluon_optim import rules
-from gluon_optim.rules.base import initial_slot
 from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, digest
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 from gluon_optim.onnx import export_step, from_onnx, initial_slots, read, to_onnx, unpack, write  # noqa: E402
 
-STEPS = 20
-SHAPES = {'weight': (4, 3), 'bias': (3,), 'one': (1,), 'number': ()}
-LIMITS = {'float32': 1e-6, 'float64': 1e-12}
 STANDARD = {'Abs', 'Add', 'Cast', 'Constant', 'Div', 'Equal', 'Exp', 'Greater', 'GreaterOrEqual', 'Identity', 'Less', 'LessOrEqual',
             'Log', 'Max', 'Min', 'Mul', 'Neg', 'Not', 'ReduceSum', 'Sign', 'Sqrt', 'Sub', 'Tanh', 'Where'}
-
-
-def cases():
-    """Every rule with its defaults, and with every value of every switch that its `check` allows."""
-    for name in rules.names():
-        rule, found = rules.get(name), [{}]
-        for hyper in rule.hypers:
-            if hyper.is_switch:
-                found += [{hyper.name: value} for value in hyper.domain if value not in (None, hyper.default)]
-        for extra in found:
-            for momentum in ({}, {'momentum': 0.9}):
-                if momentum and not any(hyper.name == 'momentum' for hyper in rule.declared(extra)):
-                    continue
-                try:
-                    rule.hyperparameters(**extra, **momentum)
-                except ValueError:
-                    continue
-                yield pytest.param(name, {**extra, **momentum}, id='-'.join([name, *map(str, {**extra, **momentum}.values())]))
-
-
-def settings(name, extra):
-    """All hyper-parameters: epsilon where it shows, decay where the rule has any, clipping on."""
-    declared = {hyper.name for hyper in rules.get(name).declared(extra)}
-    return dict({'epsilon': 1e-3} if 'epsilon' in declared else {}, clip_gradient=0.7, rescale_grad=0.5,
-                **({'trust_coefficient': 1.0} if name == 'larc' else {}),  # steps that are large beside the rounding of weights
-                **({} if 'rprop' in (name, extra.get('base')) else {'wd': 0.1}), **extra)
-
-
-def rate(step):
-    return 0.05 * (1 + math.cos(step)) + 0.01
-
-
-def weights_and_gradients(dtype='float64', steps=STEPS, seed=1):
-    """Weights by name, and for each step gradients by name, of very different sizes."""
-    random = np.random.RandomState(seed)
-    weights = {name: np.asarray(random.normal(size=shape), dtype) for name, shape in SHAPES.items()}
-    scales = np.geomspace(1e-3, 10, steps)
-    random.shuffle(scales)
-    gradients = [{name: np.asarray(random.normal(size=shape) * scale, dtype) for name, shape in SHAPES.items()} for scale in scales]
-    return weights, gradients
-
-
-def run_rule(name, hypers, weights, gradients, begin=0, slots=None):
-    """The rule on NumPy arrays: weights and slots by parameter, and how far each weight has travelled."""
-    rule, weights, slots = rules.get(name), dict(weights), dict(slots or {})
-    travelled = dict.fromkeys(weights, 0.0)
-    for t, gradient in enumerate(gradients, begin + 1):
-        h = rule.hyperparameters(**dict(hypers, learning_rate=rate(t)))
-        for key in weights:
-            start = slots.get(key) or {slot.name: initial_slot(slot, weights[key]) for slot in rule.slots(h)}
-            new, slots[key] = rule.run(np, h, t, weights[key], gradient[key], start)
-            travelled[key] = travelled[key] + np.abs(new - weights[key]).max()
-            weights[key] = np.asarray(new, weights[key].dtype)
-    return weights, slots, travelled
 
 
 def session(model):

@@ -1,15 +1,14 @@
 """The optax transformations against the rules in NumPy and against optax itself, with and without float64; states both ways."""
 import functools
-import math
 import subprocess
 import sys
 
 import conversion_runs
 import numpy as np
 import pytest
+from conversion_runs import LIMITS, STEPS, cases, rate, run_rule, settings, weights_and_gradients
 
 from gluon_optim import optax_states, rules
-from gluon_optim.rules.base import initial_slot
 from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, digest
 
 jax = pytest.importorskip('jax')
@@ -17,9 +16,6 @@ optax = pytest.importorskip('optax')
 jnp = jax.numpy
 from gluon_optim.optax import arguments, create, from_optax, load, save, to_optax  # noqa: E402
 
-STEPS = 20
-SHAPES = {'weight': (4, 3), 'bias': (3,), 'one': (1,), 'number': ()}
-LIMITS = {'float32': 1e-6, 'float64': 1e-12}
 MODES = [('float32', False), ('float32', True), ('float64', True)]
 
 
@@ -35,63 +31,9 @@ def x64(request):
 pytestmark = pytest.mark.usefixtures('x64')
 
 
-def cases():
-    """Every rule with its defaults, and with every value of every switch that its `check` allows."""
-    for name in rules.names():
-        rule, found = rules.get(name), [{}]
-        for hyper in rule.hypers:
-            if hyper.is_switch:
-                found += [{hyper.name: value} for value in hyper.domain if value not in (None, hyper.default)]
-        for extra in found:
-            for momentum in ({}, {'momentum': 0.9}):
-                if momentum and not any(hyper.name == 'momentum' for hyper in rule.declared(extra)):
-                    continue
-                try:
-                    rule.hyperparameters(**extra, **momentum)
-                except ValueError:
-                    continue
-                yield pytest.param(name, {**extra, **momentum}, id='-'.join([name, *map(str, {**extra, **momentum}.values())]))
-
-
-def settings(name, extra):
-    """All hyper-parameters: epsilon where it shows, decay where the rule has any, clipping on."""
-    declared = {hyper.name for hyper in rules.get(name).declared(extra)}
-    return dict({'epsilon': 1e-3} if 'epsilon' in declared else {}, clip_gradient=0.7, rescale_grad=0.5,
-                **({'trust_coefficient': 1.0} if name == 'larc' else {}),  # steps that are large beside the rounding of weights
-                **({} if 'rprop' in (name, extra.get('base')) else {'wd': 0.1}), **extra)
-
-
-def rate(step):
-    return 0.05 * (1 + math.cos(step)) + 0.01
-
-
 def schedule(count):
     """`rate`, as optax counts."""
     return jnp.asarray([rate(step) for step in range(1, 2 * STEPS + 1)])[count]
-
-
-def weights_and_gradients(dtype='float64', steps=STEPS, seed=1):
-    """Weights by name, and for each step gradients by name, of very different sizes."""
-    random = np.random.RandomState(seed)
-    weights = {name: np.asarray(random.normal(size=shape), dtype) for name, shape in SHAPES.items()}
-    scales = np.geomspace(1e-3, 10, steps)
-    random.shuffle(scales)
-    gradients = [{name: np.asarray(random.normal(size=shape) * scale, dtype) for name, shape in SHAPES.items()} for scale in scales]
-    return weights, gradients
-
-
-def run_rule(name, hypers, weights, gradients, begin=0, slots=None):
-    """The rule on NumPy arrays: weights and slots by parameter, and how far each weight has travelled."""
-    rule, weights, slots = rules.get(name), dict(weights), dict(slots or {})
-    travelled = dict.fromkeys(weights, 0.0)
-    for t, gradient in enumerate(gradients, begin + 1):
-        h = rule.hyperparameters(**dict(hypers, learning_rate=rate(t)))
-        for key in weights:
-            start = slots.get(key) or {slot.name: initial_slot(slot, weights[key]) for slot in rule.slots(h)}
-            new, slots[key] = rule.run(np, h, t, weights[key], gradient[key], start)
-            travelled[key] = travelled[key] + np.abs(new - weights[key]).max()
-            weights[key] = np.asarray(new, weights[key].dtype)
-    return weights, slots, travelled
 
 
 def run(optimizer, params, gradients, state=None):

@@ -1,67 +1,27 @@
 """The PyTorch mirrors against the rules in NumPy and against torch.optim, and states into PyTorch and back."""
 import copy
+import functools
 import io
-import math
 import pickle
 import subprocess
 import sys
 
+import conversion_runs
 import numpy as np
 import pytest
+from conversion_runs import STEPS, cases, rate, run_rule, settings
 
 import gluon_optim as go
 from gluon_optim import rules
 from gluon_optim.foreign import mirrored
-from gluon_optim.rules.base import initial_slot
 from gluon_optim.rules.mx import DROP_INS
 from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, digest
 
 torch = pytest.importorskip('torch')
 from gluon_optim.torch import NAMESPACES, create, from_torch, param_groups, to_torch  # noqa: E402
 
-STEPS = 20
-SHAPES = {'weight': (4, 3), 'bias': (3,), 'one': (1,)}
-
-
-def cases():
-    """Every rule with its defaults, and with every value of every switch that its `check` allows."""
-    for name in rules.names():
-        rule, found = rules.get(name), [{}]
-        for hyper in rule.hypers:
-            if hyper.is_switch:
-                found += [{hyper.name: value} for value in hyper.domain if value not in (None, hyper.default)]
-        for extra in found:
-            for momentum in ({}, {'momentum': 0.9}):
-                if momentum and not any(hyper.name == 'momentum' for hyper in rule.declared(extra)):
-                    continue
-                try:
-                    rule.hyperparameters(**extra, **momentum)
-                except ValueError:
-                    continue
-                yield pytest.param(name, {**extra, **momentum}, id='-'.join([name, *map(str, {**extra, **momentum}.values())]))
-
-
-def settings(name, extra):
-    """All hyper-parameters: epsilon where it shows, decay where the rule has any, clipping on."""
-    rule = rules.get(name)
-    declared = {hyper.name for hyper in rule.declared(extra)}
-    return dict({'epsilon': 1e-3} if 'epsilon' in declared else {}, clip_gradient=0.7, rescale_grad=0.5,
-                **({'trust_coefficient': 1.0} if name == 'larc' else {}),  # steps that are large beside the rounding of weights
-                **({} if 'rprop' in (name, extra.get('base')) else {'wd': 0.1}), **extra)
-
-
-def rate(step):
-    return 0.05 * (1 + math.cos(step)) + 0.01
-
-
-def weights_and_gradients(dtype='float64', steps=STEPS, seed=1):
-    """Weights by name, and for each step gradients by name, of very different sizes."""
-    random = np.random.RandomState(seed)
-    weights = {name: random.normal(size=shape).astype(dtype) for name, shape in SHAPES.items()}
-    scales = np.geomspace(1e-3, 10, steps)
-    random.shuffle(scales)
-    gradients = [{name: (random.normal(size=shape) * scale).astype(dtype) for name, shape in SHAPES.items()} for scale in scales]
-    return weights, gradients
+SHAPES = {'weight': (4, 3), 'bias': (3,), 'one': (1,)}  # MXNet has none of shape ()
+weights_and_gradients = functools.partial(conversion_runs.weights_and_gradients, shapes=SHAPES)
 
 
 def parameters(weights, dtype=None):
@@ -76,17 +36,6 @@ def step(optimizer, params, gradients, lr=None):
     optimizer.step()
 
 
-def run_rule(name, hypers, weights, gradients, begin=0, slots=None):
-    """The rule itself on NumPy arrays; ``weights`` and the returned slots by parameter name."""
-    rule, weights, slots = rules.get(name), dict(weights), dict(slots or {})
-    for t, gradient in enumerate(gradients, begin + 1):
-        h = rule.hyperparameters(**dict(hypers, learning_rate=rate(t)))
-        for key in weights:
-            start = slots.get(key) or {slot.name: initial_slot(slot, weights[key]) for slot in rule.slots(h)}
-            weights[key], slots[key] = rule.run(np, h, t, weights[key], gradient[key], start)
-    return weights, slots
-
-
 def through_a_file(state_dict):
     file = io.BytesIO()
     torch.save(state_dict, file)
@@ -98,7 +47,7 @@ def states_of(name, hypers, dtype='float32', steps=10, infos=None, **options):
     """States as a run of ``steps`` updates leaves them, computed with NumPy, and the weights."""
     weights, gradients = weights_and_gradients(dtype, steps)
     rule = rules.get(name)
-    weights, slots = run_rule(name, hypers, weights, gradients)
+    weights, slots, _ = run_rule(name, hypers, weights, gradients)
     infos = infos or [ParameterInfo(key, 'net0_' + key, w.shape, dtype) for key, w in weights.items()]
     slots = {key: {slot: np.asarray(value, 'float64' if dtype == 'float64' else 'float32') for slot, value in own.items()}
              for key, own in slots.items()}
@@ -112,7 +61,7 @@ def states_of(name, hypers, dtype='float32', steps=10, infos=None, **options):
 def test_equals_the_rule(name, extra):
     hypers = settings(name, extra)
     weights, gradients = weights_and_gradients()
-    expected, slots = run_rule(name, hypers, weights, gradients)
+    expected, slots, _ = run_rule(name, hypers, weights, gradients)
     params = parameters(weights)
     optimizer = create(name, params.values(), **hypers)
     for t, gradient in enumerate(gradients, 1):
@@ -463,7 +412,7 @@ def test_states_into_the_mirror_and_back(name, extra, dtype):
     optimizer.load_state_dict(state_dict)
     assert digest(from_torch(optimizer.state_dict(), params=states.parameters)) == digest(states)
     _, gradients = weights_and_gradients(dtype, seed=2)
-    expected, _ = run_rule(name, hypers, weights, gradients, 10, states.slots)
+    expected, _, _ = run_rule(name, hypers, weights, gradients, 10, states.slots)
     travelled = dict.fromkeys(weights, 0.0)
     for t, gradient in enumerate(gradients, 11):
         before = {key: p.detach().numpy().copy() for key, p in params.items()}
