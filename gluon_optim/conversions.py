@@ -15,8 +15,8 @@ from .rules.mx.base import DecayedFirst
 from .schema import Slot, Values, check_known, one_of
 from .states.neutral import STATISTICS, OptimizerStates, ParameterInfo
 
-__all__ = ['FOREIGN', 'Foreign', 'check_entry', 'find', 'from_state_dict', 'groups', 'mirror', 'mirrored', 'own_hypers', 'select',
-           'to_state_dict', 'what_is_lost', 'what_to_say']
+__all__ = ['FOREIGN', 'Foreign', 'check_entry', 'find', 'from_state_dict', 'groups', 'hypers_of', 'mirror', 'mirrored',
+           'own_hypers', 'select', 'to_state_dict', 'what_is_lost', 'what_to_say']
 
 
 def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> List[ParameterInfo]:
@@ -38,6 +38,13 @@ def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> Li
     if not names:
         raise ValueError('There must be a parameter to convert. Received: none. Leave `params` out to convert all of them.')
     return [known[name] for name in names]
+
+
+def hypers_of(rule: Type[Rule], states: OptimizerStates) -> Values:
+    """The hyper-parameters with which a run goes on: a scheduler's rate counts, which in MXNet's files is not the optimizer's."""
+    h = rule.hyperparameters(**states.hypers)
+    base_lr = (states.scheduler or {}).get('attributes', {}).get('base_lr')
+    return h.replace(learning_rate=float(base_lr)) if isinstance(base_lr, (int, float)) else h
 
 
 def own_hypers(h: Values, info: ParameterInfo) -> Values:
@@ -409,7 +416,9 @@ def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Se
         lines.append(f'make {foreign.path} with {_listed(foreign.made_with(h))}: no state can set that')
     fresh = [info.name for info in chosen if info.name not in states.slots]
     if fresh:
-        lines.append(f'no state yet, as in the file: {one_of(fresh)}')
+        lines.append(f'no state yet, as in the file: {one_of(fresh)}' if len(fresh) == len(chosen) else
+                     f'without one update in {states.num_update}: {one_of(fresh)}. If Gluon did not train them (a frozen layer, '
+                     'scale=False), do not train them here either: requires_grad_(False) in PyTorch')
     if h.rescale_grad != 1:
         lines.append(f'rescale_grad={h.rescale_grad!r} is not carried over: MXNet multiplied gradients of the summed loss by it; '
                      'give those of the mean loss')

@@ -114,6 +114,7 @@ def _replayed(job: Job, to: str, path: str) -> replay.Outcome:
         label = find(rule, job.target, states.hypers).label(h, first)
     promised = label != APPROXIMATE and not any(line.startswith('lost: ') for line in states.report)
     weights, whose = replay.weights_of(states, chosen, job.contents.parameters)
+    whose += '' if label == EXACT else ', at a constant learning rate'
     steps = replay.rates(job.verify, label != EXACT, states.hypers['learning_rate'])
     outcome = replay.replay(replay.Run(states, chosen, weights, job.target, steps), path, to, whose)
     if promised and not outcome.equal:
@@ -141,7 +142,8 @@ def _same(a: OptimizerStates, b: OptimizerStates) -> bool:
     """Whether counts and arrays agree bit for bit; MXNet 1.x has no shape (), one number has shape (1,) there."""
     one, other = ({**{(name, slot): array for name, own in states.slots.items() for slot, array in own.items()},
                    **{(name, 'master'): array for name, array in states.master.items()}} for states in (a, b))
-    return (a.num_update, a.counts, set(one)) == (b.num_update, b.counts, set(other)) and all(
+    counts, others = ({name: count for name, count in states.counts.items() if count} for states in (a, b))
+    return (a.num_update, counts, set(one)) == (b.num_update, others, set(other)) and all(
         array.dtype == other[key].dtype and array.size == other[key].size and array.tobytes() == other[key].tobytes()
         for key, array in one.items())
 
@@ -205,7 +207,7 @@ ARGUMENT = re.compile(r'(?<![\w.])(?:`(params|target|optimizer|names|like|weight
 OPTIONS = {'`names`': 'params', '`weights`': 'params', 'names=': 'map'}  # where an option is not called as the argument
 PHRASES = (('allow_lossy=True', '--allow-lossy'), ('suggest_names', '--map suggest'), ('like= the module or a', '--like a'),
            ('`params` as a dictionary of names to weights', '--params a .params file with the weights'),
-           ('set states.', 'in Python, set states.'), ('Set states.', 'In Python, set states.'))
+           ('Set states.', 'In Python, set states.'))
 
 
 def in_options(message: str, reading: bool = False) -> str:
@@ -221,6 +223,7 @@ def in_options(message: str, reading: bool = False) -> str:
 
     for argument, phrase in PHRASES:
         message = message.replace(argument, phrase)
+    message = re.sub(r'(?<!in Python, )set states\.', 'in Python, set states.', message)
     message = re.sub(r"\ballow=\['([^']*)'\]", r'--allow \1', message)
     return ARGUMENT.sub(option, message)
 
@@ -311,8 +314,12 @@ def _to_mxnet(job: Job, path: str) -> None:
         return
     if job.contents.kind == 'states':
         raise Refused(f'{job.contents.path!r} is such a file already. Say which MXNet shall read it: --mxnet-version 1 or 2.')
+    nameless = all(name.isdecimal() for name in job.states.names)
+    if readers.NO_NAMES in job.states.report:
+        raise Refused(f'{job.contents.path!r} has no names of parameters, and their numbers in PyTorch are not those of a Gluon '
+                      'trainer. Give the names as --params, in the order of the optimizer.')
     container.write(path, job.states)
-    if all(name.isdecimal() for name in job.states.names):
+    if nameless:
         job.states.report.append('the names in the new file are the indices of an old one: load_states gives the states to the '
                                  'parameters at these places of the trainer. Convert with params= for names that stay')
 

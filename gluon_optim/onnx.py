@@ -225,7 +225,7 @@ def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[s
     check_known('target', target, TARGETS, ValueError)
     states = mxnet2.as_rule(states, allow_lossy)
     rule = rules.get(states.optimizer)
-    h = rule.hyperparameters(**states.hypers)
+    h = conversions.hypers_of(rule, states)
     chosen = conversions.select(states, params)
     form = _form(rule, h, target)
     lost = conversions.what_is_lost(form, rule, h, states, chosen)

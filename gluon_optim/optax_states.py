@@ -48,7 +48,7 @@ def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Opti
     """
     states = mxnet2.as_rule(states, allow_lossy)
     rule = rules.get(states.optimizer)
-    h = rule.hyperparameters(**states.hypers)
+    h = conversions.hypers_of(rule, states)
     mirrored = form(rule, h)
     lost = conversions.what_is_lost(mirrored, rule, h, states, chosen)
     if lost and not allow_lossy:
@@ -65,7 +65,7 @@ def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Opti
 def arguments(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
     """What `create` needs beside the name to go on from ``states``; multipliers are lists in the order of ``chosen``."""
     states = mxnet2.as_rule(states, allow_lossy=True)  # `pack` has asked
-    found = dict(rules.get(states.optimizer).hyperparameters(**states.hypers).asdict(), rescale_grad=1.0)
+    found = dict(conversions.hypers_of(rules.get(states.optimizer), states).asdict(), rescale_grad=1.0)
     for name in MULTIPLIERS:
         mults = [getattr(info, name) for info in chosen]
         if set(mults) != {1.0}:

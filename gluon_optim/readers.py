@@ -10,8 +10,9 @@ from .states import inspection, legacy
 from .states.errors import UnreadableFile
 from .states.inspection import Contents
 
-__all__ = ['NAMELESS', 'kind', 'read']
+__all__ = ['NAMELESS', 'NO_NAMES', 'kind', 'read']
 
+NO_NAMES = 'the names are the numbers of the parameters in PyTorch, as the file has no others'
 NAMELESS = ('states', 'PyTorch states')  # kinds of files whose parameters are named from outside
 
 
@@ -91,7 +92,10 @@ def _read_torch(path: Any, params: Any, optimizer: Optional[str], source: Option
         params = _of_the_optimizer(params, groups)
     own = bool(groups) and 'optimizer' in groups[0]
     target = source or ('mirror' if own else 'torch')
-    return mirror.from_torch(state_dict, optimizer, target, params, allow_lossy=allow_lossy, copy=False)
+    states = mirror.from_torch(state_dict, optimizer, target, params, allow_lossy=allow_lossy, copy=False)
+    if params is None and not all('param_names' in group for group in groups):
+        states.report.append(NO_NAMES)
+    return states
 
 
 def _optimizer_in(value: Any, path: str) -> Mapping[str, Any]:

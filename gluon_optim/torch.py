@@ -313,7 +313,7 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
     """
     states = mxnet2.as_rule(states, allow_lossy)
     rule = rules.get(states.optimizer)
-    h = rule.hyperparameters(**states.hypers)
+    h = conversions.hypers_of(rule, states)
     form, chosen = conversions.find(rule, target, states.hypers), conversions.select(states, params)
     lost = conversions.what_is_lost(form, rule, h, states, chosen)
     if lost and not allow_lossy:
@@ -428,7 +428,7 @@ def _complete(form: conversions.Foreign, group: Dict[str, Any], states: Optimize
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ImportError(f'target={form.target!r} needs {module}.{name} at hand, whose options differ between versions: '
-                          f"pip install {module.split('.')[0]}") from error
+                          f"pip install {module.split('.')[0]}. Importing it failed with: {error}") from error
     fresh = cls([torch.zeros(1)], lr=max(group['lr'], 0) or 1.0).state_dict()['param_groups'][0]
     unknown = [key for key in form.keys if key not in fresh]
     if unknown:

@@ -283,6 +283,27 @@ def test_a_net_alone(run, tmp_path):
     assert code == 0 and '1 parameters' in out
 
 
+def test_parameters_without_state_are_no_fault_of_the_file(run, tmp_path):
+    states, _ = example()
+    states.parameters.append(ParameterInfo('1.running_mean', 'batchnorm0_running_mean', (3,), 'float32'))
+    states.counts['1.running_mean'] = 0
+    container.write(tmp_path / 'saved', states)
+    for version in (1, 2):
+        code, out, _ = run('convert', 'saved', '--to', 'mxnet', '--mxnet-version', version, '--verify', 1, '-o', f'out{version}')
+        assert code == 0 and 'equal bit for bit' in out
+
+
+def test_numbers_of_pytorch_are_no_indices_of_gluon(run, tmp_path):
+    torch = pytest.importorskip('torch')
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / 'x.pt')
+    refused(run('convert', 'x.pt', '--to', 'mxnet', '--optimizer', 'adamw', '-o', 'y'), 1, 'no names', '--params')
+    assert run('convert', 'x.pt', '--to', 'mxnet', '--optimizer', 'adamw', '-o', 'y', '--params', 'w,')[0] == 0
+
+
 def test_what_is_refused_leaves_no_file_and_an_old_one_as_it_was(run, saved, tmp_path):
     (tmp_path / 'out').write_text('precious')
     scheduled = OLD / 'adam-scheduled.states'

@@ -1077,3 +1077,22 @@ def test_a_rule_of_a_user(mx, tmp_path):
 def test_limits_leave_room():
     """A network of some thousand parameters is far from every limit."""
     assert ndarray_format.MAX_ARRAYS >= 20_000
+
+
+def test_full_names_in_a_file_are_sorted(mx, tmp_path):
+    """Twelve layers of one shape: the file of collect_params() has the names that the trainer has sorted."""
+    net = mx.gluon.nn.HybridSequential()
+    for _ in range(12):
+        net.add(mx.gluon.nn.Dense(2, in_units=2, use_bias=False))
+    net.initialize(mx.init.Normal(1))
+    trainer = mx.gluon.Trainer(net.collect_params(), 'sgd', {'momentum': 0.9})
+    with mx.autograd.record():
+        loss = (net(mx.nd.ones((1, 2))) ** 2).sum()
+    loss.backward()
+    trainer.step(1)
+    net.collect_params().save(str(tmp_path / 'full.params'))
+    trainer.save_states(str(tmp_path / 'x.states'))
+    states = read_states(tmp_path / 'x.states', tmp_path / 'full.params')
+    held = (trainer._kvstore._updater if trainer._update_on_kvstore else trainer._updaters[0]).states
+    for index, parameter in enumerate(trainer._params):
+        np.testing.assert_array_equal(states.slots[parameter.name]['momentum'], held[index].asnumpy())

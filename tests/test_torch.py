@@ -760,3 +760,14 @@ def test_running_statistics_are_left_out():
     for name in ('1.gamma', '1.beta'):
         states.counts[name], states.slots[name] = 1, {'momentum_buffer': np.ones(2, 'float32')}
     assert to_torch(states)['param_groups'][0]['param_names'] == ['1.gamma', '1.beta']
+
+
+def test_the_rate_of_a_scheduler_counts():
+    """MXNet's own files have the rate with which the optimizer was made, and a scheduler that has gone on."""
+    infos = [ParameterInfo('w', 'w', (2,), 'float32')]
+    slots = {'w': {'momentum': np.ones(2, 'f4')}}
+    states = OptimizerStates('sgd', dict(learning_rate=0.25, momentum=0.9), 4, infos, {'w': 4}, slots,
+                             scheduler={'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': {'base_lr': 0.125}})
+    assert to_torch(states)['param_groups'][0]['lr'] == 0.125
+    state_dict = to_torch(states, 'torch', allow_lossy=True)
+    assert state_dict['param_groups'][0]['lr'] == 0.125 and float(state_dict['state'][0]['momentum_buffer'][0]) == -8.0

@@ -708,3 +708,15 @@ def test_another_net_is_refused(path):
     with pytest.raises(TypeError, match='`net` must be the gluon.Block .* Received: ParameterDict'):
         go.save_states(trainer, path, net.collect_params())
     assert not os.path.exists(path)
+
+
+def test_what_is_not_trained_need_not_be_in_the_file(path):
+    """As in states that come back from PyTorch, where running statistics are no parameters."""
+    net, trainer = trained(NOVOGRAD)
+    states = export_states(trainer, net)
+    states.parameters = [info for info in states.parameters if info.name in states.slots]
+    report = import_states(trainer, states, net)
+    assert report.missing == [] and str(report) == 'restored 8 of 8 parameters at step 3'
+    states.parameters = states.parameters[1:]
+    with pytest.raises(ValueError, match='in the trainer only'):
+        import_states(trainer, states, net)

@@ -19,7 +19,7 @@ from mxnet.util import is_np_array
 from ..schema import Slot, Values, one_of
 from ..states import container, mxnet2
 from ..states.matching import match
-from ..states.neutral import Array, OptimizerStates, ParameterInfo, digest
+from ..states.neutral import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
 from .old_files import read_for
 from .optimizer import Runner
 from .schedulers import export_scheduler, plan_scheduler
@@ -37,7 +37,7 @@ class LoadReport:
     total: int                                              # parameters that are trained or have a state
     step: int                                               # num_update
     restored: List[str] = field(default_factory=list)       # names whose state was restored
-    missing: List[str] = field(default_factory=list)        # in the trainer, not in the file
+    missing: List[str] = field(default_factory=list)        # trained here, not in the file
     unexpected: List[str] = field(default_factory=list)     # in the file, not in the trainer
     mismatched: List[str] = field(default_factory=list)     # in both, and one sentence why it does not fit
     rewritten: List[str] = field(default_factory=list)      # weights that were not the rounded master, and now are
@@ -296,8 +296,9 @@ class _Plan(NamedTuple):
 def _plan(trainer: Any, states: OptimizerStates, present: List[ParameterInfo], slots: Sequence[Slot], strict: bool) -> _Plan:
     """Who gets what. Raises ValueError when something does not fit and ``strict`` is true."""
     pairs, note = match(states.parameters, present)
-    missing = [info.name for i, info in enumerate(present) if i not in pairs]
-    unexpected = [info.name for j, info in enumerate(states.parameters) if j not in pairs.values()]
+    missing = [info.name for i, info in enumerate(present) if i not in pairs and trainer._params[i].grad_req != 'null']
+    unexpected = [info.name for j, info in enumerate(states.parameters)
+                  if j not in pairs.values() and (info.name in states.slots or not info.name.endswith(STATISTICS))]
     misfits = {i: _misfit(trainer._optimizer, slots, present[i], states.parameters[j], states) for i, j in pairs.items()}
     mismatched = [misfit for misfit in misfits.values() if misfit]
     if strict and (missing or unexpected or mismatched):

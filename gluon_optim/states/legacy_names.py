@@ -34,13 +34,14 @@ def assign(shapes: Mapping[Any, Shape], params: Params, idx2name: Mapping[Any, s
     keys = list(shapes)
     if params is None:
         return _without(keys, shapes, idx2name)
+    in_order = isinstance(params, Mapping)  # a file of parameters is in no trainer's order
     if isinstance(params, (str, os.PathLike)):
         params = read_params(params)
     infos = _infos(params)
     if any(isinstance(key, str) for key in keys):
         return _by_name(infos, shapes)
     places, report = _places(keys, len(infos), shapes) if copies else ({key: key for key in keys}, [])
-    orders = _orders(infos, versions) if isinstance(params, Mapping) else [infos]
+    orders = _orders(infos, versions, in_order) if isinstance(params, Mapping) else [infos]
     fitting = [order for order in orders if not _misfit(order, places, shapes)]
     if not fitting:
         raise ValueError(f'`params` must be the parameters of the trainer that wrote the states. Received: {len(infos)} '
@@ -124,13 +125,13 @@ def _places(keys: List[int], count: int, shapes: Mapping[Any, Shape]) -> Tuple[D
     return {key: key for key in keys}, []
 
 
-def _orders(infos: List[ParameterInfo], versions: Sequence[int]) -> List[List[ParameterInfo]]:
+def _orders(infos: List[ParameterInfo], versions: Sequence[int], in_order: bool) -> List[List[ParameterInfo]]:
     """Orders that a trainer may have had: sorted by name, or that of the dictionary.
 
     Trainers of MXNet 2 sort the names that `.params` files have too (`2.weight`); those of 1.x sort `dense2_weight`, so that
     10 comes before 2 as well, but also before 1.
     """
-    found = [infos]
+    found = [infos] if in_order else []
     for version in versions:
         order = sorted(infos, key=lambda info: info.name if version == 2 else info.name.replace('.', '_'))
         if order not in found:
