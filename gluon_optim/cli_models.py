@@ -13,6 +13,9 @@ from .states.neutral import OptimizerStates
 __all__ = ['add_options', 'asked', 'followed', 'output_for', 'report_of']
 
 SUGGEST = 'suggest'
+STATES = ('states', 'PyTorch states', 'optax states')  # kinds of files without weights
+WEIGHTS_ONLY = ('--to safetensors writes the weights of a model. For the optimizer write --to torch, or --to mxnet, which makes a '
+                'safetensors file of gluon_optim that holds states')
 TARGETS = {'safetensors': '.safetensors', 'torch': '.pt'}  # --to -> ending
 
 
@@ -34,7 +37,13 @@ def asked(options: Any) -> bool:
             raise ValueError(f'--{given[0]} goes with --to torch or safetensors. Received: --to {options.to}. Leave it out.')
         return False
     if options.to == 'safetensors' and options.what == 'optimizer':
-        raise ValueError("A .safetensors file is of the model's weights. For the optimizer write --to torch, or --to mxnet.")
+        raise ValueError(f'{WEIGHTS_ONLY}.')
+    kind = readers.kind(options.file)
+    if options.to == 'safetensors' and kind in STATES:
+        raise ValueError(f'{WEIGHTS_ONLY}. Received: {options.file!r}, a file of kind {kind!r}.')
+    if options.to == 'safetensors' and kind == 'container' and options.params:
+        raise ValueError(f'{WEIGHTS_ONLY}. Received: {options.file!r} and --params. Convert the .params file itself, or a '
+                         'checkpoint, which has its weights, without --params.')
     if options.map == SUGGEST or options.to == 'safetensors' or options.what is not None:
         return options.map == SUGGEST or options.what != 'optimizer'
     return os.path.isfile(options.file) and readers.kind(options.file) in ('params', 'npz')

@@ -55,7 +55,8 @@ def add_commands(commands: Any) -> None:
 def add_conversion(command: argparse.ArgumentParser) -> None:
     """The options of ``convert`` besides its file."""
     command.add_argument('--to', required=True, choices=sorted({*convert.TARGETS, *cli_models.TARGETS}),
-                         help='the program that shall read it')
+                         help="the program that shall read it; safetensors: a model's weights, "
+                         'mxnet: states, in a file of gluon_optim')
     command.add_argument('-o', '--output', metavar='FILE',
                          help='default: beside the input, with the ending of its kind; must not exist then')
     command.add_argument('--target', metavar='CLASS', help="whose class shall go on: 'mirror' keeps everything (default). "

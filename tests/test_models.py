@@ -11,6 +11,7 @@ import pytest
 import gluon_optim as go
 from gluon_optim import cli
 from gluon_optim.models import model_to_torch, suggest_names
+from gluon_optim.models.gluon import Source
 from gluon_optim.models.plan import Rnn
 from gluon_optim.states.neutral import OptimizerStates, ParameterInfo
 
@@ -480,13 +481,166 @@ def test_shared_parameters(mx, torch, tmp_path):
         assert any("'decoder.weight' is 'encoder.weight'" in line for line in model.report)
     assert model.states().names == ['encoder.weight', 'decoder.bias']
     assert model_to_torch(tmp_path / 'run', like=module.state_dict()).states().names == model.states().names
-    with pytest.raises(ValueError, match="'decoder.weight' has no parameter in .*of its shape"):
-        model_to_torch(tmp_path / 'run', like=Torch(tie=False))
+    parted = model_to_torch(tmp_path / 'run', like=Torch(tie=False))  # the decoder's bias tells that there was a weight
+    assert parted.rows == model.rows
+    assert any("'decoder.weight' is 'encoder.weight'" in line for line in parted.report)
+    with pytest.raises(ValueError, match="'decoder.weight' has no parameter in .*of its shape"):  # a dictionary may be a mistake
+        model_to_torch({name: model.weights[name] for name in ('encoder.weight', 'decoder.bias')}, like=Torch(tie=False))
     names = {'encoder.weight': 'encoder.weight', 'decoder.weight': 'encoder.weight', 'decoder.bias': 'decoder.bias'}
     untied = model_to_torch(tmp_path / 'run', Torch(tie=False), names)
     assert untied.rows == model.rows
     assert untied.states().names == ['encoder.weight', 'decoder.weight', 'decoder.bias']  # each goes its own way from here
     assert len(model_to_torch(net, names={'w': 'encoder.weight', 'b': 'decoder.bias'}).weights) == 2  # the other name is the same
+
+
+@pytest.fixture()
+def tied_lstm(mx, torch, tmp_path):
+    """Trained for a few steps: both biases of its LSTM are equal, as they always are in Gluon."""
+    gluon = mx.gluon
+
+    class Net(gluon.Block):
+        def __init__(self):
+            super().__init__()
+            self.embed = gluon.nn.Embedding(11, 6)
+            self.lstm = gluon.rnn.LSTM(3, 2, bidirectional=True, input_size=6)
+            self.out = gluon.nn.Dense(11, in_units=6, flatten=False, params=self.embed.params)
+
+        def forward(self, x):
+            return self.out(self.lstm(self.embed(x)))
+
+    net, words = Net(), np.array([[1, 5], [10, 0], [3, 3]])
+    net.initialize(mx.init.Normal(0.5))
+    trainer = gluon.Trainer(net.collect_params(), 'adamw', {'learning_rate': 0.05})
+    for _ in range(3):
+        with mx.autograd.record():
+            loss = (net(mx.nd.array(words)) ** 2).sum()
+        loss.backward()
+        trainer.step(1)
+    arrays = {name: parameter.data().asnumpy() for name, parameter in net._collect_params_with_prefix().items()}
+    biases = [name for name in arrays if name.endswith('i2h_bias')]
+    assert biases and all(np.array_equal(arrays[name], arrays[name.replace('i2h', 'h2h')]) for name in biases)
+    net.save_parameters(str(tmp_path / 'net.params'))
+    go.save_checkpoint(tmp_path / 'ck.safetensors', net=net, trainer=trainer)
+    expected = net(mx.nd.array(words)).asnumpy()
+    return {'block': net, 'params': tmp_path / 'net.params', 'checkpoint': tmp_path / 'ck.safetensors'}, words, expected
+
+
+def torch_lstm(torch, tie, names=('embed', 'lstm', 'out'), order=(0, 1, 2)):
+    layers = [torch.nn.Embedding(11, 6), torch.nn.LSTM(6, 3, 2, bidirectional=True), torch.nn.Linear(6, 11)]
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            for k in order:
+                setattr(self, names[k], layers[k])
+            if tie:
+                layers[2].weight = layers[0].weight
+
+        def forward(self, x):
+            return layers[2](layers[1](layers[0](x))[0])
+    return Net()
+
+
+@pytest.mark.parametrize('source', ['block', 'params', 'checkpoint'])
+@pytest.mark.parametrize('tie', [True, False])
+@pytest.mark.parametrize('names, order', [(('embed', 'lstm', 'out'), (0, 1, 2)), (('embed', 'lstm', 'out'), (2, 1, 0)),
+                                          (('encoder', 'rnn', 'decoder'), (0, 1, 2)), (('embed', 'rnn', 'out'), (0, 1, 2)),
+                                          (('embed', 'lstm', 'decoder'), (2, 0, 1))])
+def test_a_tied_net_with_an_lstm(torch, tied_lstm, source, tie, names, order):
+    sources, words, expected = tied_lstm
+    module = torch_lstm(torch, tie, names, order)
+    model = model_to_torch(sources[source], like=module)
+    close(answers(torch, module, model, words), expected)
+    assert list(model.weights) == list(module.state_dict())
+    if source != 'params' or tie:  # a file has the values alone
+        assert any('let the module share them' in line for line in model.report)
+    if tie:
+        weights = {row['name']: row['from'] for row in model.rows}
+        assert weights[f'{names[2]}.weight'] == weights[f'{names[0]}.weight'] == 'embed.weight'
+    if source == 'checkpoint':
+        states = model.states()
+        assert states.names == [name for name, _ in module.named_parameters()]
+        optimizer = go.torch.create('adamw', module.parameters())
+        optimizer.load_state_dict(go.to_torch(states))
+        mean = go.read_states(sources[source]).slots['embed.weight']['mean']
+        np.testing.assert_array_equal(optimizer.state[getattr(module, names[0]).weight]['exp_avg'], mean)
+
+
+def test_a_file_without_the_second_name_may_be_the_likeness(torch, tied_lstm, tmp_path):
+    sources, module = tied_lstm[0], torch_lstm(torch, tie=True)
+    like = {name: tensor for name, tensor in module.state_dict().items() if name != 'out.weight'}  # as safetensors saves it
+    model = model_to_torch(sources['params'], like=like)
+    assert list(model.weights) == list(like)
+    assert "'out.weight' of Gluon has the values of 'embed.weight', which was converted: it was taken to be the same parameter" \
+        in model.report
+    del like['lstm.bias_hh_l0']  # has the values of the other bias, but is none of its names
+    with pytest.raises(ValueError, match="'lstm.h2h|'lstm' fits none|is left over"):
+        model_to_torch(sources['params'], like=like)
+
+
+def test_what_is_tied_in_pytorch_must_be_equal_in_gluon(torch, tied_lstm):
+    arrays = {name: normal(*array.shape) for name, array in model_to_torch(tied_lstm[0]['params']).weights.items()}
+    with pytest.raises(ValueError, match="'embed.weight' and 'out.weight' are one tensor in the Net.*differ"):
+        model_to_torch(arrays, like=torch_lstm(torch, tie=True))
+    names = {name: name for name in arrays}
+    with pytest.raises(ValueError, match='one tensor in the Net.*differ'):
+        model_to_torch(arrays, torch_lstm(torch, tie=True), names)
+    model_to_torch(arrays, like=torch_lstm(torch, tie=False))
+    tied = but(names, out__weight=None)
+    complete = suggest_names(tied_lstm[0]['params'])
+    del complete['out.weight']  # the other name of what is mapped
+    assert 'out.weight' in model_to_torch(tied_lstm[0]['params'], torch_lstm(torch, tie=True), complete).weights
+    with pytest.raises(ValueError, match="Left over: 'out.weight'"):
+        model_to_torch(arrays, torch_lstm(torch, tie=True), tied)
+
+
+def test_a_draft_settles_what_the_names_settle(torch, tied_lstm):
+    module = torch_lstm(torch, tie=True)
+    module.further = torch.nn.Linear(6, 11)
+    draft = suggest_names(tied_lstm[0]['checkpoint'], like=module)
+    assert draft['lstm.bias_hh_l1_reverse'].endswith('h2h_bias')
+    assert draft['embed.weight'] == 'embed.weight'
+    assert draft['out.bias'] == 'out.bias'
+    assert draft['further.weight'] == {'choose': ['embed.weight']}
+    numbered = torch.nn.Sequential(torch.nn.LSTM(6, 3, 2, bidirectional=True))
+    chosen = suggest_names(tied_lstm[0]['checkpoint'], like=numbered)['0.bias_hh_l0']['choose']
+    assert len(chosen) == 1  # of the twelve that have its shape
+
+
+def test_whose_weight_is_missing_is_not_guessed():
+    arrays = {'a.weight': normal(4, 2), 'b.weight': normal(4, 2), 'out.bias': normal(4)}
+    like = {'a.weight': np.zeros((4, 2)), 'b.weight': np.zeros((4, 2)), 'out.weight': np.zeros((4, 2)), 'out.bias': np.zeros(4)}
+    with pytest.raises(ValueError, match=r"'out.weight' has no parameter .*of its shape .*'a.weight', 'b.weight'"):
+        model_to_torch(Source('the checkpoint', arrays, once=True), like=like)
+    del arrays['b.weight'], like['b.weight']
+    assert model_to_torch(Source('the checkpoint', arrays, once=True), like=like).rows[1]['from'] == 'a.weight'
+
+
+def test_names_come_before_order():
+    net = {f'{name}.weight': normal(2, 2) for name in ('query', 'key', 'value')}
+    like = {f'{name}.weight': np.zeros((2, 2)) for name in ('key', 'query', 'third')}
+    rows = model_to_torch(net, like=like).rows
+    assert [row['from'] for row in rows] == ['key.weight', 'query.weight', 'value.weight']
+
+
+def test_names_that_are_no_strings_are_refused():
+    with pytest.raises(TypeError, match='names of parameters must be strings. Received: 1, a int'):
+        model_to_torch({1: normal(2)})
+
+
+def test_a_map_does_not_both_name_and_drop():
+    with pytest.raises(ValueError, match="not both. Received both: 'output.bias'"):
+        model_to_torch(NET, names={**MAP, 'drop': ['output.bias']})
+
+
+def test_a_reinterpretation_is_in_the_report():
+    names = {'a': {'from': 'w', 'view': [3, 2]}, 'b': {'from': 'w', 'shape': [6]}}
+    assert [row['how'] for row in model_to_torch({'w': normal(2, 3)}, names=names).rows] == ['seen as [3, 2]', 'shaped [6]']
+
+
+def test_whole_numbers_are_said():
+    model = model_to_torch({'0.weight': np.ones((2, 2), 'int32'), '0.bias': normal(2)})
+    assert "'0.weight': whole numbers, as in Gluon; PyTorch does not train them" in model.report
 
 
 def test_equal_arrays_of_zeros_are_not_shared():
@@ -768,7 +922,7 @@ def test_the_command_drafts_a_map(torch, tmp_path, capsys, params):
 
 @pytest.mark.parametrize('options, message, code', [
     (['--to', 'onnx', '--map', 'suggest'], '--map goes with --to torch', 2),
-    (['--to', 'safetensors', '--what', 'optimizer', '-o', 'x.safetensors'], "of the model's weights", 2),
+    (['--to', 'safetensors', '--what', 'optimizer', '-o', 'x.safetensors'], 'the weights of a model. For the optimizer', 2),
     (['--to', 'torch', '--verify', '3', '-o', 'x.pt'], '--verify is for optimizer states', 2),
     (['--to', 'torch', '--map', 'absent.json', '-o', 'x.pt'], 'absent.json', 2),
     (['--to', 'torch', '--like', 'absent.pt', '-o', 'x.pt'], 'absent.pt', 2),
@@ -809,5 +963,11 @@ def test_the_command_takes_either_half_of_a_checkpoint(mx, torch, tmp_path, caps
     states = go.read_states(tmp_path / 'run.states')
     for optimizer in optimizers:
         np.testing.assert_array_equal(optimizer.state[module[2].bias]['exp_avg'], states.slots['1.bias']['mean'])
+    error = run(capsys, tmp_path / 'run.states', '--to', 'safetensors', '--params', tmp_path / 'run.params', '-o', tmp_path / 'x',
+                code=2)
+    assert '--to mxnet, which makes a safetensors file of gluon_optim that holds states' in error
+    trainer.save_states(str(tmp_path / 'old.states'))
+    error = run(capsys, tmp_path / 'old.states', '--to', 'safetensors', '--params', tmp_path / 'run.params', code=2)
+    assert '--to mxnet, which makes a safetensors file of gluon_optim that holds states' in error
     assert 'weights too' in run(capsys, tmp_path / 'run.states', '--to', 'torch', '--like', like, '-o', tmp_path / 'x.pt', code=1)
     assert not (tmp_path / 'x.pt').exists()

@@ -12,8 +12,10 @@ Reading and ``model.save('net.safetensors')`` need NumPy alone; `TorchModel.stat
 1. By convention, without ``like`` and ``names``: the places of layers stay, the words change. ``gamma`` is ``weight``, ``beta`` is
    ``bias``, ``moving_mean`` is ``running_mean``, PReLU's ``alpha`` is ``weight``, ``l0_i2h_weight`` is ``weight_ih_l0``, and so on.
 2. ``like`` says which names and shapes there must be: a module, its state_dict, or a file of it. When all of them are found by
-   convention, that is the answer. Otherwise layers are matched in their order, if in that order all shapes agree, or by shapes
-   that occur only once. What remains ambiguous is an error that lists the candidates.
+   convention, that is the answer. Otherwise layers whose names (without numbers) and shapes agree are taken, and the rest is
+   matched in its order, if in that order all shapes agree, or by shapes that occur only once. What remains ambiguous is an error
+   that lists the candidates. What ``like`` has tied is one array, whichever of its names it has in Gluon. Where ``like`` has two
+   parameters and a checkpoint one that was shared, both get its values, and the report says so.
 3. ``names`` is a map, a dictionary or a JSON file. `suggest_names` writes a draft of it. Each parameter of PyTorch is a key:
 
     {"conv1.weight": "features.0.weight",
@@ -45,8 +47,8 @@ from ..states.atomic import Path, replacing
 from ..states.neutral import OptimizerStates, ParameterInfo
 from .gluon import Source, source_of, with_states
 from .maps import check_map, from_map, read_map, take_dropped
-from .matching import check_layouts, matched, rests_on_order, with_tied
-from .names import conventional
+from .matching import check_layouts, matched, one_for_tied, rests_on_order, settled, with_tied
+from .names import conventional, split, torch_leaf
 from .plan import Plan, Shape, Take
 from .pytorch import COUNTER, Target, target_of, write_safetensors
 
@@ -178,9 +180,11 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
     elif target is None:
         plan = conventional(found, None)
     else:
-        plan = matched(found, target)
+        plan, found = matched(found, target)
     if names is not None:
         check_map(plan, dropped, found, target)
+        if target is not None:
+            plan, found = one_for_tied(plan, found, target)
     if target is not None:
         check_layouts(plan, found, target)
     notes = rests_on_order(plan, found, target) if target is not None and names is None else []
@@ -199,17 +203,32 @@ def suggest_names(source: Any, like: Any = None) -> Dict[str, Any]:
     """
     found, target = source_of(source), target_of(like)
     try:
-        plan = conventional(found, None, draft=True) if target is None else matched(found, target)
+        plan = conventional(found, None, draft=True) if target is None else matched(found, target)[0]
     except ValueError:
         if target is None:
             raise
-        return {name: {'choose': [other for other, array in found.arrays.items() if _may_be(array.shape, shape)]}
-                for name, shape in target.shapes.items() if not name.endswith(COUNTER)}
+        plan = settled(found, target)
+        open_ones = [name for name in target.shapes if not name.endswith(COUNTER) and name not in plan]
+        entries = {**_entries(plan), **{name: {'choose': _choices(name, found, target)} for name in open_ones}}
+        place = {name: k for k, name in enumerate(target.shapes)}
+        return {name: entries[name] for name in sorted(entries, key=lambda name: place.get(name, 0))}
+    return _entries(plan)
+
+
+def _entries(plan: Plan) -> Dict[str, Any]:
     draft: Dict[str, Any] = {}
     for name, take in plan.items():
         packed = take.rnn is not None
         draft[f'{name[:name.rfind(".") + 1]}*' if packed else name] = take.entry()
     return draft
+
+
+def _choices(name: str, found: Source, target: Target) -> List[str]:
+    """What may become ``name``: of its shape, and of its kind if there are such."""
+    fit = [other for other, array in found.arrays.items() if _may_be(array.shape, target.shapes[name])]
+    dotted = any('.' in other for other in found.arrays)
+    alike = [other for other in fit if torch_leaf(split(other, dotted)[1]) == name.rpartition('.')[2]]
+    return alike or fit
 
 
 def _may_be(shape: Shape, wanted: Shape) -> bool:
@@ -249,7 +268,7 @@ def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
     lines = list(found.facts.notes)
     names: Dict[Take, str] = {}
     for name, take in plan.items():
-        first = names.setdefault(take, name)
+        first = names.setdefault(take._replace(source=found.shared.get(take.source, take.source)), name)
         if first != name:
             lines.append(f'{name!r} is {first!r}: let the module share them, or they go different ways')
     if any(take.transpose is not None for take in plan.values()):
@@ -263,7 +282,13 @@ def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
     if any(name.endswith('running_var') for name in plan):
         lines.append('batch norm: in training, PyTorch adds the unbiased variance of a batch to running_var, MXNet the biased one; '
                      'predictions are equal now and drift by 1/n of it with n values per channel and batch')
+    whole = [name for name, take in plan.items() if found.arrays[take.source].dtype.kind != 'f']
+    if whole:
+        lines.append(f'{" and ".join(map(repr, whole))}: whole numbers, as in Gluon; PyTorch does not train them')
     used = {take.source for take in plan.values()}
+    lines += [f'{name!r} of Gluon has the values of {other!r}, which was converted: it was taken to be the same parameter'
+              for name, other in found.alike.items() if not {name, other} <= used and name not in [*dropped, *found.shared]
+              and name not in used]
     lines += [f'{name!r} of Gluon is {other!r}, which was converted' for name, other in found.shared.items()
               if name not in used and name not in dropped]
     lines += [f'{name!r} of Gluon was dropped, as the map says' for name in dropped]

@@ -36,6 +36,8 @@ class Source:
     arrays: Dict[str, numpy.ndarray]
     ordered: bool = True                                     # whether their order is that of the layers
     shared: Dict[str, str] = field(default_factory=dict)     # name -> another name of the same parameter
+    alike: Dict[str, str] = field(default_factory=dict)      # name -> another with the same values: perhaps the same parameter
+    once: bool = False                                       # whether a shared parameter is there under its first name only
     facts: Facts = field(default_factory=Facts)
     states: Optional[OptimizerStates] = None
 
@@ -47,6 +49,9 @@ def source_of(source: Any) -> Source:
     if isinstance(source, (str, os.PathLike)):
         return _of_file(source)
     if isinstance(source, Mapping):
+        strange = [name for name in source if not isinstance(name, str)]
+        if strange:
+            raise TypeError(f'The names of parameters must be strings. Received: {strange[0]!r}, a {type(strange[0]).__name__}.')
         return _checked(Source('the dictionary', {name: _array(name, value) for name, value in source.items()}))
     if hasattr(source, 'collect_params'):
         return _checked(_of_block(source))
@@ -82,7 +87,8 @@ def _of_file(path: Path) -> Source:
 
 def of_checkpoint(what: str, states: OptimizerStates, run: Run) -> Source:
     """What a checkpoint holds that has been read."""
-    return with_states(_checked(Source(what, {weight.name: _mean(weight) for weight in run.weights})), states)
+    arrays = {weight.name: _mean(weight) for weight in run.weights}
+    return with_states(_checked(Source(what, arrays, once=any('.' in name for name in arrays))), states)
 
 
 def with_states(source: Source, states: OptimizerStates) -> Source:
@@ -106,7 +112,7 @@ LEAVES = ('weight', 'gamma', 'bias', 'beta')  # as layers define them
 
 
 def _checked(source: Source) -> Source:
-    """With what follows from names and arrays: whether they are in order, and which are there twice."""
+    """With what follows from names and arrays: whether they are in order, and which may be there twice."""
     if not source.arrays:
         raise ValueError(f'There must be parameters to convert. Received: none in {source.what}.')
     names = list(source.arrays)
@@ -121,7 +127,7 @@ def _checked(source: Source) -> Source:
         key = array.shape, array.dtype.str, array.reshape(-1)[:8].tobytes()
         first = seen.setdefault(key, name)
         if first != name and numpy.array_equal(array, source.arrays[first]):
-            source.shared[name] = first
+            source.alike[name] = first  # perhaps by chance: both biases of an LSTM always have the same gradient
     return source
 
 

@@ -112,8 +112,15 @@ def _packed_entry(name: str, value: Mapping[str, Any], found: Source) -> Plan:
 def check_map(plan: Plan, dropped: List[str], found: Source, target: Optional[Target]) -> None:
     """A map must be complete on both sides, and fit."""
     used = {take.source for take in plan.values()}
-    unused = [name for name in found.arrays if name not in used and name not in dropped and found.shared.get(name) not in used
-              and not any(found.shared.get(other) == name for other in used)]
+    kept = [name for name in dropped if name in used]
+    if kept:
+        raise ValueError(f'The map must name or drop a parameter, not both. Received both: {one_of(kept)}. Take it out of '
+                         f'"{DROP}", or out of the map.')
+    tied = {} if target is None else target.tied
+    both = {**found.shared, **{name: first for name, first in found.alike.items()
+                               if {name, first} & {plan[place].source for place in (*tied, *tied.values()) if place in plan}}}
+    unused = [name for name in found.arrays if name not in used and name not in dropped and both.get(name) not in used
+              and not any(both.get(other) == name for other in used)]
     if unused:
         raise ValueError(f'The map must name all parameters of {found.what}. Left over: {one_of(unused)}. Map them, or list them '
                          f'under "{DROP}".')

@@ -3,30 +3,89 @@ import dataclasses
 import math
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
+import numpy
+
 from ..schema import one_of
 from .gluon import Source
-from .names import SUGGEST, conventional, rnn_like
+from .names import SUGGEST, conventional, rnn_like, split
 from .plan import Plan, Shape, Take, channels_first, unpacked
 from .pytorch import COUNTER, Target
 
-__all__ = ['check_layouts', 'matched', 'mismatch', 'rests_on_order', 'wanted_names', 'with_tied']
+__all__ = ['check_layouts', 'matched', 'mismatch', 'one_for_tied', 'rests_on_order', 'settled', 'wanted_names', 'with_tied']
 
 
-def matched(found: Source, target: Target) -> Plan:
-    """By name if all names agree, else in order or by shapes that occur once. Shared parameters may be there once or twice."""
-    everything = dataclasses.replace(target, tied={}), dataclasses.replace(found, shared={})
-    once = (_without(found, found.shared), target)
-    tries = [(everything[1], everything[0]), once]
-    for source, wanted in tries:
-        plan = _by_name(source, wanted)
-        if plan is not None:
-            return with_tied(plan, wanted)
-    for source, wanted in tries:
-        fits = _pairs(_layers_of(source, wanted), _wanted(wanted), source, wanted)
-        if fits is not None:
-            plan = {name: take for fit in fits for name, take in fit.items()}
-            return with_tied({name: plan[name] for name in wanted_names(wanted)}, wanted)
-    raise ValueError(_why_not(*once))
+def matched(found: Source, target: Target) -> Tuple[Plan, Source]:
+    """By name if all names agree, else in order or by shapes that occur once. Shared parameters may be there once or twice.
+
+    Also the source, which then knows what is shared: what ``target`` has tied, too.
+    """
+    tries = _tries(found, target)
+    for match in (_by_name, _by_layers):
+        for source, wanted in tries:
+            plan = match(source, wanted)
+            if plan is not None:
+                return one_for_tied(plan, found, target)
+        guesses = [plan for wanted in _ties(found, target) for plan in [match(found, wanted)] if plan is not None]
+        if len(guesses) == 1:
+            return one_for_tied(guesses[0], found, target)
+    raise ValueError(_why_not(*tries[1]))
+
+
+def _tries(found: Source, target: Target) -> List[Tuple[Source, Target]]:
+    """Each shared parameter under all its names; under one of them on either side; and what has the same values once."""
+    once = _without(found, found.shared)
+    tries = [(found, dataclasses.replace(target, tied={})), (once, target)]
+    if target.tied:
+        tries.append((once, dataclasses.replace(target, tied=_with_last_names(target.tied))))
+    perhaps = _perhaps_shared(once)
+    return [*tries, (_without(once, perhaps), target)] if perhaps else tries
+
+
+def _with_last_names(tied: Mapping[str, str]) -> Dict[str, str]:
+    last = {first: name for name, first in tied.items()}
+    return {name: last[first] for other, first in tied.items() for name in (first, other) if name != last[first]}
+
+
+def _perhaps_shared(found: Source) -> Dict[str, str]:
+    """What has the values of another place. A layer's own arrays are never one parameter."""
+    dotted = any('.' in name for name in found.arrays)
+    return {name: first for name, first in found.alike.items() if split(name, dotted)[0] != split(first, dotted)[0]}
+
+
+def _ties(found: Source, target: Target) -> Iterator[Target]:
+    """A Gluon layer has no bias without a weight: where its weight is another's, a checkpoint has its bias alone."""
+    bare = [layer for layer in _layers_of(found, target) if 'bias' in layer.leaves and 'weight' not in layer.leaves]
+    if not found.once or target.tied or len(bare) != 1:
+        return
+    weights = [name for name in target.shapes if name.rpartition('.')[2] == 'weight' and len(target.shapes[name]) > 1]
+    for first in weights:
+        for name in weights:
+            biased = f'{name.rpartition(".")[0]}.bias' in target.shapes
+            if name != first and biased and target.shapes[name] == target.shapes[first]:
+                yield dataclasses.replace(target, tied={name: first})
+
+
+def one_for_tied(plan: Plan, found: Source, target: Target) -> Tuple[Plan, Source]:
+    """``plan`` with one array for what is one tensor in PyTorch, by its first name in Gluon. ValueError if there are several."""
+    shared, plan, order = dict(found.shared), dict(plan), list(found.arrays)
+    for first in dict.fromkeys(target.tied.values()):
+        names = [first, *(name for name, other in target.tied.items() if other == first)]
+        takes = [plan[name] for name in names if name in plan]
+        if not takes:
+            continue
+        one = min(takes, key=lambda take: order.index(take.source))
+        value = one.of(found.arrays[one.source])
+        for name in names:
+            other = plan.get(name, one)
+            same = other == one or found.shared.get(other.source, other.source) == found.shared.get(one.source, one.source)
+            if not same and not numpy.array_equal(other.of(found.arrays[other.source]), value):
+                both = ' and '.join(map(repr, names))
+                raise ValueError(f'{both} are one tensor in {target.what}, so one array must become it. Received: '
+                                 f'{one.source!r} and {other.source!r} of {found.what}, which differ. Let the module have two.')
+            if other.source != one.source and shared.get(one.source) != other.source:
+                shared.setdefault(other.source, one.source)
+            plan[name] = one
+    return {name: plan[name] for name in target.shapes if name in plan}, dataclasses.replace(found, shared=shared)
 
 
 def _without(found: Source, shared: Mapping[str, str]) -> Source:
@@ -46,7 +105,12 @@ def _by_name(found: Source, target: Target) -> Optional[Plan]:
     plan = conventional(found, target)
     if set(plan) != set(wanted_names(target)):
         return None
-    return {name: _fitted(name, plan[name], found, target) for name in wanted_names(target)}
+    return with_tied({name: _fitted(name, plan[name], found, target) for name in wanted_names(target)}, target)
+
+
+def _by_layers(found: Source, target: Target) -> Optional[Plan]:
+    fits = _pairs(_layers_of(found, target), _wanted(target), found, target)
+    return None if fits is None else with_tied({name: take for fit in fits for name, take in fit.items()}, target)
 
 
 def _fitted(name: str, take: Take, found: Source, target: Target) -> Take:
@@ -126,20 +190,40 @@ def _fit_layer(layer: Layer, wanted: Layer, found: Source, target: Target) -> Op
 
 
 def _pairs(layers: List[Layer], wanted: List[Layer], found: Source, target: Target) -> Optional[List[Plan]]:
-    """What becomes each wanted layer: the one in its place, else the only one that can; None if that leaves a choice."""
+    """What becomes each wanted layer: the one of its name, in its place, or the only one that can; None if that leaves a choice."""
     if len(layers) != len(wanted):
         return None
+    named = _named(layers, wanted, found, target)
+    layers = [layer for layer in layers if layer.prefix not in named]
+    wanted = [place for place in wanted if place.prefix not in named]
     if found.ordered and target.ordered:
         fits = [_fit_layer(layer, place, found, target) for layer, place in zip(layers, wanted)]
         if None not in fits:
-            return [fit for fit in fits if fit is not None]
+            return [*named.values(), *(fit for fit in fits if fit is not None)]
     chosen: List[Tuple[Layer, Plan]] = []
     for place in wanted:
         candidates = [(layer, fit) for layer in layers for fit in [_fit_layer(layer, place, found, target)] if fit is not None]
         if len(candidates) != 1 or any(layer is candidates[0][0] for layer, _ in chosen):
             return None
         chosen.append(candidates[0])
-    return [fit for _, fit in chosen]
+    return [*named.values(), *(fit for _, fit in chosen)]
+
+
+def _named(layers: List[Layer], wanted: List[Layer], found: Source, target: Target) -> Dict[str, Plan]:
+    """What becomes the layers whose name and shapes agree. Numbers are no names: they count other things in another net."""
+    by_name = {layer.prefix: layer for layer in layers}
+    fits = {place.prefix: _fit_layer(by_name[place.prefix], place, found, target) for place in wanted
+            if place.prefix in by_name and not any(letter.isdigit() for letter in place.prefix)}
+    return {prefix: fit for prefix, fit in fits.items() if fit is not None}
+
+
+def settled(found: Source, target: Target) -> Plan:
+    """What convention alone tells of a net that cannot be matched as a whole."""
+    plan: Plan = {}
+    for source, wanted in _tries(found, target)[:3 if target.tied else 2]:
+        for fit in _named(_layers_of(source, wanted), _wanted(wanted), source, wanted).values():
+            plan.update({name: take for name, take in with_tied(fit, wanted).items() if name not in plan})
+    return plan
 
 
 def _why_not(found: Source, target: Target) -> str:
