@@ -2,6 +2,9 @@
 
 No framework here, so that a run carried over from MXNet to PyTorch sees the same batches.
 """
+import json
+import os
+
 import numpy
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -45,3 +48,20 @@ def read_checkpoint(parser, path, *recipe):
     if missing:
         parser.error(f'{path} must be a checkpoint of the example that it is to continue: it does not say {", ".join(missing)}')
     return states, run
+
+
+def logged(checkpoint):
+    """The losses of the run that went on in Gluon, step -> loss, if its log is beside the checkpoint; else none."""
+    log = os.path.join(os.path.dirname(checkpoint), 'losses.jsonl')
+    if not os.path.exists(log):
+        return {}
+    with open(log) as file:
+        return {record['step']: record['loss'] for record in map(json.loads, file)}
+
+
+def compare(losses, gluon, where):
+    """Print how far two runs are apart, each step -> loss."""
+    apart = [abs(loss - gluon[step]) for step, loss in losses.items() if step in gluon]
+    if apart:
+        print(f'losses in Gluon and {where} differ by {apart[0]:.1e} in the first step, '
+              f'at most {max(apart[:10]):.1e} in the first ten, {max(apart):.1e} in all {len(apart)}')

@@ -7,9 +7,7 @@
 The net is torchvision's ResNet-18, whose parameters have other names than Gluon's: they are matched in their order.
 """
 import argparse
-import json
 import math
-import os
 import sys
 
 import digits
@@ -80,28 +78,20 @@ def train(net, optimizer, start, recipe, images, labels):
     return losses
 
 
-def compare(losses, log):
-    """Print how far the losses are from those of the run that went on in Gluon, if its log is there."""
-    if not os.path.exists(log):
-        return
-    with open(log) as file:
-        gluon = {record['step']: record['loss'] for record in map(json.loads, file)}
-    apart = [abs(loss - gluon[step]) for step, loss in losses.items() if step in gluon]
-    print(f'losses in Gluon and PyTorch differ by {max(apart[:1]):.1e} in the first step, '
-          f'at most {max(apart[:10]):.1e} in the first ten, {max(apart):.1e} in all {len(apart)}')
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('checkpoint', help='a step-<number>.safetensors of train_resnet.py')
     parser.add_argument('--save', metavar='FILE', help="write the finished net's state_dict here")
     options = parser.parse_args(arguments)
 
-    _, run = digits.read_checkpoint(parser, options.checkpoint)
+    _, run = digits.read_checkpoint(parser, options.checkpoint, 'net')
     (images, labels), (test_images, test_labels) = digits.load()
-    net, optimizer = carry_over(options.checkpoint)
+    try:
+        net, optimizer = carry_over(options.checkpoint)
+    except ValueError as error:  # an optimizer that has no counterpart in PyTorch, say
+        parser.error(str(error))
     losses = train(net, optimizer, run.step, run.extra, images, labels)
-    compare(losses, os.path.join(os.path.dirname(options.checkpoint), 'losses.jsonl'))
+    digits.compare(losses, digits.logged(options.checkpoint), 'PyTorch')
     net.eval()
     with torch.no_grad():
         right = net(torch.from_numpy(digits.photographs(test_images))).argmax(1).numpy() == test_labels

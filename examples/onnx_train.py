@@ -9,7 +9,6 @@ ONNX Runtime holds weights and optimizer state and makes the updates; the gradie
 """
 import argparse
 import math
-import os
 import sys
 
 import digits
@@ -17,7 +16,7 @@ import numpy
 import onnx
 import onnxruntime
 import torch
-from finish_resnet_in_pytorch import ResNet18, compare
+from finish_resnet_in_pytorch import ResNet18
 from onnx import numpy_helper
 from torch import nn
 from tqdm import tqdm
@@ -57,7 +56,7 @@ class Mirror:
         self.weights = {name: torch.tensor(weights[name]) for name in states.names}
         self.optimizer = go.torch.create(states.optimizer, self.weights.values())
         self.optimizer.load_state_dict(go.to_torch(states))
-        self.travelled = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}  # sum of lengths of updates
+        self.travelled = dict.fromkeys(self.weights, 0.0)  # the sum of updates: of each, its largest element
 
     def step(self, gradients, learning_rate):
         before = {name: weight.clone() for name, weight in self.weights.items()}
@@ -66,18 +65,18 @@ class Mirror:
         self.optimizer.param_groups[0]['lr'] = learning_rate
         self.optimizer.step()
         for name, weight in self.weights.items():
-            self.travelled[name] += (weight - before[name]).abs()
+            self.travelled[name] += (weight - before[name]).abs().max().item()
 
     def compare(self, arrays):
-        """The largest difference, as a part of the longest sum of updates of the tensor, and in spacings of float32."""
-        parts, spacings = [], []
-        for name, weight in self.weights.items():
-            mine = weight.numpy()
-            apart = numpy.abs(mine - arrays[name])
-            parts.append(apart.max() / self.travelled[name].max().item())
-            spacings.append((apart / numpy.spacing(numpy.abs(mine))).max())
-            print(name, parts[-1], spacings[-1], self.travelled[name].max().item(), abs(mine).max())
-        return max(parts), max(spacings)
+        """Print by how much ``arrays`` are apart from the weights here. A weight that is nearly as large as others can hold no
+        change smaller than the spacing of numbers of its size: rounded another way once, it is that far off."""
+        names = [name for name, weight in self.weights.items() if (weight.numpy() != arrays[name]).any()]
+        print(f'ONNX Runtime and PyTorch agree bit for bit in {len(self.weights) - len(names)} of {len(self.weights)} tensors')
+        apart = {name: numpy.abs(self.weights[name].numpy() - arrays[name]).max() for name in names}
+        for name in sorted(names, key=lambda name: apart[name] / self.travelled[name], reverse=True)[:1]:
+            spacing = numpy.spacing(self.weights[name].abs().max().numpy())
+            print(f'{name} differs most: by {apart[name] / self.travelled[name]:.1e} of the sum of its updates, which is '
+                  f'{apart[name] / spacing:.1f} of the spacing of float32 numbers at its largest weight')
 
 
 def main(arguments=None):
@@ -86,17 +85,22 @@ def main(arguments=None):
     parser.add_argument('--save', metavar='FILE', help='write weights and state after the last update here, as an ONNX model')
     options = parser.parse_args(arguments)
 
-    _, run = digits.read_checkpoint(parser, options.checkpoint)
+    _, run = digits.read_checkpoint(parser, options.checkpoint, 'net')
     recipe, (images, labels) = run.extra, digits.load()[0]
     steps = recipe['epochs'] * (len(images) // recipe['batch_size'])
+    if run.step + UPDATES > steps:
+        parser.error(f'{options.checkpoint} is at step {run.step} of {steps}: {UPDATES} updates are not left. Give an earlier one.')
     net = ResNet18(classes=10)
-    model = go.model_to_torch(options.checkpoint, like=net)
-    net.load_state_dict(model.state_dict())
-    states = model.states()                                  # under PyTorch's names
-    optimizer, mirror = OnnxOptimizer(states, model.weights), Mirror(states, model.weights)
-    params, losses = dict(net.named_parameters()), {}
+    try:
+        model = go.model_to_torch(options.checkpoint, like=net)
+        net.load_state_dict(model.state_dict())
+        states = model.states()                             # under PyTorch's names
+        optimizer, mirror = OnnxOptimizer(states, model.weights), Mirror(states, model.weights)
+    except ValueError as error:                             # an optimizer that has no counterpart there, say
+        parser.error(str(error))
 
-    for step in tqdm(range(run.step, min(run.step + UPDATES, steps)), 'training on ONNX Runtime', disable=None):
+    params, losses = dict(net.named_parameters()), {}
+    for step in tqdm(range(run.step, run.step + UPDATES), 'training on ONNX Runtime', disable=None):
         batch = digits.batch_indices(recipe['seed'], step, len(images), recipe['batch_size'])
         net.zero_grad()
         loss = nn.functional.cross_entropy(net(torch.from_numpy(digits.photographs(images[batch]))),
@@ -112,8 +116,11 @@ def main(arguments=None):
             for name, param in params.items():
                 param.copy_(torch.from_numpy(optimizer.arrays[name]))
 
-    compare(losses, os.path.join(os.path.dirname(options.checkpoint), 'losses.jsonl'))
-    print(mirror.compare(optimizer.arrays))
+    gluon = digits.logged(options.checkpoint)
+    for step, loss in losses.items():
+        print(f'update {step}: loss {loss:.6f}' + (f', in Gluon {gluon[step]:.6f}' if step in gluon else ''))
+    digits.compare(losses, gluon, 'ONNX Runtime')
+    mirror.compare(optimizer.arrays)
     if options.save:
         optimizer.save(options.save)
     return 0

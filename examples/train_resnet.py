@@ -3,8 +3,10 @@
 
     python examples/train_resnet.py --checkpoint-dir resnet                       # saves step-44 and step-88
     python examples/finish_resnet_in_pytorch.py resnet/step-44.safetensors
+    python examples/onnx_train.py resnet/step-44.safetensors
+    python examples/continue_in_jax.py resnet/step-44.safetensors
 
-`finish_resnet_in_pytorch.py` goes on from there without MXNet, and compares its losses with the ones that this run has logged.
+These go on from there without MXNet, and compare their losses with the ones that this run has logged.
 """
 import argparse
 import json
@@ -39,6 +41,7 @@ def run(options):
         raise ValueError(f'{manager.directory} already holds a run. Give another --checkpoint-dir.')
     (images, labels), (test_images, test_labels) = digits.load()
     steps = options.epochs * (len(images) // options.batch_size)
+    recipe = {'net': 'resnet18_v1', **{key: getattr(options, key) for key in RECIPE}}
 
     mx.random.seed(options.seed)
     net = vision.resnet18_v1(classes=10)
@@ -55,7 +58,7 @@ def run(options):
             loss = train_step(net, trainer, digits.photographs(images[batch]), labels[batch])
             log.write(json.dumps({'step': step + 1, 'loss': loss}) + '\n')
             if step + 1 in (steps // 2, steps):
-                manager.save(step + 1, net=net, trainer=trainer, extra={key: getattr(options, key) for key in RECIPE})
+                manager.save(step + 1, net=net, trainer=trainer, extra=recipe)
     predictions = net(mx.nd.array(digits.photographs(test_images))).argmax(axis=1).asnumpy()
     return float(numpy.mean(predictions == test_labels))
 
