@@ -8,15 +8,17 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy
 
+from . import rules
 from .foreign import APPROXIMATE, CONSTANT_RATE, EXACT, FOREIGN, VANISHED, Foreign, find, mirror, mirrored
 from .rules import Rule
 from .rules.base import initial_slot
 from .rules.mx.base import DecayedFirst
 from .schema import Slot, Values, check_known, one_of
+from .states import mxnet2
 from .states.neutral import STATISTICS, OptimizerStates, ParameterInfo
 
-__all__ = ['FOREIGN', 'Foreign', 'check_entry', 'find', 'from_state_dict', 'groups', 'hypers_of', 'mirror', 'mirrored',
-           'own_hypers', 'select', 'to_state_dict', 'what_is_lost', 'what_to_say']
+__all__ = ['FOREIGN', 'Foreign', 'check_entry', 'find', 'from_state_dict', 'groups', 'mirror', 'mirrored', 'own_hypers',
+           'select', 'started', 'to_state_dict', 'understood', 'weight_of', 'what_is_lost', 'what_to_say']
 
 
 def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> List[ParameterInfo]:
@@ -40,11 +42,17 @@ def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> Li
     return [known[name] for name in names]
 
 
-def hypers_of(rule: Type[Rule], states: OptimizerStates) -> Values:
-    """The hyper-parameters with which a run goes on: a scheduler's rate counts, which in MXNet's files is not the optimizer's."""
+def understood(states: OptimizerStates, allow_lossy: bool = False) -> Tuple[OptimizerStates, Type[Rule], Values]:
+    """What all converters begin with: the states, those of MXNet 2.x under the rule that computes the same; that rule; and the
+    hyper-parameters with which the run goes on, at the scheduler's rate, which in MXNet's own files is not the optimizer's.
+
+    Raises as `mxnet2.as_rule` does, and where the hyper-parameters are not the rule's.
+    """
+    states = mxnet2.as_rule(states, allow_lossy)
+    rule = rules.get(states.optimizer)
     h = rule.hyperparameters(**states.hypers)
     base_lr = (states.scheduler or {}).get('attributes', {}).get('base_lr')
-    return h.replace(learning_rate=float(base_lr)) if isinstance(base_lr, (int, float)) else h
+    return states, rule, h.replace(learning_rate=float(base_lr)) if isinstance(base_lr, (int, float)) else h
 
 
 def own_hypers(h: Values, info: ParameterInfo) -> Values:
@@ -128,6 +136,24 @@ def check_entry(form: Foreign, slots: Sequence[Slot], where: str, shape: Sequenc
     if form.counts and not (float(entry['step']) >= 0 and float(entry['step']) % 1 == 0):
         raise ValueError(f"'step' of {where} must be a number of updates, 0 or more. Received: {float(entry['step'])}.")
     return types
+
+
+def weight_of(info: ParameterInfo, weights: Mapping[str, Any]) -> numpy.ndarray:
+    """The parameter's weight; ValueError where it is not of the run of the states."""
+    weight = numpy.asarray(weights[info.name])
+    if (weight.shape, weight.dtype.name) != (tuple(info.shape), info.dtype):
+        raise ValueError(f'The weight {info.name!r} must be {info.dtype} of shape {tuple(info.shape)}, as in the states. '
+                         f'Received: {weight.dtype.name} of shape {weight.shape}. Pass the weights of the same run.')
+    return weight
+
+
+def started(slots: Iterable[Slot], info: ParameterInfo, weight: Optional[numpy.ndarray]) -> Dict[str, Any]:
+    """The entry of a parameter that has seen no update, in ONNX and optax; ValueError where it takes a weight that is None."""
+    if weight is None and (info.dtype == 'float16' or any(slot.init == 'weight' for slot in slots)):
+        raise ValueError(f'{info.name!r} has seen no update, and its state begins with its weight. Pass `weights`.')
+    start = numpy.zeros(info.shape, info.dtype) if weight is None else weight
+    master = {'master': start.astype('float32')} if info.dtype == 'float16' else {}
+    return {**{slot.name: initial_slot(slot, master.get('master', start)) for slot in slots}, **master}
 
 
 def type_name(array: Any) -> str:

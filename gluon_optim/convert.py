@@ -44,9 +44,11 @@ def convert(job: Job, to: str) -> Dict[str, Any]:
 
     Raises Refused where something does not fit or would be lost, a package is missing, or the file cannot be written.
     """
-    states = job.states
     with refusing():
         _check_optimizer(job, to)
+        if to != 'mxnet':
+            job = job._replace(states=conversions.understood(job.states, job.allow_lossy)[0])
+        states = job.states
         outcome = _verified(job, to) if job.verify else TARGETS[to].write(job, job.output)
         chosen = states.parameters if to == 'mxnet' else conversions.select(states, job.names)
     return {'input': job.contents.path, 'output': job.output, 'to': to, 'target': job.target, 'optimizer': states.optimizer,
@@ -107,15 +109,14 @@ def _replayed(job: Job, to: str, path: str) -> replay.Outcome:
     if to == 'mxnet':
         return _read_back(job, path)
     chosen = conversions.select(states, job.names)
+    _, rule, h = conversions.understood(states, job.allow_lossy)
     label = EXACT
     if to == 'torch':
-        rule = rules.get(states.optimizer)
-        h, first = rule.hyperparameters(**states.hypers), min(states.counts.get(info.name, 0) for info in chosen)
-        label = find(rule, job.target, states.hypers).label(h, first)
+        label = find(rule, job.target, states.hypers).label(h, min(states.counts.get(info.name, 0) for info in chosen))
     promised = label != APPROXIMATE and not any(line.startswith('lost: ') for line in states.report)
     weights, whose = replay.weights_of(states, chosen, job.contents.parameters)
     whose += '' if label == EXACT else ', at a constant learning rate'
-    steps = replay.rates(job.verify, label != EXACT, states.hypers['learning_rate'])
+    steps = replay.rates(job.verify, label != EXACT, h.learning_rate)
     outcome = replay.replay(replay.Run(states, chosen, weights, job.target, steps), path, to, whose)
     if promised and not outcome.equal:
         raise Refused(f'{outcome.parameter!r} differs by {outcome.difference:.2g} of the sum of its updates after {outcome.steps} '

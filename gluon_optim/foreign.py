@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 import numpy
 
 from .rules import Rule
-from .rules.base import BASE_HYPERS
+from .rules.base import BASE_HYPERS, mirrored
 from .schema import Slot, Values, one_of
 
 __all__ = ['APPROXIMATE', 'CONSTANT_RATE', 'EXACT', 'FOREIGN', 'VANISHED', 'Computed', 'Foreign', 'Label', 'Need', 'find', 'mirror',
@@ -453,11 +453,6 @@ REASONS: Dict[str, str] = {
 def reason(rule: Type[Rule]) -> str:
     """Why `FOREIGN` has no class for ``rule``."""
     return REASONS.get(rule.name, 'no class elsewhere is known to compute it')
-
-
-def mirrored(rule: Type[Rule]) -> bool:
-    """Whether the rule alone is the whole update, so that other frameworks can run it."""
-    return rule.lowerable and not getattr(rule, 'supplied', ())
 
 
 def mirror(rule: Type[Rule], given: Mapping[str, Any]) -> Foreign:

@@ -24,8 +24,8 @@ from .lowering import preview
 from .lowering.operators import Kind, Parameter, Step
 from .rules import Rule
 from .rules.base import initial_slot
-from .schema import Hyper, Slot, Values, check_known, one_of
-from .states import atomic, mxnet2, protobuf, record
+from .schema import Hyper, Values, check_known, one_of
+from .states import atomic, protobuf, record
 from .states.errors import StateFileError
 from .states.neutral import OptimizerStates, ParameterInfo, chunks
 from .states.progress import opened
@@ -223,9 +223,7 @@ def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[s
                allow_lossy: bool) -> Converted:
     """What `to_onnx` makes of ``states``, its arrays still those of the states."""
     check_known('target', target, TARGETS, ValueError)
-    states = mxnet2.as_rule(states, allow_lossy)
-    rule = rules.get(states.optimizer)
-    h = conversions.hypers_of(rule, states)
+    states, rule, h = conversions.understood(states, allow_lossy)
     chosen = conversions.select(states, params)
     form = _form(rule, h, target)
     lost = conversions.what_is_lost(form, rule, h, states, chosen)
@@ -233,7 +231,7 @@ def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[s
     held = {info.name: _weight(info, entries.get(position, {}), weights) for position, info in enumerate(chosen)}
     last, parameters, arrays = max(states.counts.get(info.name, 0) for info in chosen), [], {}
     for position, info in enumerate(chosen):
-        entry = entries.get(position) or _fresh(rule.slots(h), info, held[info.name])
+        entry = entries.get(position) or conversions.started(rule.slots(h), info, held[info.name])
         arrays.update({f'{info.name}/{key}': numpy.asarray(array) for key, array in entry.items() if key != 'step'})
         shape, offset = tuple(info.shape), states.counts.get(info.name, 0) - last
         parameters.append(Parameter(info.name, shape, info.dtype, 'master' in entry, info.lr_mult, info.wd_mult, offset))
@@ -372,20 +370,7 @@ def _weight(info: ParameterInfo, entry: Mapping[str, Any], weights: Optional[Map
     if info.name not in weights:
         raise ValueError(f'`weights` must hold all parameters to convert. Received: none for {info.name!r}, only {one_of(weights)}'
                          '. Add it, or list the others by `params`.')
-    weight = numpy.asarray(weights[info.name])
-    if (weight.shape, weight.dtype.name) != (tuple(info.shape), info.dtype):
-        raise ValueError(f'The weight {info.name!r} must be {info.dtype} of shape {tuple(info.shape)}, as in the states. '
-                         f'Received: {weight.dtype.name} of shape {weight.shape}. Pass the weights of the same run.')
-    return weight
-
-
-def _fresh(slots: Iterable[Slot], info: ParameterInfo, weight: Optional[numpy.ndarray]) -> Dict[str, Any]:
-    """What a parameter starts with that has seen no update."""
-    if weight is None and (info.dtype == 'float16' or any(slot.init == 'weight' for slot in slots)):
-        raise ValueError(f'{info.name!r} has seen no update, and its state begins with its weight. Pass `weights`.')
-    start = numpy.zeros(info.shape, info.dtype) if weight is None else weight
-    master = {'master': start.astype('float32')} if info.dtype == 'float16' else {}
-    return {**{slot.name: initial_slot(slot, master.get('master', start)) for slot in slots}, **master}
+    return conversions.weight_of(info, weights)
 
 
 def _say(form: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo], digits: Sequence[str]) -> List[str]:

@@ -110,7 +110,7 @@ def create(name: str, lr_mult: Any = None, wd_mult: Any = None, multi_precision:
     TypeError: Unknown argument of novograd 'beta'. Did you mean 'beta2' or 'beta1'? Known: 'amsgrad', 'beta1', 'beta2', ...
     """
     rule = rules.get(name)
-    if not rule.lowerable or bool(getattr(rule, 'supplied', ())):
+    if not conversions.mirrored(rule):
         raise ValueError(f'{rule.name!r} cannot be a GradientTransformation: its update is more than elementwise functions, sums '
                          'and the state of one parameter. Continue in PyTorch, or with another optimizer.')
     traced = {key: hypers[key] for key in SCHEDULED if callable(hypers.get(key)) or isinstance(hypers.get(key), jax.Array)}

@@ -17,9 +17,8 @@ import numpy
 from . import conversions, rules
 from .foreign import Foreign, mirror
 from .rules import Rule
-from .rules.base import initial_slot
-from .schema import Slot, Values
-from .states import atomic, legacy, mxnet2, record
+from .schema import Values
+from .states import atomic, legacy, record
 from .states.errors import StateFileError
 from .states.neutral import OptimizerStates, ParameterInfo
 
@@ -46,15 +45,16 @@ def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Opti
     ``weights`` are needed for parameters that have seen no update where their state begins with the weight.
     Raises ValueError where the states do not fit the rule, or something would be lost.
     """
-    states = mxnet2.as_rule(states, allow_lossy)
-    rule = rules.get(states.optimizer)
-    h = conversions.hypers_of(rule, states)
+    states, rule, h = conversions.understood(states, allow_lossy)
     mirrored = form(rule, h)
     lost = conversions.what_is_lost(mirrored, rule, h, states, chosen)
     if lost and not allow_lossy:
         raise ValueError(f"optax would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without.")
     entries = conversions.to_state_dict(mirrored, rule, h, states, chosen)['state']
-    full = [entries.get(position) or _fresh(rule.slots(h), info, weights) for position, info in enumerate(chosen)]
+    known = weights or {}
+    full = [entries.get(position)
+            or conversions.started(rule.slots(h), info, conversions.weight_of(info, known) if info.name in known else None)
+            for position, info in enumerate(chosen)]
     lines = ['lost: ' + line for line in lost] + _say(mirrored, h, states, chosen)
     states.report.extend(line for line in lines if line not in states.report)
     return Packed([info.name for info in chosen], [int(entry.get('step', 0)) for entry in full],
@@ -64,8 +64,8 @@ def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Opti
 
 def arguments(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
     """What `create` needs beside the name to go on from ``states``; multipliers are lists in the order of ``chosen``."""
-    states = mxnet2.as_rule(states, allow_lossy=True)  # `pack` has asked
-    found = dict(conversions.hypers_of(rules.get(states.optimizer), states).asdict(), rescale_grad=1.0)
+    states, _, h = conversions.understood(states, allow_lossy=True)  # `pack` has asked
+    found = dict(h.asdict(), rescale_grad=1.0)
     for name in MULTIPLIERS:
         mults = [getattr(info, name) for info in chosen]
         if set(mults) != {1.0}:
@@ -88,7 +88,7 @@ def write(path: atomic.Path, states: OptimizerStates, chosen: Sequence[Parameter
 
     Raises as `pack` does, and OSError where the file system refuses.
     """
-    states = mxnet2.as_rule(states, allow_lossy)
+    states, _, _ = conversions.understood(states, allow_lossy)
     packed = pack(states, chosen, weights, allow_lossy)
     about = {'version': VERSION, 'optimizer': states.optimizer, 'states': record.record_of(states, chosen),
              'arguments': {key: dict(zip(packed.names, value)) if key in MULTIPLIERS else value
@@ -153,19 +153,6 @@ def read(path: atomic.Path) -> Tuple[OptimizerStates, Dict[str, Any]]:
 
 
 # Parts
-
-def _fresh(slots: Sequence[Slot], info: ParameterInfo, weights: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
-    """What a parameter starts with that has seen no update."""
-    known = info.name in (weights or {})
-    if not known and (info.dtype == 'float16' or any(slot.init == 'weight' for slot in slots)):
-        raise ValueError(f'{info.name!r} has seen no update, and its state begins with its weight. Pass `weights`.')
-    start = numpy.asarray(weights[info.name] if weights and known else numpy.zeros(info.shape, info.dtype))
-    if (start.shape, start.dtype.name) != (tuple(info.shape), info.dtype):
-        raise ValueError(f'The weight {info.name!r} must be {info.dtype} of shape {tuple(info.shape)}, as in the states. Received: '
-                         f'{start.dtype.name} of shape {start.shape}. Pass the weights of the same run.')
-    master = {'master': start.astype('float32')} if info.dtype == 'float16' else {}
-    return {**{slot.name: initial_slot(slot, master.get('master', start)) for slot in slots}, **master}
-
 
 def _say(form: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
     """What the user has to do by hand: lines for the report."""

@@ -19,7 +19,6 @@ from . import conversions, rules
 from .rules import Rule
 from .rules.base import scalars
 from .schema import Hyper, Slot, Values, check_known, one_of
-from .states import mxnet2
 from .states.neutral import OptimizerStates
 
 try:
@@ -311,9 +310,7 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
     ValueError
         Where the target has no such class, the states do not fit the rule, or something would be lost.
     """
-    states = mxnet2.as_rule(states, allow_lossy)
-    rule = rules.get(states.optimizer)
-    h = conversions.hypers_of(rule, states)
+    states, rule, h = conversions.understood(states, allow_lossy)
     form, chosen = conversions.find(rule, target, states.hypers), conversions.select(states, params)
     lost = conversions.what_is_lost(form, rule, h, states, chosen)
     if lost and not allow_lossy:

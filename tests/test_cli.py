@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import refused
 
 from gluon_optim import cli, cli_states, convert
 from gluon_optim.foreign import FOREIGN
@@ -41,25 +42,6 @@ def saved(tmp_path):
     path = tmp_path / 'run.safetensors'
     container.write(path, *example())
     return path
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty folder; returns exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-    return call
-
-
-def refused(result, code, *words):
-    """The exit code, and one line on standard error that has all ``words``."""
-    assert result[0] == code and result[1] == ''
-    assert result[2].startswith('gluon-optim: ') and result[2].count('\n') == 1
-    assert all(word in result[2] for word in words), result[2]
 
 
 # inspect

@@ -10,6 +10,7 @@ from pathlib import Path
 import conversion_runs
 import numpy as np
 import pytest
+from commands import refused
 from conversion_runs import CASES, NAMES, half_trained
 
 from gluon_optim import cli, cli_states, convert, optax_states, readers, replay, rules
@@ -28,25 +29,6 @@ def need(target, running=False):
     """Skip without the packages that writing for ``target`` needs, or ``running`` what was written."""
     for package in PACKAGES[target] if running or target == 'torch' else PACKAGES[target][:1] if target == 'onnx' else ():
         pytest.importorskip(package)
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty folder; returns exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-    return call
-
-
-def refused(result, code, *words):
-    """The exit code, and one line on standard error that has all ``words``."""
-    assert result[0] == code and result[1] == ''
-    assert result[2].startswith('gluon-optim: ') and result[2].count('\n') == 1
-    assert all(word in result[2] for word in words), result[2]
 
 
 def checkpoint(path, states, weights):

@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Set, Tuple, 
 
 import numpy
 
-from ..rules.base import Rule, scalars
+from ..rules.base import Rule, mirrored, scalars
 from ..schema import Values, one_of
 from .graph import WEIGHT, Graph, Node, trace
 
@@ -80,7 +80,7 @@ class Step:
     """
 
     def __init__(self, rule: Type[Rule], h: Values, parameters: Sequence[Parameter]):
-        if not rule.lowerable or bool(getattr(rule, 'supplied', ())):
+        if not mirrored(rule):
             raise ValueError(f'{rule.name!r} cannot be written in ONNX operators: its update is more than elementwise functions, '
                              'sums and the state of one parameter. Continue in PyTorch, or with another optimizer.')
         self.rule, self.h, self.static = rule, h, rule.static(h)

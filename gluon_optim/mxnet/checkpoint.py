@@ -23,7 +23,7 @@ from ..states.errors import StateFileError
 from ..states.manifest import run_record
 from ..states.matching import match
 from ..states.neutral import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
-from .trainer import LoadReport, Pieces, _producer, contexts_of, export_states, plan_import, to_mxnet
+from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, producer, to_mxnet
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
@@ -116,7 +116,7 @@ def take(run: Run, net: Any, trainer: Any, copy: Callable[[Any], Array], reseed:
     """The states as they are now; weights and random state are put into ``run``. ``copy`` makes of an NDArray what
     `container.write` can write."""
     _check_subjects(net, trainer)
-    states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=_producer()) if trainer is None
+    states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer()) if trainer is None
               else export_states(trainer, net, copy))
     for name, parameter in parameters(net, trainer).items():
         arrays = _data(name, parameter)

@@ -270,14 +270,14 @@ def export_states(trainer: Any, net: Any = None, copy: Callable[[Any], Array] = 
         scheduler=scheduler,
         variables=optimizer.variables({index: info.name for index, info in enumerate(infos)}),
         loss_scaler=None if scaler is None else {key.lstrip('_'): value for key, value in vars(scaler).items()},
-        producer=_producer())
+        producer=producer())
 
 
 def _has_master(optimizer: Runner, info: ParameterInfo) -> bool:
     return bool(optimizer.multi_precision) and info.dtype == 'float16'
 
 
-def _producer() -> Dict[str, str]:
+def producer() -> Dict[str, str]:
     from .. import __version__
     return {'gluon_optim': __version__, 'mxnet': mxnet.__version__, 'python': platform.python_version()}
 

@@ -20,7 +20,7 @@ import numpy
 
 from ..schema import Hyper, Slot, Values, check_known
 
-__all__ = ['BASE_HYPERS', 'Rule', 'bias_correction', 'clipped', 'divided', 'norm', 'scalar', 'scalars', 'trust_ratio']
+__all__ = ['BASE_HYPERS', 'Rule', 'bias_correction', 'clipped', 'divided', 'mirrored', 'norm', 'scalar', 'scalars', 'trust_ratio']
 
 BASE_HYPERS = (
     Hyper('rescale_grad', 1.0, '(-inf, inf)', 'factor on the gradient; `Trainer.step(batch_size)` sets it to 1/batch_size'),
@@ -108,6 +108,8 @@ class Rule:
         Optional: raise ValueError on combinations that no implementation defines.
     ``lowerable``
         False where ``step`` does more than elementwise functions and sums over the tensor.
+    ``supplied``
+        Values beside the hyper-parameters that belong to the optimizer as a whole: ``h`` has them where it keeps them.
     ``peers``
         Names of implementations that compute the same, as tests prove.
     """
@@ -120,6 +122,7 @@ class Rule:
     peers: ClassVar[Tuple[str, ...]] = ()
     exceptions: ClassVar[Mapping[str, str]] = {}
     lowerable: ClassVar[bool] = True
+    supplied: ClassVar[Tuple[str, ...]] = ()
 
     slots: ClassVar[Callable[[Values], Tuple[Slot, ...]]]
     coefficients: ClassVar[Callable[[Any, Values, Any], Dict[str, Any]]]
@@ -211,6 +214,11 @@ class Rule:
         precision = 'float64' if weight.dtype == numpy.float64 else 'float32'
         c = cls.all_coefficients(scalars if exact else cls.numbers(scalars, precision), h, t)
         return cls.apply(xp, cls.static(h), c, weight, gradient, slots)
+
+
+def mirrored(rule: Type[Rule]) -> bool:
+    """Whether the rule alone is the whole update, so that other frameworks can run it."""
+    return rule.lowerable and not rule.supplied
 
 
 def initial_slot(slot: Slot, weight: Any) -> Any:

@@ -5,7 +5,7 @@ weights: of beta2=0.999 it takes 1 - beta2 1.3e-5 too small. These rules do that
 in PyTorch as it would have in MXNet: `MXNumbers` is their namespace of coefficients, `AsRead` that of symbols.
 """
 import functools
-from typing import Any, ClassVar, Tuple
+from typing import Any, ClassVar
 
 import numpy
 
@@ -134,12 +134,9 @@ class MXRule(Rule):
 
     ``operator``
         Whether MXNet runs it as one operator. Otherwise it is Python, and each coefficient a number between arrays.
-    ``supplied``
-        Values beside the hyper-parameters that belong to the optimizer as a whole: ``h`` has them where it keeps them.
     """
 
     operator: ClassVar[bool] = True
-    supplied: ClassVar[Tuple[str, ...]] = ()
 
     @classmethod
     def numbers(cls, xp, precision):
