@@ -239,7 +239,7 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
     with contextlib.ExitStack() as undo:
         remember(undo, present.values())
         if set_states:
-            start(trainer)  # the first step would make the copies of each device those of the first one
+            start(trainer, undo)  # the first step would make the copies of each device those of the first one
         set_weights.apply()
         if set_states:
             report = set_states.apply(undo)

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 import mxnet
 import numpy
-from mxnet import gluon
+from mxnet import gluon, kvstore
 from mxnet import ndarray as nd
 from mxnet.ndarray.ndarray import array as nd_array
 
@@ -188,7 +188,7 @@ class StatesPlan(NamedTuple):
         if self.scales:
             keep(undo, vars(self.scaler))
             vars(self.scaler).update(self.scales)
-        start(trainer)
+        start(trainer, undo)
         keep_kvstore(trainer)
         rewritten = _rewrite_weights(trainer, self.states, pairs)
         for updater in _updaters(trainer):
@@ -219,10 +219,13 @@ def _optimizer(trainer: Any) -> Runner:
     return optimizer
 
 
-def start(trainer: Any) -> None:
+def start(trainer: Any, undo: Optional[contextlib.ExitStack] = None) -> None:
     """What the first step does before it updates."""
     _start_kvstore(trainer)
     waiting, deferred = trainer._params_to_init, []
+    fresh = len(waiting) == len(trainer._params) and not trainer._distributed
+    if undo is not None and fresh and not isinstance(trainer._kvstore_params['kvstore'], kvstore.KVStoreBase):
+        undo.callback(type(trainer)._reset_kvstore, trainer)  # a user's own kvstore cannot be made anew
     try:
         while waiting:  # one by one: when one fails, those before it must not be initialized again, which a kvstore refuses
             trainer._params_to_init = waiting[:1]
