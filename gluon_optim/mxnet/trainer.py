@@ -189,7 +189,6 @@ class StatesPlan(NamedTuple):
             keep(undo, vars(self.scaler))
             vars(self.scaler).update(self.scales)
         start(trainer, undo)
-        keep_kvstore(trainer)
         rewritten = _rewrite_weights(trainer, self.states, pairs)
         for updater in _updaters(trainer):
             keep(undo, updater.states)
@@ -238,6 +237,7 @@ def start(trainer: Any, undo: Optional[contextlib.ExitStack] = None) -> None:
 
 def _start_kvstore(trainer: Any) -> None:
     """The part of `start` that changes no weights."""
+    keep_kvstore(trainer)
     if not trainer._kv_initialized:
         trainer._init_kvstore()
     if trainer._update_on_kvstore and trainer._kvstore._updater is None:
