@@ -138,12 +138,12 @@ def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, h
         raise ValueError(f'The states are of {states.optimizer!r}, the trainer runs {optimizer.rule.name!r}. '
                          f'Create the trainer with {states.optimizer!r}, or load states of {optimizer.rule.name!r}.')
     h = _hyperparameters(optimizer, states, hyperparameters)
-    scheduler = plan_scheduler(optimizer.lr_scheduler, states.scheduler, states.num_update, hyperparameters)
+    scheduler = plan_scheduler(optimizer.lr_scheduler, optimizer.num_update, states.scheduler, states.num_update, hyperparameters)
     present = _parameters(trainer, net)
     fit = _match(trainer, states, present, optimizer.rule.slots(h), strict)
     shared = optimizer.read_variables(states.variables, fit.pairs)
     notes = [*fit.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
-             *_differences(optimizer, h, states, fit.pairs, present, hyperparameters)]
+             *_differences(optimizer, h, states, fit.pairs, present, hyperparameters), *scheduler.notes]
     scaler, scales = _loss_scaler(trainer, states, notes)
     _start_kvstore(trainer)
     arrays = _to_devices(trainer, states, fit, h)
