@@ -3,19 +3,20 @@ import sys
 
 import pytest
 
-from gluon_optim import cli, rules
+from gluon_optim import cli
+from gluon_optim.rules import registry
 
 
 @pytest.fixture(autouse=True)
 def forget_registered_rules():
-    known = dict(rules._RULES)
+    known = dict(registry.RULES)
     yield
-    for name in set(rules._RULES) - set(known):
-        del rules._RULES[name]
-        registry = sys.modules.get('gluon_optim.mxnet.registry')
-        if registry is not None:
-            registry._CLASSES.pop(name, None)
-            registry.Optimizer.opt_registry.pop(name, None)
+    for name in set(registry.RULES) - set(known):
+        del registry.RULES[name]
+        mxnet_registry = sys.modules.get('gluon_optim.mxnet.registry')
+        if mxnet_registry is not None:
+            mxnet_registry._CLASSES.pop(name, None)
+            mxnet_registry.Optimizer.opt_registry.pop(name, None)
 
 
 @pytest.fixture

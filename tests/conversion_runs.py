@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from gluon_optim import list_optimizers, rules
-from gluon_optim.conversions import mirrored
 from gluon_optim.rules.base import initial_slot
-from gluon_optim.states.neutral import OptimizerStates, ParameterInfo
+from gluon_optim.rules.runtimes import mirrored
+from gluon_optim.states.model import OptimizerStates, ParameterInfo
 
 NAMES = [name for name in list_optimizers() if mirrored(rules.get(name))]
 STEPS = 20

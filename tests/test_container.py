@@ -17,7 +17,8 @@ import pytest
 
 from gluon_optim.states import container
 from gluon_optim.states.errors import StateFileError
-from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, digest
+from gluon_optim.states.files import kind_of
+from gluon_optim.states.model import OptimizerStates, ParameterInfo, digest
 
 safetensors_numpy = pytest.importorskip('safetensors.numpy')
 
@@ -282,7 +283,7 @@ WRITER = """
 import sys, numpy
 sys.modules['mxnet'] = None  # as where it is not installed: it takes a second to import
 from gluon_optim.states import container
-from gluon_optim.states.neutral import OptimizerStates, ParameterInfo
+from gluon_optim.states.model import OptimizerStates, ParameterInfo
 def states(n):
     return OptimizerStates('adamw', {}, n, [ParameterInfo('w', 'w', (1 << 18,), 'float32')], {'w': n},
                            {'w': {'mean': numpy.full(1 << 18, n, 'float32'), 'var': numpy.full(1 << 18, -n, 'float32')}})
@@ -367,13 +368,12 @@ print(peak() - before)
 def test_other_files(path, data, words):
     with pytest.raises(StateFileError, match=words):
         read_bytes(path, data)
-    assert not container.is_container(path)
+    assert not kind_of(path).is_ours
 
 
-def test_is_container(path, intact):
+def test_ours_are_known_by_their_first_bytes(path, intact):
     path.write_bytes(intact[:200])
-    assert container.is_container(path)
-    assert not container.is_container(path.parent) and not container.is_container(path.parent / 'absent')
+    assert kind_of(path).is_ours
 
 
 def edit(old, new, times=1):

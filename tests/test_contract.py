@@ -982,7 +982,7 @@ import os, pickle, sys, threading
 import numpy as np
 import mxnet as mx
 import gluon_optim
-from gluon_optim.lowering import runtime
+from gluon_optim.lowering import numba_runtime as runtime
 from contract_nets import Run
 SHAPES = ((3, 4), (2, 65536), (1,))
 def digest(run):

@@ -22,8 +22,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gluon_optim.states import legacy, ndarray_format
-from gluon_optim.states.legacy import UnreadableFile, kind, read_params, read_states
+from gluon_optim.states.files import Kind, kind_of
+from gluon_optim.states.mxnet_files import ndarray_format
+from gluon_optim.states.mxnet_files import reader as legacy
+from gluon_optim.states.mxnet_files.reader import UnreadableFile, read_params, read_states
 
 FILES = Path(__file__).parent / 'legacy'
 VERSIONS = ['0.9.5', '0.11.0', '1.5.1', '1.9.1', '2.0.0b1']
@@ -104,14 +106,14 @@ def test_recorded_parameters(path):
     assert arrays
     assert_equal(read_params(path), arrays)
     is_zip = path.name.startswith('npx') or (path.name == 'net.params' and path.parent.name == '2.0.0b1')
-    assert kind(path) == ('npz' if is_zip else 'params')
+    assert kind_of(path) is (Kind.NPZ if is_zip else Kind.PARAMS)
 
 
 @pytest.mark.parametrize('version', ['1.9.1', '2.0.0b1'])
 def test_recorded_network(version):
     """Which state belongs to which of 11 equal layers: 1.9 sorts by dense10_ before dense1_, 2.0 by 1. before 10."""
     path = FILES / version / 'net.params'
-    assert kind(path) == ('params' if version == '1.9.1' else 'npz')
+    assert kind_of(path) is (Kind.PARAMS if version == '1.9.1' else Kind.NPZ)
     for params in (path, {name: array.shape for name, array in read_params(path).items()}):
         states = read_states(path.with_suffix('.states'), params)
         assert len(states.names) == 22 if version == '1.9.1' else 26
@@ -149,7 +151,7 @@ def test_recorded_states(path):
         assert states.counts == dict.fromkeys(states.names, steps) and states.num_update == begin + steps
         assert states.producer == {'mxnet': version[0] + '.x'}
         assert set(states.hypers) >= {'learning_rate', 'wd', 'rescale_grad', 'clip_gradient'}
-    assert kind(path) == 'states'
+    assert kind_of(path) is Kind.MXNET_STATES
 
 
 @pytest.mark.parametrize('path', [FILES / '1.9.1/rmsprop-centered.states', FILES / '2.0.0b1/rmsprop-centered.states',
@@ -201,14 +203,15 @@ def test_any_device(tmp_path):
 
 def test_kinds(tmp_path):
     header = json.dumps({'__metadata__': {}}).encode()
-    assert kind(write(tmp_path, struct.pack('<Q', len(header)) + header)) == 'container'
-    assert kind(write(tmp_path, b'')) == kind(write(tmp_path, b'{"a": 1}' * 9)) == 'unknown'
-    assert {kind(write(tmp_path, pickle.dumps({0: None}, p))) for p in range(6 if sys.version_info >= (3, 8) else 5)} == {'states'}
+    assert kind_of(write(tmp_path, struct.pack('<Q', len(header)) + header)) is Kind.SAFETENSORS
+    assert kind_of(write(tmp_path, b'')) is kind_of(write(tmp_path, b'{"a": 1}' * 9)) is Kind.UNKNOWN
+    pickles = [pickle.dumps({0: None}, protocol) for protocol in range(6 if sys.version_info >= (3, 8) else 5)]
+    assert {kind_of(write(tmp_path, data)) for data in pickles} == {Kind.MXNET_STATES}
     with pytest.raises(OSError):
-        kind(tmp_path / 'absent')
-    with pytest.raises(OSError):
+        kind_of(tmp_path / 'absent')
+    with pytest.raises(UnreadableFile, match='must be a file'):
         read_params(tmp_path)
-    with pytest.raises(UnreadableFile, match='not a regular file'):
+    with pytest.raises(UnreadableFile, match='must be a file'):
         read_states(os.devnull)
 
 
@@ -702,7 +705,7 @@ def test_a_file_that_names_anything_else_is_refused(tmp_path, monkeypatch, what,
     monkeypatch.chdir(tmp_path)
     make, name = NAMING[what]
     path = write(tmp_path, make(protocol))
-    if kind(path) == 'unknown':  # protocols 0 and 1 begin with anything
+    if kind_of(path) is Kind.UNKNOWN:  # protocols 0 and 1 begin with anything
         path = write(tmp_path, b'(dp0\nI0\n' + make(protocol)[:-1] + b's.')
     refuse(path, name)
     assert os.listdir(tmp_path) == ['file']
@@ -720,7 +723,7 @@ def test_hostile_pickles(tmp_path, monkeypatch, what):
 
 GUARD = '''
 import sys
-from gluon_optim.states import legacy
+from gluon_optim.states.mxnet_files import reader as legacy
 legacy.read_states(sys.argv[1]), legacy.read_states(sys.argv[2])  # what reading itself imports, codecs for instance
 allowed, seen = set(sys.argv[1:]), []
 def hook(event, arguments):
@@ -818,7 +821,7 @@ def check_mutations(tmp_path, count, seed, slowest=None):
             else:
                 read = read_params(path)
                 arrays = list(read.values())
-                if kind(name) == 'npz' and all(key in wanted(name) for key in read):
+                if kind_of(name) is Kind.NPZ and all(key in wanted(name) for key in read):
                     whole = {key: bfloat16(array) if 'bfloat16' in name.name else array for key, array in wanted(name).items()}
                     assert_equal(read, {key: whole[key] for key in read})
             assert sum(array.nbytes for array in arrays) <= max(2 * len(data), legacy.SMALL)

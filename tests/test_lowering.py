@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip('numba')
 
 from gluon_optim import rules
-from gluon_optim.lowering import loops, runtime
-from gluon_optim.lowering.graph import schedule, trace
+from gluon_optim.lowering import numba as loops
+from gluon_optim.lowering import numba_runtime as runtime
 from gluon_optim.rules.base import initial_slot, scalars
+from gluon_optim.rules.graph import schedule, trace
 
 SHAPES = [(7, 5), (1,), (3, 70001), (5,), (0, 3), (2, 65536)]  # one element, none, several items, exactly two items
 LOWERABLE = [name for name in rules.names() if rules.get(name).lowerable]
@@ -205,7 +206,7 @@ compiled = []
 original = ccallback.CFunc._compile_uncached
 ccallback.CFunc._compile_uncached = lambda self: compiled.append(1) or original(self)
 from gluon_optim import rules
-from gluon_optim.lowering import loops
+from gluon_optim.lowering import numba as loops
 from gluon_optim.rules.base import scalars
 rule = rules.get('adamw'); h = rule.hyperparameters()
 loops.kernel(rule, rule.static(h), tuple(rule.all_coefficients(scalars, h, 1)), loops.Storage('float32'))

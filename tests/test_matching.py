@@ -2,7 +2,7 @@
 import pytest
 
 from gluon_optim.states.matching import match
-from gluon_optim.states.neutral import ParameterInfo
+from gluon_optim.states.model import ParameterInfo
 
 
 def infos(*names, shapes=None, full=None):

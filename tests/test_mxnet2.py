@@ -6,8 +6,8 @@ import pytest
 
 import gluon_optim as go
 from gluon_optim import rules
-from gluon_optim.states import mxnet2
-from gluon_optim.states.legacy_writer import write_states
+from gluon_optim.states.mxnet_files import mxnet2
+from gluon_optim.states.mxnet_files.writer import write_states
 
 # written by MXNet 2.0.0b1, see legacy/make_continued.py
 CONTINUED = np.load(Path(__file__).parent / 'legacy/2.0.0b1/continued.npz')

@@ -13,12 +13,13 @@ from conversion_runs import STEPS, cases, rate, run_rule, settings
 
 import gluon_optim as go
 from gluon_optim import rules
-from gluon_optim.foreign import mirrored
 from gluon_optim.rules.mx import DROP_INS
-from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, digest
+from gluon_optim.rules.runtimes import mirrored
+from gluon_optim.states.model import OptimizerStates, ParameterInfo, digest
 
 torch = pytest.importorskip('torch')
-from gluon_optim.torch import NAMESPACES, create, from_torch, param_groups, to_torch  # noqa: E402
+from gluon_optim.torch import create, from_torch, param_groups, to_torch  # noqa: E402
+from gluon_optim.torch.optimizer import NAMESPACES  # noqa: E402
 
 SHAPES = {'weight': (4, 3), 'bias': (3,), 'one': (1,)}  # MXNet has none of shape ()
 weights_and_gradients = functools.partial(conversion_runs.weights_and_gradients, shapes=SHAPES)
@@ -391,7 +392,7 @@ def test_masters_may_become_float32_parameters():
 
 
 def test_without_torch_there_is_one_line_that_says_what_to_do():
-    code = ("import sys; sys.modules['torch'] = None\nimport gluon_optim\nimport gluon_optim.conversions\n"
+    code = ("import sys; sys.modules['torch'] = None\nimport gluon_optim\nimport gluon_optim.mapping.state_dict\n"
             "try:\n    import gluon_optim.torch\nexcept ImportError as error:\n    print(error)")
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, check=True, text=True)
     assert done.stdout == "gluon_optim.torch needs PyTorch: pip install 'gluon-optim[torch]'\n"

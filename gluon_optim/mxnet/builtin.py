@@ -26,6 +26,7 @@ from ..rules.base import BASE_HYPERS, scalars
 from ..rules.mx import DROP_INS
 from ..rules.mx.base import MXRule
 from ..rules.mx.nadam import momentum
+from ..rules.runtimes import runs_on
 from ..schema import Values, check_known, one_of
 from .executors import check_weight
 from .optimizer import Runner
@@ -189,14 +190,14 @@ class DropIn(Runner):
 
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
                 mixed: bool) -> None:
-        if self.rule.lowerable and {*map(type, weights), *map(type, gradients)} <= {NDArray}:
+        if runs_on(self.rule, 'kernels') and {*map(type, weights), *map(type, gradients)} <= {NDArray}:
             super()._update(indices, weights, gradients, states, mixed)
             return
         self.hyperparameters()  # checked here too
         update = self.replaces.update_multi_precision if mixed else self.replaces.update
         dense = []
         for one in zip(indices, weights, gradients, states):
-            if self.rule.lowerable and not any(isinstance(array, sparse.BaseSparseNDArray) for array in one[1:3]):
+            if runs_on(self.rule, 'kernels') and not any(isinstance(array, sparse.BaseSparseNDArray) for array in one[1:3]):
                 dense.append(one)
             else:
                 update(self, *one)

@@ -7,7 +7,6 @@ docs/CHECKPOINTS.md describes the file, and which guarantees hold when.
 """
 import logging
 import math
-import operator
 import os
 import random
 import warnings
@@ -18,11 +17,12 @@ import numpy
 from mxnet import gluon
 from mxnet import ndarray as nd
 
+from ..schema import check_int
 from ..states import container
 from ..states.errors import StateFileError
 from ..states.manifest import run_record
 from ..states.matching import match
-from ..states.neutral import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
+from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
 from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, producer, to_mxnet
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
@@ -148,17 +148,7 @@ def checked_run(step: Any, epoch: Any, batch: Any, metrics: Any, extra: Any) -> 
 
 
 def _optional(name: str, value: Any) -> Optional[int]:
-    return None if value is None else whole(name, value)
-
-
-def whole(name: str, value: Any, least: int = 0) -> int:
-    """``value``, an integer of Python or NumPy, as one of Python."""
-    try:
-        if not isinstance(value, bool) and operator.index(value) >= least:
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ValueError(f'`{name}` must be a whole number, {least} or more. Received: {name}={value!r}.')
+    return None if value is None else check_int(name, value)
 
 
 def _checked_metrics(metrics: Any) -> Dict[str, float]:

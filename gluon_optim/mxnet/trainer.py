@@ -17,12 +17,13 @@ from mxnet.ndarray.ndarray import array as nd_array
 from mxnet.util import is_np_array
 
 from ..schema import Slot, Values, one_of
-from ..states import container, mxnet2
+from ..states import container
 from ..states.matching import match
-from ..states.neutral import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
+from ..states.model import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
+from ..states.mxnet_files import mxnet2
+from .lr_scheduler import export_scheduler, plan_scheduler
 from .old_files import read_for
 from .optimizer import Runner
-from .schedulers import export_scheduler, plan_scheduler
 
 __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_states', 'states_digest']
 
