@@ -166,7 +166,7 @@ def read_checkpoint(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Optio
     Raises StateFileError (a ValueError) for a file that is not complete and sound, OSError where it cannot be opened or read.
 
     >>> import tempfile
-    >>> from gluon_optim.states.neutral import Weight
+    >>> from gluon_optim.states.model import Weight
     >>> saved = Run([Weight('0.bias', 'dense0_bias', [numpy.zeros(2)])], step=7, extra={'fold': 3})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write(folder + '/step-7.safetensors', OptimizerStates('adamw', {}, 7, [], {}, {}), saved)
