@@ -7,7 +7,7 @@ import difflib
 import math
 import numbers
 import operator
-from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
 __all__ = ['Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of']
 
@@ -89,7 +89,7 @@ class Hyper(NamedTuple):
             raise self._refuse(ValueError, value)
         return float(value)
 
-    def _refuse(self, error: type, value: Any) -> Exception:
+    def _refuse(self, error: Type[Exception], value: Any) -> Exception:
         advice = 'one of them' if self.is_switch else 'a number in that range'
         off = ', None to switch it off' if self.optional else ''
         return error(f'`{self.name}` must be {self.allowed}. Received: {self.name}={value!r}. '
@@ -212,7 +212,8 @@ def error_text(error: BaseException) -> str:
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
 
 
-def check_known(what: str, name: Any, known: Iterable[str], error: type = TypeError, owner: Optional[str] = None) -> None:
+def check_known(what: str, name: Any, known: Iterable[str], error: Type[Exception] = TypeError, owner: Optional[str] = None
+                ) -> None:
     """Raise ``error`` unless ``name`` is one of ``known``; say which known names are near. TypeError for what is no string.
 
     >>> check_known('optimizer', 'novgrad', ['novograd', 'adamw'], ValueError)

@@ -30,7 +30,7 @@ __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 log = logging.getLogger('gluon_optim')
 
 
-class Restored(dict):
+class Restored(Dict[str, Any]):
     """The user's ``extra``, and in attributes what else was restored.
 
     ``step, epoch, batch`` as they were given to `save_checkpoint`, None where they were not; ``metrics``; ``states`` is the
@@ -197,7 +197,7 @@ def _data(name: str, parameter: Any) -> List[Any]:
     if parameter._stype != 'default':
         raise ValueError(f'Parameters must be dense. Received: {name}, which is {parameter._stype}. '
                          'Use net.save_parameters, net.load_parameters, go.save_states and go.load_states.')
-    return parameter.list_data()
+    return list(parameter.list_data())
 
 
 def _differ(a: Any, b: Any) -> bool:

@@ -196,7 +196,7 @@ def _updaters(trainer: Any) -> List[Any]:
 
 def contexts_of(trainer: Any) -> List[Any]:
     """The devices of ``trainer``, in its order."""
-    return trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices  # MXNet 1.x, 2.x
+    return list(trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices)  # MXNet 1.x, 2.x
 
 
 def _parameters(trainer: Any, net: Any) -> List[ParameterInfo]:
