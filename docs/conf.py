@@ -19,9 +19,12 @@ extensions = ['sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'myst_nb']
 exclude_patterns = ['**.ipynb_checkpoints']
 html_theme = 'furo'
 html_title = f'gluon_optim {release}'
-html_show_sphinx = False
+html_static_path = ['site']
+html_css_files = ['site.css']
+html_show_sphinx = html_show_copyright = False
 html_copy_source = html_show_sourcelink = False
 pygments_style = 'friendly'
+smartquotes = False
 maximum_signature_line_length = 88
 
 # docstrings: `name` is a link where there is such a name; types are as the text says them

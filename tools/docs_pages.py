@@ -26,23 +26,24 @@ from gluon_optim import cli, rules
 from make_tables import FOREIGN, conversion, memory, reason
 
 PACKAGE = go.__name__
-MODULES = [name for name in go.__all__ if isinstance(getattr(go, name), ModuleType)]
+MODULES = [name for name in go.__all__ if name not in go._PUBLIC]
 
 
 # Public names
 
 def public_names(module=PACKAGE):
-    """The names in the ``__all__`` of a module that have a page there: not modules, and not what the package itself exports."""
+    """The names that have a page in a module: of its ``__all__`` those which the package itself does not export."""
+    if module == PACKAGE:
+        return sorted(go._PUBLIC)
     home = importlib.import_module(module)
-    values = {name: getattr(home, name) for name in getattr(home, '__all__', ())}
-    return sorted(name for name, value in values.items() if not isinstance(value, ModuleType)
-                  and (module == PACKAGE or getattr(go, name, None) is not value or name not in go.__all__))
+    return sorted(name for name in getattr(home, '__all__', ())
+                  if not (name in go._PUBLIC and getattr(go, name) is getattr(home, name)))
 
 
 def has_page(cls):
-    """Whether a class is public, in the package or in one of its public modules."""
-    return any(getattr(importlib.import_module(module), cls.__name__, None) is cls and cls.__name__ in public_names(module)
-               for module in [PACKAGE, *(f'{PACKAGE}.{name}' for name in MODULES)])
+    """Whether a class is public, in the package or in the module that it is from."""
+    homes = [module for module in (PACKAGE, *(f'{PACKAGE}.{name}' for name in MODULES)) if cls.__module__.startswith(module)]
+    return any(cls.__name__ in public_names(module) for module in homes)
 
 
 def first_sentence(value):
@@ -167,7 +168,7 @@ def optimizer_page(name):
     parts = [f'# {name}', f'{sentence(info.summary)}', f'Source: {linked(info.paper)}.', '## Formula', specification(rule, info)]
     handled = '' if 'rescale_grad' in info.formula else ' (rescaled and, with `clip_gradient`, clipped)'
     parts.append(f'w is the weight, g its gradient{handled}, t = 1, 2, ... the number of the update of this parameter.')
-    parts += ['## Arguments', table(['name', 'default', 'allowed', ''], [
+    parts += ['## Arguments', table(['name', 'default', 'allowed', 'meaning'], [
         [f'`{h.name}`', f'`{h.default!r}`', allowed(h), h.doc] for h in info.hypers])]
     parts.append('Also MXNet\'s `lr_scheduler`, `begin_num_update`, `multi_precision` and `param_dict`.')
     parts += ['## State', state(info)]
@@ -220,9 +221,9 @@ def state(info):
     rows = [[f'`{slot.name}`', 'that of the weight' if slot.like == 'weight' else 'one number: (1,)',
              'the weight' if slot.init == 'weight' else f'{slot.init:g}', slot.doc, f'`{slot.torch or slot.name}`']
             for slot in info.slots]
-    return (f'With the default arguments, {memory(info.slots)} for a float32 weight. Slots are float32, and float64 for float64 '
-            'weights; `multi_precision` adds float32 masters of float16 weights.\n\n'
-            + table(['slot', 'shape', 'at first', '', 'in PyTorch'], rows))
+    return (f'With the default arguments: {info.memory}. Slots are float32, and float64 for float64 weights; `multi_precision` adds '
+            'float32 masters of float16 weights.\n\n'
+            + table(['slot', 'shape', 'at first', 'meaning', 'in PyTorch'], rows))
 
 
 def errors(rule):
