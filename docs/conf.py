@@ -48,7 +48,7 @@ def mark_up(app, what, name, value, options, lines):
     marked, before, code = [], '', False
     for line in lines:
         indented, after_blank = line.startswith('    '), not (marked and marked[-1])
-        code = indented and (code or after_blank and not before.startswith('    '))
+        code = indented and (code or (after_blank and not before.startswith('    ')))
         if code and after_blank and not before.startswith('    '):
             margin = re.match(r' *(\d+\. )?', before).end()
             marked += [' ' * margin + '::', '']
@@ -76,7 +76,7 @@ def find_public(app, env, node, contnode):
 
 
 def unlink_outside(app, document, source):
-    """Links to files of the repository, which are not part of the site, become their text. One to no file stays, and is an error."""
+    """Links to files of the repository that are not on the site become their text. One to no file stays, and is an error."""
     folder = Path(app.env.doc2path(document)).parent
 
     def text(link):

@@ -47,6 +47,8 @@ def list_optimizers(pattern: str = '*') -> List[str]:
 
     >>> list_optimizers('*novo*')
     ['novograd']
+
+    Raises nothing: the list is empty where no name matches.
     """
     return fnmatch.filter(rules.names(drop_ins=True), pattern.lower())
 
@@ -56,6 +58,8 @@ def optimizer_info(name: str) -> OptimizerInfo:
 
     >>> optimizer_info('novograd').paper
     'arXiv:1905.11286'
+
+    Raises TypeError for a name that is not a string.
     """
     rule = rules.get(name)
     return OptimizerInfo(rule.name, rule.summary, rule.paper, formula(rule), rule.hypers + BASE_HYPERS,

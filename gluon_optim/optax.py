@@ -41,6 +41,13 @@ class RuleState(NamedTuple):
     ``count``   the number of updates, int32; where parameters have seen different numbers, a pytree like the parameters
     ``slots``   the rule's name of a slot -> pytree like the parameters; shape () where the rule keeps one number
     ``master``  pytree like the parameters: float32 weights of half-precision parameters, None for others; None if there are none
+
+    Raises nothing; `create` makes and reads it.
+
+    >>> import gluon_optim as go, jax.numpy as jnp
+    >>> state = go.optax.create('sgd_torch', momentum=0.9).init({'weight': jnp.zeros(2)})
+    >>> int(state.count), state.slots['momentum_buffer']['weight'].tolist(), state.master
+    (0, [0.0, 0.0], None)
     """
 
     count: Any
@@ -249,6 +256,15 @@ def to_optax(states: OptimizerStates, target: str = 'mirror', params: Any = None
     ------
     ValueError
         Where the states do not fit the rule, something would be lost, or JAX would round float64.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.neutral import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> state = go.to_optax(states)
+    >>> int(state.count), state.slots['mean']['weight'].tolist()
+    (1, [0.6000000238418579, 0.800000011920929])
     """
     check_known('target', target, ['mirror'], ValueError)
     tree, chosen = _select(states, params)
@@ -267,6 +283,16 @@ def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
     """What to pass to `create`, beside the name, so that it goes on from ``states``; ``params`` as in `to_optax`.
 
     ``rescale_grad`` is 1: give gradients of the mean loss. Replace ``learning_rate`` by a schedule where Gluon had one.
+
+    Raises ValueError as `to_optax` does.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.neutral import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> go.optax.arguments(states)['beta1']
+    0.95
     """
     tree, chosen = _select(states, params)
     found = optax_states.arguments(states, chosen)
@@ -281,6 +307,15 @@ def load(path: Any, params: Any = None) -> Tuple[RuleState, Dict[str, Any]]:
 
     ``params`` as in `to_optax`. Raises StateFileError (a ValueError) for a file that is damaged or something else, else as
     `to_optax` does.
+
+    >>> import tempfile, gluon_optim as go, jax.numpy as jnp
+    >>> params = {'weight': jnp.zeros(2)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = folder + '/run.npz'
+    ...     go.optax.save(path, go.optax.create('adamw', wd=0.1).init(params), 'adamw', params, wd=0.1)
+    ...     state, arguments = go.optax.load(path)
+    >>> int(state.count), arguments['name'], arguments['wd']
+    (0, 'adamw', 0.1)
     """
     states, _ = optax_states.read(path)
     return to_optax(states, params=params), dict(arguments(states, params), name=states.optimizer)
@@ -288,7 +323,17 @@ def load(path: Any, params: Any = None) -> Tuple[RuleState, Dict[str, Any]]:
 
 def save(path: Any, state: RuleState, optimizer: str, params: Any = None, names: Any = None, num_update: Optional[int] = None,
          **hypers: Any) -> None:
-    """Write a state as `load` and ``gluon-optim convert`` read it: the way back to MXNet. Arguments as in `from_optax`."""
+    """Write a state as `load` and ``gluon-optim convert`` read it: the way back to MXNet. Arguments as in `from_optax`.
+
+    ``path`` must end in ``.npz``. Raises as `from_optax` does, and OSError where the file system refuses.
+
+    >>> import tempfile, gluon_optim as go, jax.numpy as jnp
+    >>> params = {'weight': jnp.zeros(2)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.optax.save(folder + '/run.npz', go.optax.create('adamw').init(params), 'adamw', params)
+    ...     int(go.optax.load(folder + '/run.npz')[0].count)
+    0
+    """
     states = from_optax(state, optimizer, params, names, num_update, **hypers)
     optax_states.write(path, states, states.parameters)
 
@@ -316,6 +361,14 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
     ------
     ValueError, TypeError
         Where the state is not that of ``optimizer`` with these hyper-parameters, or does not fit ``params``.
+
+    >>> import gluon_optim as go, jax.numpy as jnp
+    >>> params = {'weight': jnp.ones(2)}
+    >>> optimizer = go.optax.create('novograd', learning_rate=0.1)
+    >>> updates, state = optimizer.update({'weight': jnp.array([3.0, 4.0])}, optimizer.init(params), params)
+    >>> states = go.from_optax(state, 'novograd', params, learning_rate=0.1)
+    >>> states.counts, states.slots['weight']['norm_sq']
+    ({'weight': 1}, array(25., dtype=float32))
     """
     if not isinstance(state, RuleState):
         raise TypeError(f'`state` must be what an optimizer of `create` returns. Received: {type(state).__name__}. '

@@ -2,6 +2,10 @@
 
 Everything that needs to know a name, a default, a range or a shape reads it from here: the constructors, the checkpoint
 manifest, the converters, the command line and the tables of the README. Nothing here imports a framework.
+
+>>> from gluon_optim.schema import Hyper
+>>> Hyper('momentum', 0.9, '[0, 1)').check(0.5)
+0.5
 """
 import difflib
 import math
@@ -55,6 +59,8 @@ class Hyper(NamedTuple):
     Traceback (most recent call last):
       ...
     ValueError: `beta1` must be in [0, 1). Received: beta1=1.2. Pass a number in that range, or leave it out for the default 0.95.
+
+    `check` raises ValueError for a value that is not allowed, TypeError for one of another type.
     """
 
     name: str
@@ -109,6 +115,12 @@ class Slot(NamedTuple):
     torch, optax : str
         The key that PyTorch's state_dict and optax's state use for this quantity.
     doc : str
+
+    Raises nothing: `register` tries a rule before it accepts it, and raises TypeError where its slots do not work.
+
+    >>> import gluon_optim as go
+    >>> [(slot.name, slot.like) for slot in go.optimizer_info('novograd').slots]
+    [('mean', 'weight'), ('norm_sq', 'scalar')]
     """
 
     name: str
@@ -125,6 +137,8 @@ class Values:
     >>> h = Values(beta1=0.9, amsgrad=False)
     >>> h.beta1, 'beta2' in h, h
     (0.9, False, Values(beta1=0.9, amsgrad=False))
+
+    Raises AttributeError for a name that is not there, with those that are.
     """
 
     def __init__(self, **values: Any):
@@ -155,6 +169,8 @@ def one_of(names: Iterable[Any]) -> str:
 
     >>> one_of(['a', 'b', None])
     "'a', 'b', None"
+
+    ``names`` may be any objects; raises nothing.
     """
     return ', '.join(map(repr, names))
 
@@ -165,7 +181,13 @@ _WORDS = {'lr': ('learning_rate',), 'weight_decay': ('wd',), 'eps': ('epsilon',)
 
 
 def folded(name: Any) -> Any:
-    """``name`` in lower case, and what is no string as it is: `check_known` refuses it."""
+    """``name`` in lower case, and what is no string as it is: `check_known` refuses it.
+
+    Raises nothing.
+
+    >>> folded('AdamW'), folded(3)
+    ('adamw', 3)
+    """
     return name.lower() if isinstance(name, str) else name
 
 

@@ -81,6 +81,15 @@ class RuleOptimizer(torch.optim.Optimizer):
     The state of a parameter is its number of updates ``'step'``, the slots under PyTorch's names (``exp_avg`` and so on), of
     shape () where the rule keeps one number, and ``'master'`` for half-precision parameters unless ``multi_precision=False``.
     Slots and masters are float32, for float64 parameters float64. Parameters without gradient are passed over.
+
+    Parameters are the ``rule``, and ``params`` and ``hypers`` as for `create`, which raises the same errors.
+
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = create('novograd', [weight], lr=0.1)
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer.step()
+    >>> optimizer.state[weight]['exp_avg_sq'], optimizer.state[weight]['step']
+    (tensor(25.), tensor(1.))
     """
 
     rule: Type[Rule]
@@ -275,6 +284,13 @@ def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) 
 
         optimizer = create('novograd', param_groups(state_dict, model.parameters()))
         optimizer.load_state_dict(state_dict)
+
+    Raises ValueError where the numbers of parameters differ.
+
+    >>> params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
+    >>> state_dict = torch.optim.SGD([{'params': params[:1], 'lr': 0.1}, {'params': params[1:], 'lr': 0.2}]).state_dict()
+    >>> [len(group['params']) for group in param_groups(state_dict, params)]
+    [1, 1]
     """
     params = list(params)
     positions = [position for group in state_dict['param_groups'] for position in group['params']]
@@ -309,6 +325,18 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
     ------
     ValueError
         Where the target has no such class, the states do not fit the rule, or something would be lost.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.torch import create
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = create('novograd', [weight])
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer.step()
+    >>> states = go.from_torch(optimizer.state_dict(), params={'weight': weight})
+    >>> go.to_torch(states)['state'][0]['exp_avg_sq']
+    tensor(25.)
+    >>> print(states.report[0])
+    gluon_optim.torch.create('novograd'): exact; 1 parameters, update 1; in this order: weight
     """
     states, rule, h = conversions.understood(states, allow_lossy)
     form, chosen = conversions.find(rule, target, states.hypers), conversions.select(states, params)
@@ -353,6 +381,16 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     ------
     ValueError, TypeError
         Where the state is not that of ``optimizer``, is incomplete, or does not fit ``params``.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.torch import create
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = create('novograd', [weight])
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer.step()
+    >>> states = go.from_torch(optimizer.state_dict(), params={'weight': weight})
+    >>> states.optimizer, states.counts, states.slots['weight']['norm_sq']
+    ('novograd', {'weight': 1}, array(25., dtype=float32))
     """
     groups = list(state_dict['param_groups'])
     name = optimizer or groups[0].get('optimizer')

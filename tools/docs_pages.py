@@ -21,9 +21,10 @@ from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
+from make_tables import FOREIGN, conversion, memory, reason
+
 import gluon_optim as go
 from gluon_optim import cli, rules
-from make_tables import FOREIGN, conversion, memory, reason
 
 PACKAGE = go.__name__
 MODULES = [name for name in go.__all__ if name not in go._PUBLIC]
@@ -116,7 +117,8 @@ def title(text, line):
 
 def entries(pages):
     """A table of links to pages, and what is on them."""
-    rows = ''.join(f'   * - :doc:`{path[len(PACKAGE) + 1:]} <{path}>`\n     - {plain(first_sentence(value))}\n' for path, value in pages)
+    rows = ''.join(f'   * - :doc:`{path[len(PACKAGE) + 1:]} <{path}>`\n     - {plain(first_sentence(value))}\n'
+                   for path, value in pages)
     return f'.. list-table::\n   :widths: 30 70\n\n{rows}'
 
 
@@ -170,7 +172,7 @@ def optimizer_page(name):
     parts.append(f'w is the weight, g its gradient{handled}, t = 1, 2, ... the number of the update of this parameter.')
     parts += ['## Arguments', table(['name', 'default', 'allowed', 'meaning'], [
         [f'`{h.name}`', f'`{h.default!r}`', allowed(h), h.doc] for h in info.hypers])]
-    parts.append('Also MXNet\'s `lr_scheduler`, `begin_num_update`, `multi_precision` and `param_dict`.')
+    parts.append("Also MXNet's `lr_scheduler`, `begin_num_update`, `multi_precision` and `param_dict`.")
     parts += ['## State', state(info)]
     parts += ['## Errors', errors(rule)]
     if info.exceptions:
@@ -187,7 +189,7 @@ def optimizer_page(name):
     optimizer = f'go.create({name!r})' if builtin else repr(name)
     parts += ['## Example', executed(EXAMPLE.format(optimizer=optimizer) + (IN_PYTORCH if mirrored else ''))]
     if builtin:
-        parts.append(f'The name {name!r} in a Trainer is MXNet\'s own optimizer, until '
+        parts.append(f"The name {name!r} in a Trainer is MXNet's own optimizer, until "
                      f'[`go.accelerate({name!r})`](../api/gluon_optim.accelerate.rst) replaces it by this one.')
     return '\n\n'.join(parts) + '\n'
 
@@ -209,10 +211,12 @@ def linked(paper):
 
 
 def allowed(hyper):
-    text = hyper.allowed.replace('one of ', '').replace('in ', '', 1) if hyper.is_switch else hyper.allowed[len('in '):]
-    names = re.findall(r"'\w+'", text)
-    return 'any other optimizer that is not MXNet\'s own' if len(names) > 9 else f'`{text}`' if not hyper.is_switch else ', '.join(
-        f'`{choice}`' for choice in text.split(', '))
+    """The values that an argument takes."""
+    if not hyper.is_switch:
+        return f'`{hyper.domain}`' + (' or `None`' if hyper.optional else '')
+    if len(hyper.domain) > 9:
+        return 'the other optimizers of this package'
+    return ', '.join(f'`{value!r}`' for value in hyper.domain)
 
 
 def state(info):
@@ -221,8 +225,8 @@ def state(info):
     rows = [[f'`{slot.name}`', 'that of the weight' if slot.like == 'weight' else 'one number: (1,)',
              'the weight' if slot.init == 'weight' else f'{slot.init:g}', slot.doc, f'`{slot.torch or slot.name}`']
             for slot in info.slots]
-    return (f'With the default arguments: {info.memory}. Slots are float32, and float64 for float64 weights; `multi_precision` adds '
-            'float32 masters of float16 weights.\n\n'
+    return (f'With the default arguments: {info.memory}. Slots are float32, and float64 for float64 weights; `multi_precision` '
+            'adds float32 masters of float16 weights.\n\n'
             + table(['slot', 'shape', 'at first', 'meaning', 'in PyTorch'], rows))
 
 
@@ -251,13 +255,14 @@ def table(head, rows):
 
 
 def optimizers_index():
+    """The list of all optimizers."""
     names = go.list_optimizers()
     rows = [[f'[{name}]({name}.md)', go.optimizer_info(name).summary, memory(go.optimizer_info(name).slots)] for name in names]
-    return '\n\n'.join([
-        '# Optimizers', 'Each is a string for `gluon.Trainer` after `import gluon_optim`, except those that MXNet has too: they are '
-        'made by [`go.create`](../api/gluon_optim.create.rst), or by their names after '
-        '[`go.accelerate()`](../api/gluon_optim.accelerate.rst).', table(['name', 'what it does', 'state per float32 weight'], rows),
-        '```{toctree}\n:hidden:\n\n' + '\n'.join(names) + '\n```']) + '\n'
+    text = ('Each is a string for `gluon.Trainer` after `import gluon_optim`, except those that MXNet has too: they are made by '
+            '[`go.create`](../api/gluon_optim.create.rst), or by their names after '
+            '[`go.accelerate()`](../api/gluon_optim.accelerate.rst).')
+    return '\n\n'.join(['# Optimizers', text, table(['name', 'what it does', 'state per float32 weight'], rows),
+                        '```{toctree}\n:hidden:\n\n' + '\n'.join(names) + '\n```']) + '\n'
 
 
 # Examples

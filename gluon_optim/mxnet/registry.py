@@ -89,6 +89,8 @@ def create(name: str, **hypers: Any) -> Optimizer:
 
     >>> type(go.create('adam')).__mro__[3]
     <class 'mxnet.optimizer.optimizer.Adam'>
+
+    ``**hypers`` are the optimizer's own arguments and those of MXNet's base class, such as ``lr_scheduler``.
     """
     check_known('optimizer', folded(name), {*_CLASSES, *DROP_INS}, ValueError)
     if name.lower() in _CLASSES:

@@ -35,6 +35,12 @@ def read_states(path: Union[str, 'os.PathLike[str]'], params: Any = None, allow:
         (a ValueError) when the file is damaged, is something else, or names anything that is not an optimizer's state.
     OSError
         when it cannot be opened.
+
+    >>> import tempfile, gluon_optim as go
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     container.write(folder + '/trainer.states', OptimizerStates('adamw', {'wd': 0.1}, 7, [], {}, {}))
+    ...     go.read_states(folder + '/trainer.states')
+    <OptimizerStates: adamw at update 7, 0 parameters>
     """
     if container.is_container(path):
         if params is not None:
