@@ -45,10 +45,10 @@ class OptimizerInfo(NamedTuple):
 def list_optimizers(pattern: str = '*') -> List[str]:
     """Names of optimizers that match a shell pattern.
 
+    Raises nothing: the list is empty where no name matches.
+
     >>> list_optimizers('*novo*')
     ['novograd']
-
-    Raises nothing: the list is empty where no name matches.
     """
     return fnmatch.filter(rules.names(drop_ins=True), pattern.lower())
 
@@ -56,10 +56,10 @@ def list_optimizers(pattern: str = '*') -> List[str]:
 def optimizer_info(name: str) -> OptimizerInfo:
     """All that is declared about an optimizer; ValueError for an unknown name.
 
+    Raises TypeError for a name that is not a string.
+
     >>> optimizer_info('novograd').paper
     'arXiv:1905.11286'
-
-    Raises TypeError for a name that is not a string.
     """
     rule = rules.get(name)
     return OptimizerInfo(rule.name, rule.summary, rule.paper, formula(rule), rule.hypers + BASE_HYPERS,

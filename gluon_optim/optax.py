@@ -325,7 +325,7 @@ def save(path: Any, state: RuleState, optimizer: str, params: Any = None, names:
          **hypers: Any) -> None:
     """Write a state as `load` and ``gluon-optim convert`` read it: the way back to MXNet. Arguments as in `from_optax`.
 
-    ``path`` must end in ``.npz``. Raises as `from_optax` does, and OSError where the file system refuses.
+    ``path`` is the file, an ``.npz``. Raises what `from_optax` raises, and OSError where the file system refuses.
 
     >>> import tempfile, gluon_optim as go, jax.numpy as jnp
     >>> params = {'weight': jnp.zeros(2)}

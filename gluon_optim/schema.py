@@ -55,12 +55,12 @@ class Hyper(NamedTuple):
     A switch is static: rules branch on it with Python's ``if``. A number reaches the arrays through
     ``Rule.coefficients`` only, so one compiled kernel serves all its values.
 
+    `check` raises ValueError for a value that is not allowed, TypeError for one of another type.
+
     >>> Hyper('beta1', 0.95, '[0, 1)').check(1.2)
     Traceback (most recent call last):
       ...
     ValueError: `beta1` must be in [0, 1). Received: beta1=1.2. Pass a number in that range, or leave it out for the default 0.95.
-
-    `check` raises ValueError for a value that is not allowed, TypeError for one of another type.
     """
 
     name: str
@@ -134,11 +134,11 @@ class Slot(NamedTuple):
 class Values:
     """Named values, read as attributes: hyper-parameters ``h.beta1``, coefficients ``c.lr``, slots ``s.mean``.
 
+    Raises AttributeError for a name that is not there, with those that are.
+
     >>> h = Values(beta1=0.9, amsgrad=False)
     >>> h.beta1, 'beta2' in h, h
     (0.9, False, Values(beta1=0.9, amsgrad=False))
-
-    Raises AttributeError for a name that is not there, with those that are.
     """
 
     def __init__(self, **values: Any):
@@ -167,10 +167,10 @@ class Values:
 def one_of(names: Iterable[Any]) -> str:
     """Names as an error message lists them.
 
+    ``names`` may be any objects; raises nothing.
+
     >>> one_of(['a', 'b', None])
     "'a', 'b', None"
-
-    ``names`` may be any objects; raises nothing.
     """
     return ', '.join(map(repr, names))
 

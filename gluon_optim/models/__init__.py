@@ -211,10 +211,10 @@ def suggest_names(source: Any, like: Any = None) -> Dict[str, Any]:
 
     Where several parameters fit, or none, the entry is ``{"choose": [...]}``, and is to be replaced by one of them.
 
+    Raises ValueError and OSError for a source that cannot be read, as `model_to_torch` does.
+
     >>> suggest_names({'0.weight': numpy.ones((2, 3)), '0.bias': numpy.ones(2)}, like={'fc.weight': numpy.ones((2, 3))})
     {'fc.weight': {'choose': ['0.weight']}}
-
-    Raises ValueError and OSError for a source that cannot be read, as `model_to_torch` does.
     """
     found, target = source_of(source), target_of(like)
     try:

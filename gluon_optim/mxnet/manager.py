@@ -53,7 +53,7 @@ class CheckpointManager:
                 ...
                 manager.save(step, net=net, trainer=trainer)
 
-    Raises ValueError or TypeError for arguments out of range; the methods say what they raise.
+    Raises ValueError for an argument out of range; the methods say what they raise.
 
     >>> import tempfile, gluon_optim as go
     >>> import mxnet as mx

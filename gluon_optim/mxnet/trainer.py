@@ -130,7 +130,7 @@ def states_digest(trainer: Any, net: Any = None) -> str:
     Over the optimizer's name, num_update and, by sorted name, the types and shapes of weights, counts, and the bytes of
     slots and masters. Not over devices, hyper-parameters or paths.
 
-    ``trainer`` and ``net`` are as for `save_states`, and so are the errors that it raises.
+    ``trainer`` and ``net`` are those of `save_states`; raises the same TypeError and ValueError.
 
     >>> import gluon_optim as go
     >>> from mxnet import gluon

@@ -39,14 +39,14 @@ _RULES: Dict[str, Type[Rule]] = {rule.name: rule for rule in (
 def get(name: str) -> Type[Rule]:
     """The rule registered as ``name`` (case does not matter).
 
+    Raises ValueError for an unknown name, TypeError for one that is not a string.
+
     >>> get('novograd')
     <class 'gluon_optim.rules.novograd.NovoGrad'>
     >>> get('novogard')
     Traceback (most recent call last):
       ...
     ValueError: Unknown optimizer 'novogard'. Did you mean 'novograd'? Known: 'adabelief', ...
-
-    Raises ValueError for an unknown name, TypeError for one that is not a string.
     """
     known = {**DROP_INS, **_RULES}
     check_known('optimizer', folded(name), known, ValueError)
