@@ -24,7 +24,7 @@ html_css_files = ['site.css']
 html_show_sphinx = html_show_copyright = False
 html_copy_source = html_show_sourcelink = False
 pygments_style = 'friendly'
-smartquotes = False
+smartquotes_action = 'D'  # dashes; quotes are code more often than not
 maximum_signature_line_length = 88
 
 # docstrings: `name` is a link where there is such a name; types are as the text says them
@@ -46,6 +46,7 @@ nb_merge_streams = True
 def mark_up(app, what, name, value, options, lines):
     """Docstrings are plain text: indented blocks are code, a section ends where a paragraph begins, columns are lists."""
     marked, before, code = [], '', False
+    home = docs_pages.homes(getattr(value, '__module__', name))[0]
     for line in lines:
         indented, after_blank = line.startswith('    '), not (marked and marked[-1])
         code = indented and (code or (after_blank and not before.startswith('    ')))
@@ -56,23 +57,35 @@ def mark_up(app, what, name, value, options, lines):
             marked.append('')  # for napoleon: two empty lines end a section
         columns = re.match('(``[^`]+``) {2,}(.*)', line)
         prompt = line.lstrip().startswith(('>>>', '...'))
-        marked.append(f'* {columns[1]}: {escaped(columns[2])}' if columns else line if code or prompt else escaped(line))
+        marked.append(f'* {columns[1]}: {linked(columns[2], home)}' if columns else line if code or prompt else linked(line, home))
         before = line or before
     lines[:] = marked
 
 
-def escaped(line):
-    """A line in which bars do not begin a substitution, as they would in reStructuredText."""
-    return ''.join(part if part.startswith('`') else part.replace('|', r'\|') for part in re.split('(`+[^`]+`+)', line))
+def linked(line, home):
+    """A line with links to documents and to what is public in the module ``home``, in which bars begin no substitution."""
+    def link(name):
+        return f':py:obj:`{name} <{home}.{name}>`' if name in docs_pages.public_names(home) else f'`{name}`'
+
+    parts = re.split('(`+[^`]+`+)', line)
+    parts[::2] = [re.sub(r'docs/(\w+)\.md', r':doc:`/\1`', part.replace('|', r'\|')) for part in parts[::2]]
+    parts[1::2] = [re.sub(r'^`(\w+)`$', lambda found: link(found[1]), part) for part in parts[1::2]]
+    return ''.join(parts)
 
 
 def find_public(app, env, node, contnode):
     """A name that is public in the package, from wherever in it; else no link, as for names of other projects."""
-    name = node.get('reftarget', '').rpartition('.')[2]
-    if node.get('refdomain') == 'py' and name in docs_pages.public_names():
+    home, _, name = node.get('reftarget', '').rpartition('.')
+    ours = home in ('', 'go') or docs_pages.homes(home)
+    if node.get('refdomain') == 'py' and ours and name in docs_pages.public_names():
         document = f'reference/api/{docs_pages.PACKAGE}.{name}'
         return make_refnode(app.builder, node['refdoc'], document, f'{docs_pages.PACKAGE}.{name}', contnode, name)
     return None
+
+
+def shorten(app, what, name, value, options, signature, returns):
+    """Signatures of dataclasses, in which Sphinx cannot read the defaults that dataclasses make."""
+    return re.sub(r'~[\w.]+\.', '', signature).replace('<factory>', '...') if signature else signature, returns
 
 
 def unlink_outside(app, document, source):
@@ -90,5 +103,6 @@ def unlink_outside(app, document, source):
 def setup(app):
     docs_pages.write(DOCS / 'reference')
     app.connect('autodoc-process-docstring', mark_up, priority=400)  # before napoleon
+    app.connect('autodoc-process-signature', shorten)
     app.connect('missing-reference', find_public)
     app.connect('source-read', unlink_outside)

@@ -41,10 +41,14 @@ def public_names(module=PACKAGE):
                   if not (name in go._PUBLIC and getattr(go, name) is getattr(home, name)))
 
 
+def homes(path):
+    """The public modules, the package included, that hold the module ``path``; the nearest first."""
+    return [name for name in (*(f'{PACKAGE}.{name}' for name in MODULES), PACKAGE) if f'{path}.'.startswith(f'{name}.')]
+
+
 def has_page(cls):
     """Whether a class is public, in the package or in the module that it is from."""
-    homes = [module for module in (PACKAGE, *(f'{PACKAGE}.{name}' for name in MODULES)) if cls.__module__.startswith(module)]
-    return any(cls.__name__ in public_names(module) for module in homes)
+    return any(cls.__name__ in public_names(module) for module in homes(cls.__module__))
 
 
 def first_sentence(value):
@@ -75,7 +79,7 @@ def api_page(module, name):
         lines.append(f'.. data:: {name}\n\n   {", ".join(map(repr, value))}\n')
     else:
         lines.append(f'.. autofunction:: {name}\n')
-        classes = own_classes(typing.get_type_hints(value).get('return'))
+        classes = own_classes(inspect.signature(value).return_annotation)
         lines += [described(f'{cls.__module__}.{cls.__qualname__}', cls) for cls in classes if not has_page(cls)]
     return '\n'.join(lines)
 
