@@ -45,7 +45,7 @@ nb_merge_streams = True
 
 def mark_up(app, what, name, value, options, lines):
     """Docstrings are plain text: indented blocks are code, a section ends where a paragraph begins, columns are lists."""
-    marked, before, code = [], '', False
+    marked, before, code = [''] * (what == 'property'), '', False  # napoleon takes what is before a colon there for a type
     home = docs_pages.homes(getattr(value, '__module__', name))[0]
     for line in lines:
         indented, after_blank = line.startswith('    '), not (marked and marked[-1])
