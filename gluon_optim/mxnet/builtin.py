@@ -410,7 +410,16 @@ def _check_name(name: Any) -> None:
 
 
 def restore_builtins() -> None:
-    """Undo `accelerate`: the built-in names create MXNet's classes again. Drop-ins that exist stay."""
+    """Undo `accelerate`: the built-in names create MXNet's classes again. Drop-ins that exist stay.
+
+    Raises nothing, also where there is nothing to undo.
+
+    >>> import gluon_optim as go, mxnet as mx
+    >>> go.accelerate('sgd')
+    >>> go.restore_builtins()
+    >>> type(mx.optimizer.create('sgd')).__module__
+    'mxnet.optimizer.optimizer'
+    """
     registry = mx_optimizer.Optimizer.opt_registry
     registry.update((name, cls.replaces) for name, cls in CLASSES.items() if registry[name] is cls)
     if not _in_use and mx_optimizer.Updater.set_states is _set_states_and_drop_in:
