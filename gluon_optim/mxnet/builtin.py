@@ -11,7 +11,7 @@ import functools
 import inspect
 import numbers
 import weakref
-from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
+from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy
 
@@ -28,6 +28,7 @@ from ..rules.mx.base import MXRule
 from ..rules.mx.nadam import momentum
 from ..rules.runtimes import runs_on
 from ..schema import Values, check_known, one_of
+from ..states.mxnet_files.builtins import BUILTINS, Builtin
 from .executors import check_weight
 from .optimizer import Runner
 
@@ -37,19 +38,15 @@ if not hasattr(mx_optimizer, 'SGD'):
     raise ImportError('The drop-ins are for the optimizers of MXNet 1.9.1, and this is another version. '
                       'Use its own: mx.optimizer.create.')
 
-StateTree = Union[None, str, Tuple[str, ...]]
-
 _in_use: 'weakref.WeakSet[DropIn]' = weakref.WeakSet()
 
 
 class DropIn(Runner):
     """Base of all drop-ins; a subclass derives from it and from the class of MXNet that it replaces.
 
-    ``state_tree``
-        How MXNet nests the slots: a name for a bare array, a tuple of names, or None. A slot that the hyper-parameters
-        do without is None in it.
-    ``master_last``
-        Whether MXNet puts the float32 master behind the rest, ``(state, master)``.
+    ``declared``
+        What the class of MXNet keeps, and how it nests that: its entry in `BUILTINS`. Its ``variables`` are state of the
+        optimizer as a whole. Each device has its own, or replicas would drift apart.
     ``attributes``
         Arguments that MXNet keeps under another name.
     ``off_at_zero``
@@ -57,8 +54,6 @@ class DropIn(Runner):
     ``single_slots``
         Whether MXNet makes float32 slots for weights of any type, and then cannot update others. Here they are float64
         for float64 weights.
-    ``shared``
-        Attributes that are state of the optimizer as a whole. Each device has its own, or replicas would drift apart.
 
     float16 weights without a master are computed in float32, and rounded when they are stored, as are their slots.
     row_sparse weights and gradients are handed to MXNet's own update. A NaN or infinite rate is a ValueError.
@@ -66,12 +61,10 @@ class DropIn(Runner):
 
     rule: ClassVar[Type[MXRule]]
     replaces: ClassVar[Type[mx_optimizer.Optimizer]]
-    state_tree: ClassVar[StateTree] = None
-    master_last: ClassVar[bool] = False
+    declared: ClassVar[Builtin]
     attributes: ClassVar[Mapping[str, str]] = {}
     off_at_zero: ClassVar[Tuple[str, ...]] = ('clip_gradient',)
     single_slots: ClassVar[bool] = False
-    shared: ClassVar[Tuple[str, ...]] = ()
 
     _process_only = (*Runner._process_only, '_restored_counts', '_device', '_parked')
 
@@ -80,7 +73,8 @@ class DropIn(Runner):
         if cls.__bases__ == (DropIn,):
             return  # what several of them share
         cls.replaces = cls.__bases__[-1]
-        cls.rule = DROP_INS[cls.__name__.lower()]
+        cls.rule, cls.declared = DROP_INS[cls.__name__.lower()], BUILTINS[cls.__name__.lower()]
+        cls.attributes = {argument: attribute for attribute, argument in cls.declared.arguments.items()}
         cls.__doc__ = cls.__doc__ or cls.rule.__doc__
         cls.__signature__ = inspect.signature(cls.replaces)
         CLASSES[cls.rule.name] = cls
@@ -154,23 +148,23 @@ class DropIn(Runner):
             if not (isinstance(state, (tuple, list)) and len(state) == 2):
                 raise ValueError(f'{self.rule.name} with multi_precision keeps a float32 master per float16 parameter. Received a '
                                  'state without. Load states that were saved with multi_precision=True, or start without states.')
-            state, master = state if self.master_last else state[::-1]
-        arrays = state if isinstance(self.state_tree, tuple) and isinstance(state, (tuple, list)) else (state,)
+            state, master = state if self.declared.master_last else state[::-1]
+        arrays = state if isinstance(self.declared.state, tuple) and isinstance(state, (tuple, list)) else (state,)
         return tuple(array for array in arrays if array is not None), master
 
     def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
         named = {slot.name: array for slot, array in zip(self.rule.slots(h), slots)}
-        tree = self.state_tree
+        tree = self.declared.state
         state = tuple(map(named.get, tree)) if isinstance(tree, tuple) else named.get(tree or '')
         if master is None:
             return state
-        return (state, master) if self.master_last else (master, state)
+        return (state, master) if self.declared.master_last else (master, state)
 
     # -- what belongs to the optimizer as a whole -------------------------------------------------------------------
 
     def shared_state(self) -> Dict[str, Any]:
-        """The attributes ``shared`` of the device that was updated last."""
-        return {name: copy.copy(getattr(self, name)) for name in self.shared}
+        """The variables of the device that was updated last."""
+        return {name: copy.copy(getattr(self, name)) for name in self.declared.variables}
 
     def set_shared_state(self, values: Mapping[str, Any]) -> None:
         super().set_shared_state(values)
@@ -179,7 +173,7 @@ class DropIn(Runner):
 
     def _set_current_context(self, device_id: int) -> None:
         super()._set_current_context(device_id)
-        if self.shared and device_id != self._device:
+        if self.declared.variables and device_id != self._device:
             if self._device is not None:
                 self._parked[self._device] = self.shared_state()
             values = self._parked.get(device_id, self._parked[None])
@@ -238,9 +232,6 @@ CLASSES: Dict[str, Type[DropIn]] = {}
 # The drop-ins --------------------------------------------------------------------------------------------------------
 
 class WithMomentum(DropIn):
-    state_tree = 'momentum'
-    master_last = True
-
     def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
         slots, master = super().split_state(state, h, mixed)
         return (slots if h.momentum > 0 else ()), master  # it may have been set to 0 since
@@ -256,9 +247,6 @@ class SGLD(DropIn, mx_optimizer.SGLD):
 
 
 class LBSGD(DropIn, mx_optimizer.LBSGD):
-    state_tree = 'momentum'
-    shared = ('cumgrads',)
-
     @property
     def begin_epoch(self) -> float:
         return self.init_updates / self.updates_per_epoch
@@ -299,8 +287,6 @@ class NAG(WithMomentum, mx_optimizer.NAG):
 
 
 class LARS(WithMomentum, mx_optimizer.LARS):
-    shared = ('last_lr', 'cur_lr')
-
     def _counted_together(self) -> int:
         return 2 ** 31 - 1  # asking twice would forget the last rate
 
@@ -315,25 +301,22 @@ class LARS(WithMomentum, mx_optimizer.LARS):
 
 
 class Signum(DropIn, mx_optimizer.Signum):
-    state_tree = 'momentum'
+    pass
 
 
 class DCASGD(DropIn, mx_optimizer.DCASGD):
-    state_tree = ('momentum', 'previous_weight')
+    pass
 
 
 class Adam(DropIn, mx_optimizer.Adam):
-    state_tree = ('mean', 'var')
+    pass
 
 
 class Adamax(DropIn, mx_optimizer.Adamax):
-    state_tree = ('mean', 'var')
+    pass
 
 
 class Nadam(DropIn, mx_optimizer.Nadam):
-    state_tree = ('mean', 'var')
-    shared = ('m_schedule',)
-
     def _count(self, indices: Sequence[Any]) -> List[Tuple]:
         h = self.hyperparameters()
         keys = []
@@ -345,34 +328,28 @@ class Nadam(DropIn, mx_optimizer.Nadam):
 
 
 class LAMB(DropIn, mx_optimizer.LAMB):
-    state_tree = ('mean', 'var')
     off_at_zero = ('clip_gradient', 'lower_bound', 'upper_bound')
 
 
 class FTML(DropIn, mx_optimizer.FTML):
-    state_tree = ('d', 'v', 'z')
+    pass
 
 
 class Ftrl(DropIn, mx_optimizer.Ftrl):
-    state_tree = ('z', 'n')
     single_slots = True
 
 
 class AdaGrad(DropIn, mx_optimizer.AdaGrad):
-    state_tree = 'history'
-    attributes = {'eps': 'float_stable_eps'}
     off_at_zero = ()
     single_slots = True
 
 
 class AdaDelta(DropIn, mx_optimizer.AdaDelta):
-    state_tree = ('acc_g', 'acc_delta')
     off_at_zero = ()
     single_slots = True
 
 
 class RMSProp(DropIn, mx_optimizer.RMSProp):
-    state_tree = ('n', 'g', 'delta')
     off_at_zero = ('clip_gradient', 'clip_weights')
     single_slots = True
 

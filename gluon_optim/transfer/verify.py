@@ -200,7 +200,7 @@ def _optax(run: Replay, path: str) -> Begun:
     start = max((run.states.counts.get(info.name, 0) for info in run.chosen), default=0)
     table = jnp.asarray(numpy.array(run.rates))
     optimizer = create(**dict(arguments, learning_rate=lambda count: table[count - start]))
-    held = {'params': params, 'state': state}
+    held: Dict[str, Any] = {'params': params, 'state': state}
 
     @jax.jit
     def update(params: Any, state: Any, gradients: Any) -> Tuple[Any, Any]:
