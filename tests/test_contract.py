@@ -218,14 +218,16 @@ def test_a_scheduler_that_answers_nonsense_changes_nothing(name, bad):
     assert_same(Run(name, {'lr_scheduler': Rates(0.25, 0.125)}).train(2).facts(), run.step().facts())
 
 
-def test_a_bad_value_on_a_kvstore_changes_nothing(monkeypatch):
+def test_a_bad_value_on_a_kvstore_that_is_called_by_hand_changes_nothing(monkeypatch):
     """There MXNet calls the optimizer through C, which cannot pass the error on: it is printed, and nothing is written."""
     raised = []
     monkeypatch.setattr(sys, 'unraisablehook', lambda what: raised.append(what.exc_value))
     run = Run('novograd', **TWO, update_on_kvstore=True).train(2)
     before = run.facts()
     run.optimizer.beta1 = 2
-    run.step()
+    run.backward()
+    for i, parameter in enumerate(run.parameters):
+        run.trainer._kvstore.pushpull(i, parameter.list_grad(), out=parameter.list_data())
     assert_same(before, run.facts())
     assert len(raised) == len(SHAPES) and all(isinstance(error, ValueError) and 'beta1' in str(error) for error in raised)
 

@@ -19,7 +19,7 @@ __all__ = ['DESCRIBED', 'ITEM', 'accumulate', 'describe', 'f32_at', 'f64_at', 'f
            'i64_at', 'launch', 'prefetch', 'u16_at']
 
 ITEM = 16384       # elements in one piece of work
-SMALL = 2 ** 18    # a launch over fewer elements gains nothing from a second thread, and waits long for it where others use the cores
+SMALL = 2 ** 18    # a launch over fewer elements gains nothing from a second thread, and waits long for it on a busy machine
 
 DIMENSIONS = 6     # of arrays that `describe` can tell apart
 DESCRIBED = 4 + DIMENSIONS

@@ -7,7 +7,7 @@ import ctypes
 import functools
 import logging
 import operator
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, NamedTuple, Sequence, Tuple, Type
 
 import numpy
 
@@ -173,7 +173,8 @@ def _same_kind(handles: numpy.ndarray, described: numpy.ndarray) -> bool:
 @functools.lru_cache(maxsize=None)
 def _functions(*names: str) -> numpy.ndarray:
     """The addresses of MXNet's C functions MXNDArray<name>."""
-    return numpy.array([ctypes.cast(getattr(mx_base._LIB, f'MXNDArray{name}'), ctypes.c_void_p).value for name in names], numpy.int64)
+    functions = [getattr(mx_base._LIB, f'MXNDArray{name}') for name in names]
+    return numpy.array([ctypes.cast(function, ctypes.c_void_p).value for function in functions], numpy.int64)
 
 
 @functools.lru_cache(maxsize=None)

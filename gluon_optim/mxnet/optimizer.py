@@ -33,7 +33,8 @@ class Runner(mx_optimizer.Optimizer):
     """
 
     rule: ClassVar[Type[Rule]]
-    _process_only: ClassVar[Tuple[str, ...]] = ('_executor', '_read', '_checked', '_warned', '_rows', '_rows_of', '_singly')  # never saved
+    _process_only: ClassVar[Tuple[str, ...]] = (  # never saved
+        '_executor', '_read', '_checked', '_warned', '_rows', '_rows_of', '_singly')
 
     def _set_up(self) -> None:
         """What lives as long as the process."""
@@ -203,8 +204,9 @@ class Runner(mx_optimizer.Optimizer):
                                  f'update {self.num_update}. Look at lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
             row = self._row(h, key, dtype)
             if set(row) != set(self._executor.coefficients):
-                raise ValueError(f'`coefficients` of the rule {self.rule.name!r} must return the same names for every t: '
-                                 f'{one_of(self._executor.coefficients)}. Received: {one_of(row)} for t={key[0]}. Nothing was updated.')
+                raise ValueError(f'`coefficients` of {self.rule.name!r} must return the same names for every t: '
+                                 f'{one_of(self._executor.coefficients)}. Received for t={key[0]}: {one_of(row)}. '
+                                 'Return all of them each time. Nothing was updated.')
             self._rows[key, dtype] = row
         return row
 
