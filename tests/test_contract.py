@@ -655,6 +655,40 @@ def test_a_users_rule_does_what_a_built_in_one_does(user_rule, monkeypatch):
     assert_same(compiled, Run(user_rule, {'wd': 0.125}).train(3).facts())
 
 
+class Turned(go.Rule):
+    """Coefficients in one order at t = 1, in another later, and others from t = 60 on."""
+
+    name, hypers = 'turned', (go.Hyper('learning_rate', 0.5, '[0, inf)'), go.Hyper('wd', 0.0, '[0, inf)'))
+    slots = staticmethod(lambda h: ())
+
+    @staticmethod
+    def coefficients(xp, h, t):
+        c = dict(lr=h.learning_rate, wd=h.wd) if t == 1 else dict(wd=h.wd, lr=h.learning_rate)
+        return dict(c, late=0.0) if t >= 60 else c
+
+    @staticmethod
+    def step(xp, h, c, w, g, s):
+        return w - c.lr * (g + c.wd * w), {}
+
+
+@pytest.mark.parametrize('compiled', [True, False])
+def test_coefficients_are_known_by_name(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(executors, '_compiler', lambda: None)
+    go.register(Turned)
+    run = Run('turned', {'wd': 0.125})
+    w = numbers(0, SHAPES[0])
+    for t in range(4):
+        run.step()
+        w -= RATE * (gradients(t)[0] + 0.125 * w)
+    np.testing.assert_allclose(run.weights()['p0_weight'], w, atol=1e-6)
+    run.optimizer.set_update_counts({i: 58 for i in range(len(SHAPES))}, 58)
+    before = run.step().facts()
+    with pytest.raises(ValueError, match="same names for every t: 'lr', 'wd', 'rescale_grad'. Received for t=60: .*'late'"):
+        run.step()
+    assert_same(before, run.facts())
+
+
 # Types
 
 @each

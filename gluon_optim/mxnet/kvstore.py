@@ -12,8 +12,6 @@ from mxnet.base import _LIB, c_array, c_handle_array, check_call, mx_uint
 from mxnet.gluon import Trainer
 from mxnet.kvstore import KVStore
 
-from .optimizer import Runner
-
 __all__ = ['update_together']
 
 _allreduce_grads = Trainer._allreduce_grads  # MXNet's
@@ -56,8 +54,8 @@ def _indices(trainer: Trainer) -> Optional[List[int]]:
     store = trainer._kvstore
     if not trainer._update_on_kvstore or type(store) is not KVStore:
         return None
-    if not isinstance(getattr(store._updater, 'optimizer', None), Runner):
-        return None  # MXNet's own, or that of a server
+    if not hasattr(getattr(store._updater, 'optimizer', None), 'counting_singly'):
+        return None  # an optimizer of MXNet, or that of a server
     trained = [i for i, parameter in enumerate(trainer._params) if parameter.grad_req != 'null']
     kinds = {kind for i in trained for kind in (trainer._params[i]._stype, trainer._params[i]._grad_stype)}
     return trained if kinds == {'default'} else None
