@@ -129,14 +129,14 @@ def test_a_trainer_of_ones_own_way_keeps_it(calls):
                 self._kvstore.pushpull(i, parameter.list_grad(), out=parameter.list_data())
 
     run = run_on('local', (0,))
-    run.trainer = OneByOne(run.parameters, 'novograd', {'learning_rate': RATE}, kvstore=mx.kv.create('local'), update_on_kvstore=True)
+    run.trainer = OneByOne(run.parameters, 'novograd', {'learning_rate': RATE}, mx.kv.create('local'), update_on_kvstore=True)
     assert_same(run.train(3).facts(), run_on('local', (0,)).train(3).facts())
     assert calls == [1] * 3 * len(SHAPES) + [len(SHAPES)] * 3
 
 
 def test_mxnets_own_optimizers_are_called_as_ever(monkeypatch):
     seen, update = [], mx.optimizer.Adam.update
-    monkeypatch.setattr(mx.optimizer.Adam, 'update', lambda self, index, *others: (seen.append(index), update(self, index, *others)))
+    monkeypatch.setattr(mx.optimizer.Adam, 'update', lambda self, index, *more: (seen.append(index), update(self, index, *more)))
     go.create('adam')  # one of ours exists
     go.restore_builtins()
     run_on('local', (0,), 'adam').step()
@@ -162,7 +162,12 @@ def prepared(monkeypatch):
     """The lists of parameters for which a kernel was prepared."""
     pytest.importorskip('numba')
     seen, make = [], executors._Loops.__init__
-    monkeypatch.setattr(executors._Loops, '__init__', lambda self, *given: (seen.append(len(given[-1].weights)), make(self, *given))[1])
+
+    def counted(self, *given):
+        seen.append(len(given[-1].weights))
+        make(self, *given)
+
+    monkeypatch.setattr(executors._Loops, '__init__', counted)
     return seen
 
 
@@ -197,9 +202,10 @@ def test_new_objects_of_another_kind_are_checked_like_the_first(change, error):
     np.testing.assert_array_equal(weight.asnumpy(), numbers(0, (3, 4)) - 0.5 * 2 * numbers(1, (3, 4)))
 
 
-@pytest.mark.parametrize('change', [lambda a: nd.array(np.tile(a.asnumpy(), (2, 1))), lambda a: a.astype('float64'),
-                                    lambda a: a.as_in_context(mx.cpu(1)), lambda a: a.reshape((2, 2, 1, 1, 1, 1, 3)).copy(), lambda a: a.copy()],
-                         ids=['shape', 'dtype', 'context', 'seven dimensions', 'same'])
+@pytest.mark.parametrize('change', [
+    lambda a: nd.array(np.tile(a.asnumpy(), (2, 1))), lambda a: a.astype('float64'), lambda a: a.as_in_context(mx.cpu(1)),
+    lambda a: a.reshape((2, 2, 1, 1, 1, 1, 3)).copy(), lambda a: a.copy()],
+    ids=['shape', 'dtype', 'context', 'seven dimensions', 'same'])
 def test_new_objects_of_another_kind_are_updated_as_what_they_are(change):
     optimizer, weight, gradient, state = single()
     new, given = change(weight), change(gradient)

@@ -50,7 +50,7 @@ def no_slots(step, **more):
     (dict(coefficients=lambda xp, h, t: dict(lr=h.learning_rate, wd=h.wd, **({'m': 0.9} if t > 1 else {}))),
      "the same names for every t. Received: 'lr', 'wd' for t=1, 'lr', 'wd', 'm' for t=2"),
     (dict(coefficients=lambda xp, h, t: dict(lr=h.learning_rate, **({'wd': h.wd} if t < 50 else {}))), "for t=1, 'lr' for t=50"),
-    (dict(coefficients=lambda xp, h, t: dict(lr=h.learning_rate, wd=h.wd if t < 50 else None)), "Received: {'lr': 0.1, 'wd': None}"),
+    (dict(coefficients=lambda xp, h, t: dict(lr=h.learning_rate, wd=h.wd if t < 50 else None)), "{'lr': 0.1, 'wd': None}"),
     (dict(step=None), '`step` .* must be a function'),
     (no_slots(lambda xp, h, c, w, g, s: w - g), r'returns the new weight and a dictionary.*it returned ndarray'),
     (no_slots(lambda xp, h, c, w, g, s: None), 'it returned NoneType'),
