@@ -27,7 +27,7 @@ from ..rules.mx import DROP_INS
 from ..rules.mx.base import MXRule
 from ..rules.mx.nadam import momentum
 from ..rules.runtimes import runs_on
-from ..schema import Values, check_known, one_of
+from ..schema import Hyper, Values, check_known, one_of
 from ..states.model import ParameterInfo
 from ..states.mxnet_files.builtins import BUILTINS, Builtin
 from .executors import check_weight
@@ -119,12 +119,17 @@ class DropIn(Runner):
     # -- hyper-parameters -------------------------------------------------------------------------------------------
 
     def _given(self) -> Dict[str, Any]:
-        given = {hyper.name: getattr(self, self.attributes.get(hyper.name, hyper.name))
-                 for hyper in self.rule.hypers[1:] + BASE_HYPERS}
+        given = {hyper.name: getattr(self, attribute) for hyper, attribute in zip(self._hypers(), self._attributes())}
         for name in self.off_at_zero:
             if isinstance(given[name], numbers.Real) and given[name] <= 0:
                 given[name] = None
         return given
+
+    def _hypers(self) -> Tuple[Hyper, ...]:
+        return self.rule.hypers[1:] + BASE_HYPERS
+
+    def _attributes(self) -> List[str]:
+        return [self.attributes.get(hyper.name, hyper.name) for hyper in self._hypers()]
 
     def set_hyperparameters(self, h: Values) -> None:
         super().set_hyperparameters(Values(**{self.attributes.get(name, name): value for name, value in h.asdict().items()}))
