@@ -24,6 +24,7 @@ from ..states.mxnet_files import mxnet2
 from .lr_scheduler import export_scheduler, plan_scheduler
 from .old_files import read_for
 from .optimizer import Runner
+from .typing import BlockLike, TrainerLike, UpdaterLike
 
 __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_states', 'states_digest']
 
@@ -48,7 +49,7 @@ class LoadReport:
         return f'restored {len(self.restored)} of {self.total} parameters at step {self.step}'
 
 
-def save_states(trainer: Any, path: container.Path, net: Any = None) -> None:
+def save_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockLike] = None) -> None:
     """Save the optimizer's state, update counts, hyper-parameters and scheduler to ``path``.
 
     Parameters
@@ -66,7 +67,7 @@ def save_states(trainer: Any, path: container.Path, net: Any = None) -> None:
     container.write(path, export_states(trainer, net, Pieces))
 
 
-def load_states(trainer: Any, path: container.Path, net: Any = None, strict: bool = True,
+def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockLike] = None, strict: bool = True,
                 hyperparameters: str = 'file') -> LoadReport:
     """Restore what `save_states` saved, or MXNet's `Trainer.save_states`, on whatever devices the trainer has.
 
@@ -97,7 +98,7 @@ def load_states(trainer: Any, path: container.Path, net: Any = None, strict: boo
     return import_states(trainer, states, net, strict, hyperparameters)
 
 
-def states_digest(trainer: Any, net: Any = None) -> str:
+def states_digest(trainer: TrainerLike, net: Optional[BlockLike] = None) -> str:
     """SHA-256 over the state: equal exactly when two trainers would go on alike, given the same rates and gradients.
 
     Over the optimizer's name, num_update and, by sorted name, the types and shapes of weights, counts, and the bytes of
@@ -106,13 +107,14 @@ def states_digest(trainer: Any, net: Any = None) -> str:
     return digest(export_states(trainer, net, Pieces))
 
 
-def import_states(trainer: Any, states: OptimizerStates, net: Any = None, strict: bool = True,
+def import_states(trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike] = None, strict: bool = True,
                   hyperparameters: str = 'file') -> LoadReport:
     """Put ``states`` into ``trainer``. Parameters, report and errors are those of `load_states`."""
     return plan_import(trainer, states, net, strict, hyperparameters)()
 
 
-def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, hyperparameters: str) -> Callable[[], LoadReport]:
+def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike], strict: bool,
+                hyperparameters: str) -> Callable[[], LoadReport]:
     """Check now, change later: all of `import_states` that can fail; the function returned does the rest.
 
     Weights may be loaded in between: they are compared with their masters afterwards.
@@ -162,7 +164,7 @@ def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, h
 
 # What a trainer is
 
-def _optimizer(trainer: Any) -> Runner:
+def _optimizer(trainer: TrainerLike) -> Runner:
     """The optimizer of ``trainer``, when it and its parameters are ready for what follows."""
     if not isinstance(trainer, gluon.Trainer):
         raise TypeError(f'`trainer` must be a gluon.Trainer. Received: {type(trainer).__name__}.')
@@ -178,7 +180,7 @@ def _optimizer(trainer: Any) -> Runner:
     return optimizer
 
 
-def _start(trainer: Any) -> None:
+def _start(trainer: TrainerLike) -> None:
     """What the first step does before it updates."""
     if not trainer._kv_initialized:
         trainer._init_kvstore()
@@ -189,17 +191,17 @@ def _start(trainer: Any) -> None:
                          'on its servers. Create the trainer with update_on_kvstore=False.')
 
 
-def _updaters(trainer: Any) -> List[Any]:
+def _updaters(trainer: TrainerLike) -> List[UpdaterLike]:
     """Who holds the states: the kvstore's one updater, or one for each context."""
     return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
 
 
-def contexts_of(trainer: Any) -> List[Any]:
+def contexts_of(trainer: TrainerLike) -> List[Any]:
     """The devices of ``trainer``, in its order."""
     return list(trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices)  # MXNet 1.x, 2.x
 
 
-def _parameters(trainer: Any, net: Any) -> List[ParameterInfo]:
+def _parameters(trainer: TrainerLike, net: Optional[BlockLike]) -> List[ParameterInfo]:
     """The trainer's parameters in its order, named by their places in ``net`` where it has them."""
     places: Dict[int, str] = {}
     if net is not None:
@@ -241,7 +243,8 @@ class Pieces:
             yield flat[i:i + _PIECE].asnumpy()
 
 
-def export_states(trainer: Any, net: Any = None, copy: Callable[[Any], Array] = nd.NDArray.asnumpy) -> OptimizerStates:
+def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
+                  copy: Callable[[Any], Array] = nd.NDArray.asnumpy) -> OptimizerStates:
     """The state of ``trainer``, by default as NumPy arrays of its own. Raises as `save_states` does."""
     optimizer = _optimizer(trainer)
     infos = _parameters(trainer, net)
@@ -294,7 +297,8 @@ class _Plan(NamedTuple):
     notes: List[str]
 
 
-def _plan(trainer: Any, states: OptimizerStates, present: List[ParameterInfo], slots: Sequence[Slot], strict: bool) -> _Plan:
+def _plan(trainer: TrainerLike, states: OptimizerStates, present: List[ParameterInfo], slots: Sequence[Slot],
+          strict: bool) -> _Plan:
     """Who gets what. Raises ValueError when something does not fit and ``strict`` is true."""
     pairs, note = match(states.parameters, present)
     missing = [info.name for i, info in enumerate(present) if i not in pairs and trainer._params[i].grad_req != 'null']
@@ -365,7 +369,7 @@ def _differences(optimizer: Runner, h: Values, states: OptimizerStates, pairs: D
     return notes
 
 
-def _loss_scaler(trainer: Any, states: OptimizerStates, notes: List[str]) -> Tuple[Any, Dict[str, Any]]:
+def _loss_scaler(trainer: TrainerLike, states: OptimizerStates, notes: List[str]) -> Tuple[Any, Dict[str, Any]]:
     """The trainer's AMP loss scaler, and the attributes that it gets from the file."""
     scaler = getattr(trainer, '_amp_loss_scaler', None)
     if states.loss_scaler is None:
@@ -387,7 +391,7 @@ def to_mxnet(value: numpy.ndarray) -> Any:
     return mxnet.np.array(value, dtype=value.dtype) if is_np_array() else nd_array(value, dtype=value.dtype)
 
 
-def _to_devices(trainer: Any, states: OptimizerStates, plan: _Plan, h: Values) -> Dict[int, List[Any]]:
+def _to_devices(trainer: TrainerLike, states: OptimizerStates, plan: _Plan, h: Values) -> Dict[int, List[Any]]:
     """The states as MXNet has them: of each index one for each updater, on its context."""
     def array(values: Any, context: Any) -> Any:
         return nd_array(values if values.shape else values.reshape(1), ctx=context, dtype=values.dtype)
@@ -408,7 +412,7 @@ def _set_counts(optimizer: Runner, states: OptimizerStates, pairs: Dict[int, Par
     optimizer.set_update_counts(counts, states.num_update)
 
 
-def _rewrite_weights(trainer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> List[int]:
+def _rewrite_weights(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> List[int]:
     """Make each weight its rounded master, on all devices; the indices of those that were something else."""
     rewritten = []
     for i, info in pairs.items():
@@ -423,7 +427,7 @@ def _rewrite_weights(trainer: Any, states: OptimizerStates, pairs: Dict[int, Par
     return rewritten
 
 
-def _install(trainer: Any, arrays: Dict[int, List[Any]], pairs: Dict[int, ParameterInfo]) -> None:
+def _install(trainer: TrainerLike, arrays: Dict[int, List[Any]], pairs: Dict[int, ParameterInfo]) -> None:
     for k, updater in enumerate(_updaters(trainer)):
         for i in pairs:
             updater.states.pop(i, None)
@@ -433,7 +437,7 @@ def _install(trainer: Any, arrays: Dict[int, List[Any]], pairs: Dict[int, Parame
             updater.states_synced[i] = False  # the kvstore's copy of a weight may be on another context
 
 
-def _keep_kvstore(trainer: Any) -> None:
+def _keep_kvstore(trainer: TrainerLike) -> None:
     """Let the states survive `Parameter.set_data` and `net.load_parameters`.
 
     Both make a trainer that updates on its kvstore throw it away with all states, and MXNet's next one starts afresh while
@@ -459,7 +463,7 @@ def _keep_kvstore(trainer: Any) -> None:
     trainer._reset_kvstore, trainer._init_kvstore = reset_kvstore, init_kvstore
 
 
-def _send_weights(trainer: Any) -> None:
+def _send_weights(trainer: TrainerLike) -> None:
     """Make the kvstore's copy of each weight that of the first device, as MXNet does when it makes a kvstore."""
     store, updater = trainer._kvstore, trainer._kvstore._updater
     store._set_updater(lambda key, new, stored: new.copyto(stored))
