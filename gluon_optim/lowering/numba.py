@@ -18,6 +18,7 @@ import numpy
 
 from ..rules.base import KernelKey, Rule
 from ..rules.graph import WEIGHT, Node, Stage, schedule, trace
+from ..schema import compute_type
 from . import numba_runtime
 
 __all__ = ['Batch', 'Kernel', 'Storage', 'kernel', 'source_of']
@@ -41,7 +42,7 @@ class Storage(NamedTuple):
 
     @property
     def precision(self) -> str:
-        return 'float64' if self.dtype == 'float64' else 'float32'
+        return compute_type(self.dtype)
 
 
 class Kernel(NamedTuple):

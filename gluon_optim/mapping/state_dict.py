@@ -8,13 +8,13 @@ import numpy
 
 from ..rules import Rule
 from ..rules.base import initial_slot
-from ..schema import Slot, Values, one_of
+from ..schema import Slot, Values, compute_type, one_of
 from ..states.model import STATISTICS, OptimizerStates, ParameterInfo
 from .classes import APPROXIMATE, EXACT, VANISHED, Foreign
 from .losses import how_far, label_of, listed
 from .selection import own_hypers, split
 
-__all__ = ['check_entry', 'fresh_entry', 'from_state_dict', 'slot_type', 'to_state_dict', 'type_name', 'weight_of']
+__all__ = ['check_entry', 'fresh_entry', 'from_state_dict', 'to_state_dict', 'weight_of']
 
 
 def common_hypers(rule: Type[Rule], given: Sequence[Mapping[str, Any]], mults: Optional[Sequence[Tuple[float, float]]] = None
@@ -62,7 +62,7 @@ def check_entry(form: Foreign, slots: Sequence[Slot], where: str, shape: Sequenc
     ``dtype`` is the type of the slots. Keys that the class does not know are left alone. ValueError where an array is missing, has
     another shape, or would lose digits.
     """
-    shapes = {form.slot_key(slot): tuple(shape) if slot.like == 'weight' else () for slot in slots}
+    shapes = {form.slot_key(slot): slot.shape(shape) for slot in slots}
     missing = [key for key in [*shapes, *(['step'] if form.counts else [])] if key not in entry]
     if missing:
         raise ValueError(f'The state of {where} must hold {one_of(missing)}. Received: only {one_of(entry)}. '
@@ -128,7 +128,7 @@ def to_state_dict(form: Foreign, rule: Type[Rule], h: Values, states: OptimizerS
 def _entry(form: Foreign, rule: Type[Rule], own: Values, states: OptimizerStates, info: ParameterInfo) -> Dict[str, Any]:
     """One parameter's entry, empty where the class starts afresh. ValueError where the states are not those of the rule."""
     name, count, held = info.name, states.counts.get(info.name, 0), states.slots.get(info.name)
-    slots, dtype = rule.slots(own), slot_type(info.dtype)
+    slots, dtype = rule.slots(own), compute_type(info.dtype)
     if held is None and count:
         raise ValueError(f'{name!r} has seen {count} updates but has no slots: the states are incomplete. '
                          'Leave it out by `params`, which lists the names to convert.')
@@ -161,11 +161,6 @@ def _divisor(form: Foreign, slot: Slot, own: Values, name: str) -> float:
         raise ValueError(f'The learning rate of {name!r} must not be 0, or its {slot.name!r}, which is the rate times that of '
                          f'{form.path}, tells nothing. Set `learning_rate` to that of the last update, or leave the parameter out.')
     return divisor
-
-
-def slot_type(dtype: str) -> str:
-    """The type of the slots of a weight of type ``dtype``: double for double, single for all others."""
-    return 'float64' if dtype == 'float64' else 'float32'
 
 
 def from_state_dict(form: Foreign, rule: Type[Rule], state_dict: Mapping[str, Any], params: Any, num_update: Optional[int],
@@ -218,7 +213,7 @@ def _take(states: OptimizerStates, form: Foreign, rule: Type[Rule], own: Values,
     states.counts[info.name], slots = 0, rule.slots(own)
     if not entry and (form.counts or slots):  # a class that keeps neither counts nor slots has no entry at all
         return
-    types = check_entry(form, slots, repr(info.name), info.shape, slot_type(info.dtype), entry)
+    types = check_entry(form, slots, repr(info.name), info.shape, compute_type(info.dtype), entry)
     for name, key in form.vanished.items():
         if not abs(float(entry.get(key, 1.0))) < VANISHED:
             raise ValueError(f'{key!r} of {info.name!r} must be below {VANISHED:g}: {rule.name} has one for all parameters. '
