@@ -2,6 +2,10 @@
 
 Everything that needs to know a name, a default, a range or a shape reads it from here: the constructors, the checkpoint
 manifest, the converters, the command line and the tables of the README. Nothing here imports a framework.
+
+>>> from gluon_optim.schema import Hyper
+>>> Hyper('momentum', 0.9, '[0, 1)').check(0.5)
+0.5
 """
 import difflib
 import math
@@ -51,6 +55,8 @@ class Hyper(NamedTuple):
 
     A switch is static: rules branch on it with Python's ``if``. A number reaches the arrays through
     ``Rule.coefficients`` only, so one compiled kernel serves all its values.
+
+    `check` raises ValueError for a value that is not allowed, TypeError for one of another type.
 
     >>> Hyper('beta1', 0.95, '[0, 1)').check(1.2)
     Traceback (most recent call last):
@@ -139,6 +145,8 @@ class Slot(NamedTuple):
 class Values:
     """Named values, read as attributes: hyper-parameters ``h.beta1``, coefficients ``c.lr``, slots ``s.mean``.
 
+    Raises AttributeError for a name that is not there, with those that are.
+
     >>> h = Values(beta1=0.9, amsgrad=False)
     >>> h.beta1, 'beta2' in h, h
     (0.9, False, Values(beta1=0.9, amsgrad=False))
@@ -169,6 +177,8 @@ class Values:
 
 def one_of(names: Iterable[Any]) -> str:
     """Names as an error message lists them.
+
+    ``names`` may be any objects; raises nothing.
 
     >>> one_of(['a', 'b', None])
     "'a', 'b', None"

@@ -17,6 +17,11 @@ class ParameterLike(Protocol):
     _deferred_init: Any                     # (), or what initialises it when its shape is known
     _data: Optional[List[Any]]              # of each device; None before it is initialised
 
+    _trainer: Optional['TrainerLike']       # the one that updates it
+
+    def _check_and_get(self, arrays: Any, context: Any) -> Any: ...
+    def list_ctx(self) -> List[Any]: ...    # in 1.x
+    def list_device(self) -> List[Any]: ...  # in 2.x
     def list_data(self) -> List[Any]: ...
     def set_data(self, data: Any) -> None: ...
 
@@ -55,10 +60,11 @@ class TrainerLike(Protocol):
     _devices: Sequence[Any]                 # in 2.x
     _updaters: List[UpdaterLike]            # one for each device
     _kvstore: KVStoreLike                   # None before the first step, and where none is needed
+    _kvstore_params: Dict[str, Any]         # as the constructor got it
     _kv_initialized: bool
     _update_on_kvstore: bool
     _distributed: bool
     _init_kvstore: Callable[[], None]
-    _reset_kvstore: Callable[[], None]
+    _reset_kvstore: Callable[..., None]     # that of the class takes the trainer
 
     def _init_params(self) -> None: ...

@@ -1,14 +1,9 @@
-"""From a rule to loops: trace `Rule.apply` on symbols, then cut the graph at its sums.
-
-A sum over the tensor is the only barrier: everything before it is one pass over the elements, everything after it the
-next. Between two passes lie a few numbers per tensor (running norms, trust ratios).
-"""
-from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Set, Tuple, Type
+"""A rule as a graph: `trace` runs `Rule.apply` once on symbols."""
+from typing import Any, Dict, List, Tuple, Type
 
 from .base import KernelKey, Rule
 
-__all__ = ['Graph', 'Node', 'Stage', 'schedule', 'trace']
+__all__ = ['WEIGHT', 'Graph', 'Node', 'trace']
 
 WEIGHT = 'weight'
 
@@ -116,92 +111,3 @@ def trace(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...]) ->
 
 
 _KINDS = {'tensor': 'a tensor of the shape of the weight', 'scalar': 'one number per parameter', 'coefficient': 'a coefficient'}
-
-
-@dataclass
-class Stage:
-    """One pass over the elements, and the scalars computed before it.
-
-    ``scalars``  nodes of size 'scalar' in the order of computation
-    ``stores``   slot -> node, written in this pass ('tensor' size) or before it ('scalar' size)
-    ``loads``    node -> slot, values that an earlier pass has computed and stored
-    ``body``     nodes of size 'tensor', loads included, in the order of computation
-    ``sums``     sum nodes that this pass accumulates
-    """
-
-    scalars: List[Node] = field(default_factory=list)
-    scalar_stores: Dict[str, Node] = field(default_factory=dict)
-    loads: Dict[Node, str] = field(default_factory=dict)
-    body: List[Node] = field(default_factory=list)
-    stores: Dict[str, Node] = field(default_factory=dict)
-    sums: List[Node] = field(default_factory=list)
-
-
-def schedule(graph: Graph) -> List[Stage]:
-    """Cut ``graph`` into stages.
-
-    A slot is stored in the first pass that knows its new value, unless a later pass still needs the old one; passes
-    after the store read the new value back instead of computing it again.
-    """
-    tensors = {name: node for name, node in graph.outputs.items() if node.size == 'tensor'}
-    sums = [node for node in _order(set(graph.outputs.values()), stop=lambda _: False) if node.op == 'sum']
-    last = max(node.level for node in graph.outputs.values())
-    stored_in = {name: node.level for name, node in tensors.items()}
-    while True:
-        stages = [_loop(k, tensors, sums, stored_in) for k in range(last + 1)]
-        late = {leaf.name: k for k, stage in enumerate(stages) for leaf in stage.body
-                if leaf.op == 'slot' and leaf.name in stored_in and stored_in[leaf.name] < k
-                and leaf is not tensors[leaf.name]}
-        if not late:
-            break
-        stored_in.update(late)
-
-    # scalar slots are written last, when nothing needs their old value any more
-    stages[-1].scalar_stores = {name: node for name, node in graph.outputs.items() if node.size == 'scalar'}
-    _place_scalars(stages)
-    return stages
-
-
-def _place_scalars(stages: List[Stage]) -> None:
-    """Compute each scalar before the first pass that needs it, and not earlier."""
-    place: Dict[Node, int] = {}
-
-    def need(nodes: Iterable[Node], stage: int) -> None:
-        for node in nodes:
-            if node.size == 'scalar':
-                place[node] = min(stage, place.get(node, stage))
-
-    for k, stage in enumerate(stages):
-        need((a for node in stage.body if node not in stage.loads for a in node.args), k)
-        need(stage.scalar_stores.values(), k)
-    roots = set(place)
-    for node in reversed(_order(roots, stop=lambda node: node.size != 'scalar' or node.op == 'sum')):
-        if node.op == 'sum':
-            stages[node.level].scalars.insert(0, node)  # at once: the next loop overwrites the partial sums
-        elif node.size == 'scalar':
-            stages[place[node]].scalars.insert(0, node)
-            need(node.args, place[node])
-
-
-def _loop(k: int, tensors: Dict[str, Node], sums: List[Node], stored_in: Dict[str, int]) -> Stage:
-    stage = Stage(sums=[node for node in sums if node.args[0].level == k],
-                  stores={name: node for name, node in tensors.items() if stored_in[name] == k})
-    stage.loads = {tensors[name]: name for name, stored in stored_in.items() if stored < k}
-    roots = {node.args[0] for node in stage.sums} | set(stage.stores.values())
-    stage.body = [node for node in _order(roots, stop=lambda node: node in stage.loads or node.size != 'tensor')
-                  if node.size == 'tensor']
-    return stage
-
-
-def _order(roots: Set[Node], stop: Any) -> List[Node]:
-    """``roots`` and what they need, arguments first; nodes that ``stop`` are kept but not looked into."""
-    seen: Set[Node] = set()
-    pending = list(roots)
-    while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            if not stop(node):
-                pending.extend(node.args)
-    return sorted(seen, key=lambda node: node.index)
-

@@ -72,6 +72,15 @@ class RuleOptimizer(Optimizer):
     The state of a parameter is its number of updates ``'step'``, the slots under PyTorch's names (``exp_avg`` and so on), of
     shape () where the rule keeps one number, and ``'master'`` for half-precision parameters unless ``multi_precision=False``.
     Slots and masters are float32, for float64 parameters float64. Parameters without gradient are passed over.
+
+    Parameters are the ``rule``, and ``params`` and ``hypers`` as for `create`, which raises the same errors.
+
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = create('novograd', [weight], lr=0.1)
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer.step()
+    >>> optimizer.state[weight]['exp_avg_sq'], optimizer.state[weight]['step']
+    (tensor(25.), tensor(1.))
     """
 
     rule: Type[Rule]
@@ -266,6 +275,13 @@ def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) 
 
         optimizer = create('novograd', param_groups(state_dict, model.parameters()))
         optimizer.load_state_dict(state_dict)
+
+    Raises ValueError where the numbers of parameters differ.
+
+    >>> params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
+    >>> state_dict = torch.optim.SGD([{'params': params[:1], 'lr': 0.1}, {'params': params[1:], 'lr': 0.2}]).state_dict()
+    >>> [len(group['params']) for group in param_groups(state_dict, params)]
+    [1, 1]
     """
     params = list(params)
     positions = [position for group in state_dict['param_groups'] for position in group['params']]

@@ -1,36 +1,16 @@
 """States of MXNet 2.x's own optimizers in the words of the rules here, which keep to MXNet 1.9.1 where the two differ."""
 import dataclasses
-from typing import Any, List, Mapping, NamedTuple
+from typing import List, Optional
 
 from ..model import OptimizerStates
+from .builtins import BUILTINS, Equal
 
 __all__ = ['as_rule', 'differences', 'not_in_rule', 'wrote']
 
 
-class Equal(NamedTuple):
-    """The rule that computes what an optimizer of MXNet 2.x does.
-
-    ``slots, hypers``  MXNet's name -> the rule's, where they are not the same
-    ``unused``         arguments that do nothing, with the values that they must have
-    ``fixed``          arguments of the rule that MXNet 2.x does not have
-    """
-
-    rule: str
-    slots: Mapping[str, str] = {}
-    hypers: Mapping[str, str] = {}
-    unused: Mapping[str, Any] = {}
-    fixed: Mapping[str, Any] = {}
-
-
-EQUALS = {
-    'adadelta': Equal('adadelta_torch', {'acc_g': 'mean_sq', 'acc_delta': 'mean_sq_delta'}),
-    'adagrad': Equal('adagrad_torch', {'history': 'sum_sq'}),
-    'rmsprop': Equal('rmsprop_torch', {'n': 'mean_sq'}, unused={'clip_weights': None, 'momentum': ...}),
-    'centered rmsprop': Equal('rmsprop', hypers={'rho': 'gamma1', 'momentum': 'gamma2'}),
-    'adamax': Equal('adamax', unused={'epsilon': 0.0}),
-    'lars': Equal('lars', hypers={'epsilon': 'eps'}, fixed={'momentum_correction': False}),
-    'adabelief': Equal('adabelief', unused={'correct_bias': True}),
-}
+# an optimizer of 2.x that is another one with an option
+CENTERED_RMSPROP = Equal('rmsprop', hypers={'rho': 'gamma1', 'momentum': 'gamma2'})
+PLAIN_RMSPROP = Equal('rmsprop_torch', {'n': 'mean_sq'}, unused={'clip_weights': None, 'momentum': ...})
 
 
 def wrote(states: OptimizerStates) -> bool:
@@ -64,20 +44,24 @@ def as_rule(states: OptimizerStates, allow_lossy: bool = False) -> OptimizerStat
     return dataclasses.replace(states, optimizer=equal.rule, hypers={**hypers, **equal.fixed}, slots=slots)
 
 
-def _equal(states: OptimizerStates) -> Any:
+def _equal(states: OptimizerStates) -> Optional[Equal]:
     if not wrote(states):
         return None
     if states.optimizer == 'mxnet.adamw':
-        raise ValueError("The adamw of MXNet 2.x is no optimizer here: it multiplies the decay by the bias correction too. Convert "
+        raise ValueError("MXNet 2.x's adamw is not supported here: it multiplies the decay by the bias correction too. Convert "
                          "with --to mxnet --mxnet-version 2, or give its moments to 'adamw' yourself, which is not the same.")
-    return EQUALS.get('centered rmsprop' if states.optimizer == 'rmsprop' and states.hypers.get('centered') else states.optimizer)
+    if states.optimizer == 'rmsprop':
+        return CENTERED_RMSPROP if states.hypers.get('centered') else PLAIN_RMSPROP
+    builtin = BUILTINS.get(states.optimizer)
+    return None if builtin is None else builtin.equal_2
 
 
 def not_in_rule(states: OptimizerStates) -> List[str]:
     """What the rule of `as_rule` does otherwise than the optimizer of MXNet 2.x that wrote the states, one phrase each."""
     equal = _equal(states)
-    lost = [f'{name}={states.hypers[name]!r}, which {equal.rule} lacks' for name, value in (equal.unused if equal else {}).items()
-            if value is not ... and states.hypers.get(name, value) != value]
+    lost = [] if equal is None else [
+        f'{name}={states.hypers[name]!r}, which {equal.rule} lacks' for name, value in equal.unused.items()
+        if value is not ... and states.hypers.get(name, value) != value]
     same = not wrote(states) or (equal is not None and equal.rule != states.optimizer)
     return lost if same else lost + differences(states)
 

@@ -4,7 +4,7 @@
 """
 import collections
 import re
-from typing import Any, Callable, Collection, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple, Type, Union
+from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Set, Tuple, Type, Union
 
 import numpy
 
@@ -14,6 +14,7 @@ from ...schema import Values, one_of
 from ..errors import UnreadableFile
 from ..files import ZIP_MAGIC, Kind, OpenFile, Path, open_once
 from ..model import OptimizerStates, ParameterInfo
+from .builtins import BUILTINS, Layout
 from .inert_pickle import Array, Object, load
 from .names import Params, assign
 from .ndarray_format import Allowance, Source, read_list, read_npz
@@ -131,45 +132,7 @@ def _without_prefixes(arrays: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarr
     return short if len(short) == len(arrays) else arrays
 
 
-# What MXNet's optimizers keep
-
-Layout = Union[str, Tuple[str, ...], None]  # a state is one array, a tuple of arrays, or None
-
-
-class Builtin(NamedTuple):
-    layouts: Tuple[Layout, ...]    # those that occur, by version and options
-    arguments: str                 # the attributes that are arguments, of all versions; attribute>argument where they differ
-    variables: str = ''            # the attributes that are state of the optimizer as a whole
-
-
-MEAN_VAR = (('mean', 'var'),)
-BUILTINS = {
-    'sgd': Builtin(('momentum',), 'momentum lazy_update'),
-    'ccsgd': Builtin(('momentum',), 'momentum lazy_update'),
-    'nag': Builtin(('momentum',), 'momentum'),
-    'signum': Builtin(('momentum',), 'momentum wd_lh'),
-    'adagrad': Builtin(('history',), 'float_stable_eps>eps epsilon'),
-    'groupadagrad': Builtin(('history',), 'float_stable_eps>eps epsilon'),
-    'rmsprop': Builtin((('n',), ('n', 'g', 'delta')), 'gamma1 gamma2 rho momentum epsilon centered clip_weights'),
-    'adadelta': Builtin((('acc_g', 'acc_delta'),), 'rho epsilon'),
-    'adam': Builtin(MEAN_VAR, 'beta1 beta2 epsilon lazy_update'),
-    'adamax': Builtin(MEAN_VAR, 'beta1 beta2 epsilon'),
-    'nadam': Builtin(MEAN_VAR, 'beta1 beta2 epsilon schedule_decay', 'm_schedule'),
-    'dcasgd': Builtin((('momentum', 'previous_weight'),), 'momentum lamda'),
-    'ftrl': Builtin((('z', 'n'),), 'lamda1 beta'),
-    'ftml': Builtin((('d', 'v', 'z'),), 'beta1 beta2 epsilon'),
-    'sgld': Builtin((None,), ''),
-    'lamb': Builtin(MEAN_VAR, 'beta1 beta2 epsilon lower_bound upper_bound bias_correction'),
-    'lans': Builtin(MEAN_VAR, 'beta1 beta2 epsilon lower_bound upper_bound'),
-    'lars': Builtin(('momentum',), 'momentum lazy_update eta eps epsilon momentum_correction', 'last_lr cur_lr'),
-    'lbsgd': Builtin(('momentum',), 'momentum warmup_strategy warmup_epochs batch_scale updates_per_epoch num_epochs',
-                     'cumgrads'),
-    'adamw': Builtin(MEAN_VAR, 'beta1 beta2 epsilon correct_bias'),
-    'adabelief': Builtin(MEAN_VAR, 'beta1 beta2 epsilon correct_bias'),
-    'test': Builtin(('weight',), ''),
-}
-MASTER_LAST = ('sgd', 'ccsgd', 'nag', 'lars')  # in 1.x; all others, and all of 2.x, put the float32 weights first
-BASE_ARGUMENTS = 'lr>learning_rate wd rescale_grad clip_gradient '
+BASE_ARGUMENTS = (('lr', 'learning_rate'), ('wd', 'wd'), ('rescale_grad', 'rescale_grad'), ('clip_gradient', 'clip_gradient'))
 # A pickled optimizer is its attributes; these are neither arguments nor state.
 BOOKKEEPING = ('lr', 'lr_scheduler', 'lr_mult', 'wd_mult', 'begin_num_update', 'num_update', '_all_index_update_counts',
                '_index_update_count', 'multi_precision', 'aggregate_num', 'idx2name', 'sym_info', 'allow_np_array',
@@ -251,7 +214,7 @@ class _Reader:
         if self.ours is not None:
             return self._own_hypers(self.ours)
         if self.builtin is not None:
-            arguments = [text.partition('>')[::2] for text in (BASE_ARGUMENTS + self.builtin.arguments).split()]
+            arguments = [*BASE_ARGUMENTS, *self.builtin.argument_names()]
         else:
             arguments = [('lr', 'learning_rate'), *((key, '') for key, value in self.attributes.items()
                                                     if key not in BOOKKEEPING and type(value) in PLAIN)]
@@ -342,7 +305,7 @@ class _Reader:
     def _variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
         """State of the optimizer as a whole: numbers, and for lbsgd a dictionary of numbers and arrays for each parameter."""
         found: Dict[str, numpy.ndarray] = {}
-        for variable in self.builtin.variables.split() if self.builtin else ():
+        for variable in self.builtin.variables if self.builtin else ():
             value = self.attributes.get(variable)
             tables = value if type(value) is dict else {None: {variable: value}}
             for key, table in zip(tables, self._dictionaries(list(tables.values()), variable)):
@@ -362,12 +325,10 @@ class _Reader:
         if self.ours is not None:
             layouts: Tuple[Layout, ...] = (tuple(slot.name for slot in self.ours.slots(Values(**hypers))),)
         elif self.builtin is not None:
-            layouts = self.builtin.layouts
-            if self.class_name == 'rmsprop' and self.version == 2:
-                layouts = 'n', ('g', 'n', 'delta')
+            layouts = self.builtin.layouts(self.version)
         else:
             return lambda state: (self._numbered(state), None)
-        last = self.version == 1 and self.class_name in MASTER_LAST
+        last = self.builtin is not None and self.builtin.is_master_last(self.version)
 
         def split(state: Any) -> Tuple[Dict[str, Array], Optional[Array]]:
             for layout in layouts:
