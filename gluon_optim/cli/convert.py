@@ -11,7 +11,7 @@ from ..transfer import job
 from ..transfer.names import Params, read_params
 from ..transfer.read import NAMELESS
 from ..transfer.refused import Refused, refusing
-from ..transfer.targets import CLASS_TARGETS, TARGETS, Job
+from ..transfer.targets import CLASS_TARGETS, PROGRAMS, Job
 from . import models
 from .options import NAMELESS_FILES, add_command, check_used, opened, progress, read_contents
 from .paths import keep_apart, output_for
@@ -32,7 +32,7 @@ def add_commands(commands: Any) -> None:
 
 def add_conversion(command: ArgumentParser) -> None:
     """The options of ``convert`` besides its file."""
-    command.add_argument('--to', required=True, choices=sorted({*TARGETS, *models.TARGETS}),
+    command.add_argument('--to', required=True, choices=sorted({*PROGRAMS, *models.ENDINGS}),
                          help="target program; safetensors: a model's weights, "
                          'mxnet: states, in a file of gluon_optim')
     command.add_argument('-o', '--output', metavar='FILE',
@@ -66,7 +66,7 @@ def _check_conversion(options: Namespace, file: OpenFile, model: bool, params: P
                 raise ValueError(f'--{name.replace("_", "-")} is for optimizer states. Received: a model to be written. Leave it '
                                  'out, or give --what optimizer if the file holds both.')
         return
-    classes = TARGETS[options.to].classes
+    classes = PROGRAMS[options.to].classes
     if options.target is not None and options.target not in classes:
         raise ValueError(f'--target must be {" or ".join(map(repr, classes))} with --to {options.to}. '
                          f'Received: {options.target!r}.')

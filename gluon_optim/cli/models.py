@@ -15,13 +15,13 @@ from ..transfer.refused import Refused, refusing
 from .paths import check_absent
 from .text import in_options
 
-__all__ = ['SUGGEST', 'TARGETS', 'add_options', 'output_for', 'report_of', 'states_in_torch_order', 'writes_model']
+__all__ = ['ENDINGS', 'SUGGEST', 'add_options', 'output_for', 'report_of', 'states_in_torch_order', 'writes_model']
 
 SUGGEST = 'suggest'
 STATES = (Kind.MXNET_STATES, Kind.PYTORCH, Kind.OPTAX)  # kinds of files without weights
 WEIGHTS_ONLY = ('--to safetensors writes the weights of a model. For the optimizer write --to torch, or --to mxnet, which makes a '
                 'safetensors file of gluon_optim that holds states')
-TARGETS = {'safetensors': '.safetensors', 'torch': '.pt'}  # --to -> ending
+ENDINGS = {'safetensors': '.safetensors', 'torch': '.pt'}  # --to -> ending
 
 
 def add_options(command: ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def add_options(command: ArgumentParser) -> None:
 
 def writes_model(options: Namespace, file: OpenFile) -> bool:
     """Whether a model is to be written, or a map of one, and not states. ValueError for options that do not go together."""
-    if options.to not in TARGETS:
+    if options.to not in ENDINGS:
         given = [name for name in ('what', 'like', 'map') if getattr(options, name)]
         if given:
             raise ValueError(f'--{given[0]} goes with --to torch or safetensors. Received: --to {options.to}. Leave it out.')
@@ -55,7 +55,7 @@ def writes_model(options: Namespace, file: OpenFile) -> bool:
 
 def output_for(options: Namespace) -> str:
     """Where a model or a draft of a map goes if nothing is said."""
-    ending = '.map.json' if options.map == SUGGEST else TARGETS[options.to]
+    ending = '.map.json' if options.map == SUGGEST else ENDINGS[options.to]
     return check_absent(os.path.splitext(options.file)[0] + ending)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from .. import rules
-from ..mapping.classes import mirror
+from ..mapping.classes import own_class
 from ..mapping.state_dict import check_entry
 from ..rules import Rule
 from ..rules.base import scalars
@@ -122,20 +122,20 @@ class RuleOptimizer(Optimizer):
             if key in named:
                 raise TypeError(f'`{key}` is given twice: {name} is another word for it. Leave one out.')
             named[key] = value
-        known = [*mirror(self.rule, {**others, **named}).keys, MULTI_PRECISION.name, *ALIASES]
+        known = [*own_class(self.rule, {**others, **named}).keys, MULTI_PRECISION.name, *ALIASES]
         for name in given:
             check_known('argument', name, known, owner=self.rule.name)
         return named
 
     def _checked(self, group: Mapping[str, Any], partly: bool = False) -> Dict[str, Any]:
         """All hyper-parameters of a group as the numbers and switches that they stand for; ``partly`` fills in defaults."""
-        form = mirror(self.rule, group)
-        h = self.rule.hyperparameters(**form.hypers(group, partly))
+        foreign = own_class(self.rule, group)
+        h = self.rule.hyperparameters(**foreign.hypers(group, partly))
         multi_precision = MULTI_PRECISION.check(group.get(MULTI_PRECISION.name, MULTI_PRECISION.default))
-        return dict(form.group(h), multi_precision=multi_precision)
+        return dict(foreign.group(h), multi_precision=multi_precision)
 
     def _hypers(self, group: Mapping[str, Any]) -> Values:
-        return self.rule.hyperparameters(**mirror(self.rule, group).hypers(group))
+        return self.rule.hyperparameters(**own_class(self.rule, group).hypers(group))
 
     @untraced
     @torch.no_grad()
@@ -219,7 +219,7 @@ class RuleOptimizer(Optimizer):
     def _loaded(self, param: torch.Tensor, key: Any, entry: Mapping[str, Any], group: Mapping[str, Any]) -> Dict[str, Any]:
         """One parameter's state from a state_dict, checked, copied to the parameter's device, nothing rounded."""
         dtype, slots = _slot_type(param), self.rule.slots(self._hypers(group))
-        types = check_entry(mirror(self.rule, group), slots, f'parameter {key}', param.shape,
+        types = check_entry(own_class(self.rule, group), slots, f'parameter {key}', param.shape,
                                         str(dtype).split('.')[-1], entry)
         loaded = dict(entry, step=torch.tensor(float(entry['step']), dtype=torch.float32))
         for word, name in types.items():

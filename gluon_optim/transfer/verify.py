@@ -141,19 +141,19 @@ def _torch(run: Replay, path: str) -> Begun:
     params = {info.name: torch.nn.Parameter(torch.from_numpy(run.weights[info.name].copy())) for info in run.chosen}
     groups = param_groups(state_dict, params.values())
     rule = rules.get(run.states.optimizer)
-    h, form = rule.hyperparameters(**run.states.hypers), find(rule, run.target, run.states.hypers)
+    h, foreign = rule.hyperparameters(**run.states.hypers), find(rule, run.target, run.states.hypers)
     if run.target == 'mirror':
         optimizer = create(rule.name, groups)
     elif run.target == 'apex':
-        raise ImportError(f'{form.path} needs CUDA: its states cannot be verified here')
+        raise ImportError(f'{foreign.path} needs CUDA: its states cannot be verified here')
     else:
-        optimizer = _foreign(form.path)(groups, lr=1.0, **form.made_with(h))
+        optimizer = _foreign(foreign.path)(groups, lr=1.0, **foreign.made_with(h))
     optimizer.load_state_dict(state_dict)
     mults = [run.chosen[group['params'][0]].lr_mult for group in state_dict['param_groups']]
 
     def step(rate: float, gradients: Arrays) -> None:
         for group, lr_mult in zip(optimizer.param_groups, mults):
-            group['lr'] = form.group(h.replace(learning_rate=rate * lr_mult))['lr']
+            group['lr'] = foreign.group(h.replace(learning_rate=rate * lr_mult))['lr']
         for key, param in params.items():
             param.grad = torch.from_numpy(gradients[key].copy())  # some classes write to it
         optimizer.step()
