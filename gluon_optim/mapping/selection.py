@@ -63,10 +63,10 @@ def groups(chosen: Sequence[ParameterInfo]) -> Dict[Tuple[float, float], List[in
     return found
 
 
-def split(form: Foreign, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[List[int]]:
+def split(foreign: Foreign, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[List[int]]:
     """Positions in ``chosen``, one list for each param group."""
     split = list(groups(chosen).values())
-    if form.pack:
+    if foreign.pack:
         counts = [states.counts.get(info.name, 0) for info in chosen]
         split = [[position for position in positions if counts[position] == count]
                  for positions in split for count in dict.fromkeys(counts[position] for position in positions)]

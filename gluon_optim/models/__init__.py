@@ -189,7 +189,7 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
     if names is not None:
         entries = read_map(names)
         dropped = take_dropped(entries, found)
-        plan = from_map(entries, found, target)
+        plan = from_map(entries, found)
     elif target is None:
         plan = conventional(found, None)
     else:

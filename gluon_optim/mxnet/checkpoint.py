@@ -25,6 +25,7 @@ from ..states.manifest import run_record
 from ..states.matching import match
 from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
 from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, producer, start
+from .typing import BlockLike, ParameterLike, TrainerLike
 from .weights import remember, write_weight
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
@@ -50,9 +51,9 @@ class Restored(Dict[str, Any]):
         return True  # ``if restored:`` asks whether there was a checkpoint, not whether ``extra`` is empty
 
 
-def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, extra: Optional[Dict[str, Any]] = None, *,
-                    step: Optional[int] = None, epoch: Optional[int] = None, batch: Optional[int] = None,
-                    metrics: Optional[Dict[str, float]] = None, reseed: bool = True) -> None:
+def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+                    extra: Optional[Dict[str, Any]] = None, *, step: Optional[int] = None, epoch: Optional[int] = None,
+                    batch: Optional[int] = None, metrics: Optional[Dict[str, float]] = None, reseed: bool = True) -> None:
     """Save everything that the run needs to go on as if nothing had happened.
 
     Parameters
@@ -100,8 +101,8 @@ def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
     container.write(path, take(run, net, trainer, Pieces, reseed), run)
 
 
-def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, strict: bool = True,
-                    hyperparameters: str = 'file') -> Restored:
+def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+                    strict: bool = True, hyperparameters: str = 'file') -> Restored:
     """Restore what `save_checkpoint` saved, on whatever devices net and trainer have.
 
     Everything is checked first. Then parameters are loaded, then the optimizer's states; float16 weights that are not their
@@ -144,7 +145,8 @@ def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
 
 # Out of a run
 
-def take(run: Run, net: Any, trainer: Any, copy: Callable[[Any], Array], reseed: bool) -> OptimizerStates:
+def take(run: Run, net: Optional[BlockLike], trainer: Optional[TrainerLike], copy: Callable[[Any], Array],
+         reseed: bool) -> OptimizerStates:
     """The states as they are now; weights and random state are put into ``run``. ``copy`` makes of an NDArray what
     `container.write` can write."""
     _check_subjects(net, trainer)
@@ -158,7 +160,7 @@ def take(run: Run, net: Any, trainer: Any, copy: Callable[[Any], Array], reseed:
     return states
 
 
-def _check_subjects(net: Any, trainer: Any) -> None:
+def _check_subjects(net: Optional[BlockLike], trainer: Optional[TrainerLike]) -> None:
     if net is None and trainer is None:
         raise ValueError('`net` or `trainer` must be given. Received: neither. Pass what the checkpoint is of.')
     if not isinstance(trainer, (gluon.Trainer, type(None))):
@@ -200,7 +202,7 @@ def _checked_metrics(metrics: Any) -> Dict[str, float]:
     return numbers
 
 
-def parameters(net: Any, trainer: Any) -> Dict[str, Any]:
+def parameters(net: Optional[BlockLike], trainer: Optional[TrainerLike]) -> Dict[str, ParameterLike]:
     """The parameters of net and trainer under the names that `load_states` gives them; a shared one has its first place."""
     pairs: List[Tuple[str, Any]] = []
     if net is not None:
@@ -219,7 +221,7 @@ def parameters(net: Any, trainer: Any) -> Dict[str, Any]:
     return named
 
 
-def _data(name: str, parameter: Any) -> List[Any]:
+def _data(name: str, parameter: ParameterLike) -> List[Any]:
     """The parameter's array on each device."""
     if parameter._deferred_init:
         raise ValueError(f'Shapes of parameters must be known. Received: the deferred parameter {name}. '
@@ -238,8 +240,8 @@ def _differ(a: Any, b: Any) -> bool:
 
 # Into a run
 
-def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Any, trainer: Any, strict: bool,
-            hyperparameters: str) -> Restored:
+def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Optional[BlockLike],
+            trainer: Optional[TrainerLike], strict: bool, hyperparameters: str) -> Restored:
     """`load_checkpoint` of what has been read."""
     if run is None:
         raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds optimizer states only. Use load_states.')
@@ -258,7 +260,7 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
     report = None
     with contextlib.ExitStack() as undo:
         remember(undo, present.values())
-        if set_states:
+        if trainer is not None:
             start(trainer, undo)  # the first step would make the copies of each device those of the first one
         set_weights.apply()
         if set_states:

@@ -1,15 +1,16 @@
 """MXNet's own `.states` files as the states of a trainer: they know parameters by their index, and no weights."""
 import os
-from typing import Any, List
+from typing import List
 
 from ..states import container, mxnet_files
 from ..states.files import Kind, open_once
 from ..states.model import OptimizerStates, ParameterInfo
+from .typing import TrainerLike
 
 __all__ = ['read_for']
 
 
-def read_for(path: container.Path, trainer: Any, present: List[ParameterInfo]) -> OptimizerStates:
+def read_for(path: container.Path, trainer: TrainerLike, present: List[ParameterInfo]) -> OptimizerStates:
     """The states in a file of ours or, named as the parameters ``present`` of ``trainer``, in one of MXNet 1.x or 2.x.
 
     Raises StateFileError for a damaged file, ValueError for one that does not fit or does not contain its optimizer.

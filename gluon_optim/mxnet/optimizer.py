@@ -17,6 +17,7 @@ from ..rules.base import BASE_HYPERS, Rule, scalars
 from ..schema import Values, check_known, one_of
 from ..states.model import ParameterInfo
 from .executors import Executor, Update, check_weight
+from .typing import TrainerLike
 from .weights import keep_kvstore
 
 __all__ = ['RuleOptimizer', 'Runner']
@@ -141,7 +142,7 @@ class Runner(mx_optimizer.Optimizer):
                 self._move(trainer)
         self._followed = self.param_dict, contexts
 
-    def _move(self, trainer: Any) -> None:
+    def _move(self, trainer: TrainerLike) -> None:
         """Let whatever devices come next begin where the run is now."""
         self.set_update_counts(self.update_counts(), self.num_update)
         self.set_shared_state(self.shared_state())

@@ -58,11 +58,6 @@ class OpenFile:
     kind: Kind
     head: bytes = field(repr=False)    # its first bytes
 
-    def rewound(self) -> BinaryIO:
-        """The file, at its first byte."""
-        self.file.seek(0)
-        return self.file
-
 
 @contextlib.contextmanager
 def open_once(source: Union[Path, OpenFile]) -> Iterator[OpenFile]:

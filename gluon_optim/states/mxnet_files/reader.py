@@ -17,7 +17,7 @@ from ..model import OptimizerStates, ParameterInfo
 from .builtins import BUILTINS, Layout
 from .inert_pickle import Array, Object, load
 from .names import Params, assign
-from .ndarray_format import Allowance, Source, read_list, read_npz
+from .ndarray_format import Allowance, FilePart, read_list, read_npz
 
 __all__ = ['UnreadableFile', 'read_params', 'read_states']
 
@@ -120,8 +120,8 @@ def _what_it_is(kind: Kind) -> str:
     return 'It is a safetensors file.' if kind.is_ours or kind is Kind.SAFETENSORS else 'It begins like no file of MXNet.'
 
 
-def _source(file: OpenFile, limit: Optional[int]) -> Source:
-    return Source(file.file, repr(file.path), 0, file.size, Allowance(max(2 * file.size, SMALL) if limit is None else limit))
+def _source(file: OpenFile, limit: Optional[int]) -> FilePart:
+    return FilePart(file.file, repr(file.path), 0, file.size, Allowance(max(2 * file.size, SMALL) if limit is None else limit))
 
 
 def _without_prefixes(arrays: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarray]:
@@ -157,7 +157,7 @@ def _arrays(state: Any, layout: Layout) -> Dict[str, Array]:
 class _Reader:
     """One file, unpickled: arrays are still in it."""
 
-    def __init__(self, source: Source, states: Dict[Any, Any], optimizer: Optional[Object]):
+    def __init__(self, source: FilePart, states: Dict[Any, Any], optimizer: Optional[Object]):
         self.source, self.states, self.optimizer = source, states, optimizer
         self.attributes: Dict[str, Any] = optimizer.attributes if optimizer else {}
         self.report: List[str] = []
