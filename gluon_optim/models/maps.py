@@ -47,7 +47,7 @@ def take_dropped(entries: Dict[str, Any], found: Source) -> List[str]:
     return dropped
 
 
-def from_map(entries: Mapping[str, Any], found: Source, target: Optional[Target]) -> Plan:
+def from_map(entries: Mapping[str, Any], found: Source) -> Plan:
     """The plan that a map describes; ValueError for what it cannot mean."""
     plan: Plan = {}
     for name, value in entries.items():

@@ -8,7 +8,6 @@ docs/CHECKPOINTS.md describes the file, and which guarantees hold when.
 import contextlib
 import logging
 import math
-import operator
 import os
 import random
 import warnings
@@ -19,12 +18,14 @@ import numpy
 from mxnet import gluon
 from mxnet import ndarray as nd
 
+from ..schema import check_int
 from ..states import container
 from ..states.errors import StateFileError
 from ..states.manifest import run_record
 from ..states.matching import match
-from ..states.neutral import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
+from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
 from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, producer, start
+from .typing import BlockLike, ParameterLike, TrainerLike
 from .weights import remember, write_weight
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
@@ -32,7 +33,7 @@ __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 log = logging.getLogger('gluon_optim')
 
 
-class Restored(dict):
+class Restored(Dict[str, Any]):
     """The user's ``extra``, and in attributes what else was restored.
 
     ``step, epoch, batch`` as they were given to `save_checkpoint`, None where they were not; ``metrics``; ``states`` is the
@@ -50,9 +51,9 @@ class Restored(dict):
         return True  # ``if restored:`` asks whether there was a checkpoint, not whether ``extra`` is empty
 
 
-def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, extra: Optional[Dict[str, Any]] = None, *,
-                    step: Optional[int] = None, epoch: Optional[int] = None, batch: Optional[int] = None,
-                    metrics: Optional[Dict[str, float]] = None, reseed: bool = True) -> None:
+def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+                    extra: Optional[Dict[str, Any]] = None, *, step: Optional[int] = None, epoch: Optional[int] = None,
+                    batch: Optional[int] = None, metrics: Optional[Dict[str, float]] = None, reseed: bool = True) -> None:
     """Save everything that the run needs to go on as if nothing had happened.
 
     Parameters
@@ -80,13 +81,28 @@ def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
     Raises TypeError or ValueError for what cannot be saved (an optimizer of MXNet, a scheduler without ``get_config``,
     parameters without a shape, ``extra`` that is not JSON, ``metrics`` that are no numbers), OSError where the file system
     refuses.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
+    ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
+    >>> restored, restored.step
+    ({'fold': 3}, 7)
     """
     run = checked_run(step, epoch, batch, metrics, extra)
     container.write(path, take(run, net, trainer, Pieces, reseed), run)
 
 
-def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, strict: bool = True,
-                    hyperparameters: str = 'file') -> Restored:
+def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+                    strict: bool = True, hyperparameters: str = 'file') -> Restored:
     """Restore what `save_checkpoint` saved, on whatever devices net and trainer have.
 
     Everything is checked first. Then parameters are loaded, then the optimizer's states; float16 weights that are not their
@@ -108,13 +124,29 @@ def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
 
     Raises StateFileError (a ValueError) for a damaged file or one that is no checkpoint, ValueError where something does not
     fit. Nothing has been changed then.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
+    ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
+    >>> restored, restored.step, str(restored.states)
+    ({'fold': 3}, 7, 'restored 2 of 2 parameters at step 1')
     """
     return restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
 
 
 # Out of a run
 
-def take(run: Run, net: Any, trainer: Any, copy: Callable[[Any], Array], reseed: bool) -> OptimizerStates:
+def take(run: Run, net: Optional[BlockLike], trainer: Optional[TrainerLike], copy: Callable[[Any], Array],
+         reseed: bool) -> OptimizerStates:
     """The states as they are now; weights and random state are put into ``run``. ``copy`` makes of an NDArray what
     `container.write` can write."""
     _check_subjects(net, trainer)
@@ -128,7 +160,7 @@ def take(run: Run, net: Any, trainer: Any, copy: Callable[[Any], Array], reseed:
     return states
 
 
-def _check_subjects(net: Any, trainer: Any) -> None:
+def _check_subjects(net: Optional[BlockLike], trainer: Optional[TrainerLike]) -> None:
     if net is None and trainer is None:
         raise ValueError('`net` or `trainer` must be given. Received: neither. Pass what the checkpoint is of.')
     if not isinstance(trainer, (gluon.Trainer, type(None))):
@@ -150,17 +182,7 @@ def checked_run(step: Any, epoch: Any, batch: Any, metrics: Any, extra: Any) -> 
 
 
 def _optional(name: str, value: Any) -> Optional[int]:
-    return None if value is None else whole(name, value)
-
-
-def whole(name: str, value: Any, least: int = 0) -> int:
-    """``value``, an integer of Python or NumPy, as one of Python."""
-    try:
-        if not isinstance(value, bool) and operator.index(value) >= least:
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ValueError(f'`{name}` must be a whole number, {least} or more. Received: {name}={value!r}.')
+    return None if value is None else check_int(name, value)
 
 
 def _checked_metrics(metrics: Any) -> Dict[str, float]:
@@ -180,7 +202,7 @@ def _checked_metrics(metrics: Any) -> Dict[str, float]:
     return numbers
 
 
-def parameters(net: Any, trainer: Any) -> Dict[str, Any]:
+def parameters(net: Optional[BlockLike], trainer: Optional[TrainerLike]) -> Dict[str, ParameterLike]:
     """The parameters of net and trainer under the names that `load_states` gives them; a shared one has its first place."""
     pairs: List[Tuple[str, Any]] = []
     if net is not None:
@@ -199,7 +221,7 @@ def parameters(net: Any, trainer: Any) -> Dict[str, Any]:
     return named
 
 
-def _data(name: str, parameter: Any) -> List[Any]:
+def _data(name: str, parameter: ParameterLike) -> List[Any]:
     """The parameter's array on each device."""
     if parameter._deferred_init:
         raise ValueError(f'Shapes of parameters must be known. Received: the deferred parameter {name}. '
@@ -209,7 +231,7 @@ def _data(name: str, parameter: Any) -> List[Any]:
     if parameter._stype != 'default':
         raise ValueError(f'Parameters must be dense. Received: {name}, which is {parameter._stype}. '
                          'Use net.save_parameters, net.load_parameters, go.save_states and go.load_states.')
-    return parameter.list_data()
+    return list(parameter.list_data())
 
 
 def _differ(a: Any, b: Any) -> bool:
@@ -218,8 +240,8 @@ def _differ(a: Any, b: Any) -> bool:
 
 # Into a run
 
-def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Any, trainer: Any, strict: bool,
-            hyperparameters: str) -> Restored:
+def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Optional[BlockLike],
+            trainer: Optional[TrainerLike], strict: bool, hyperparameters: str) -> Restored:
     """`load_checkpoint` of what has been read."""
     if run is None:
         raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds optimizer states only. Use load_states.')
@@ -238,7 +260,7 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
     report = None
     with contextlib.ExitStack() as undo:
         remember(undo, present.values())
-        if set_states:
+        if trainer is not None:
             start(trainer, undo)  # the first step would make the copies of each device those of the first one
         set_weights.apply()
         if set_states:

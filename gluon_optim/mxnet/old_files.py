@@ -1,21 +1,24 @@
 """MXNet's own `.states` files as the states of a trainer: they know parameters by their index, and no weights."""
 import os
-from typing import Any, List
+from typing import List
 
-from ..states import container, legacy
-from ..states.neutral import OptimizerStates, ParameterInfo
+from ..states import container, mxnet_files
+from ..states.files import Kind, open_once
+from ..states.model import OptimizerStates, ParameterInfo
+from .typing import TrainerLike
 
 __all__ = ['read_for']
 
 
-def read_for(path: container.Path, trainer: Any, present: List[ParameterInfo]) -> OptimizerStates:
+def read_for(path: container.Path, trainer: TrainerLike, present: List[ParameterInfo]) -> OptimizerStates:
     """The states in a file of ours or, named as the parameters ``present`` of ``trainer``, in one of MXNet 1.x or 2.x.
 
     Raises StateFileError for a damaged file, ValueError for one that does not fit or does not contain its optimizer.
     """
-    if not os.path.isfile(path) or legacy.kind(path) != 'states':
-        return container.read(path)
-    states = legacy.read_states(path, [info.name for info in present])
+    with open_once(path) as file:
+        if file.kind is not Kind.MXNET_STATES:
+            return container.read(file)
+        states = mxnet_files.read_states(file, [info.name for info in present])
     if not states.optimizer:
         raise ValueError(f'Cannot load {os.fspath(path)!r}: it was saved without its optimizer, so that update counts and '
                          'hyper-parameters are not in it. Use trainer.load_states, which begins to count anew.')

@@ -17,12 +17,14 @@ from mxnet import ndarray as nd
 from mxnet.ndarray.ndarray import array as nd_array
 
 from ..schema import Slot, Values, one_of
-from ..states import container, mxnet2
+from ..states import container
 from ..states.matching import match
-from ..states.neutral import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
+from ..states.model import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
+from ..states.mxnet_files import mxnet2
+from .lr_scheduler import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .old_files import read_for
 from .optimizer import Runner
-from .schedulers import SchedulerPlan, export_scheduler, keep, plan_scheduler
+from .typing import BlockLike, TrainerLike, UpdaterLike
 from .weights import keep_kvstore, remember, write_weight
 
 __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_states', 'states_digest']
@@ -53,7 +55,7 @@ class LoadReport:
             log.info('rewrote %d weights from their float32 masters: %s', len(self.rewritten), one_of(self.rewritten))
 
 
-def save_states(trainer: Any, path: container.Path, net: Any = None) -> None:
+def save_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockLike] = None) -> None:
     """Save the optimizer's state, update counts, hyper-parameters and scheduler to ``path``.
 
     Parameters
@@ -67,11 +69,25 @@ def save_states(trainer: Any, path: container.Path, net: Any = None) -> None:
 
     Raises TypeError for an optimizer of MXNet or a scheduler that cannot be saved, ValueError for parameters that have
     no shape yet or names that repeat, OSError where the file system refuses.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_states(trainer, f'{folder}/trainer.states', net=net)
+    ...     go.read_states(f'{folder}/trainer.states').names
+    ['bias', 'weight']
     """
     container.write(path, export_states(trainer, net, Pieces))
 
 
-def load_states(trainer: Any, path: container.Path, net: Any = None, strict: bool = True,
+def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockLike] = None, strict: bool = True,
                 hyperparameters: str = 'file') -> LoadReport:
     """Restore what `save_states` saved, or MXNet's `Trainer.save_states`, on whatever devices the trainer has.
 
@@ -96,22 +112,47 @@ def load_states(trainer: Any, path: container.Path, net: Any = None, strict: boo
 
     Raises StateFileError (a ValueError) for a damaged file, ValueError for states of another optimizer, or names, shapes
     or types that do not fit. Nothing has been changed then.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_states(trainer, f'{folder}/trainer.states', net=net)
+    ...     print(go.load_states(trainer, f'{folder}/trainer.states', net=net))
+    restored 2 of 2 parameters at step 1
     """
     _optimizer(trainer)
     states = read_for(path, trainer, _parameters(trainer, net))
     return import_states(trainer, states, net, strict, hyperparameters)
 
 
-def states_digest(trainer: Any, net: Any = None) -> str:
+def states_digest(trainer: TrainerLike, net: Optional[BlockLike] = None) -> str:
     """SHA-256 over the state: equal exactly when two trainers would go on alike, given the same rates and gradients.
 
     Over the optimizer's name, num_update and, by sorted name, the types and shapes of weights, counts, and the bytes of
     slots and masters. Not over devices, hyper-parameters or paths.
+
+    ``trainer`` and ``net`` are those of `save_states`; raises the same TypeError and ValueError.
+
+    >>> import gluon_optim as go
+    >>> from mxnet import gluon
+    >>> def digest_of(name):
+    ...     net = gluon.nn.Dense(1, in_units=2, prefix='dense_')
+    ...     net.initialize()
+    ...     return go.states_digest(gluon.Trainer(net.collect_params(), name))
+    >>> digest_of('novograd') == digest_of('novograd'), digest_of('novograd') == digest_of('adamw')
+    (True, False)
     """
     return digest(export_states(trainer, net, Pieces))
 
 
-def import_states(trainer: Any, states: OptimizerStates, net: Any = None, strict: bool = True,
+def import_states(trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike] = None, strict: bool = True,
                   hyperparameters: str = 'file') -> LoadReport:
     """Put ``states`` into ``trainer``. Parameters, report and errors are those of `load_states`."""
     plan = plan_import(trainer, states, net, strict, hyperparameters)
@@ -124,7 +165,8 @@ def import_states(trainer: Any, states: OptimizerStates, net: Any = None, strict
     return report
 
 
-def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, hyperparameters: str) -> 'StatesPlan':
+def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike], strict: bool,
+                hyperparameters: str) -> 'StatesPlan':
     """All of `import_states` that can find something wrong; the trainer's weights, states and optimizer are as before.
 
     Weights may be loaded before the plan is applied: they are compared with their masters then.
@@ -153,7 +195,7 @@ def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, h
 class StatesPlan(NamedTuple):
     """States that are known to fit a trainer, on its devices: what remains is to put them in their places."""
 
-    trainer: Any
+    trainer: TrainerLike
     states: OptimizerStates
     present: List[ParameterInfo]
     fit: '_Fit'
@@ -202,7 +244,7 @@ class StatesPlan(NamedTuple):
 
 # What a trainer is
 
-def _optimizer(trainer: Any) -> Runner:
+def _optimizer(trainer: TrainerLike) -> Runner:
     """The optimizer of ``trainer``, when it and its parameters are ready for what follows."""
     if not isinstance(trainer, gluon.Trainer):
         raise TypeError(f'`trainer` must be a gluon.Trainer. Received: {type(trainer).__name__}.')
@@ -218,7 +260,7 @@ def _optimizer(trainer: Any) -> Runner:
     return optimizer
 
 
-def start(trainer: Any, undo: Optional[contextlib.ExitStack] = None) -> None:
+def start(trainer: TrainerLike, undo: Optional[contextlib.ExitStack] = None) -> None:
     """What the first step does before it updates."""
     _start_kvstore(trainer)
     waiting, deferred = trainer._params_to_init, []
@@ -235,7 +277,7 @@ def start(trainer: Any, undo: Optional[contextlib.ExitStack] = None) -> None:
         trainer._params_to_init = deferred + waiting
 
 
-def _start_kvstore(trainer: Any) -> None:
+def _start_kvstore(trainer: TrainerLike) -> None:
     """The part of `start` that changes no weights."""
     keep_kvstore(trainer)
     if not trainer._kv_initialized:
@@ -245,19 +287,19 @@ def _start_kvstore(trainer: Any) -> None:
                          'on its servers. Create the trainer with update_on_kvstore=False.')
 
 
-def _updaters(trainer: Any) -> List[Any]:
+def _updaters(trainer: TrainerLike) -> List[UpdaterLike]:
     """Who holds the states: the kvstore's one updater, or one for each context."""
     return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
 
 
-def contexts_of(trainer: Any) -> List[Any]:
+def contexts_of(trainer: TrainerLike) -> List[Any]:
     """The devices of the parameters, in their order: `reset_ctx` may have moved them since the trainer was made."""
     for parameter in trainer._params:
-        return parameter.list_ctx() if hasattr(parameter, 'list_ctx') else parameter.list_device()  # MXNet 1.x, 2.x
-    return trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices
+        return list(parameter.list_ctx() if hasattr(parameter, 'list_ctx') else parameter.list_device())  # MXNet 1.x, 2.x
+    return list(trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices)
 
 
-def _parameters(trainer: Any, net: Any) -> List[ParameterInfo]:
+def _parameters(trainer: TrainerLike, net: Optional[BlockLike]) -> List[ParameterInfo]:
     """The trainer's parameters in its order, named by their places in ``net`` where it has them."""
     places: Dict[int, str] = {}
     if net is not None:
@@ -299,7 +341,8 @@ class Pieces:
             yield flat[i:i + _PIECE].asnumpy()
 
 
-def export_states(trainer: Any, net: Any = None, copy: Callable[[Any], Array] = nd.NDArray.asnumpy) -> OptimizerStates:
+def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
+                  copy: Callable[[Any], Array] = nd.NDArray.asnumpy) -> OptimizerStates:
     """The state of ``trainer``, by default as NumPy arrays of its own. Raises as `save_states` does."""
     optimizer = _optimizer(trainer)
     infos = _parameters(trainer, net)
@@ -352,7 +395,8 @@ class _Fit(NamedTuple):
     notes: List[str]
 
 
-def _match(trainer: Any, states: OptimizerStates, present: List[ParameterInfo], slots: Sequence[Slot], strict: bool) -> _Fit:
+def _match(trainer: TrainerLike, states: OptimizerStates, present: List[ParameterInfo], slots: Sequence[Slot],
+           strict: bool) -> _Fit:
     """Who gets what. Raises ValueError when something does not fit and ``strict`` is true."""
     pairs, note = match(states.parameters, present)
     missing = [info.name for i, info in enumerate(present) if i not in pairs and trainer._params[i].grad_req != 'null']
@@ -423,7 +467,7 @@ def _differences(optimizer: Runner, h: Values, states: OptimizerStates, pairs: D
     return notes
 
 
-def _loss_scaler(trainer: Any, states: OptimizerStates, notes: List[str]) -> Tuple[Any, Dict[str, Any]]:
+def _loss_scaler(trainer: TrainerLike, states: OptimizerStates, notes: List[str]) -> Tuple[Any, Dict[str, Any]]:
     """The trainer's AMP loss scaler, and the attributes that it gets from the file."""
     scaler = getattr(trainer, '_amp_loss_scaler', None)
     if states.loss_scaler is None:
@@ -440,7 +484,7 @@ def _loss_scaler(trainer: Any, states: OptimizerStates, notes: List[str]) -> Tup
 
 # Into a trainer: changes
 
-def _to_devices(trainer: Any, states: OptimizerStates, fit: _Fit, h: Values) -> Dict[int, List[Any]]:
+def _to_devices(trainer: TrainerLike, states: OptimizerStates, fit: _Fit, h: Values) -> Dict[int, List[Any]]:
     """The states as MXNet has them: of each index one for each updater, on its context."""
     def array(values: Any, context: Any) -> Any:
         return nd_array(values if values.shape else values.reshape(1), ctx=context, dtype=values.dtype)
@@ -461,7 +505,7 @@ def _set_counts(optimizer: Runner, states: OptimizerStates, pairs: Dict[int, Par
     optimizer.set_update_counts(counts, states.num_update)
 
 
-def _rewrite_weights(trainer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> List[int]:
+def _rewrite_weights(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> List[int]:
     """Make each weight its rounded master, on all devices; the indices of those that were something else."""
     rewritten = []
     for i, info in pairs.items():
@@ -477,7 +521,7 @@ def _rewrite_weights(trainer: Any, states: OptimizerStates, pairs: Dict[int, Par
     return rewritten
 
 
-def _install(trainer: Any, arrays: Dict[int, List[Any]], pairs: Dict[int, ParameterInfo]) -> None:
+def _install(trainer: TrainerLike, arrays: Dict[int, List[Any]], pairs: Dict[int, ParameterInfo]) -> None:
     for k, updater in enumerate(_updaters(trainer)):
         for i in pairs:
             updater.states.pop(i, None)

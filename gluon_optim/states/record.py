@@ -6,7 +6,7 @@ import numpy
 
 from ..schema import Slot, one_of
 from .errors import StateFileError
-from .neutral import OptimizerStates, ParameterInfo
+from .model import OptimizerStates, ParameterInfo
 
 __all__ = ['record_of', 'states_of', 'take']
 
@@ -43,7 +43,7 @@ def take(states: OptimizerStates, record: Mapping[str, Any], slots: Sequence[Slo
     Parameters that had no state when the record was made get none, unless they have seen updates since.
     """
     for info in states.parameters:
-        shapes = {f'{info.name}/{slot.name}': tuple(info.shape) if slot.like == 'weight' else () for slot in slots}
+        shapes = {f'{info.name}/{slot.name}': slot.shape(info.shape) for slot in slots}
         missing = [key for key in shapes if key not in arrays]
         if missing:
             raise StateFileError(f'the arrays {one_of(missing)} must be there. Received: a file without. Convert again.')
