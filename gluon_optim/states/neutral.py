@@ -22,6 +22,7 @@ class ParameterInfo:
     dtype: str                     # of the weight: 'float16', 'float32', 'float64'
     lr_mult: float = 1.0
     wd_mult: float = 1.0
+    grad_req: Optional[str] = None  # 'write', 'add', 'null' of a frozen one; None where the source does not tell
 
 
 @dataclass
@@ -37,6 +38,9 @@ class OptimizerStates:
     ``master``      name -> float32 weights, for parameters trained with multi_precision
     ``scheduler``   {'class': path, 'attributes': {...}} or None
     ``variables``   arrays that belong to the optimizer as a whole
+    ``trees``       name -> how MXNet nests its slots ('0', '1.0', ...), for optimizers that have no rule here
+    ``attributes``  of such optimizers, those that are not plain values: name -> tree (`gluon_optim.states.nesting`)
+    ``facts``       what a conversion must know of the net's layers (docs/FORMAT.md), None where it is unknown
     ``report``      what the reader or a conversion has to say, one string a line
     """
 
@@ -52,6 +56,9 @@ class OptimizerStates:
     loss_scaler: Optional[Dict[str, Any]] = None
     producer: Dict[str, str] = field(default_factory=dict)
     report: List[str] = field(default_factory=list)
+    trees: Dict[str, Any] = field(default_factory=dict)
+    attributes: Dict[str, Any] = field(default_factory=dict)
+    facts: Optional[Dict[str, Any]] = None
 
     def __repr__(self) -> str:
         return (f'<OptimizerStates: {self.optimizer or "unknown optimizer"} at update {self.num_update}, '
@@ -68,6 +75,7 @@ class Weight(NamedTuple):
     name: str
     full_name: str
     copies: List[Array]
+    grad_req: Optional[str] = None
 
 
 @dataclass
