@@ -10,8 +10,8 @@ from .errors import StateFileError
 from .nesting import leaves
 from .neutral import Array, OptimizerStates, ParameterInfo, Run, Weight
 
-__all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'METADATA', 'TENSOR', 'UNSIGNED', 'VERSION', 'VERSIONS', 'check',
-           'check_record', 'manifest_of', 'run_of', 'run_record', 'show', 'states_of', 'weight_keys']
+__all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'METADATA', 'TENSOR', 'UNSIGNED', 'VERSION', 'VERSIONS',
+           'check', 'check_record', 'manifest_of', 'run_of', 'run_record', 'show', 'states_of', 'weight_keys']
 
 FORMAT = 'gluon_optim.states'
 CHECKPOINT = 'gluon_optim.checkpoint'

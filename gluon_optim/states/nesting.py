@@ -55,8 +55,8 @@ def take_apart(value: Any, array: type) -> Tuple[Tree, Dict[str, Any]]:
         if type(value) is dict and all(type(key) in (str, int) for key in value):
             return {'dict': [[key, tree_of(item, (*place, k))] for k, (key, item) in enumerate(value.items())]}
         where = f' at {_name(place)}' if place else ''
-        raise TypeError('it must consist of None, numbers, texts, arrays, tuples, lists, and dictionaries with texts or whole numbers '
-                        f'for keys. Received: {type(value).__name__}{where}')
+        raise TypeError('it must consist of None, numbers, texts, arrays, tuples, lists, and dictionaries with texts or whole '
+                        f'numbers for keys. Received: {type(value).__name__}{where}')
 
     return tree_of(value, ()), arrays
 
@@ -110,9 +110,9 @@ def _items(kind: str, content: Any) -> Any:
     if kind == 'float' and isinstance(content, str) and content in FLOATS:
         return ()
     if kind == 'dict' and isinstance(content, list) and all(
-            isinstance(pair, list) and len(pair) == 2 and type(pair[0]) in (str, int) for pair in content):
-        if len({pair[0] for pair in content}) == len(content):
-            return [item for _, item in content]
+            isinstance(pair, list) and len(pair) == 2 and type(pair[0]) in (str, int) for pair in content) and (
+            len({pair[0] for pair in content}) == len(content)):
+        return [item for _, item in content]
     raise StateFileError(f'the content of {str(kind)[:40]!r} in a tree must be what docs/FORMAT.md says. '
                          f'Received: {str(content)[:40]!r}.')
 
