@@ -23,7 +23,7 @@ from ..states.errors import StateFileError
 from ..states.manifest import run_record
 from ..states.matching import match
 from ..states.neutral import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
-from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, producer, to_mxnet
+from .trainer import LoadReport, Pieces, contexts_of, export_states, facts_of, plan_import, producer, to_mxnet
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
@@ -116,12 +116,12 @@ def take(run: Run, net: Any, trainer: Any, copy: Callable[[Any], Array], reseed:
     """The states as they are now; weights and random state are put into ``run``. ``copy`` makes of an NDArray what
     `container.write` can write."""
     _check_subjects(net, trainer)
-    states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer()) if trainer is None
+    states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer(), facts=facts_of(net)) if trainer is None
               else export_states(trainer, net, copy))
     for name, parameter in parameters(net, trainer).items():
         arrays = _data(name, parameter)
         copies = arrays if any(_differ(arrays[0], other) for other in arrays[1:]) else arrays[:1]
-        run.weights.append(Weight(name, parameter.name, [copy(array) for array in copies]))
+        run.weights.append(Weight(name, parameter.name, [copy(array) for array in copies], parameter.grad_req))
     run.random = _reseed(contexts_of(trainer)) if reseed and trainer is not None else None
     return states
 

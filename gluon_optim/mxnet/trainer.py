@@ -16,6 +16,7 @@ from mxnet import ndarray as nd
 from mxnet.ndarray.ndarray import array as nd_array
 from mxnet.util import is_np_array
 
+from ..models.gluon import facts_of as facts_of_block
 from ..schema import Slot, Values, one_of
 from ..states import container, mxnet2
 from ..states.matching import match
@@ -211,14 +212,24 @@ def _parameters(trainer: Any, net: Any) -> List[ParameterInfo]:
             raise ValueError(f"`net` must be the Block that is trained. Received: one that has none of the trainer's parameters, "
                              f'{one_of([parameter.name for parameter in trainer._params][:4])}, ... Pass the net whose '
                              'collect_params() the trainer got.')
-    infos = [ParameterInfo(places.get(id(p), p.name), p.name, tuple(p.shape), numpy.dtype(p.dtype).name,
-                           float(p.lr_mult), float(p.wd_mult)) for p in trainer._params]
+    infos = [ParameterInfo(places.get(id(p), p.name), p.name, shape_of(p), numpy.dtype(p.dtype).name,
+                           float(p.lr_mult), float(p.wd_mult), p.grad_req) for p in trainer._params]
     names = [info.name for info in infos]
     if len(set(names)) < len(names):
         repeated = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f'Names of parameters must differ. Received twice: {one_of(repeated[:8])}. '
                          'Pass net=, the Block that they belong to.')
     return infos
+
+
+def shape_of(parameter: Any) -> Tuple[int, ...]:
+    """The shape of the parameter's data: `Parameter.shape` of a SymbolBlock is None for ever."""
+    return tuple(parameter.shape or () if parameter._data is None else parameter._data[0].shape)
+
+
+def facts_of(net: Any) -> Optional[Dict[str, Any]]:
+    """What a conversion must know of the layers of ``net``, as files have it; None where there is no net."""
+    return None if net is None else facts_of_block(net).record()
 
 
 # Out of a trainer
@@ -270,7 +281,8 @@ def export_states(trainer: Any, net: Any = None, copy: Callable[[Any], Array] = 
         scheduler=scheduler,
         variables=optimizer.variables({index: info.name for index, info in enumerate(infos)}),
         loss_scaler=None if scaler is None else {key.lstrip('_'): value for key, value in vars(scaler).items()},
-        producer=producer())
+        producer=producer(),
+        facts=facts_of(net))
 
 
 def _has_master(optimizer: Runner, info: ParameterInfo) -> bool:

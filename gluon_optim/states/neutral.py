@@ -1,7 +1,7 @@
 """What a training run's optimizer holds, as NumPy arrays under names: no framework, no device."""
 import hashlib
-from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy
 
@@ -67,6 +67,18 @@ class OptimizerStates:
     @property
     def names(self) -> List[str]:
         return [parameter.name for parameter in self.parameters]
+
+    def renamed(self, names: Mapping[str, str]) -> 'OptimizerStates':
+        """The same states with other names for the parameters in ``names``; itself where there are none."""
+        if not names:
+            return self
+
+        def under(values: Dict[str, Any]) -> Dict[str, Any]:
+            return {names.get(name, name): value for name, value in values.items()}
+
+        infos = [replace(info, name=names.get(info.name, info.name)) for info in self.parameters]
+        return replace(self, parameters=infos, counts=under(self.counts), slots=under(self.slots), master=under(self.master),
+                       trees=under(self.trees))
 
 
 class Weight(NamedTuple):
