@@ -27,6 +27,7 @@ from ..rules.mx import DROP_INS
 from ..rules.mx.base import MXRule
 from ..rules.mx.nadam import momentum
 from ..schema import Values, check_known, one_of
+from ..states.neutral import ParameterInfo
 from .executors import check_weight
 from .optimizer import Runner
 
@@ -275,14 +276,19 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
             found[f'num_cums:{names[index]}'] = numpy.array(held['num_cums'], 'int64')
         return found
 
-    def set_variables(self, variables: Mapping[str, numpy.ndarray], names: Mapping[Any, str]) -> None:
-        cumgrads = {}
-        for index, name in names.items():
-            if f'cum_grad:{name}' in variables:
-                total = variables[f'cum_grad:{name}']
-                cumgrads[index] = {'cum_grad': nd_array(total, dtype=total.dtype) if total.shape else total.item(),
-                                   'num_cums': variables[f'num_cums:{name}'].item()}
-        self.set_shared_state({'cumgrads': cumgrads})
+    def read_variables(self, variables: Mapping[str, numpy.ndarray], pairs: Mapping[Any, ParameterInfo]) -> Dict[str, Any]:
+        self._check_variables((key.partition(':')[0] for key in variables), ('cum_grad', 'num_cums'))
+        cumgrads = {index: held for index, held in self.cumgrads.items() if index not in pairs}
+        for index, info in pairs.items():
+            total, number = variables.get(f'cum_grad:{info.name}'), variables.get(f'num_cums:{info.name}')
+            if total is None and number is None:
+                continue
+            if total is None or number is None or not (_is_sum(total, info.shape) and _is_number(number)):
+                raise ValueError(f'lbsgd keeps a sum of gradients of the shape {list(info.shape)} for {info.name}, or 0, and how '
+                                 f'many they are. Received from the file: cum_grad {total!r:.200} and num_cums {number!r:.200}. '
+                                 'Restore another file.')
+            cumgrads[index] = {'cum_grad': nd_array(total, dtype=total.dtype) if total.shape else 0, 'num_cums': number.item()}
+        return {'cumgrads': cumgrads}
 
     def _cumulate_gradient(self, grad: Any, index: Any) -> Dict[str, Any]:
         held = self._get_cum_gradient(index)
@@ -291,6 +297,15 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
         elif not held and self.batch_scale > 1:
             grad = grad.copy()  # MXNet keeps the array itself
         return super()._cumulate_gradient(grad, index)
+
+
+def _is_sum(total: numpy.ndarray, shape: Tuple[int, ...]) -> bool:
+    """Whether ``total`` can be a sum of gradients; MXNet keeps the number 0 after an update."""
+    return (total.shape == shape and total.dtype.kind == 'f') or (total.shape == () and bool(total == 0))
+
+
+def _is_number(number: numpy.ndarray) -> bool:
+    return number.shape == () and number.dtype.kind in 'iu' and bool(number >= 0)
 
 
 class NAG(WithMomentum, mx_optimizer.NAG):

@@ -2,7 +2,7 @@
 import inspect
 import math
 import warnings
-from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, ClassVar, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy
 
@@ -11,7 +11,8 @@ from mxnet import ndarray as nd
 from mxnet.optimizer import optimizer as mx_optimizer
 
 from ..rules.base import BASE_HYPERS, Rule, scalars
-from ..schema import Values, check_known
+from ..schema import Values, check_known, one_of
+from ..states.neutral import ParameterInfo
 from .executors import Executor, Update, check_weight
 
 __all__ = ['RuleOptimizer', 'Runner']
@@ -182,10 +183,25 @@ class Runner(mx_optimizer.Optimizer):
         """`shared_state` as it is saved; ``names`` are those of the parameters, by index. What is None is left out."""
         return {name: numpy.array(value, 'float64') for name, value in self.shared_state().items() if value is not None}
 
-    def set_variables(self, variables: Mapping[str, numpy.ndarray], names: Mapping[Any, str]) -> None:
-        """The inverse of `variables`; what is left out is as in a new optimizer."""
+    def read_variables(self, variables: Mapping[str, numpy.ndarray], pairs: Mapping[Any, ParameterInfo]) -> Dict[str, Any]:
+        """The `shared_state` that was saved as ``variables``; what is left out is as in a new optimizer. ``pairs`` are the saved
+        parameters, by index.
+
+        Raises ValueError for variables that are not those of this optimizer.
+        """
         fresh = type(self)().shared_state() if self.shared_state() else {}
-        self.set_shared_state({name: variables[name].item() if name in variables else value for name, value in fresh.items()})
+        self._check_variables(variables, fresh)
+        for name, value in variables.items():
+            if value.shape != () or not numpy.isfinite(value):
+                raise ValueError(f'The variable {name!r} of {self.rule.name} must be one finite number. Received from the file: '
+                                 f'{value.dtype}{list(value.shape)} {value.ravel()[:4].tolist()}. Restore another file.')
+        return {name: variables[name].item() if name in variables else value for name, value in fresh.items()}
+
+    def _check_variables(self, given: Iterable[str], known: Iterable[str]) -> None:
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise ValueError(f'The variables of {self.rule.name} must be among {one_of(sorted(known)) or "none"}. Received from '
+                             f'the file: {one_of(unknown[:8])}. It was written by another version of gluon_optim.')
 
     def _progress(self) -> Dict[str, Any]:
         """The attributes that `_count` changes, besides the counts of the parameters."""
