@@ -30,12 +30,11 @@ def adapted(optimizer: Any, contexts: Sequence[Any]) -> Any:
     if isinstance(optimizer, Runner):
         return optimizer
     try:
-        from . import builtin  # when it is needed, and where there is one: on MXNet 1.9.1
-        if builtin.has_drop_in(optimizer):
-            return Builtin(optimizer, contexts, builtin.twin(optimizer))
+        from .builtin import twin  # when it is needed, and where there is one: on MXNet 1.9.1
     except ImportError:
-        pass
-    return Stranger(optimizer, contexts)
+        return Stranger(optimizer, contexts)
+    counterpart = twin(optimizer)
+    return Stranger(optimizer, contexts) if counterpart is None else Builtin(optimizer, contexts, counterpart)
 
 
 class Native:
@@ -118,9 +117,8 @@ class Builtin(Native):
     def variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
         return self.twin.variables(names)
 
-    def set_variables(self, variables: Mapping[str, numpy.ndarray], names: Mapping[Any, str]) -> None:
-        self.twin.set_variables(variables, names)
-        self.set_shared_state(self.twin.shared_state())
+    def read_variables(self, variables: Mapping[str, numpy.ndarray], pairs: Mapping[Any, ParameterInfo]) -> Dict[str, Any]:
+        return {name: _moved(value, self._contexts[0]) for name, value in self.twin.read_variables(variables, pairs).items()}
 
 
 class Stranger(Native):
@@ -147,8 +145,9 @@ class Stranger(Native):
         return Values(**{'learning_rate': rate, **plain})
 
     def others(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-        """The other attributes as trees, and the arrays in them as variables. TypeError, naming it, for one that cannot be saved."""
-        trees, variables = {}, {}
+        """The other attributes as trees, and the arrays in them as variables; TypeError for one that cannot be saved."""
+        trees: Dict[str, Any] = {}
+        variables: Dict[str, Any] = {}
         for name, value in self._attributes().items():
             if _is_plain(value):
                 continue
@@ -175,18 +174,14 @@ class Stranger(Native):
 
     def arguments(self) -> List[str]:
         """Attributes that are arguments of the constructor, by name; all others are taken for state of the optimizer."""
-        names = {name for cls in type(self.optimizer).__mro__ if '__init__' in vars(cls) and cls is not object
-                 for name in inspect.signature(cls.__init__).parameters}
+        constructors = [vars(cls)['__init__'] for cls in type(self.optimizer).__mro__[:-1] if '__init__' in vars(cls)]
+        names = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
         return [name for name in self.hyperparameters().asdict() if name.lstrip('_') in names]
 
     def read_others(self, states: OptimizerStates, context: Any) -> Dict[str, Any]:
         """The inverse of `others`, on ``context``."""
-        def array(attribute: str, place: str, kind: str) -> Any:
-            value = states.variables[f'{attribute}:{place}']
-            return value[()] if kind == 'number' else value if kind == 'numpy' else to_mxnet_state(value, context)
-
-        return {attribute: put_together(tree, lambda place, kind, attribute=attribute: array(attribute, place, kind))
-                for attribute, tree in states.attributes.items()}
+        return {name: put_together(tree, _Arrays(states.variables, f'{name}:', context))
+                for name, tree in states.attributes.items()}
 
     # -- states -----------------------------------------------------------------------------------------------------
 
@@ -204,26 +199,41 @@ class Stranger(Native):
 
     def put_together(self, states: OptimizerStates, name: str, context: Any) -> Any:
         """The state of the saved parameter ``name``, as MXNet has it on ``context``."""
-        def array(place: str, kind: str) -> Any:
-            value = states.slots[name][place]
-            return value[()] if kind == 'number' else value if kind == 'numpy' else to_mxnet_state(value, context)
+        return put_together(states.trees[name], _Arrays(states.slots[name], '', context))
 
-        return put_together(states.trees[name], array)
-
-    def misfit(self, index: int, weight: Any, held: Any, saved: ParameterInfo, states: OptimizerStates) -> str:
-        """Why the saved state cannot be the optimizer's, '' if it can: it must nest as the one it has, or would make."""
+    def misfit(self, index: int, parameter: Any, saved: ParameterInfo, states: OptimizerStates) -> str:
+        """Why the saved state cannot be that of ``parameter``, '' if it can: it must nest as the one that the optimizer makes."""
         tree = states.trees.get(saved.name)
         if tree is None:
-            return f'{saved.name} was saved by an optimizer of another kind, its state has the names {one_of(states.slots[saved.name])}'
-        if held is None and weight is not None:
-            held = copy.copy(self.optimizer).create_state_multi_precision(index, weight)
-        here, arrays = self.take_apart(saved.name, held)
+            return f'the state of {saved.name} has the slots {one_of(states.slots[saved.name])}, of an optimizer with a rule'
+        fresh = copy.copy(self.optimizer).create_state_multi_precision(index, parameter.list_data()[0])
+        here, arrays = self.take_apart(saved.name, fresh)
         if not _is_fixed(here) or not _is_fixed(tree):  # lists and dictionaries may grow
             return ''
         needed = {place: _kind(array) for place, array in arrays.items()}
         found = {place: _kind(states.slots[saved.name][place]) for place in leaves(tree)}
         return '' if here == tree and needed == found else (
             f'the state of {saved.name} must be {_words(here, needed)}, in the file it is {_words(tree, found)}')
+
+
+class _Arrays:
+    """Saved arrays as MXNet has them, for `put_together`."""
+
+    def __init__(self, arrays: Mapping[str, numpy.ndarray], prefix: str, context: Any):
+        self.arrays, self.prefix, self.context = arrays, prefix, context
+
+    def __call__(self, place: str, kind: str) -> Any:
+        value = self.arrays[self.prefix + place]
+        if kind == 'number':
+            return value[()]
+        return numpy.array(value) if kind == 'numpy' else to_mxnet_state(value, self.context)
+
+
+def _moved(value: Any, context: Any) -> Any:
+    """A variable with its arrays on ``context``."""
+    if isinstance(value, dict):
+        return {key: _moved(item, context) for key, item in value.items()}
+    return value.as_in_context(context) if isinstance(value, NDArray) else value
 
 
 def to_mxnet_state(values: numpy.ndarray, context: Any) -> NDArray:
