@@ -247,7 +247,7 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
         # everything is known to fit: from here on net and trainer change
         remember(undo, (parameter for parameter in present.values() if parameter._data is not None))
         if set_states:
-            start(trainer)  # the first step would make the copies of each device those of the first one
+            start(trainer, undo)  # the first step would make the copies of each device those of the first one
         set_weights.apply()
         if set_states:
             report = set_states.apply(undo)

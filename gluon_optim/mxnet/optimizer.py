@@ -14,6 +14,7 @@ from ..rules.base import BASE_HYPERS, Rule, scalars
 from ..schema import Values, check_known, one_of
 from ..states.neutral import ParameterInfo
 from .executors import Executor, Update, check_weight
+from .weights import keep_kvstore
 
 __all__ = ['RuleOptimizer', 'Runner']
 
@@ -29,13 +30,14 @@ class Runner(mx_optimizer.Optimizer):
     """
 
     rule: ClassVar[Type[Rule]]
-    _process_only: ClassVar[Tuple[str, ...]] = ('_executor', '_checked', '_warned')  # never saved
+    _process_only: ClassVar[Tuple[str, ...]] = ('_executor', '_checked', '_warned', '_followed')  # never saved
 
     def _set_up(self) -> None:
         """What lives as long as the process."""
         self._executor = Executor(self.rule, self.split_state, self.slot_dtype)
         self._checked: Tuple[Any, Any] = (None, None)
         self._warned = False
+        self._followed: Tuple[Any, Any] = (None, None)  # the parameters, and the contexts that they were on
 
     def __getstate__(self) -> Dict[str, Any]:
         state = super().__getstate__()
@@ -96,10 +98,38 @@ class Runner(mx_optimizer.Optimizer):
         self.num_update = num_update
 
     def _set_current_context(self, device_id: int) -> None:
+        self._follow_parameters()
         # MXNet starts a new device at begin_num_update; a run that was resumed on it is further
         if device_id not in self._all_index_update_counts:
             self._all_index_update_counts[device_id] = dict(self._restored_counts)
         super()._set_current_context(device_id)
+
+    def _follow_parameters(self) -> None:
+        """Look after the trainer whose parameters these are: it keeps its kvstore, and where `reset_ctx` has moved the
+        parameters, counts, states and what is shared go with them."""
+        parameter = next(iter(self.param_dict.values()), None)
+        contexts = getattr(parameter, '_ctx_list', None)  # another list after each `reset_ctx`
+        parameters, before = self._followed
+        if parameters is self.param_dict and before is contexts:
+            return
+        trainer = getattr(parameter, '_trainer', None)
+        if trainer is not None and trainer._optimizer is self:
+            keep_kvstore(trainer)
+            if contexts is not None and len(contexts) > len(trainer._updaters) and not trainer._update_on_kvstore:
+                raise ValueError(f'The trainer updates as many copies of a parameter as there were when it was made, '
+                                 f'{len(trainer._updaters)}. Received: parameters on {contexts}. Save its states, and load them '
+                                 'into a new trainer.')
+            if before is not None:
+                self._move(trainer)
+        self._followed = self.param_dict, contexts
+
+    def _move(self, trainer: Any) -> None:
+        """Let whatever devices come next begin where the run is now."""
+        self.set_update_counts(self.update_counts(), self.num_update)
+        self.set_shared_state(self.shared_state())
+        for updater in (*trainer._updaters, getattr(trainer._kvstore, '_updater', None)):
+            if updater is not None:
+                updater.states_synced = dict.fromkeys(updater.states, False)  # it moves them before the next update
 
     # -- states -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 import mxnet
 import numpy
-from mxnet import gluon
+from mxnet import gluon, kvstore
 from mxnet import ndarray as nd
 
 from ..models.gluon import facts_of as facts_of_block
@@ -196,8 +196,7 @@ class StatesPlan(NamedTuple):
         if self.scales:
             keep(undo, vars(self.scaler))
             vars(self.scaler).update(self.scales)
-        start(trainer)
-        keep_kvstore(trainer)
+        start(trainer, undo)
         rewritten = _rewrite_weights(trainer, self.states, pairs)
         for updater in _updaters(trainer):
             keep(undo, updater.states)
@@ -276,10 +275,13 @@ def other_names(saved: Sequence[str], present: Sequence[str], states: OptimizerS
     return {**there, **here}
 
 
-def start(trainer: Any) -> None:
+def start(trainer: Any, undo: Optional[contextlib.ExitStack] = None) -> None:
     """What the first step does before it updates."""
     _start_kvstore(trainer)
     waiting, deferred = trainer._params_to_init, []
+    fresh = len(waiting) == len(trainer._params) and not trainer._distributed
+    if undo is not None and fresh and not isinstance(trainer._kvstore_params['kvstore'], kvstore.KVStoreBase):
+        undo.callback(type(trainer)._reset_kvstore, trainer)  # a user's own kvstore cannot be made anew
     try:
         while waiting:  # one by one: when one fails, those before it must not be initialized again, which a kvstore refuses
             trainer._params_to_init = waiting[:1]
@@ -292,6 +294,7 @@ def start(trainer: Any) -> None:
 
 def _start_kvstore(trainer: Any) -> None:
     """The part of `start` that changes no weights."""
+    keep_kvstore(trainer)
     if not trainer._kv_initialized:
         trainer._init_kvstore()
     if trainer._update_on_kvstore and trainer._kvstore._updater is None:

@@ -1,8 +1,10 @@
 """Weights that are set: without losing the states on a kvstore, and with a way back."""
 import contextlib
+import ctypes
 from typing import Any, Iterable, Sequence
 
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
+from mxnet import base as mx_base
 from mxnet import ndarray as nd
 from mxnet import numpy as mx_numpy
 from mxnet.ndarray.ndarray import array as nd_array
@@ -66,7 +68,14 @@ def write_weight(parameter: Any, values: Sequence[Any]) -> None:
         keep_kvstore(trainer)
         trainer._reset_kvstore()
     for array, value in zip(_arrays(parameter), values):
+        if array.stype == 'default':
+            _restore_layout(array)
         array[:] = value
+
+
+def _restore_layout(array: Any) -> None:
+    """Turn back what an inference has permuted for oneDNN: `NDArray._sync_copyfrom` takes no such array."""
+    mx_base.check_call(mx_base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(ctypes.c_void_p())))
 
 
 def remember(undo: contextlib.ExitStack, parameters: Iterable[Any]) -> None:
