@@ -10,8 +10,8 @@ from test_container import assert_same, example, forge, split
 
 from gluon_optim.states import container, inspection
 from gluon_optim.states.errors import StateFileError
+from gluon_optim.states.model import Run, Weight, digest
 from gluon_optim.states.nesting import DEPTH, leaves, put_together, take_apart
-from gluon_optim.states.neutral import Run, Weight, digest
 
 FIRST = Path(__file__).parent / 'format1'
 EXPECTED = json.loads((FIRST / 'expected.json').read_text())['files']

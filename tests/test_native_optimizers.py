@@ -13,6 +13,7 @@ mx = pytest.importorskip('mxnet')
 import gluon_optim as go  # noqa: E402
 from gluon_optim.mxnet.trainer import export_states, import_states  # noqa: E402
 from gluon_optim.states import inspection  # noqa: E402
+from gluon_optim.transfer.read import read  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 import native_runs as runs  # noqa: E402
@@ -59,7 +60,7 @@ def test_resumed_in_another_process_bit_for_bit(resumed, config):
 @pytest.mark.parametrize('name', [*runs.BUILTINS, *runs.STRANGERS])
 def test_their_files_can_be_read_without_them(resumed, name):
     folder = resumed[0]
-    contents = inspection.read(folder / name)
+    contents = read(folder / name)
     states = contents.states
     assert states.optimizer == name and inspection.missing(states) == [] and states.num_update == 3
     assert set(states.counts.values()) == {3} and len(list(inspection.rows(contents))) >= 4

@@ -8,7 +8,6 @@ docs/CHECKPOINTS.md describes the file, and which guarantees hold when.
 import contextlib
 import logging
 import math
-import operator
 import os
 import random
 import warnings
@@ -19,12 +18,13 @@ import numpy
 from mxnet import gluon
 from mxnet import ndarray as nd
 
+from ..schema import check_int
 from ..states import container
 from ..states.errors import StateFileError
 from ..states.manifest import run_record
 from ..states.matching import completes, match
-from ..states.neutral import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
-from .schedulers import keep
+from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
+from .lr_scheduler import keep
 from .trainer import LoadReport, Pieces, contexts_of, export_states, facts_of, other_names, plan_import, producer, shape_of, start
 from .weights import initialize, remember, write_weight
 
@@ -33,7 +33,7 @@ __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 log = logging.getLogger('gluon_optim')
 
 
-class Restored(dict):
+class Restored(Dict[str, Any]):
     """The user's ``extra``, and in attributes what else was restored.
 
     ``step, epoch, batch`` as they were given to `save_checkpoint`, None where they were not; ``metrics``; ``states`` is the
@@ -81,6 +81,21 @@ def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
     Raises TypeError or ValueError for what cannot be saved (an optimizer of MXNet, a scheduler without ``get_config``,
     parameters without a shape, ``extra`` that is not JSON, ``metrics`` that are no numbers), OSError where the file system
     refuses.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
+    ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
+    >>> restored, restored.step
+    ({'fold': 3}, 7)
     """
     run = checked_run(step, epoch, batch, metrics, extra)
     container.write(path, take(run, net, trainer, Pieces, reseed), run)
@@ -109,6 +124,21 @@ def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
 
     Raises StateFileError (a ValueError) for a damaged file or one that is no checkpoint, ValueError where something does not
     fit. Nothing has been changed then.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
+    ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
+    >>> restored, restored.step, str(restored.states)
+    ({'fold': 3}, 7, 'restored 2 of 2 parameters at step 1')
     """
     return restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
 
@@ -151,17 +181,7 @@ def checked_run(step: Any, epoch: Any, batch: Any, metrics: Any, extra: Any) -> 
 
 
 def _optional(name: str, value: Any) -> Optional[int]:
-    return None if value is None else whole(name, value)
-
-
-def whole(name: str, value: Any, least: int = 0) -> int:
-    """``value``, an integer of Python or NumPy, as one of Python."""
-    try:
-        if not isinstance(value, bool) and operator.index(value) >= least:
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ValueError(f'`{name}` must be a whole number, {least} or more. Received: {name}={value!r}.')
+    return None if value is None else check_int(name, value)
 
 
 def _checked_metrics(metrics: Any) -> Dict[str, float]:
@@ -206,7 +226,7 @@ def _data(name: str, parameter: Any) -> List[Any]:
         raise ValueError(f'Shapes of parameters must be known. Received: the deferred parameter {name}. '
                          'Run one forward pass first: net(batch).')
     _check_initialized(name, parameter)
-    return parameter.list_data()
+    return list(parameter.list_data())
 
 
 def _check_initialized(name: str, parameter: Any) -> None:

@@ -15,9 +15,9 @@ from mxnet.optimizer.optimizer import Optimizer
 
 from .. import rules
 from ..schema import Values, one_of
-from ..states.legacy import BOOKKEEPING
+from ..states.model import OptimizerStates, ParameterInfo
+from ..states.mxnet_files.reader import BOOKKEEPING
 from ..states.nesting import leaves, put_together, take_apart
-from ..states.neutral import OptimizerStates, ParameterInfo
 from .optimizer import Runner
 
 __all__ = ['Builtin', 'Native', 'Stranger', 'adapted', 'to_mxnet_state']
@@ -95,7 +95,8 @@ class Builtin(Native):
         self.twin, self.rule, self._contexts = twin, twin.rule, contexts
 
     def hyperparameters(self) -> Values:
-        return self.twin.hyperparameters()
+        h: Values = self.twin.hyperparameters()
+        return h
 
     def set_hyperparameters(self, h: Values) -> None:
         self.twin.lr_scheduler = self.lr_scheduler
@@ -104,7 +105,7 @@ class Builtin(Native):
         changed = {name: value for name, value in vars(self.twin).items() if name not in before or before[name] is not value}
         vars(self.optimizer).update((name, value) for name, value in changed.items() if name in vars(self.optimizer))
 
-    def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
+    def split_state(self, state: Any, h: Values, mixed: bool) -> Any:
         return self.twin.split_state(state, h, mixed)
 
     def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
@@ -114,7 +115,7 @@ class Builtin(Native):
         # MXNet keeps float32 slots where the drop-in has wider ones
         return 'float32' if self.twin.single_slots else self.twin.slot_dtype(dtype)
 
-    def variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
+    def variables(self, names: Mapping[Any, str]) -> Any:
         return self.twin.variables(names)
 
     def read_variables(self, variables: Mapping[str, numpy.ndarray], pairs: Mapping[Any, ParameterInfo]) -> Dict[str, Any]:

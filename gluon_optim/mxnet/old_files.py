@@ -2,8 +2,9 @@
 import os
 from typing import Any, List
 
-from ..states import container, legacy
-from ..states.neutral import OptimizerStates, ParameterInfo
+from ..states import container, mxnet_files
+from ..states.files import Kind, open_once
+from ..states.model import OptimizerStates, ParameterInfo
 
 __all__ = ['read_for']
 
@@ -13,11 +14,12 @@ def read_for(path: container.Path, trainer: Any, present: List[ParameterInfo]) -
 
     Raises StateFileError for a damaged file, ValueError for one that does not fit or does not contain its optimizer.
     """
-    if not os.path.isfile(path) or legacy.kind(path) != 'states':
-        return container.read(path)
     optimizer = trainer._optimizer  # its class may be named, and so may its scheduler's: their attributes are read
     allow = [f'{type(value).__module__}.{type(value).__qualname__}' for value in (optimizer, optimizer.lr_scheduler) if value]
-    states = legacy.read_states(path, [info.name for info in present], allow)
+    with open_once(path) as file:
+        if file.kind is not Kind.MXNET_STATES:
+            return container.read(file)
+        states = mxnet_files.read_states(file, [info.name for info in present], allow)
     if not states.optimizer:
         raise ValueError(f'Cannot load {os.fspath(path)!r}: it was saved without its optimizer, so that update counts and '
                          'hyper-parameters are not in it. Use trainer.load_states, which begins to count anew.')

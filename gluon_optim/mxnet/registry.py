@@ -9,7 +9,7 @@ from mxnet.optimizer.optimizer import Optimizer
 
 from .. import rules
 from ..rules.mx import DROP_INS
-from ..schema import check_known, folded
+from ..schema import check_known, lower_name
 from .optimizer import RuleOptimizer
 
 __all__ = ['create', 'register']
@@ -81,6 +81,8 @@ def create(name: str, **hypers: Any) -> Optimizer:
 
     Raises ValueError for an unknown name, TypeError for one that is no string, both for hyper-parameters that the rule refuses.
 
+    ``**hypers`` are the optimizer's own arguments and those of MXNet's base class, such as ``lr_scheduler``.
+
     >>> import gluon_optim as go
     >>> go.create('novograd', beta1=0.9).beta1
     0.9
@@ -90,7 +92,7 @@ def create(name: str, **hypers: Any) -> Optimizer:
     >>> type(go.create('adam')).__mro__[3]
     <class 'mxnet.optimizer.optimizer.Adam'>
     """
-    check_known('optimizer', folded(name), {*_CLASSES, *DROP_INS}, ValueError)
+    check_known('optimizer', lower_name(name), {*_CLASSES, *DROP_INS}, ValueError)
     if name.lower() in _CLASSES:
         return _CLASSES[name.lower()](**hypers)
     from . import builtin  # when it is needed: most programs do without

@@ -17,12 +17,13 @@ from mxnet import ndarray as nd
 
 from ..models.gluon import facts_of as facts_of_block
 from ..schema import Slot, Values, one_of, some_of
-from ..states import container, mxnet2
+from ..states import container
 from ..states.matching import completes, match
-from ..states.neutral import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
+from ..states.model import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
+from ..states.mxnet_files import mxnet2
+from .lr_scheduler import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .native import Stranger, adapted, to_mxnet_state
 from .old_files import read_for
-from .schedulers import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .weights import keep_kvstore, remember, write_weight
 
 __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_states', 'states_digest']
@@ -67,6 +68,20 @@ def save_states(trainer: Any, path: container.Path, net: Any = None) -> None:
 
     Raises TypeError for a scheduler, or an attribute or state of somebody else's optimizer, that cannot be saved, ValueError for
     parameters that have no shape yet or names that repeat, OSError where the file system refuses.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_states(trainer, f'{folder}/trainer.states', net=net)
+    ...     go.read_states(f'{folder}/trainer.states').names
+    ['bias', 'weight']
     """
     container.write(path, export_states(trainer, net, Pieces))
 
@@ -97,6 +112,20 @@ def load_states(trainer: Any, path: container.Path, net: Any = None, strict: boo
 
     Raises StateFileError (a ValueError) for a damaged file, ValueError for states of another optimizer, or names, shapes
     or types that do not fit. Nothing has been changed then.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_states(trainer, f'{folder}/trainer.states', net=net)
+    ...     print(go.load_states(trainer, f'{folder}/trainer.states', net=net))
+    restored 2 of 2 parameters at step 1
     """
     check_trainer(trainer)
     states = read_for(path, trainer, _parameters(trainer, net))
@@ -108,6 +137,17 @@ def states_digest(trainer: Any, net: Any = None) -> str:
 
     Over the optimizer's name, num_update and, by sorted name, the types and shapes of weights, counts, and the bytes of
     slots and masters. Not over devices, hyper-parameters or paths.
+
+    ``trainer`` and ``net`` are those of `save_states`; raises the same TypeError and ValueError.
+
+    >>> import gluon_optim as go
+    >>> from mxnet import gluon
+    >>> def digest_of(name):
+    ...     net = gluon.nn.Dense(1, in_units=2, prefix='dense_')
+    ...     net.initialize()
+    ...     return go.states_digest(gluon.Trainer(net.collect_params(), name))
+    >>> digest_of('novograd') == digest_of('novograd'), digest_of('novograd') == digest_of('adamw')
+    (True, False)
     """
     return digest(export_states(trainer, net, Pieces))
 
@@ -310,8 +350,8 @@ def _updaters(trainer: Any) -> List[Any]:
 def contexts_of(trainer: Any) -> List[Any]:
     """The devices of the parameters, in their order: `reset_ctx` may have moved them since the trainer was made."""
     for parameter in trainer._params:
-        return parameter.list_ctx() if hasattr(parameter, 'list_ctx') else parameter.list_device()  # MXNet 1.x, 2.x
-    return trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices
+        return list(parameter.list_ctx() if hasattr(parameter, 'list_ctx') else parameter.list_device())  # MXNet 1.x, 2.x
+    return list(trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices)
 
 
 def _parameters(trainer: Any, net: Any) -> List[ParameterInfo]:
@@ -482,11 +522,11 @@ def _misfit(trainer: Any, index: int, optimizer: Any, slots: Sequence[Slot], pre
 
 def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Values:
     """Those that will hold, checked by the rule."""
-    now = optimizer.hyperparameters()
+    now: Values = optimizer.hyperparameters()
     if mode == 'current':
         return now
     try:
-        saved = optimizer.rule.hyperparameters(**states.hypers)
+        saved: Values = optimizer.rule.hyperparameters(**states.hypers)
     except (TypeError, ValueError) as error:
         raise ValueError(f'The hyper-parameters in the file must be those of {optimizer.rule.name}. {error} '
                          'Pass hyperparameters="current" to go on with the trainer\'s.') from error

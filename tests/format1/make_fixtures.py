@@ -21,7 +21,7 @@ from test_container import example  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
 from gluon_optim.states import container  # noqa: E402
-from gluon_optim.states.neutral import digest  # noqa: E402
+from gluon_optim.states.model import digest  # noqa: E402
 
 RUN = {'contexts': [0, 1], 'half': True, 'arguments': {'multi_precision': True},
        'scheduler': ['FactorScheduler', {'step': 2, 'factor': 0.5, 'base_lr': 0.1}]}
