@@ -279,7 +279,8 @@ def _entries(plan: Plan) -> Dict[str, Any]:
 
 def _choices(name: str, found: Source, target: Target) -> List[str]:
     """What may become ``name``: of its shape, and of its kind if there are such."""
-    fit = [other for other, array in found.arrays.items() if _may_be(array.shape, target.shapes[name])]
+    fit = [other for other, array in found.arrays.items()
+           if other not in found.shared and _may_be(array.shape, target.shapes[name])]
     dotted = any('.' in other for other in found.arrays)
     alike = [other for other in fit if torch_leaf(split(other, dotted)[1]) == name.rpartition('.')[2]]
     return alike or fit
