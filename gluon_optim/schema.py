@@ -13,7 +13,7 @@ import numbers
 import operator
 from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
-__all__ = ['Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of']
+__all__ = ['Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of', 'some_of']
 
 
 class Interval(NamedTuple):
@@ -184,6 +184,16 @@ def one_of(names: Iterable[Any]) -> str:
     "'a', 'b', None"
     """
     return ', '.join(map(repr, names))
+
+
+def some_of(names: Collection[Any], most: int = 6) -> str:
+    """Names as `one_of` lists them, and of more than ``most`` the first ones and how many there are.
+
+    >>> some_of('abcdef', most=3)
+    "'a', 'b', 'c', ... (6)"
+    """
+    shown = one_of(list(names)[:most])
+    return shown if len(names) <= most else f'{shown}, ... ({len(names)})'
 
 
 # other frameworks' words for MXNet's

@@ -652,8 +652,6 @@ def test_bad_arguments(path):
         go.load_states(trainer, path, hyperparameters='mine')
     with pytest.raises(TypeError, match='gluon.Trainer'):
         go.save_states(net, path)
-    with pytest.raises(TypeError, match='mxnet.optimizer.optimizer.Adam.*trainer.save_states'):
-        go.save_states(gluon.Trainer(net.collect_params(), 'adam'), path)
     with pytest.raises(FileNotFoundError):
         go.load_states(trainer, path + '.absent')
 
@@ -667,10 +665,9 @@ def test_deferred_parameters(path):
             call()
     assert not os.path.exists(path)
     go.save_states(dense(3)[1], path)
-    with pytest.raises(ValueError, match='forward pass'):
-        go.load_states(trainer, path)
-    net(mx.nd.ones((1, 2)))
-    go.save_states(trainer, path)
+    with pytest.warns(UserWarning, match='automatic numbers'):
+        go.load_states(trainer, path)  # tests/test_deferred.py has more of this
+    assert net.weight.shape == (3, 3) and net.weight.data().shape == (3, 3)
 
 
 # Reports and digests

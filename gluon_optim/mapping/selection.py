@@ -21,7 +21,8 @@ def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> Li
     if isinstance(names, str):
         raise TypeError(f'`params` must be a list of names. Received: {names!r}. Write [{names!r}].')
     known = {info.name: info for info in states.parameters}
-    names = list(names)
+    shared = {name: first for name, first in (states.facts or {}).get('shared', {}).items() if name not in known}
+    names = [shared.get(name, name) if isinstance(name, str) else name for name in names]
     for name in names:
         check_known('parameter', name, known, ValueError)
     repeated = sorted({name for name in names if names.count(name) > 1})

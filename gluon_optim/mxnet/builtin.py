@@ -442,8 +442,17 @@ def restore_builtins() -> None:
     """
     registry = mx_optimizer.Optimizer.opt_registry
     registry.update((name, cls.replaces) for name, cls in CLASSES.items() if registry[name] is cls)
-    if not _in_use and mx_optimizer.Updater.set_states is _set_states_and_drop_in:
-        mx_optimizer.Updater.set_states = _set_states
+    _give_back_loading()
+
+
+def twin(optimizer: mx_optimizer.Optimizer) -> Optional[DropIn]:
+    """A drop-in with the attributes of ``optimizer``, to read its states and write them, if it is of a class that has one."""
+    if _of(optimizer) is None:
+        return None
+    copied: DropIn = drop_in(optimizer)
+    _in_use.discard(copied)  # nobody trains with it
+    _give_back_loading()
+    return copied
 
 
 def drop_in(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
@@ -474,6 +483,13 @@ _set_states = mx_optimizer.Updater.set_states  # MXNet's
 def _take_over_loading() -> None:
     """Let updaters that ran a drop-in, or whose optimizer is accelerated, go on with a drop-in after loading states."""
     mx_optimizer.Updater.set_states = _set_states_and_drop_in
+
+
+def _give_back_loading() -> None:
+    """Let MXNet load as it does on its own, where no drop-in is in use."""
+    registry = mx_optimizer.Optimizer.opt_registry
+    if not _in_use and not any(registry.get(name) is cls for name, cls in CLASSES.items()):
+        mx_optimizer.Updater.set_states = _set_states
 
 
 @functools.wraps(_set_states)

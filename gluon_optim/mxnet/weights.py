@@ -6,10 +6,19 @@ from typing import Any, Iterable, Sequence
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet import base as mx_base
 from mxnet import ndarray as nd
+from mxnet import numpy as mx_numpy
+from mxnet.ndarray.ndarray import array as nd_array
+from mxnet.util import is_np_array
 
 from .typing import ParameterLike, TrainerLike
 
-__all__ = ['keep_kvstore', 'remember', 'write_weight']
+__all__ = ['initialize', 'keep_kvstore', 'remember', 'write_weight']
+
+
+def initialize(parameter: ParameterLike, value: Any) -> None:
+    """Give the NumPy array ``value`` to a parameter whose initialization was deferred, on all its devices."""
+    make = mx_numpy.array if is_np_array() else nd_array
+    parameter._load_init(make(value, dtype=value.dtype), None)
 
 
 def keep_kvstore(trainer: TrainerLike) -> None:

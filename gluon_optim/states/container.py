@@ -29,6 +29,7 @@ from .manifest import (
     TENSOR,
     UNSIGNED,
     VERSION,
+    VERSIONS,
     Entry,
     check,
     check_record,
@@ -232,8 +233,9 @@ def _parse(header: bytes) -> Tuple[Dict[str, Any], Dict[str, Entry]]:
     manifest = _loads(metadata['gluon_optim'].encode())
     if not isinstance(manifest, dict) or manifest.get('format') not in (FORMAT, CHECKPOINT):
         raise StateFileError(f'the manifest must be of the format {FORMAT!r} or {CHECKPOINT!r}. {DAMAGED}')
-    if manifest.get('version') != VERSION:
-        raise StateFileError(f'the version of the format must be {VERSION}. Received: {show(manifest.get("version"))}. '
+    version = manifest.get('version')
+    if type(version) is not int or version not in VERSIONS:
+        raise StateFileError(f'the version of the format must be {" or ".join(map(str, VERSIONS))}. Received: {show(version)}. '
                              'Install the gluon_optim that wrote the file, or a newer one.')
     entries = {}
     for key, tensor in tensors.items():

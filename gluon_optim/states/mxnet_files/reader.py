@@ -14,6 +14,7 @@ from ...schema import Values, one_of
 from ..errors import UnreadableFile
 from ..files import ZIP_MAGIC, Kind, OpenFile, Path, open_once
 from ..model import OptimizerStates, ParameterInfo
+from ..nesting import take_apart
 from .builtins import BUILTINS, Layout
 from .inert_pickle import Array, Object, load
 from .names import Params, assign
@@ -189,6 +190,7 @@ class _Reader:
             counts={info.name: counts.get(key, 0) for info, key in zip(infos, keys)},
             slots={names[key]: slots[key] for key in names}, master={names[key]: masters[key] for key in names if key in masters},
             scheduler=self._scheduler(), variables=self._variables(names),
+            trees={names[key]: tree for key, tree in self._trees().items()},
             producer={'mxnet': f'{self.version}.x'} if self.optimizer else {}, report=[*self.report, *report])
 
     # -- the optimizer ------------------------------------------------------------------------------------------------
@@ -205,7 +207,8 @@ class _Reader:
                                "called 'mxnet.adamw' here.")
             return 'mxnet.adamw'
         if self.builtin is None:
-            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are called 0, 1, ...')
+            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are called by their '
+                               'places.')
         return self.class_name
 
     def _hypers(self) -> Dict[str, Any]:
@@ -327,7 +330,7 @@ class _Reader:
         elif self.builtin is not None:
             layouts = self.builtin.layouts(self.version)
         else:
-            return lambda state: (self._numbered(state), None)
+            return lambda state: (self._nested(state)[1], None)
         last = self.builtin is not None and self.builtin.is_master_last(self.version)
 
         def split(state: Any) -> Tuple[Dict[str, Array], Optional[Array]]:
@@ -342,17 +345,30 @@ class _Reader:
                              'and a master.')
         return split
 
-    def _numbered(self, state: Any) -> Dict[str, Array]:
-        """The arrays of a state of unknown meaning, by their place; None takes a place as well."""
-        return {str(place): leaf for place, leaf in enumerate(self._leaves(state, 0)) if leaf is not None}
-
-    def _leaves(self, state: Any, depth: int) -> List[Optional[Array]]:
-        self._visit(depth)
-        if type(state) in (tuple, list):
-            return [leaf for part in state for leaf in self._leaves(part, depth + 1)]
-        if state is not None and type(state) is not Array:
+    def _nested(self, state: Any) -> Tuple[Any, Dict[str, Array]]:
+        """The tree of a state of unknown meaning, and its arrays by their places."""
+        self._walk(state, 0)
+        if state is not None and type(state) not in (tuple, list, dict, Array):
             self.source.fail('the state of a parameter must consist of arrays.')
-        return [state]
+        try:
+            return take_apart(state, Array)
+        except TypeError as error:
+            self.source.fail(f'the state of a parameter must consist of arrays: {error}.')
+
+    def _walk(self, state: Any, depth: int) -> None:
+        self._visit(depth)
+        for part in state.values() if type(state) is dict else state if type(state) in (tuple, list) else ():
+            self._walk(part, depth + 1)
+
+    def _trees(self) -> Dict[Any, Any]:
+        """How the states of an optimizer nest that is neither MXNet's nor ours."""
+        if self.optimizer is None or self.ours is not None or self.builtin is not None:
+            return {}
+        others = [name for name, value in self.attributes.items() if name not in BOOKKEEPING and type(value) not in PLAIN]
+        if others:
+            self.report.append(f'The attributes {one_of(others[:8])} of {self.class_name} are not numbers or texts, and were not '
+                               'read.')
+        return {key: self._nested(state)[0] for key, state in self.states.items()}
 
     def _states(self, hypers: Dict[str, Any]) -> Tuple[Dict[Any, Dict[str, numpy.ndarray]], Dict[Any, numpy.ndarray]]:
         """Slots and masters of all parameters, by key."""
