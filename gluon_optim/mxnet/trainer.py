@@ -185,14 +185,14 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
                          f'Create the trainer with {states.optimizer!r}, or load states of {name!r}.')
     stranger = isinstance(optimizer, Stranger)
     h = optimizer.merged(states.hypers, hyperparameters) if stranger else _hyperparameters(optimizer, states, hyperparameters)
-    scheduler = plan_scheduler(optimizer.lr_scheduler, states.scheduler, states.num_update, hyperparameters)
+    scheduler = plan_scheduler(optimizer.lr_scheduler, optimizer.num_update, states.scheduler, states.num_update, hyperparameters)
     present = _parameters(trainer, net)
     fit = _match(trainer, optimizer, states, present, () if stranger else optimizer.rule.slots(h), strict)
     _check_shapes(trainer)
     shared = (optimizer.read_others(states, contexts_of(trainer)[0]) if stranger
               else optimizer.read_variables(states.variables, fit.pairs))
     notes = [*fit.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
-             *_differences(optimizer, h, states, fit.pairs, present, hyperparameters)]
+             *_differences(optimizer, h, states, fit.pairs, present, hyperparameters), *scheduler.notes]
     scaler, scales = _loss_scaler(trainer, states, notes)
     _start_kvstore(trainer)
     arrays = _to_devices(trainer, optimizer, states, fit, h)
