@@ -1,14 +1,13 @@
 """Parameters of Gluon, and what is known about their layers: from files, symbols and Blocks. MXNet is not imported."""
-import json
 import os
 import re
 import weakref
 from dataclasses import dataclass, field, replace
-from typing import Any, Collection, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Collection, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 import numpy
 
-from ..states import container, mxnet_files
+from ..states import container, json_text, mxnet_files
 from ..states.errors import UnreadableFile
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import OptimizerStates, Run, Weight
@@ -21,8 +20,8 @@ __all__ = ['Facts', 'Source', 'of_checkpoint', 'source_of', 'with_states']
 class Facts:
     """What is known about layers besides their arrays, by names of parameters; from a symbol or a Block."""
 
-    ones: List[str] = field(default_factory=list)            # gammas that are 1 whatever their arrays say: fix_gamma
-    channels_last: List[str] = field(default_factory=list)   # weights of convolutions in NHWC and the like
+    ones: Set[str] = field(default_factory=set)              # gammas that are 1 whatever their arrays say: fix_gamma
+    channels_last: Set[str] = field(default_factory=set)     # weights of convolutions in NHWC and the like
     packed: Dict[str, Rnn] = field(default_factory=dict)
     notes: List[str] = field(default_factory=list)
     order: List[str] = field(default_factory=list)           # in which the net uses them
@@ -72,7 +71,7 @@ def _of_file(path: Union[Path, OpenFile]) -> Source:
                                  f'file of kind {file.kind.value!r}.')
         path, found = file.path, Source(repr(file.path), dict(mxnet_files.read_params(file)))
     symbol = re.sub(r'(-\d{4})?\.params$', '', path) + '-symbol.json'
-    if os.path.isfile(symbol):
+    if os.path.lexists(symbol):
         facts = _of_symbol(symbol)
         if set(found.arrays) <= set(facts.order):  # else it is of another net, or the file has names of places
             found.facts = facts
@@ -187,9 +186,9 @@ def _look(block: Any, prefix: str, found: Source) -> None:
         if name not in found.arrays:
             continue
         if leaf == 'gamma' and options.get('fix_gamma'):
-            found.facts.ones.append(name)
+            found.facts.ones.add(name)
         if leaf == 'weight' and str(options.get('layout', '')).endswith('C') and found.arrays[name].ndim > 2:
-            found.facts.channels_last.append(name)
+            found.facts.channels_last.add(name)
         if leaf == 'rnn_param':
             found.facts.packed[name] = Rnn(block._mode, block._hidden_size, block._num_layers, block._dir == 2,
                                            block._projection_size or None)
@@ -214,34 +213,42 @@ EPSILONS = {'BatchNorm': 1e-3, 'InstanceNorm': 1e-3, 'LayerNorm': 1e-5, 'GroupNo
 
 def _of_symbol(path: str) -> Facts:
     """What a symbol tells about the parameters of its layers."""
+    remedy = 'It is the symbol beside the parameters. Repair it, or move it away: the parameters can be converted without it.'
     try:
-        with open(path, encoding='utf-8') as file:
-            nodes = json.load(file)['nodes']
+        nodes = json_text.read(path, 'the symbol')['nodes']
         graph = [(node['op'], node['name'], dict(node.get('attrs') or node.get('attr') or node.get('param') or {}),
                   [nodes[entry[0]]['name'] for entry in node['inputs']]) for node in nodes]
         return _facts_of(graph)
+    except UnreadableFile as error:
+        raise UnreadableFile(f'{error} {remedy}') from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UnreadableFile(f'Cannot read {path!r}, the symbol beside the parameters: {type(error).__name__}: {error}. Repair '
-                             'it, or move it away: the parameters can be converted without it.') from error
+        raise UnreadableFile(f'Cannot read {path!r}: {type(error).__name__}: {error}. {remedy}') from error
 
 
 def _facts_of(graph: List[Tuple[str, str, Dict[str, Any], List[str]]]) -> Facts:
     """From nodes: operator, name, options, names of inputs."""
     facts = Facts(order=[name for op, name, _, _ in graph if op == 'null'])
+    variables = set(facts.order)
     for op, _, options, inputs in graph:
         if op in EPSILONS and len(inputs) > 1:
             if op == 'BatchNorm' and _true(options.get('fix_gamma', True)):
-                facts.ones.append(inputs[1])
+                facts.ones.add(inputs[1])
             _say_constants(facts, re.sub('[._]gamma$', '', inputs[1]), {'eps': EPSILONS[op], **options})
         elif op in ('Convolution', 'Deconvolution') and len(inputs) > 1 and str(options.get('layout', '')).endswith('C'):
-            facts.channels_last.append(inputs[1])
-        elif op in ('RNN', '_npx_rnn') and len(inputs) > 1 and inputs[1] in facts.order:
+            facts.channels_last.add(inputs[1])
+        elif op in ('RNN', '_npx_rnn') and len(inputs) > 1 and inputs[1] in variables:
             projection = str(options.get('projection_size', 'None'))
             facts.packed[inputs[1]] = Rnn(
-                options['mode'], int(options['state_size']), int(options['num_layers']), _true(options.get('bidirectional')),
-                int(projection) if projection not in ('None', '') else None)
+                options['mode'], _whole(options['state_size']), _whole(options['num_layers']), _true(options.get('bidirectional')),
+                _whole(projection) if projection not in ('None', '') else None)
     return facts
 
 
 def _true(value: Any) -> bool:
     return str(value) in ('True', 'true', '1')
+
+
+def _whole(text: Any) -> int:
+    if not 0 < len(str(text)) <= 16:  # converting a million digits takes seconds
+        raise ValueError(f'the sizes of a layer must be whole numbers. Received: {str(text)[:40]!r}')
+    return int(text)
