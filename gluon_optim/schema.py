@@ -245,9 +245,10 @@ def check_known(what: str, name: Any, known: Iterable[str], error: Type[Exceptio
       ...
     TypeError: Unknown argument of adamw 'lr'. Did you mean 'learning_rate'? Known: 'learning_rate', 'wd'.
     """
-    known = sorted(known)
+    known = known if isinstance(known, Collection) else list(known)
     if isinstance(name, str) and name in known:
         return
+    known = sorted(known)
     of = f' of {owner}' if owner else ''
     if not isinstance(name, str):
         raise TypeError(f'The name of the {what}{of} must be a string. Received: {name!r}. Known: {one_of(known)}.')

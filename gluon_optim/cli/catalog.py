@@ -5,7 +5,7 @@ from typing import Any
 
 from ..rules import catalog
 from ..transfer.refused import Refused
-from .text import table
+from .text import say, table
 
 __all__ = ['add_commands']
 
@@ -32,7 +32,7 @@ def _list(options: Namespace) -> int:
         raise Refused(f'No optimizer matches {options.pattern!r}. `gluon-optim list` has them all.')
     width = max(map(len, names))
     for name in names:
-        print(f'{name:{width}}  {catalog.optimizer_info(name).summary}')
+        say(f'{name:{width}}  {catalog.optimizer_info(name).summary}')
     return 0
 
 
@@ -41,15 +41,18 @@ def _info(options: Namespace) -> int:
     if options.json:
         print(json.dumps(info.asdict(), indent=2))
         return 0
-    print(f'{info.name}: {info.summary}\n{info.paper}\n')
-    print('\n'.join('    ' + line if line else '' for line in info.formula.splitlines()))
-    print('\nArguments')
+    formula = ['    ' + line if line else '' for line in info.formula.splitlines()]
+    for line in (f'{info.name}: {info.summary}', info.paper, '', *formula, ''):
+        say(line)
+    say('Arguments')
     table([(h.name, repr(h.default), h.allowed, h.doc) for h in info.hypers])
-    print(f'\nState: {info.memory}')
+    say()
+    say(f'State: {info.memory}')
     table([(slot.name, 'as the weight' if slot.like == 'weight' else 'one number', slot.doc) for slot in info.slots])
-    print('\nRuns on: ' + ', '.join(info.runtimes))
+    say()
+    say('Runs on: ' + ', '.join(info.runtimes))
     if info.equals:
-        print('Equals: ' + ', '.join(info.equals))
+        say('Equals: ' + ', '.join(info.equals))
     for what, why in info.exceptions.items():
-        print(f'Exception: {what}: {why}')
+        say(f'Exception: {what}: {why}')
     return 0

@@ -15,7 +15,7 @@ from ..transfer.targets import CLASS_TARGETS, PROGRAMS, Job
 from . import models
 from .options import NAMELESS_FILES, add_command, check_used, opened, progress, read_contents
 from .paths import keep_apart, output_for
-from .text import dumps, in_options, shape_text, table
+from .text import dumps, in_options, say, shape_text, table
 
 __all__ = ['add_commands', 'add_conversion']
 
@@ -129,11 +129,11 @@ def _reporting(path: Optional[str]) -> Iterator[Callable[[Dict[str, Any]], Any]]
 def _tell(report: Dict[str, Any]) -> None:
     number = f'{len(report["parameters"])} parameters'
     if 'what' in report:
-        print(f'{report["output"]}: {report["what"]}, {number}')
+        say(f'{report["output"]}: {report["what"]}, {number}')
         table([('in PyTorch', 'in Gluon', 'shape', 'dtype', 'how')] + [
             (row['name'], row['from'] or '', shape_text(row['shape'], bool(row['dtype'])), row['dtype'], row['how'])
             for row in report['parameters']])
     else:
-        print(f'{report["output"]}: {report["optimizer"]} at update {report["num_update"]}, {number}')
+        say(f'{report["output"]}: {report["optimizer"]} at update {report["num_update"]}, {number}')
     for line in [*('lost: ' + line for line in report['lost']), *report['report']]:
-        print('  ' + line)
+        say('  ' + line)

@@ -14,7 +14,7 @@ from ..transfer.read import READABLE
 from ..transfer.refused import refusing
 from .options import NAMELESS_FILES, add_command, add_common, check_used, opened, read_contents
 from .paths import keep_apart
-from .text import dumps, in_options, pairs, shape_text, short, table
+from .text import dumps, in_options, pairs, say, shape_text, short, table
 
 __all__ = ['add_commands']
 
@@ -54,7 +54,7 @@ def _inspect(options: Namespace) -> int:
         print(dumps(dict(contents.about(), arrays=[row._asdict() for row in rows if row.array is not None])))
         return 0
     for line in _about(contents):
-        print(line)
+        say(line)
     mults = _multipliers(contents)
     table([('parameter', 'shape', 'dtype', 'updates', *mults, 'array', 'norm', 'zeros', 'non-finite')] + [
         (row.parameter, shape_text(row.shape, row.array is not None), row.dtype, '' if row.updates is None else str(row.updates),
@@ -82,7 +82,7 @@ def _diff(options: Namespace) -> int:
     if options.json:
         print(dumps({'equal': not differences, 'differences': [difference._asdict() for difference in differences]}))
     elif not differences:
-        print('equal')
+        say('equal')
     else:
         table([('what', 'a', 'b', 'elements', 'largest difference')] + [
             (d.what, short(d.a), short(d.b), '' if d.elements is None else str(d.elements),
@@ -107,10 +107,10 @@ def _verify(options: Namespace) -> int:
         print(dumps(facts))
     else:
         how = 'every byte has its checksum' if checked else 'it can be read as a whole; files of this kind have no checksums'
-        print(f'{contents.kind.value}: {how}')
-        print(f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else ''))
+        say(f'{contents.kind.value}: {how}')
+        say(f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else ''))
         for line in found:
-            print('incomplete: ' + line)
+            say('incomplete: ' + line)
     return 1 if found else 0
 
 

@@ -12,6 +12,7 @@ from ..states.progress import watched
 from ..transfer.names import Params
 from ..transfer.read import NAMELESS, READABLE, read
 from ..transfer.targets import CLASS_TARGETS
+from .text import escaped
 
 __all__ = ['NAMELESS_FILES', 'add_command', 'add_common', 'check_used', 'opened', 'progress', 'read_contents']
 
@@ -78,6 +79,7 @@ def progress(what: str, size: int, way: str) -> Iterator[None]:
     except ImportError:
         yield
         return
+    what = escaped(what, getattr(sys.stderr, 'encoding', None) or 'utf-8')
     with tqdm(desc=what, total=size, unit='B', unit_scale=True, leave=False, delay=DELAY,
               disable=None if sys.stderr is not None and sys.stderr.isatty() else True) as bar, watched(bar.update, way):
         yield

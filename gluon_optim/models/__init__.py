@@ -341,11 +341,12 @@ def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
     if whole:
         lines.append(f'{" and ".join(map(repr, whole))}: whole numbers, as in Gluon; PyTorch does not train them')
     used = {take.source for take in plan.values()}
+    given_up = set(dropped)
+    told = {*given_up, *found.shared, *used}
     lines += [f'{name!r} of Gluon has the values of {other!r}, which was converted: it was taken to be the same parameter'
-              for name, other in found.alike.items() if not {name, other} <= used and name not in [*dropped, *found.shared]
-              and name not in used]
+              for name, other in found.alike.items() if name not in told]
     lines += [f'{name!r} of Gluon is {other!r}, which was converted' for name, other in found.shared.items()
-              if name not in used and name not in dropped]
+              if name not in used and name not in given_up]
     lines += [f'{name!r} of Gluon was dropped, as the map says' for name in dropped]
     return lines
 
@@ -373,8 +374,8 @@ def _follow(model: TorchModel, states: OptimizerStates, allow_lossy: bool) -> Op
                          f'{one_of(list(infos)[:8])}, ... Read them with params= the names of the weights.')
     if untrained:
         result.report.append(f'not in the optimizer of the run: {some_of(untrained)}; give the one in PyTorch the others only')
-    left = [name for name in states.slots if name not in {take.source for take in model.plan.values()} and name not in model.dropped
-            and model.found.shared.get(name) is None]
+    known = {*(take.source for take in model.plan.values()), *model.dropped, *model.found.shared}
+    left = [name for name in states.slots if name not in known]
     if left:
         raise ValueError(f'The optimizer has states of {one_of(left[:8])}, not in {model.found.what}. Are they of another net?')
     return result

@@ -1,15 +1,14 @@
 """Parameters of Gluon, and what is known about their layers: from files, symbols and Blocks. MXNet is not imported."""
-import json
 import os
 import re
 import weakref
 from dataclasses import dataclass, field, replace
-from typing import Any, Collection, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Collection, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 import numpy
 
 from ..schema import some_of
-from ..states import container, mxnet_files
+from ..states import container, json_text, mxnet_files
 from ..states.errors import UnreadableFile
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import OptimizerStates, Run, Weight
@@ -22,10 +21,10 @@ __all__ = ['Facts', 'Source', 'facts_of', 'of_checkpoint', 'source_of', 'with_st
 class Facts:
     """What is known about layers besides their arrays, by names of parameters; from a symbol, a Block or a checkpoint."""
 
-    ones: List[str] = field(default_factory=list)            # gammas that are 1 whatever their arrays say: fix_gamma
+    ones: Set[str] = field(default_factory=set)              # gammas that are 1 whatever their arrays say: fix_gamma
     epsilon: Dict[str, float] = field(default_factory=dict)  # of the layer of a gamma
     momentum: Dict[str, float] = field(default_factory=dict)  # likewise, MXNet's: PyTorch's is 1 - momentum
-    channels_last: List[str] = field(default_factory=list)   # weights of convolutions in NHWC and the like
+    channels_last: Set[str] = field(default_factory=set)     # weights of convolutions in NHWC and the like
     packed: Dict[str, Rnn] = field(default_factory=dict)
     shared: Dict[str, str] = field(default_factory=dict)     # name -> another name of the same parameter
     unknown: List[str] = field(default_factory=list)         # gammas of which nothing is known
@@ -37,17 +36,17 @@ class Facts:
         def first(name: str) -> str:
             return self.shared.get(name, name)
 
-        return {'fix_gamma': list(dict.fromkeys(map(first, self.ones))),
+        return {'fix_gamma': sorted(set(map(first, self.ones))),
                 'epsilon': {first(name): value for name, value in self.epsilon.items()},
                 'momentum': {first(name): value for name, value in self.momentum.items()},
-                'channels_last': list(dict.fromkeys(map(first, self.channels_last))),
+                'channels_last': sorted(set(map(first, self.channels_last))),
                 'packed': {first(name): rnn._asdict() for name, rnn in self.packed.items()},
                 'shared': dict(self.shared), 'unknown': list(dict.fromkeys(map(first, self.unknown)))}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any], order: Collection[str]) -> 'Facts':
         """The inverse of `record`, for a net whose parameters are used in that ``order``."""
-        return cls(list(record['fix_gamma']), dict(record['epsilon']), dict(record['momentum']), list(record['channels_last']),
+        return cls(set(record['fix_gamma']), dict(record['epsilon']), dict(record['momentum']), set(record['channels_last']),
                    {name: Rnn(**rnn) for name, rnn in record['packed'].items()}, dict(record['shared']), list(record['unknown']),
                    order=list(order))
 
@@ -111,7 +110,7 @@ def _of_file(path: Union[Path, OpenFile]) -> Source:
                                  f'file of kind {file.kind.value!r}.')
         path, found = file.path, Source(repr(file.path), dict(mxnet_files.read_params(file)))
     symbol = re.sub(r'(-\d{4})?\.params$', '', path) + '-symbol.json'
-    if os.path.isfile(symbol):
+    if os.path.lexists(symbol):
         facts = _of_symbol(symbol)
         if set(found.arrays) <= set(facts.order):  # else it is of another net, or the file has names of places
             found.facts = facts
@@ -263,9 +262,9 @@ def _look(block: Any, prefix: str, facts: Facts, parameters: Mapping[str, Any]) 
             if isinstance(options.get('momentum'), (int, float)):
                 facts.momentum[name] = float(options['momentum'])
             if options.get('fix_gamma'):
-                facts.ones.append(name)
+                facts.ones.add(name)
         if leaf == 'weight' and str(options.get('layout', '')).endswith('C') and len(parameters[name].shape or ()) > 2:
-            facts.channels_last.append(name)
+            facts.channels_last.add(name)
         if leaf == 'rnn_param':
             facts.packed[name] = Rnn(block._mode, block._hidden_size, block._num_layers, block._dir == 2,
                                      block._projection_size or None)
@@ -276,9 +275,9 @@ def _look(block: Any, prefix: str, facts: Facts, parameters: Mapping[str, Any]) 
 def _look_at_symbol(block: Any, prefix: str, facts: Facts) -> None:
     """Add what the symbol of a ``SymbolBlock`` tells; there parameters have their full names."""
     places = {name: prefix + leaf for leaf, parameter in block._reg_params.items() for name in (leaf, parameter.name)}
-    found = _read_graph(block._cached_graph[1].tojson())
-    facts.ones += [places[name] for name in found.ones if name in places]
-    facts.channels_last += [places[name] for name in found.channels_last if name in places]
+    found = _read_graph(json_text.loads(block._cached_graph[1].tojson().encode(), 'the symbol'))
+    facts.ones.update(places[name] for name in found.ones if name in places)
+    facts.channels_last.update(places[name] for name in found.channels_last if name in places)
     facts.epsilon.update((places[name], value) for name, value in found.epsilon.items() if name in places)
     facts.momentum.update((places[name], value) for name, value in found.momentum.items() if name in places)
     facts.packed.update((places[name], rnn) for name, rnn in found.packed.items() if name in places)
@@ -291,17 +290,18 @@ EPSILONS = {'BatchNorm': 1e-3, 'InstanceNorm': 1e-3, 'LayerNorm': 1e-5, 'GroupNo
 
 def _of_symbol(path: str) -> Facts:
     """What a symbol tells about the parameters of its layers."""
+    remedy = 'It is the symbol beside the parameters. Repair it, or move it away: the parameters can be converted without it.'
     try:
-        with open(path, encoding='utf-8') as file:
-            return _read_graph(file.read())
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise UnreadableFile(f'Cannot read {path!r}, the symbol beside the parameters: {type(error).__name__}: {error}. Repair '
-                             'it, or move it away: the parameters can be converted without it.') from error
+        return _read_graph(json_text.read(path, 'the symbol'))
+    except UnreadableFile as error:
+        raise UnreadableFile(f'{error} {remedy}') from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UnreadableFile(f'Cannot read {path!r}: {type(error).__name__}: {error}. {remedy}') from error
 
 
-def _read_graph(text: str) -> Facts:
-    """What a symbol in JSON tells."""
-    nodes = json.loads(text)['nodes']
+def _read_graph(symbol: Any) -> Facts:
+    """What a symbol tells, as its JSON has it."""
+    nodes = symbol['nodes']
     return _facts_of([(node['op'], node['name'], dict(node.get('attrs') or node.get('attr') or node.get('param') or {}),
                        [nodes[entry[0]]['name'] for entry in node['inputs']]) for node in nodes])
 
@@ -309,22 +309,29 @@ def _read_graph(text: str) -> Facts:
 def _facts_of(graph: List[Tuple[str, str, Dict[str, Any], List[str]]]) -> Facts:
     """From nodes: operator, name, options, names of inputs."""
     facts = Facts(order=[name for op, name, _, _ in graph if op == 'null'])
+    variables = set(facts.order)
     for op, _, options, inputs in graph:
         if op in EPSILONS and len(inputs) > 1:
             facts.epsilon[inputs[1]] = float(options.get('eps', EPSILONS[op]))
             if op == 'BatchNorm':
                 facts.momentum[inputs[1]] = float(options.get('momentum', 0.9))
                 if _true(options.get('fix_gamma', True)):
-                    facts.ones.append(inputs[1])
+                    facts.ones.add(inputs[1])
         elif op in ('Convolution', 'Deconvolution') and len(inputs) > 1 and str(options.get('layout', '')).endswith('C'):
-            facts.channels_last.append(inputs[1])
-        elif op in ('RNN', '_npx_rnn') and len(inputs) > 1 and inputs[1] in facts.order:
+            facts.channels_last.add(inputs[1])
+        elif op in ('RNN', '_npx_rnn') and len(inputs) > 1 and inputs[1] in variables:
             projection = str(options.get('projection_size', 'None'))
             facts.packed[inputs[1]] = Rnn(
-                options['mode'], int(options['state_size']), int(options['num_layers']), _true(options.get('bidirectional')),
-                int(projection) if projection not in ('None', '') else None)
+                options['mode'], _whole(options['state_size']), _whole(options['num_layers']), _true(options.get('bidirectional')),
+                _whole(projection) if projection not in ('None', '') else None)
     return facts
 
 
 def _true(value: Any) -> bool:
     return str(value) in ('True', 'true', '1')
+
+
+def _whole(text: Any) -> int:
+    if not 0 < len(str(text)) <= 16:  # converting a million digits takes seconds
+        raise ValueError(f'the sizes of a layer must be whole numbers. Received: {str(text)[:40]!r}')
+    return int(text)
