@@ -15,9 +15,10 @@ from gluon_optim.lowering import numba_runtime as runtime
 from gluon_optim.lowering.plan import cut
 from gluon_optim.rules.base import initial_slot, scalars
 from gluon_optim.rules.graph import trace
+from gluon_optim.rules.runtimes import runs_on
 
 SHAPES = [(7, 5), (1,), (3, 70001), (5,), (0, 3), (2, 65536)]  # one element, none, several items, exactly two items
-LOWERABLE = [name for name in rules.names() if rules.get(name).lowerable]
+LOWERABLE = [name for name in rules.names() if runs_on(rules.get(name), 'kernels')]
 
 
 def namespace(dtype):

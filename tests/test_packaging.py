@@ -80,7 +80,7 @@ def test_metadata(metadata):
     assert metadata['Name'].replace('_', '-') == 'gluon-optim'
     assert metadata['Requires-Python'] == '>=3.8'
     assert 'Apache-2.0' in (metadata['License'] or metadata['License-Expression'])
-    assert {'torch', 'onnx', 'optax', 'plot', 'bench', 'test'} <= set(metadata.get_all('Provides-Extra'))
+    assert {'torch', 'onnx', 'optax', 'plot', 'bench', 'docs', 'test'} <= set(metadata.get_all('Provides-Extra'))
     assert metadata.get_all('Project-URL')
     links = re.findall(r'\]\(([^)]*)\)', metadata.get_payload())
     assert links and all(link.startswith('https://') for link in links)  # an index has no files beside the description
@@ -113,8 +113,8 @@ def test_an_sdist_contains_every_file(tmp_path):
     for name in names:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
-    code = 'import sys, setuptools; sys.path.insert(0, "tools/packaging"); import gluon_optim_build as b; b.build_sdist(sys.argv[1])'
-    run(sys.executable, '-c', code, tmp_path, cwd=source)
+    code = 'import sys, gluon_optim_build; gluon_optim_build.build_sdist(sys.argv[1])'
+    run(sys.executable, '-c', code, tmp_path, cwd=source, env={**os.environ, 'PYTHONPATH': 'tools/packaging'})
     with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as archive:
         packed = {name.partition('/')[2] for name in archive.getnames()}
     assert names - packed == {'.gitignore'}

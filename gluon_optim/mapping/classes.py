@@ -227,7 +227,7 @@ def no_decay(remedy: str) -> Need:
 
 
 def no_momentum(h: Values, t: int) -> bool:
-    return h.momentum == 0
+    return bool(h.momentum == 0)
 
 
 def root(name: str) -> Computed:
@@ -237,7 +237,7 @@ def root(name: str) -> Computed:
 
 def minus_rate(h: Values) -> float:
     """MXNet keeps the next step as momentum, sign and learning rate included."""
-    return -h.learning_rate
+    return -float(h.learning_rate)
 
 
 SCHEDULE = Label(CONSTANT_RATE)

@@ -199,7 +199,7 @@ class DropIn(Runner):
             indices, weights, gradients, states = zip(*dense)
             super()._update(indices, weights, gradients, states, mixed)
 
-    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         rates = self._rates(indices)
         counts = self._index_update_count  # begin_num_update included
         return list(zip([counts[index] for index in indices], rates, self._get_wds(indices)))
@@ -213,13 +213,14 @@ class DropIn(Runner):
             if seen[0] < max(seen):  # else the first parameter counts for all
                 return [rate for i in range(0, len(indices), size) for rate in self._rates(indices[i:i + size])]
         self._update_count(indices)
-        return self._get_lrs(indices)
+        rates: List[float] = self._get_lrs(indices)
+        return rates
 
     def _counted_together(self) -> int:
         """For how many parameters MXNet asks for rates at once."""
         return 1
 
-    def _row(self, h: Values, key: Tuple, dtype: Any) -> Dict[str, float]:
+    def _row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
         t, rate, wd, *supplied = key
         values = dict(zip(self.rule.supplied, supplied), learning_rate=rate, wd=wd)
         numbers = self.rule.numbers(scalars, 'float64' if dtype == numpy.float64 else 'float32')
@@ -239,7 +240,7 @@ class WithMomentum(DropIn):
 
 class SGD(WithMomentum, mx_optimizer.SGD):
     def _counted_together(self) -> int:
-        return max(self.__dict__['aggregate_num'], 1)
+        return max(int(self.__dict__['aggregate_num']), 1)
 
 
 class SGLD(DropIn, mx_optimizer.SGLD):
@@ -249,7 +250,7 @@ class SGLD(DropIn, mx_optimizer.SGLD):
 class LBSGD(DropIn, mx_optimizer.LBSGD):
     @property
     def begin_epoch(self) -> float:
-        return self.init_updates / self.updates_per_epoch
+        return float(self.init_updates / self.updates_per_epoch)
 
     def set_hyperparameters(self, h: Values) -> None:
         self.init_updates = int(h.begin_epoch * h.updates_per_epoch)
@@ -279,7 +280,8 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
             held['cum_grad'] = held['cum_grad'].as_in_context(grad.context)  # saved on another device, perhaps
         elif not held and self.batch_scale > 1:
             grad = grad.copy()  # MXNet keeps the array itself
-        return super()._cumulate_gradient(grad, index)
+        cumulated: Dict[str, Any] = super()._cumulate_gradient(grad, index)
+        return cumulated
 
 
 class NAG(WithMomentum, mx_optimizer.NAG):
@@ -290,7 +292,7 @@ class LARS(WithMomentum, mx_optimizer.LARS):
     def _counted_together(self) -> int:
         return 2 ** 31 - 1  # asking twice would forget the last rate
 
-    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         keys = super()._count(indices)
         correct = self.momentum_correction and self.last_lr != 0
         correction = self.cur_lr / self.last_lr if correct else 1.0
@@ -317,7 +319,7 @@ class Adamax(DropIn, mx_optimizer.Adamax):
 
 
 class Nadam(DropIn, mx_optimizer.Nadam):
-    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         h = self.hyperparameters()
         keys = []
         for t, rate, wd in super()._count(indices):
@@ -408,7 +410,16 @@ def _check_name(name: Any) -> None:
 
 
 def restore_builtins() -> None:
-    """Undo `accelerate`: the built-in names create MXNet's classes again. Drop-ins that exist stay."""
+    """Undo `accelerate`: the built-in names create MXNet's classes again. Drop-ins that exist stay.
+
+    Raises nothing, also where there is nothing to undo.
+
+    >>> import gluon_optim as go, mxnet as mx
+    >>> go.accelerate('sgd')
+    >>> go.restore_builtins()
+    >>> type(mx.optimizer.create('sgd')).__module__
+    'mxnet.optimizer.optimizer'
+    """
     registry = mx_optimizer.Optimizer.opt_registry
     registry.update((name, cls.replaces) for name, cls in CLASSES.items() if registry[name] is cls)
     if not _in_use and mx_optimizer.Updater.set_states is _set_states_and_drop_in:

@@ -30,7 +30,7 @@ __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 log = logging.getLogger('gluon_optim')
 
 
-class Restored(dict):
+class Restored(Dict[str, Any]):
     """The user's ``extra``, and in attributes what else was restored.
 
     ``step, epoch, batch`` as they were given to `save_checkpoint`, None where they were not; ``metrics``; ``states`` is the
@@ -78,6 +78,21 @@ def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
     Raises TypeError or ValueError for what cannot be saved (an optimizer of MXNet, a scheduler without ``get_config``,
     parameters without a shape, ``extra`` that is not JSON, ``metrics`` that are no numbers), OSError where the file system
     refuses.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
+    ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
+    >>> restored, restored.step
+    ({'fold': 3}, 7)
     """
     run = checked_run(step, epoch, batch, metrics, extra)
     container.write(path, take(run, net, trainer, Pieces, reseed), run)
@@ -106,6 +121,21 @@ def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
 
     Raises StateFileError (a ValueError) for a damaged file or one that is no checkpoint, ValueError where something does not
     fit. Nothing has been changed then.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
+    ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
+    >>> restored, restored.step, str(restored.states)
+    ({'fold': 3}, 7, 'restored 2 of 2 parameters at step 1')
     """
     return restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
 
@@ -197,7 +227,7 @@ def _data(name: str, parameter: Any) -> List[Any]:
     if parameter._stype != 'default':
         raise ValueError(f'Parameters must be dense. Received: {name}, which is {parameter._stype}. '
                          'Use net.save_parameters, net.load_parameters, go.save_states and go.load_states.')
-    return parameter.list_data()
+    return list(parameter.list_data())
 
 
 def _differ(a: Any, b: Any) -> bool:

@@ -29,11 +29,12 @@ class Runner(mx_optimizer.Optimizer):
 
     rule: ClassVar[Type[Rule]]
     _process_only: ClassVar[Tuple[str, ...]] = ('_executor', '_checked', '_warned')  # never saved
+    _checked: Tuple[Optional[Dict[str, Any]], Values]
 
     def _set_up(self) -> None:
         """What lives as long as the process."""
         self._executor = Executor(self.rule, self.split_state, self.slot_dtype)
-        self._checked: Tuple[Any, Any] = (None, None)
+        self._checked = (None, Values())
         self._warned = False
 
     def __getstate__(self) -> Dict[str, Any]:
@@ -191,13 +192,13 @@ class Runner(mx_optimizer.Optimizer):
         """The attributes that `_count` changes, besides the counts of the parameters."""
         return dict(self.shared_state(), num_update=self.num_update)
 
-    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         """Count one update of each parameter. Returns t, learning rate and decay of each, and whatever else `_row` needs."""
         self._update_count(indices)
         counts, begin = self._index_update_count, self.begin_num_update
         return list(zip([counts[index] - begin for index in indices], self._get_lrs(indices), self._get_wds(indices)))
 
-    def _row(self, h: Values, key: Tuple, dtype: Any) -> Dict[str, float]:
+    def _row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
         """The coefficients that go with ``key``, one of `_count`, for weights of type ``dtype``."""
         t, rate, wd = key
         return self.rule.all_coefficients(scalars, h.replace(learning_rate=rate, wd=wd), t)

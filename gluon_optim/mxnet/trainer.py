@@ -62,6 +62,20 @@ def save_states(trainer: Any, path: container.Path, net: Any = None) -> None:
 
     Raises TypeError for an optimizer of MXNet or a scheduler that cannot be saved, ValueError for parameters that have
     no shape yet or names that repeat, OSError where the file system refuses.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_states(trainer, f'{folder}/trainer.states', net=net)
+    ...     go.read_states(f'{folder}/trainer.states').names
+    ['bias', 'weight']
     """
     container.write(path, export_states(trainer, net, Pieces))
 
@@ -91,6 +105,20 @@ def load_states(trainer: Any, path: container.Path, net: Any = None, strict: boo
 
     Raises StateFileError (a ValueError) for a damaged file, ValueError for states of another optimizer, or names, shapes
     or types that do not fit. Nothing has been changed then.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_states(trainer, f'{folder}/trainer.states', net=net)
+    ...     print(go.load_states(trainer, f'{folder}/trainer.states', net=net))
+    restored 2 of 2 parameters at step 1
     """
     _optimizer(trainer)
     states = read_for(path, trainer, _parameters(trainer, net))
@@ -102,6 +130,17 @@ def states_digest(trainer: Any, net: Any = None) -> str:
 
     Over the optimizer's name, num_update and, by sorted name, the types and shapes of weights, counts, and the bytes of
     slots and masters. Not over devices, hyper-parameters or paths.
+
+    ``trainer`` and ``net`` are those of `save_states`; raises the same TypeError and ValueError.
+
+    >>> import gluon_optim as go
+    >>> from mxnet import gluon
+    >>> def digest_of(name):
+    ...     net = gluon.nn.Dense(1, in_units=2, prefix='dense_')
+    ...     net.initialize()
+    ...     return go.states_digest(gluon.Trainer(net.collect_params(), name))
+    >>> digest_of('novograd') == digest_of('novograd'), digest_of('novograd') == digest_of('adamw')
+    (True, False)
     """
     return digest(export_states(trainer, net, Pieces))
 
@@ -196,7 +235,7 @@ def _updaters(trainer: Any) -> List[Any]:
 
 def contexts_of(trainer: Any) -> List[Any]:
     """The devices of ``trainer``, in its order."""
-    return trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices  # MXNet 1.x, 2.x
+    return list(trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices)  # MXNet 1.x, 2.x
 
 
 def _parameters(trainer: Any, net: Any) -> List[ParameterInfo]:

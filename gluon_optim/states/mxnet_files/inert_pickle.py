@@ -382,7 +382,8 @@ class _Machine:
         data = data.encode('latin-1') if type(data) is str else self.content(data)
         if len(data) != int(number_type.code[1]):
             return None
-        return numpy.frombuffer(data, number_type.order + number_type.code)[0].item()
+        number: Union[int, float, bool] = numpy.frombuffer(data, number_type.order + number_type.code)[0].item()
+        return number
 
     def new_object(self) -> None:
         arguments, cls = self.pop(), self.pop()

@@ -4,11 +4,12 @@
 """
 import collections
 import re
-from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Set, Tuple, Type, Union
 
 import numpy
 
 from ... import rules
+from ...rules import Rule
 from ...schema import Values, one_of
 from ..errors import UnreadableFile
 from ..files import ZIP_MAGIC, Kind, OpenFile, Path, open_once
@@ -161,7 +162,7 @@ class _Reader:
         self.attributes: Dict[str, Any] = optimizer.attributes if optimizer else {}
         self.report: List[str] = []
         self.visits = 0
-        path = optimizer.path if optimizer else ''
+        path: str = optimizer.path if optimizer else ''
         version_2 = 'use_fused_step' in self.attributes or re.match(r'mxnet\.optimizer\.(?!optimizer|contrib)\w+\.', path)
         self.version = 2 if version_2 else 1
         self.ours = _rule(path.rpartition('.')[2]) if path and not path.startswith('mxnet.') else None
@@ -228,7 +229,7 @@ class _Reader:
             del hypers['correct_bias']  # the same is True of gluon_optim's, which has no such option
         return hypers
 
-    def _own_hypers(self, rule: Any) -> Dict[str, Any]:
+    def _own_hypers(self, rule: Type[Rule]) -> Dict[str, Any]:
         """Those of one of our rules, checked by it. As in our own files, the rate is the scheduler's where there is one."""
         names = self.attributes.get('_names')
         names = names if type(names) is tuple else [hyper.name for hyper in rule.declared({}) + rules.base.BASE_HYPERS]
@@ -281,7 +282,8 @@ class _Reader:
             return None
         if type(scheduler) is not Object:
             self.source.fail('the scheduler must be an object.')
-        return self._plain(scheduler, 0)
+        record: Dict[str, Any] = self._plain(scheduler, 0)
+        return record
 
     def _visit(self, depth: int = 0) -> None:
         """Called for each value of a walk: a small file can refer to one list very often, or to a list from itself."""
@@ -391,7 +393,7 @@ class _Reader:
         return table
 
 
-def _rule(class_name: str) -> Any:
+def _rule(class_name: str) -> Optional[Type[Rule]]:
     """Our rule of the optimizer class with that name."""
     plain = {name.replace('_', ''): name for name in rules.names()}
     return rules.get(plain[class_name.lower()]) if class_name.lower() in plain else None
@@ -399,8 +401,6 @@ def _rule(class_name: str) -> Any:
 
 def _weight_shape(slots: Mapping[str, numpy.ndarray], master: Optional[numpy.ndarray]) -> Optional[Tuple[int, ...]]:
     """The shape of the weight as its state tells it; None where it does not."""
-    if master is not None:
-        return master.shape
-    shapes = {array.shape for array in slots.values()}
+    shapes: Set[Tuple[int, ...]] = {array.shape for array in slots.values()} if master is None else {master.shape}
     wide = {shape for shape in shapes if shape not in ((), (1,))} or shapes
     return wide.pop() if len(wide) == 1 else None
