@@ -125,12 +125,13 @@ def _measure(make_net, kvstore, on_kvstore, contexts, rounds):
 
 def table(rows):
     """Text for people."""
-    lines = ['gluon.Trainer.step, ms: MXNet\'s own, accelerated and the ratio; novograd and adamw beside the accelerated adam',
+    lines = ["gluon.Trainer.step, ms: MXNet's own, accelerated and the ratio; novograd and adamw beside the accelerated adam",
              f'{"":48}{"adam":^24}  {"sgd, momentum 0.9":^24}  {"novograd":^15}  {"adamw":^15}',
              f'{"net":14}{"kvstore":9}{"update there":14}{"contexts":11}'
              + 2 * f'{"MXNet":>8}{"ours":>8}{"ratio":>8}  ' + 2 * f'{"ms":>7}{"x adam":>8}  ']
     for row in rows:
-        cells = [f'{row["net"]:14}{row["kvstore"] or "None":9}{"yes" if row["update_on_kvstore"] else "no":14}{row["contexts"]:<11}']
+        there = 'yes' if row['update_on_kvstore'] else 'no'
+        cells = [f'{row["net"]:14}{row["kvstore"] or "None":9}{there:14}{row["contexts"]:<11}']
         for name, other in BESIDE.items():
             ours = f'{row["ms"][name]:{8 if other.startswith("mxnet") else 7}.2f}{row["ratios"][name]:8.2f}  '
             cells.append(f'{row["ms"][other]:8.2f}{ours}' if other.startswith('mxnet:') else ours)
