@@ -106,6 +106,15 @@ def test_a_change_of_the_batch_size_holds_at_once(monkeypatch):
     assert_same(*one_by_one(monkeypatch, lambda: run_on('local', (0, 1), 'adam'), train))
 
 
+def test_a_net_whose_parameters_are_all_frozen(calls):
+    run = run_on('local', (0, 1))
+    for parameter in run.parameters:
+        parameter.grad_req = 'null'
+    run.trainer.step(1)
+    assert calls == []
+    np.testing.assert_array_equal(run.weights()['p0_weight'], numbers(0, SHAPES[0]))
+
+
 def test_sparse_gradients_are_taken_one_by_one(calls):
     embedding = gluon.nn.Embedding(5, 3, sparse_grad=True)
     embedding.initialize()

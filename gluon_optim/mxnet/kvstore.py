@@ -6,11 +6,12 @@ the optimizer reach the caller that way; out of a push they could not, which cal
 """
 import ctypes
 import functools
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Tuple
 
-from mxnet.base import _LIB, c_array, c_handle_array, check_call, mx_uint
+from mxnet.base import _LIB, NDArrayHandle, c_array, c_handle_array, check_call, mx_uint
 from mxnet.gluon import Trainer
 from mxnet.kvstore import KVStore
+from mxnet.ndarray import NDArray
 
 __all__ = ['update_together']
 
@@ -24,38 +25,47 @@ def update_together() -> None:
 
 @functools.wraps(_allreduce_grads)
 def _allreduce_grads_together(self: Trainer) -> None:
-    indices = _indices(self)
-    if indices is None:
+    trained = [(i, parameter) for i, parameter in enumerate(self._params) if parameter.grad_req != 'null']
+    if not trained or not _can_update_together(self):
         _allreduce_grads(self)
         return
     store, updater = self._kvstore, self._kvstore._updater
-    parameters = [self._params[i] for i in indices]
-    pushed: List[Tuple[int, Any, Any]] = []  # key, sum of the gradients, stored weight
-    store._set_updater(lambda *arguments: pushed.append(arguments))
+    pushed: List[Tuple[int, NDArray, NDArray]] = []  # key, sum of the gradients, stored weight
+    gather = _UPDATER(lambda key, gradient, weight, _: pushed.append((key, _array(gradient), _array(weight))))
+    _set_updater(store, gather)
     try:
-        _call(_LIB.MXKVStorePush, store, indices, [parameter.list_grad() for parameter in parameters])
+        _call(_LIB.MXKVStorePush, store, [(i, gradient) for i, parameter in trained for gradient in parameter.list_grad()])
     finally:
-        store._set_updater(updater)
+        _set_updater(store, store._updater_func)
     with updater.optimizer.counting_singly():
         updater(*map(list, zip(*pushed)))
-    _call(_LIB.MXKVStorePullWithSparse, store, indices, [parameter.list_data() for parameter in parameters], ctypes.c_bool(True))
+    _call(_LIB.MXKVStorePullWithSparse, store, [(i, weight) for i, parameter in trained for weight in parameter.list_data()],
+          ctypes.c_bool(True))
 
 
-def _call(function: Any, store: KVStore, indices: List[int], arrays: List[List[Any]], *arguments: Any) -> None:
-    """``store.push`` or ``pull`` of many keys: their own way to make lists for C takes longer than the work on them."""
-    keys = [index for index, copies in zip(indices, arrays) for _ in copies]
-    values = [array for copies in arrays for array in copies]
-    check_call(function(store.handle, mx_uint(len(keys)), c_array(ctypes.c_int, keys), c_handle_array(values),
-                        ctypes.c_int(0), *arguments))
-
-
-def _indices(trainer: Trainer) -> Optional[List[int]]:
-    """The parameters to be updated together; None where MXNet has to take them one by one."""
+def _can_update_together(trainer: Trainer) -> bool:
+    """Whether dense weights are updated on a CPU in this process by an optimizer of this package."""
     store = trainer._kvstore
-    if not trainer._update_on_kvstore or type(store) is not KVStore:
-        return None
-    if not hasattr(getattr(store._updater, 'optimizer', None), 'counting_singly'):
-        return None  # an optimizer of MXNet, or that of a server
-    trained = [i for i, parameter in enumerate(trainer._params) if parameter.grad_req != 'null']
-    kinds = {kind for i in trained for kind in (trainer._params[i]._stype, trainer._params[i]._grad_stype)}
-    return trained if kinds == {'default'} else None
+    return (trainer._update_on_kvstore and type(store) is KVStore and hasattr(store._updater, 'optimizer')
+            and hasattr(store._updater.optimizer, 'counting_singly')
+            and not trainer._contains_sparse_weight and not trainer._contains_sparse_grad
+            and trainer._contexts[0].device_type.startswith('cpu'))
+
+
+_UPDATER = ctypes.CFUNCTYPE(None, ctypes.c_int, NDArrayHandle, NDArrayHandle, ctypes.c_void_p)
+
+
+def _array(handle: int) -> NDArray:
+    return NDArray(NDArrayHandle(handle))
+
+
+def _set_updater(store: KVStore, function: Any) -> None:
+    """Let pushes call ``function``. The store's own way makes new functions for C each time."""
+    check_call(_LIB.MXKVStoreSetUpdaterEx(store.handle, function, store._str_updater_func, None))
+
+
+def _call(function: Any, store: KVStore, pairs: List[Tuple[int, NDArray]], *arguments: Any) -> None:
+    """``store.push`` or ``pull`` of (key, array): their own way to make lists for C takes longer than the work on them."""
+    keys, arrays = zip(*pairs)
+    check_call(function(store.handle, mx_uint(len(keys)), c_array(ctypes.c_int, keys), c_handle_array(arrays), ctypes.c_int(0),
+                        *arguments))
