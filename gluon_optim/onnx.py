@@ -140,7 +140,7 @@ def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[It
     ValueError
         Where the states do not fit the rule or the weights, something would be lost, or the file would exceed 2 GiB.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.neutral import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -164,7 +164,7 @@ def write(path: atomic.Path, states: OptimizerStates, target: str = 'mirror', pa
 
     The arguments besides ``path`` are those of `to_onnx`.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.neutral import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -189,7 +189,7 @@ def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
     ValueError
         Where `to_onnx` has not made the model, or parts of it are missing.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.neutral import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -208,7 +208,7 @@ def read(path: atomic.Path) -> Tuple[OptimizerStates, Dict[str, numpy.ndarray]]:
 
     ``path`` is the file.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.neutral import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -249,7 +249,7 @@ def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy
 
     Raises ValueError for a model that `to_onnx` has not made.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.neutral import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}

@@ -84,6 +84,8 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     Parameters are the ``rule``, and ``params`` and ``hypers`` as for `create`, which raises the same errors.
 
+    >>> import torch
+    >>> from gluon_optim.torch import create
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = create('novograd', [weight], lr=0.1)
     >>> weight.grad = torch.tensor([3.0, 4.0])
@@ -287,6 +289,8 @@ def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) 
 
     Raises ValueError where the numbers of parameters differ.
 
+    >>> import torch
+    >>> from gluon_optim.torch import param_groups
     >>> params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
     >>> state_dict = torch.optim.SGD([{'params': params[:1], 'lr': 0.1}, {'params': params[1:], 'lr': 0.2}]).state_dict()
     >>> [len(group['params']) for group in param_groups(state_dict, params)]
@@ -326,7 +330,7 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
     ValueError
         Where the target has no such class, the states do not fit the rule, or something would be lost.
 
-    >>> import gluon_optim as go
+    >>> import torch, gluon_optim as go
     >>> from gluon_optim.torch import create
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = create('novograd', [weight])
@@ -382,7 +386,7 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     ValueError, TypeError
         Where the state is not that of ``optimizer``, is incomplete, or does not fit ``params``.
 
-    >>> import gluon_optim as go
+    >>> import torch, gluon_optim as go
     >>> from gluon_optim.torch import create
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = create('novograd', [weight])
