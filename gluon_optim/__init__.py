@@ -18,8 +18,8 @@ __version__ = '0.1.0'
 # public name -> where it lives; loaded when it is first used
 _PUBLIC = {
     'Hyper': 'schema', 'Slot': 'schema', 'Rule': 'rules.base',
-    'OptimizerStates': 'states.neutral',
-    'list_optimizers': 'catalog', 'optimizer_info': 'catalog',
+    'OptimizerStates': 'states.model',
+    'list_optimizers': 'rules', 'optimizer_info': 'rules',
     'create': 'mxnet.registry', 'register': 'mxnet.registry',
     'accelerate': 'mxnet.builtin', 'restore_builtins': 'mxnet.builtin',
     'save_states': 'mxnet.trainer', 'load_states': 'mxnet.trainer', 'states_digest': 'mxnet.trainer',
@@ -27,8 +27,9 @@ _PUBLIC = {
     'read_states': 'states.reader', 'read_checkpoint': 'states.container',
     'to_torch': 'torch', 'from_torch': 'torch', 'to_onnx': 'onnx', 'from_onnx': 'onnx', 'to_optax': 'optax', 'from_optax': 'optax',
     'model_to_torch': 'models', 'suggest_names': 'models',
+    'rate': 'schedules',
 }
-_MODULES = ('models', 'torch', 'onnx', 'optax', 'rules', 'schema', 'states')
+_MODULES = ('models', 'torch', 'onnx', 'optax', 'rules', 'schedules', 'schema', 'states')
 
 __all__ = sorted([*_PUBLIC, *_MODULES])
 

@@ -10,9 +10,10 @@ manifest, the converters, the command line and the tables of the README. Nothing
 import difflib
 import math
 import numbers
-from typing import Any, Collection, Dict, Iterable, NamedTuple, Optional, Union
+import operator
+from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
-__all__ = ['Hyper', 'Values', 'Slot', 'check_known', 'folded', 'one_of']
+__all__ = ['Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of']
 
 
 class Interval(NamedTuple):
@@ -94,11 +95,19 @@ class Hyper(NamedTuple):
             raise self._refuse(ValueError, value)
         return float(value)
 
-    def _refuse(self, error: type, value: Any) -> Exception:
+    def _refuse(self, error: Type[Exception], value: Any) -> Exception:
         advice = 'one of them' if self.is_switch else 'a number in that range'
         off = ', None to switch it off' if self.optional else ''
         return error(f'`{self.name}` must be {self.allowed}. Received: {self.name}={value!r}. '
                      f'Pass {advice}{off}, or leave it out for the default {self.default!r}.')
+
+
+SHAPES: Dict[str, Callable[[Sequence[int]], Tuple[int, ...]]] = {
+    'weight': lambda shape: tuple(shape),
+    'scalar': lambda shape: (),
+    'rows': lambda shape: tuple(shape[:1]),
+    'columns': lambda shape: tuple(shape[1:]),
+}
 
 
 class Slot(NamedTuple):
@@ -108,27 +117,29 @@ class Slot(NamedTuple):
     ----------
     name : str
         The key under which it is saved (``<parameter>/<name>``).
-    like : 'weight' or 'scalar'
-        One value per weight element, or one per parameter (shape (1,) in MXNet, () elsewhere).
+    like : str
+        How its shape follows from the weight's: 'weight', the same; 'scalar', one number (shape (1,) in MXNet, () elsewhere);
+        'rows', one for each entry of the first axis; 'columns', one for each place along the others. Compiled kernels have
+        the first two.
     init : float or 'weight'
         What it holds before the first update: a number, or the weight itself.
-    torch, optax : str
-        The key that PyTorch's state_dict and optax's state use for this quantity.
+    torch : str
+        The key that PyTorch's state_dict uses for this quantity.
     doc : str
 
-    Raises nothing: `register` tries a rule before it accepts it, and raises TypeError where its slots do not work.
-
-    >>> import gluon_optim as go
-    >>> [(slot.name, slot.like) for slot in go.optimizer_info('novograd').slots]
-    [('mean', 'weight'), ('norm_sq', 'scalar')]
+    >>> Slot('row_sums', 'rows').shape((3, 4)), Slot('norm', 'scalar').shape((3, 4))
+    ((3,), ())
     """
 
     name: str
     like: str = 'weight'
     init: Union[float, str] = 0.0
     torch: str = ''
-    optax: str = ''
     doc: str = ''
+
+    def shape(self, weight: Sequence[int]) -> Tuple[int, ...]:
+        """The shape of the slot of a weight of shape ``weight``."""
+        return SHAPES[self.like](weight)
 
 
 class Values:
@@ -180,18 +191,39 @@ _WORDS = {'lr': ('learning_rate',), 'weight_decay': ('wd',), 'eps': ('epsilon',)
           'b2': ('beta2',)}
 
 
-def folded(name: Any) -> Any:
-    """``name`` in lower case, and what is no string as it is: `check_known` refuses it.
-
-    Raises nothing.
-
-    >>> folded('AdamW'), folded(3)
-    ('adamw', 3)
-    """
+def lower_name(name: Any) -> Any:
+    """``name`` lower-cased; other objects are returned unchanged."""
     return name.lower() if isinstance(name, str) else name
 
 
-def check_known(what: str, name: Any, known: Iterable[str], error: type = TypeError, owner: Optional[str] = None) -> None:
+def compute_type(dtype: Any) -> str:
+    """The type in which a weight of type ``dtype`` is updated, and of its slots: double for double, single for all others.
+
+    >>> compute_type('float64'), compute_type('float16')
+    ('float64', 'float32')
+    """
+    return 'float64' if str(dtype).endswith('float64') else 'float32'
+
+
+def check_int(name: str, value: Any, least: int = 0) -> int:
+    """``value``, an integer of Python or NumPy, as one of Python; ValueError for anything else, or below ``least``."""
+    try:
+        if not isinstance(value, bool) and operator.index(value) >= least:
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f'`{name}` must be a whole number, {least} or more. Received: {name}={value!r}.')
+
+
+def error_text(error: BaseException) -> str:
+    """What an error says, without the numbers and quotes that Python adds."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f': {error.filename!r}' if error.filename else '')
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
+
+
+def check_known(what: str, name: Any, known: Iterable[str], error: Type[Exception] = TypeError, owner: Optional[str] = None
+                ) -> None:
     """Raise ``error`` unless ``name`` is one of ``known``; say which known names are near. TypeError for what is no string.
 
     >>> check_known('optimizer', 'novgrad', ['novograd', 'adamw'], ValueError)

@@ -12,11 +12,16 @@ import numpy as np
 import pytest
 from commands import refused
 
-from gluon_optim import cli, cli_states, convert
-from gluon_optim.foreign import FOREIGN
-from gluon_optim.states import container, inspection, legacy
-from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, Run, Weight, digest
+from gluon_optim import cli
+from gluon_optim.cli import options as cli_options
+from gluon_optim.cli import text as cli_text
+from gluon_optim.mapping.classes import FOREIGN
+from gluon_optim.states import container
+from gluon_optim.states.files import Kind, kind_of
+from gluon_optim.states.model import OptimizerStates, ParameterInfo, Run, Weight, digest
+from gluon_optim.states.mxnet_files import reader as legacy
 from gluon_optim.states.progress import watched
+from gluon_optim.transfer.read import read
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = ROOT / 'tests' / 'legacy' / '1.9.1'
@@ -249,7 +254,7 @@ def test_between_mxnets_and_ours(run, saved, tmp_path):
                 np.testing.assert_array_equal(back.slots[name][slot], array)
         assert (back.optimizer, back.num_update, back.counts, back.hypers) == ('adamw', 7, {'0.weight': 7, '0.bias': 6}, HYPERS)
         np.testing.assert_array_equal(back.master['0.weight'], example()[0].master['0.weight'])
-    refused(run('convert', tmp_path / 'back', '--to', 'mxnet', '-o', 'x'), 1, 'such a file already', '--mxnet-version')
+    refused(run('convert', tmp_path / 'back', '--to', 'mxnet', '-o', 'x'), 1, 'already a gluon_optim file', '--mxnet-version')
     code, _, _ = run('convert', OLD / 'adam.states', '--to', 'mxnet', '--mxnet-version', '2', '-o', 'two.states')
     assert code == 0 and legacy.read_states(tmp_path / 'two.states').producer == {'mxnet': '2.x'}
     code, _, _ = run('convert', saved, '--to', 'mxnet', '-o', 'states')  # out of a checkpoint
@@ -296,7 +301,7 @@ def test_what_is_refused_leaves_no_file_and_an_old_one_as_it_was(run, saved, tmp
             "'0.bias', '0.weight'")
     assert (tmp_path / 'out').read_text() == 'precious' and sorted(os.listdir(tmp_path)) == ['out', 'run.safetensors']
     code, out, _ = run('convert', scheduled, '--to', 'mxnet', '--mxnet-version', '2', '-o', 'out', '--allow-lossy', '--json')
-    assert code == 0 and len(json.loads(out)['lost']) == 1 and legacy.kind(tmp_path / 'out') == 'states'
+    assert code == 0 and len(json.loads(out)['lost']) == 1 and kind_of(tmp_path / 'out') is Kind.MXNET_STATES
 
 
 def test_output_that_cannot_be_written(run, saved, tmp_path):
@@ -404,8 +409,8 @@ def test_names_that_cannot_be_used(run, tmp_path):
     (tmp_path / 'empty').write_text('')
     (tmp_path / 'zeros').write_bytes(bytes(20))
     for command in (['inspect'], ['verify'], ['convert', '--to', 'optax', '-o', 'x']):
-        refused(run(*command, old, '--params', 'absent.json'), 2, "'absent.json'", 'one name alone has a comma')
-        for name, words in (('bad.json', 'a list of other things'), ('cut.json', 'begins as JSON'), ('empty', 'no name'),
+        refused(run(*command, old, '--params', 'absent.json'), 2, "'absent.json'", 'end a single name with a comma')
+        for name, words in (('bad.json', 'a list containing non-strings'), ('cut.json', 'looks like JSON'), ('empty', 'no name'),
                             (',', 'no name'), ('.', 'a folder'), (str(old), 'a .states file'), ('zeros', 'an unknown kind')):
             refused(run(*command, old, '--params', name), 2, '--params must be a .params or .npz file', repr(name), words)
     refused(run('inspect', old, '--params', 'a,'), 2, 'do not fit')
@@ -486,7 +491,7 @@ def test_the_ending_of_a_picture_comes_first(saved):
 
 def test_the_script_is_the_same_convert(saved, tmp_path):
     done = process(ROOT / 'tools' / 'convert_states.py', saved, '--to', 'mxnet', '--mxnet-version', '1', cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, '') and legacy.kind(tmp_path / 'run.mxnet1.states') == 'states'
+    assert (done.returncode, done.stderr) == (0, '') and kind_of(tmp_path / 'run.mxnet1.states') is Kind.MXNET_STATES
     done = process(ROOT / 'tools' / 'convert_states.py', 'absent', '--to', 'mxnet', cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'Traceback' not in done.stderr
 
@@ -500,12 +505,13 @@ def test_a_reader_that_has_had_enough(saved):
 @pytest.mark.skipif(not hasattr(os, 'openpty'), reason='needs a terminal')
 def test_progress_is_shown_on_a_terminal_only(saved, monkeypatch):
     pytest.importorskip('tqdm')
-    monkeypatch.setattr(cli_states, 'DELAY', 0)
+    monkeypatch.setattr(cli_options, 'DELAY', 0)
     for terminal in (False, True):
         stream = io.StringIO()
         stream.isatty = lambda terminal=terminal: terminal
         monkeypatch.setattr(sys, 'stderr', stream)
-        cli_states.read(str(saved), argparse.Namespace(params=None, optimizer=None, source=None, allow=[]))
+        with cli_options.opened(str(saved)) as file:
+            cli_options.read_contents(file, argparse.Namespace(optimizer=None, source=None, allow=[]))
         assert ('reading run.safetensors' in stream.getvalue()) == terminal
 
 
@@ -513,14 +519,14 @@ def test_watchers_see_every_byte(saved):
     for path in (saved, OLD / 'adam.states', OLD / 'dict.params'):
         seen = []
         with watched(seen.append):
-            inspection.read(path)
+            read(path)
         assert sum(seen) >= os.path.getsize(path)
-    inspection.read(saved)
+    read(saved)
     assert sum(seen) < 2 * os.path.getsize(OLD / 'dict.params') + 8192
 
 
 def test_options_in_messages():
-    assert convert.in_options("Pass allow_lossy=True. Pass params= to name them. target='torch'") == (
+    assert cli_text.in_options("Pass allow_lossy=True. Pass params= to name them. target='torch'") == (
         "Pass --allow-lossy. Pass --params to name them. --target 'torch'")
 
 
@@ -533,7 +539,7 @@ def test_options_in_messages():
     ('Give like= the module or a .pt file', False, 'Give --like a .pt file'),
 ])
 def test_other_options_in_messages(message, reading, words):
-    assert convert.in_options(message, reading) == words
+    assert cli_text.in_options(message, reading) == words
 
 
 # Tables and help
@@ -545,9 +551,9 @@ def test_tables_are_as_wide_as_the_terminal(capsys, monkeypatch):
         lines = capsys.readouterr().out.partition('Arguments')[2].partition('Runs on')[0].splitlines()
         assert max(map(len, lines)) <= width
     monkeypatch.setenv('COLUMNS', '30')
-    cli_states.table([('parameter', 'what it is'), ('a.name.that.is.longer.than.the.terminal', 'three short words')])
+    cli_text.table([('parameter', 'what it is'), ('a.name.that.is.longer.than.the.terminal', 'three short words')])
     assert capsys.readouterr().out.split('\n')[2:4] == ['  ' + 'a.name.that.is.longer.than.the.terminal  three', ' ' * 43 + 'short']
-    cli_states.table([])
+    cli_text.table([])
 
 
 def test_help_says_what_is_allowed(capsys, monkeypatch):

@@ -13,11 +13,20 @@ import pytest
 from commands import refused
 from conversion_runs import CASES, NAMES, half_trained
 
-from gluon_optim import cli, cli_states, convert, optax_states, readers, replay, rules
-from gluon_optim.states import container, inspection, legacy
+from gluon_optim import cli, rules
+from gluon_optim.cli import options as cli_options
+from gluon_optim.mapping import optax_file
+from gluon_optim.states import container, inspection
 from gluon_optim.states.errors import StateFileError
-from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, Run, Weight, digest
+from gluon_optim.states.files import Kind, kind_of, open_once
+from gluon_optim.states.model import OptimizerStates, ParameterInfo, Run, Weight, digest
+from gluon_optim.states.mxnet_files import reader as legacy
+from gluon_optim.states.mxnet_files import writer
 from gluon_optim.states.protobuf import Place, header, skim, varint
+from gluon_optim.transfer import verify
+from gluon_optim.transfer.names import Params, read_params
+from gluon_optim.transfer.read import read
+from gluon_optim.transfer.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = ROOT / 'tests' / 'legacy' / '1.9.1'
@@ -180,8 +189,8 @@ def test_names_of_all_kinds(tmp_path):
     random = np.random.RandomState(0)
     slots = {name: {slot: random.rand(2).astype('f4') for slot in ('mean', 'var')} for name in names}
     states = OptimizerStates('adamw', rules.get('adamw').hyperparameters().asdict(), 3, infos, dict.fromkeys(names, 3), slots)
-    optax_states.write(tmp_path / 'x.npz', states, infos)
-    assert digest(optax_states.read(tmp_path / 'x.npz')[0]) == digest(states)
+    optax_file.write(tmp_path / 'x.npz', states, infos)
+    assert digest(optax_file.read(tmp_path / 'x.npz')[0]) == digest(states)
 
 
 # Damaged files
@@ -260,14 +269,14 @@ def test_files_for_mxnet_are_read_again(run, adamw, to, options, monkeypatch):
     assert run('convert', 'run.safetensors', '--to', 'optax')[0] == 0
     code, out, err = run('convert', 'run.npz', '--to', to, *options, '--verify', 1)
     assert (code, err) == (0, '') and 'verified: read again, and equal bit for bit' in out
-    changed = convert.legacy_writer.write_states, container.write
+    changed = writer.write_states, container.write
 
     def other(write):
         def wrong(path, states, *rest):
             states = half_trained('adamw', 'usual', updates=9)[0]
             write(path, states, *rest)
         return wrong
-    monkeypatch.setattr(convert.legacy_writer, 'write_states', other(changed[0]))
+    monkeypatch.setattr(writer, 'write_states', other(changed[0]))
     monkeypatch.setattr(container, 'write', other(changed[1]))
     output = options[1] if options[0] == '-o' else f'run.mxnet{options[1]}.states'
     for path in (output, 'run.npz.x'):
@@ -282,7 +291,7 @@ def test_files_for_mxnet_are_read_again(run, adamw, to, options, monkeypatch):
 def test_a_file_that_goes_on_differently_is_not_kept(run, adamw, tmp_path, target, change, monkeypatch):
     """What is written is not what is in the states: the replay must tell, for every way in which it may be wrong."""
     need(target, running=True)
-    write = convert.TARGETS[target].write
+    write = TARGETS[target].write
 
     def wrong(job, path):
         states = container.read(tmp_path / 'run.safetensors')
@@ -296,7 +305,7 @@ def test_a_file_that_goes_on_differently_is_not_kept(run, adamw, tmp_path, targe
             states.slots['bias']['var'] *= 1.001
         write(job._replace(states=states), path)
 
-    monkeypatch.setitem(convert.TARGETS, target, convert.TARGETS[target]._replace(write=wrong))
+    monkeypatch.setitem(TARGETS, target, TARGETS[target]._replace(write=wrong))
     refused(run('convert', 'run.safetensors', '--to', target, '--verify', '20'), 1, 'of the sum of its updates', 'was not kept')
     assert os.listdir(tmp_path) == ['run.safetensors']
 
@@ -328,7 +337,7 @@ def test_replays_of_nothing():
     """A rate of 0 moves nothing; not-a-number on both sides is no difference."""
     states, weights = half_trained('ftml', 'usual')
     states.parameters[0].lr_mult = 0.0
-    one = replay._Own(replay.Run(states, states.parameters, weights, 'mirror', [0.1]), states.parameters[0], 'float32')
+    one = verify._Own(verify.Replay(states, states.parameters, weights, 'mirror', [0.1]), states.parameters[0], 'float32')
     with np.errstate(all='ignore'):
         one.step(0.1, np.ones((4, 3), 'f4'))
     assert np.isnan(one.weight).all() and one.compared(one, one.weight, 'x', 1, '').equal
@@ -476,7 +485,7 @@ def test_the_package_of_a_target_must_be_there(run, adamw, tmp_path, target):
 
 def test_progress_of_writing_is_shown(adamw, tmp_path, monkeypatch):
     pytest.importorskip('tqdm')
-    monkeypatch.setattr(cli_states, 'DELAY', 0)
+    monkeypatch.setattr(cli_options, 'DELAY', 0)
     stream = io.StringIO()
     stream.isatty = lambda: True
     monkeypatch.setattr(sys, 'stderr', stream)
@@ -486,7 +495,8 @@ def test_progress_of_writing_is_shown(adamw, tmp_path, monkeypatch):
 
 MEASURE = """
 import importlib, os, sys
-from gluon_optim import cli, optax_states
+from gluon_optim import cli
+from gluon_optim.mapping import optax_file
 if sys.argv[1]:
     importlib.import_module(sys.argv[1])
 
@@ -531,15 +541,17 @@ def test_memory_stays_below_1_3_times_the_file(tmp_path, target):
 
 
 def test_arrays_are_given_their_names_without_their_values():
-    array = convert.outline(np.zeros((3, 4), 'f2'))
+    array = Params(arrays={'a': np.zeros((3, 4), 'f2')}).naming()['a']
     assert array.shape == (3, 4) and array.dtype == np.float16 and array.strides == (0, 0)
 
 
 def test_readers_know_kinds(tmp_path):
     (tmp_path / 'x.onnx').write_bytes(b'\x08\x08')
-    assert readers.kind(tmp_path / 'x.onnx') == 'ONNX model' and readers.kind(OLD / 'adam.states') == 'states'
-    assert readers.kind(OLD / 'dict.params') == 'params' and readers.kind(tmp_path / 'absent') == 'unknown'
-    assert isinstance(readers.read(OLD / 'adam.states', ['w', 'b']), inspection.Contents)
-    options = argparse.Namespace(params='w,b', optimizer=None, source=None, allow=[])
-    assert cli_states.read(str(OLD / 'adam.states'), options).states.names == ['w', 'b']
+    (tmp_path / 'x').write_bytes(b'\x08\x08')
+    assert kind_of(tmp_path / 'x.onnx') is Kind.ONNX and kind_of(OLD / 'adam.states') is Kind.MXNET_STATES
+    assert kind_of(OLD / 'dict.params') is Kind.PARAMS and kind_of(tmp_path / 'x') is Kind.UNKNOWN
+    assert isinstance(read(OLD / 'adam.states', ['w', 'b']), inspection.Contents)
+    options = argparse.Namespace(optimizer=None, source=None, allow=[])
+    with open_once(OLD / 'adam.states') as file:
+        assert cli_options.read_contents(file, options, read_params('w,b')).states.names == ['w', 'b']
     assert len(NAMES) > 20 and conversion_runs.STEPS == 20

@@ -11,7 +11,7 @@ import pytest
 
 from gluon_optim import rules
 from gluon_optim.states import container
-from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, Run, Weight
+from gluon_optim.states.model import OptimizerStates, ParameterInfo, Run, Weight
 
 pytest.importorskip('sklearn')
 pytest.importorskip('tqdm')

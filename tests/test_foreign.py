@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gluon_optim import foreign, rules
+from gluon_optim import rules
+from gluon_optim.mapping import classes as foreign
 from gluon_optim.rules.base import initial_slot
-from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, digest
+from gluon_optim.states.model import OptimizerStates, ParameterInfo, digest
 
 torch = pytest.importorskip('torch')
 from gluon_optim.torch import from_torch, param_groups, to_torch  # noqa: E402

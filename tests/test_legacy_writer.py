@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gluon_optim.states import container, legacy, legacy_writer
+from gluon_optim.states import container
 from gluon_optim.states.errors import StateFileError
-from gluon_optim.states.neutral import OptimizerStates, ParameterInfo
+from gluon_optim.states.model import OptimizerStates, ParameterInfo
+from gluon_optim.states.mxnet_files import reader as legacy
+from gluon_optim.states.mxnet_files import writer as legacy_writer
 
 LEGACY = Path(__file__).parent / 'legacy'
 FOLDERS = {1: LEGACY / '1.9.1', 2: LEGACY / '2.0.0b1'}

@@ -13,7 +13,7 @@ from gluon_optim import cli
 from gluon_optim.models import model_to_torch, suggest_names
 from gluon_optim.models.gluon import Source
 from gluon_optim.models.plan import Rnn
-from gluon_optim.states.neutral import OptimizerStates, ParameterInfo
+from gluon_optim.states.model import OptimizerStates, ParameterInfo
 
 FIXTURES = Path(__file__).parent / 'models'
 VERSIONS = ('1.9.1', '2.0.0b1')

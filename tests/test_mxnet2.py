@@ -6,8 +6,8 @@ import pytest
 
 import gluon_optim as go
 from gluon_optim import rules
-from gluon_optim.states import mxnet2
-from gluon_optim.states.legacy_writer import write_states
+from gluon_optim.states.mxnet_files import mxnet2
+from gluon_optim.states.mxnet_files.writer import write_states
 
 # written by MXNet 2.0.0b1, see legacy/make_continued.py
 CONTINUED = np.load(Path(__file__).parent / 'legacy/2.0.0b1/continued.npz')
@@ -50,7 +50,7 @@ def test_the_rule_goes_on_as_mxnet_2_did_or_says_what_it_does_otherwise(case, tm
 
 
 def test_what_has_no_rule(tmp_path):
-    with pytest.raises(ValueError, match='adamw of MXNet 2.x'):
+    with pytest.raises(ValueError, match="MXNet 2.x's adamw is not supported"):
         mxnet2.as_rule(states_of('adamw/wd', tmp_path))
 
 

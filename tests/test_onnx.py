@@ -9,7 +9,7 @@ import pytest
 from conversion_runs import LIMITS, SHAPES, STEPS, cases, rate, run_rule, settings, weights_and_gradients
 
 from gluon_optim import rules
-from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, digest
+from gluon_optim.states.model import OptimizerStates, ParameterInfo, digest
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
@@ -190,11 +190,11 @@ def test_rules_that_cannot_be_traced_are_refused():
             with pytest.raises(ValueError, match=f"'{rule.name}' cannot be written in ONNX operators"):
                 export_step(rule.name, SHAPES)
         finally:
-            del rules._RULES[rule.name]
+            del rules.registry.RULES[rule.name]
 
 
 def test_without_onnx_there_is_one_line_that_says_what_to_do():
-    code = ("import sys; sys.modules['onnx'] = None\nimport gluon_optim\nimport gluon_optim.lowering.operators\n"
+    code = ("import sys; sys.modules['onnx'] = None\nimport gluon_optim\nimport gluon_optim.mapping.state_dict\n"
             "try:\n    import gluon_optim.onnx\nexcept ImportError as error:\n    print(error)")
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, check=True, text=True)
     assert done.stdout == "gluon_optim.onnx needs the package onnx: pip install 'gluon-optim[onnx]'\n"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conversion_runs import LIMITS, STEPS, cases, rate, run_rule, settings, weights_and_gradients
 
-from gluon_optim import optax_states, rules
-from gluon_optim.states.neutral import OptimizerStates, ParameterInfo, digest
+from gluon_optim import rules
+from gluon_optim.mapping import optax_file
+from gluon_optim.states.model import OptimizerStates, ParameterInfo, digest
 
 jax = pytest.importorskip('jax')
 optax = pytest.importorskip('optax')
@@ -236,7 +237,7 @@ def test_rules_that_do_not_lower_are_refused():
         with pytest.raises(ValueError, match="'matrix' cannot be a GradientTransformation"):
             create('matrix')
     finally:
-        del rules._RULES['matrix']
+        del rules.registry.RULES['matrix']
 
 
 def test_without_jax_there_is_one_line_that_says_what_to_do():
@@ -332,7 +333,7 @@ def test_states_of_others_are_refused():
 # -- every optimizer, every step ---------------------------------------------------------------------------------------
 
 def written(path, states, weights=None):
-    optax_states.write(path, states, states.parameters, weights)
+    optax_file.write(path, states, states.parameters, weights)
     return path
 
 
@@ -343,7 +344,7 @@ def written(path, states, weights=None):
 def test_a_run_goes_on_in_jax_and_comes_back(name, which, dtype, x64, tmp_path):
     states, weights = conversion_runs.half_trained(name, which, dtype)
     path = written(tmp_path / 'run.npz', states)
-    back, _ = optax_states.read(path)
+    back, _ = optax_file.read(path)
     assert digest(back) == digest(states) and (back.hypers, back.parameters) == (states.hypers, states.parameters)
     state, given = load(path)
     direct = jax.tree_util.tree_leaves(to_optax(states))
@@ -358,7 +359,7 @@ def test_a_run_goes_on_in_jax_and_comes_back(name, which, dtype, x64, tmp_path):
     found = params if later.master is None else later.master
     conversion_runs.assert_near(found, after, new, travelled)
     save(tmp_path / 'later.npz', later, name, {info.name: info for info in states.parameters}, num_update=30, **states.hypers)
-    again, _ = optax_states.read(tmp_path / 'later.npz')
+    again, _ = optax_file.read(tmp_path / 'later.npz')
     assert (again.counts, again.num_update) == (after.counts, 30)
     for key, own in again.slots.items():
         assert all(array.tobytes() == bytes(np.asarray(later.slots[slot][key])) for slot, array in own.items())

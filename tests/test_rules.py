@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from gluon_optim import rules
-from gluon_optim.catalog import optimizer_info
-from gluon_optim.lowering.graph import schedule, trace
+from gluon_optim.lowering.plan import cut
 from gluon_optim.rules.base import initial_slot, scalars
+from gluon_optim.rules.catalog import optimizer_info
+from gluon_optim.rules.graph import trace
 from gluon_optim.schema import Hyper, Slot, Values
 
 STEPS = 20
@@ -308,7 +309,7 @@ def test_larc_around_a_rule_of_the_user(monkeypatch):
         coefficients = staticmethod(lambda xp, h, t: dict(lr=h.learning_rate))
         step = staticmethod(lambda xp, h, c, w, g, s: (w - c.lr * xp.sign(g), {}))
 
-    monkeypatch.setitem(rules._RULES, 'sign_descent', SignDescent)
+    monkeypatch.setitem(rules.registry.RULES, 'sign_descent', SignDescent)
     weights, _ = train('larc', np.ones(2), np.array([[3.0, -4.0]]), base='sign_descent')
     np.testing.assert_allclose(weights[0], [0.9, 1.1])
 
@@ -567,7 +568,7 @@ def test_steps_are_elementwise_functions_and_sums(name):
             graph = trace(rule, rule.static(h), tuple(rule.all_coefficients(scalars, h, 1)))
             sizes = {slot.name: 'tensor' if slot.like == 'weight' else 'scalar' for slot in rule.slots(h)}
             assert {k: v.size for k, v in graph.outputs.items()} == dict(sizes, weight='tensor'), hypers
-            assert schedule(graph)
+            assert cut(graph)
 
 
 @pytest.mark.parametrize('name', rules.names())

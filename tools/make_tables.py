@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gluon_optim as go
 from gluon_optim import rules
-from gluon_optim.foreign import EXACT, FOREIGN, mirrored, reason
+from gluon_optim.mapping.classes import EXACT, FOREIGN, mirrored, reason
 
 ROOT = Path(__file__).resolve().parent.parent
 

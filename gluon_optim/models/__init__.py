@@ -49,7 +49,7 @@ import numpy
 
 from ..schema import one_of
 from ..states.atomic import Path, replacing
-from ..states.neutral import OptimizerStates, ParameterInfo
+from ..states.model import OptimizerStates, ParameterInfo
 from .gluon import Source, source_of, with_states
 from .maps import check_map, from_map, read_map, take_dropped
 from .matching import check_layouts, matched, one_for_tied, rests_on_order, settled, with_tied

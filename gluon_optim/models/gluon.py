@@ -4,14 +4,14 @@ import os
 import re
 import weakref
 from dataclasses import dataclass, field, replace
-from typing import Any, Collection, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Collection, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy
 
-from ..states import container, legacy
-from ..states.atomic import Path
+from ..states import container, mxnet_files
 from ..states.errors import UnreadableFile
-from ..states.neutral import OptimizerStates, Run, Weight
+from ..states.files import OpenFile, Path, open_once
+from ..states.model import OptimizerStates, Run, Weight
 from .plan import Rnn
 
 __all__ = ['Facts', 'Source', 'of_checkpoint', 'source_of', 'with_states']
@@ -46,7 +46,7 @@ def source_of(source: Any) -> Source:
     """Parameters in a file, a Block or a dictionary."""
     if isinstance(source, Source):
         return source
-    if isinstance(source, (str, os.PathLike)):
+    if isinstance(source, (str, os.PathLike, OpenFile)):
         return _of_file(source)
     if isinstance(source, Mapping):
         strange = [name for name in source if not isinstance(name, str)]
@@ -59,19 +59,18 @@ def source_of(source: Any) -> Source:
                     f'arrays. Received: {type(source).__name__}.')
 
 
-def _of_file(path: Path) -> Source:
-    path = os.fspath(path)
-    if container.is_container(path):
-        states, run = container.read_checkpoint(path)
-        if run is None:
-            raise ValueError(f'{path!r} holds optimizer states only, no weights. Give the .params file of the net, or a file of '
-                             'save_checkpoint.')
-        return of_checkpoint(repr(path), states, run)
-    kind = legacy.kind(path)
-    if kind not in ('params', 'npz'):
-        raise UnreadableFile(f'{path!r} must be a .params file of MXNet or a checkpoint of gluon_optim. Received: a file of kind '
-                             f'{kind!r}.')
-    found = Source(repr(path), dict(legacy.read_params(path)))
+def _of_file(path: Union[Path, OpenFile]) -> Source:
+    with open_once(path) as file:
+        if file.kind.is_ours:
+            states, run = container.read_checkpoint(file)
+            if run is None:
+                raise ValueError(f'{file.path!r} holds optimizer states only, no weights. Give the .params file of the net, or a '
+                                 'file of save_checkpoint.')
+            return of_checkpoint(repr(file.path), states, run)
+        if not file.kind.holds_parameters:
+            raise UnreadableFile(f'{file.path!r} must be a .params file of MXNet or a checkpoint of gluon_optim. Received: a '
+                                 f'file of kind {file.kind.value!r}.')
+        path, found = file.path, Source(repr(file.path), dict(mxnet_files.read_params(file)))
     symbol = re.sub(r'(-\d{4})?\.params$', '', path) + '-symbol.json'
     if os.path.isfile(symbol):
         facts = _of_symbol(symbol)

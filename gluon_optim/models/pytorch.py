@@ -6,16 +6,16 @@ import json
 import os
 import struct
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Union
 
 import numpy
 
 from ..schema import one_of
 from ..states import container
-from ..states.atomic import Path, replacing
+from ..states.atomic import replacing
 from ..states.errors import UnreadableFile
-from ..states.neutral import chunks
-from ..states.progress import opened
+from ..states.files import OpenFile, Path, open_once
+from ..states.model import chunks
 from .plan import Shape
 
 __all__ = ['COUNTER', 'Target', 'target_of', 'write_safetensors']
@@ -40,8 +40,8 @@ def target_of(like: Any) -> Optional[Target]:
     """Names and shapes of a module, a ``state_dict``, or a file of one."""
     if like is None or isinstance(like, Target):
         return like
-    if isinstance(like, (str, os.PathLike)):
-        return _of_saved(os.fspath(like))
+    if isinstance(like, (str, os.PathLike, OpenFile)):
+        return _of_saved(like)
     if hasattr(like, 'named_parameters') and hasattr(like, 'state_dict'):
         target = _of_state_dict(f'the {type(like).__name__}', like.state_dict(keep_vars=True))
         names = [name for name, _ in like.named_parameters()]
@@ -71,36 +71,35 @@ def _of_state_dict(what: str, state_dict: Mapping[str, Any]) -> Target:
     return target
 
 
-def _of_saved(path: str) -> Target:
-    with opened(path) as file:
-        head = file.read(9)
-        if head[8:] == b'{':
-            size = struct.unpack('<Q', head[:8])[0]
-            text = b'{' + file.read(min(size - 1, container.MAX_HEADER))
-            return _of_header(path, text)
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(f'Reading {path!r} needs PyTorch. Give a .safetensors file, or write a map.') from error
-    try:
-        value = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # of whatever kind: the file is not what it should be
-        raise UnreadableFile(f'{path!r} must be the state_dict of a model, as torch.save(model.state_dict(), path) writes it. '
-                             f'Received: {type(error).__name__}: {" ".join(str(error).split())[:200]}') from error
+def _of_saved(path: Union[Path, OpenFile]) -> Target:
+    with open_once(path) as file:
+        name = repr(file.path)
+        if file.head[8:9] == b'{':
+            size = int.from_bytes(file.head[:8], 'little')
+            return _of_header(name, file.file.read(8 + min(size, container.MAX_HEADER))[8:])
+        try:
+            import torch
+        except ImportError as error:
+            raise ImportError(f'Reading {name} needs PyTorch. Give a .safetensors file, or write a map.') from error
+        try:
+            value = torch.load(file.file, map_location='cpu', weights_only=True)
+        except Exception as error:  # of whatever kind: the file is not what it should be
+            raise UnreadableFile(f'{name} must be the state_dict of a model, as torch.save(model.state_dict(), path) writes it. '
+                                 f'Received: {type(error).__name__}: {" ".join(str(error).split())[:200]}') from error
     if not isinstance(value, Mapping):
-        raise UnreadableFile(f'{path!r} must be the state_dict of a model. Received: a {type(value).__name__}.')
-    return _of_state_dict(repr(path), value)
+        raise UnreadableFile(f'{name} must be the state_dict of a model. Received: a {type(value).__name__}.')
+    return _of_state_dict(name, value)
 
 
-def _of_header(path: str, text: bytes) -> Target:
+def _of_header(name: str, text: bytes) -> Target:
     """The header of a safetensors file, which has its arrays in an order of its own."""
     try:
         tensors = {name: entry for name, entry in json.loads(text.decode()).items() if name != '__metadata__'}
         shapes = {name: tuple(int(size) for size in entry['shape']) for name, entry in tensors.items()}
         halves = [name for name, entry in tensors.items() if entry['dtype'] in ('F16', 'BF16')]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnreadableFile(f'{path!r} must be a safetensors file. Received: a header that cannot be read ({error}).') from error
-    return Target(repr(path), shapes, ordered=False, halves=halves)
+        raise UnreadableFile(f'{name} must be a safetensors file. Received: a header that cannot be read ({error}).') from error
+    return Target(name, shapes, ordered=False, halves=halves)
 
 
 # Writing

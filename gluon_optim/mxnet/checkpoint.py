@@ -5,32 +5,34 @@
 
 docs/CHECKPOINTS.md describes the file, and which guarantees hold when.
 """
+import contextlib
 import logging
 import math
-import operator
 import os
 import random
 import warnings
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import mxnet
 import numpy
 from mxnet import gluon
 from mxnet import ndarray as nd
 
+from ..schema import check_int
 from ..states import container
 from ..states.errors import StateFileError
 from ..states.manifest import run_record
 from ..states.matching import match
-from ..states.neutral import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
-from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, producer, to_mxnet
+from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
+from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, producer, start
+from .weights import remember, write_weight
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
 log = logging.getLogger('gluon_optim')
 
 
-class Restored(dict):
+class Restored(Dict[str, Any]):
     """The user's ``extra``, and in attributes what else was restored.
 
     ``step, epoch, batch`` as they were given to `save_checkpoint`, None where they were not; ``metrics``; ``states`` is the
@@ -178,17 +180,7 @@ def checked_run(step: Any, epoch: Any, batch: Any, metrics: Any, extra: Any) -> 
 
 
 def _optional(name: str, value: Any) -> Optional[int]:
-    return None if value is None else whole(name, value)
-
-
-def whole(name: str, value: Any, least: int = 0) -> int:
-    """``value``, an integer of Python or NumPy, as one of Python."""
-    try:
-        if not isinstance(value, bool) and operator.index(value) >= least:
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ValueError(f'`{name}` must be a whole number, {least} or more. Received: {name}={value!r}.')
+    return None if value is None else check_int(name, value)
 
 
 def _checked_metrics(metrics: Any) -> Dict[str, float]:
@@ -237,7 +229,7 @@ def _data(name: str, parameter: Any) -> List[Any]:
     if parameter._stype != 'default':
         raise ValueError(f'Parameters must be dense. Received: {name}, which is {parameter._stype}. '
                          'Use net.save_parameters, net.load_parameters, go.save_states and go.load_states.')
-    return parameter.list_data()
+    return list(parameter.list_data())
 
 
 def _differ(a: Any, b: Any) -> bool:
@@ -255,29 +247,47 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
     if trainer is not None and states.optimizer == NO_OPTIMIZER:
         raise ValueError(f'Cannot load {os.fspath(path)!r} into a trainer: it was saved without one. Load it with net= alone.')
     weights = [weight._replace(copies=weight.copies[:1]) if weight.name in states.master else weight for weight in run.weights]
-    set_weights, skipped = _plan_weights(weights, parameters(net, trainer), strict)
+    present = parameters(net, trainer)
+    set_weights = _plan_weights(weights, present, strict)
     set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else None
-    set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None else None
+    set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None and run.random is not None else None
+    if set_states:
+        set_states.warn()
 
-    # everything is known to fit: from here on net and trainer change
-    set_copies = set_weights()
-    report = set_states() if set_states else None
-    set_copies()
-    if set_random:
-        set_random()
+    # everything is known to fit: from here on net and trainer change, or everything is put back
+    report = None
+    with contextlib.ExitStack() as undo:
+        remember(undo, present.values())
+        if set_states:
+            start(trainer, undo)  # the first step would make the copies of each device those of the first one
+        set_weights.apply()
+        if set_states:
+            report = set_states.apply(undo)
+        if set_random:
+            set_random.apply(undo)
+        undo.pop_all()
+    if report:
+        report.log()
     restored = Restored(run.extra)
     restored.step, restored.epoch, restored.batch, restored.metrics = run.step, run.epoch, run.batch, run.metrics
-    restored.states, restored.skipped = report, skipped
-    for line in skipped:
+    restored.states, restored.skipped = report, set_weights.skipped
+    for line in restored.skipped:
         log.warning('not loaded: %s', line)
     return restored
 
 
-def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool
-                  ) -> Tuple[Callable[[], Callable[[], None]], List[str]]:
-    """A function that sets the weights, and what does not fit. That function returns one that sets the copies of each device,
-    which must wait until the trainer's kvstore has made all of them the first one's.
-    """
+class WeightsPlan(NamedTuple):
+    """Weights that are known to fit."""
+
+    values: List[Tuple[Any, List[numpy.ndarray]]]   # parameters, and their values on each device
+    skipped: List[str]                              # one sentence for each that does not fit
+
+    def apply(self) -> None:
+        for parameter, values in self.values:
+            write_weight(parameter, values)
+
+
+def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool) -> WeightsPlan:
     names = list(present)
     data = {name: _data(name, parameter) for name, parameter in present.items()}
     pairs, note = match([_info(w.name, w.full_name, w.copies[0]) for w in weights],
@@ -295,20 +305,14 @@ def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool
         raise ValueError(f'The checkpoint must be of the same parameters. Received: {"; ".join(problems[:8])}{more}. '
                          'Nothing was changed. Pass strict=False to load what fits.')
 
-    def set_weights() -> Callable[[], None]:
-        for name, copies in fitting.items():
-            same = len(copies) == 1 or len(copies) == len(data[name])
-            value = copies[0] if same else numpy.mean(copies, axis=0).astype(copies[0].dtype)  # as MXNet saves such parameters
-            present[name].set_data(to_mxnet(value))
-        return set_copies
+    return WeightsPlan([(present[name], _for_devices(copies, len(data[name]))) for name, copies in fitting.items()], problems)
 
-    def set_copies() -> None:
-        for name, copies in fitting.items():
-            if 1 < len(copies) == len(data[name]):
-                for array, value in zip(present[name].list_data(), copies):
-                    array[:] = to_mxnet(value)
 
-    return set_weights, problems
+def _for_devices(copies: List[numpy.ndarray], devices: int) -> List[numpy.ndarray]:
+    """Each device gets its own copy where there are as many; else all get their mean, as MXNet saves such parameters."""
+    if len(copies) == devices:
+        return copies
+    return [copies[0] if len(copies) == 1 else numpy.mean(copies, axis=0).astype(copies[0].dtype)] * devices
 
 
 def _info(name: str, full_name: str, array: Any) -> ParameterInfo:
@@ -344,10 +348,25 @@ def _seed(seed: int, contexts: List[Any]) -> None:
         mxnet.random.seed(seed + k, context)
 
 
-def _plan_random(saved: Optional[Dict[str, Any]], contexts: List[Any]) -> Callable[[], None]:
-    """Check the saved states on generators of our own; the function returned puts them into the global ones."""
-    if saved is None:
-        return lambda: None
+class RandomPlan(NamedTuple):
+    """States of generators that are known to be some."""
+
+    seed: int
+    of_numpy: Tuple[Any, ...]
+    of_python: Tuple[Any, ...]
+    contexts: List[Any]
+
+    def apply(self, undo: contextlib.ExitStack) -> None:
+        """Last of all: what MXNet's generators were cannot be read, nor put back."""
+        undo.callback(numpy.random.set_state, numpy.random.get_state())  # noqa: NPY002
+        undo.callback(random.setstate, random.getstate())
+        numpy.random.set_state(self.of_numpy)  # noqa: NPY002
+        random.setstate(self.of_python)
+        _seed(self.seed, self.contexts)
+
+
+def _plan_random(saved: Dict[str, Any], contexts: List[Any]) -> RandomPlan:
+    """Check the saved states on generators of our own."""
     try:
         seed, of_numpy = saved['mxnet'], tuple(saved['numpy'])
         version, state, gauss = saved['python']
@@ -359,9 +378,4 @@ def _plan_random(saved: Optional[Dict[str, Any]], contexts: List[Any]) -> Callab
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise StateFileError(f'The random state in the checkpoint must be one of NumPy and Python. Received: {error}. '
                              'It was written by a program with other generators.') from error
-
-    def set_random() -> None:
-        numpy.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)
-        _seed(seed, contexts)
-    return set_random
+    return RandomPlan(seed, of_numpy, of_python, contexts)

@@ -14,7 +14,8 @@ import numpy
 from mxnet import base as mx_base
 from mxnet import ndarray as nd
 
-from ..rules.base import Rule, Static, scalars
+from ..rules.base import KernelKey, Rule, scalars
+from ..rules.runtimes import runs_on
 from ..schema import Values
 
 log = logging.getLogger('gluon_optim')
@@ -78,7 +79,7 @@ class Executor:
         arrays = Arrays(update.weights, update.gradients, slots, masters if mixed else ())
         _check(self.rule, static, arrays, self._slot_dtype('float32' if mixed else update.weights[0].dtype))
         on_cpu = update.weights[0].context.device_type.startswith('cpu')
-        kind = _Loops if self.rule.lowerable and on_cpu and _compiler() is not None else _Operators
+        kind = _Loops if runs_on(self.rule, 'kernels') and on_cpu and _compiler() is not None else _Operators
         coefficients = tuple(self.rule.all_coefficients(scalars, h, 1))
         prepared = self._prepared[key] = kind(self.rule.on_masters() if mixed else self.rule, static, coefficients, arrays)
         prepared.update = Update(*map(tuple, update))  # the caller's lists may change
@@ -102,7 +103,7 @@ class _Loops:
 
     update: Update
 
-    def __init__(self, rule: Type[Rule], static: Static, coefficients: Tuple[str, ...], arrays: Arrays):
+    def __init__(self, rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], arrays: Arrays):
         loops = _compiler()
         weights, gradients, slots, masters = arrays
         half_slots = bool(static.slots) and slots[0][0].dtype == numpy.float16
@@ -128,7 +129,7 @@ class _Loops:
 
 
 def _fetch(handles: numpy.ndarray, addresses: numpy.ndarray) -> None:
-    failed = _compiler().runtime.fetch_addresses(_get_data(), handles, addresses)
+    failed = _compiler().numba_runtime.fetch_addresses(_get_data(), handles, addresses)
     if failed >= 0:
         mx_base.check_call(-1)
 
@@ -143,8 +144,8 @@ def _get_data() -> int:
 def _compiler() -> Any:
     """The compiler of loops, imported at the first update; None where numba is missing."""
     try:
-        from ..lowering import loops
-        return loops
+        from ..lowering import numba
+        return numba
     except ImportError as error:
         log.warning('Optimizers run on MXNet operators, several times slower: %s. `pip install numba` makes them fast.', error)
         return None
@@ -177,7 +178,7 @@ class _Operators:
 
     update: Update
 
-    def __init__(self, rule: Type[Rule], static: Static, coefficients: Tuple[str, ...], arrays: Arrays):
+    def __init__(self, rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], arrays: Arrays):
         self.rule, self.static, self._arrays = rule, static, arrays
 
     def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int]) -> None:
@@ -212,7 +213,7 @@ def check_weight(rule: Type[Rule], weight: Any) -> None:
                         "Cast the block (net.cast('float32')), or give the parameter grad_req='null'.")
 
 
-def _check(rule: Type[Rule], static: Static, arrays: Arrays, slot_dtype: str) -> None:
+def _check(rule: Type[Rule], static: KernelKey, arrays: Arrays, slot_dtype: str) -> None:
     """Refuse arrays that do not belong together."""
     first = arrays.weights[0]
     for i, (weight, gradient, slots) in enumerate(zip(arrays.weights, arrays.gradients, arrays.slots)):
@@ -239,4 +240,4 @@ def _check(rule: Type[Rule], static: Static, arrays: Arrays, slot_dtype: str) ->
 
 
 def _name(dtype: Any) -> str:
-    return numpy.dtype(dtype).name
+    return str(numpy.dtype(dtype).name)

@@ -12,11 +12,11 @@ from typing import Any, Collection, Dict, Iterator, List, Optional, Set, Tuple
 import numpy
 from mxnet.base import _LIB, check_call
 
-from ..schema import one_of
+from ..schema import check_int, one_of
 from ..states import atomic, container
 from ..states.errors import StateFileError
-from ..states.neutral import OptimizerStates, Run
-from .checkpoint import Restored, checked_run, restore, take, whole
+from ..states.model import OptimizerStates, Run
+from .checkpoint import Restored, checked_run, restore, take
 from .trainer import Pieces
 
 __all__ = ['CheckpointManager']
@@ -80,9 +80,9 @@ class CheckpointManager:
             raise ValueError("`keep_best` must be a metric and 'min' or 'max'. "
                              f"Received: keep_best={keep_best!r}. Write keep_best=('accuracy', 'max').")
         self.directory = os.fspath(directory)
-        self.keep_last = None if keep_last is None else whole('keep_last', keep_last, 1)
-        self.keep_every = None if keep_every is None else whole('keep_every', keep_every, 1)
-        self.save_every = whole('save_every', save_every, 1)
+        self.keep_last = None if keep_last is None else check_int('keep_last', keep_last, 1)
+        self.keep_every = None if keep_every is None else check_int('keep_every', keep_every, 1)
+        self.save_every = check_int('save_every', save_every, 1)
         self.keep_best = None if keep_best is None else tuple(keep_best)
         self.background = bool(background)
         self._metrics: Dict[int, Dict[str, float]] = {}
@@ -129,7 +129,7 @@ class CheckpointManager:
         Warns where the folder holds later steps, of another run or branch, at the first save of a manager that has restored
         nothing; and where no checkpoint has the metric of ``keep_best``.
         """
-        step = whole('step', step)
+        step = check_int('step', step)
         if not (force or self._terminated or step % self.save_every == 0):
             return False
         self.wait()
@@ -240,7 +240,7 @@ class CheckpointManager:
         Raises ValueError where there is no such checkpoint or it does not fit, StateFileError where it is damaged.
         """
         self.wait()
-        step, steps = whole('step', step), self.steps()
+        step, steps = check_int('step', step), self.steps()
         if step not in steps:
             raise ValueError(f'`step` must be one whose checkpoint is in {self.directory!r}. Received: step={step}. '
                              f'There are {", ".join(map(str, steps)) or "none"}.')

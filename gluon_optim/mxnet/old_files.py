@@ -2,8 +2,9 @@
 import os
 from typing import Any, List
 
-from ..states import container, legacy
-from ..states.neutral import OptimizerStates, ParameterInfo
+from ..states import container, mxnet_files
+from ..states.files import Kind, open_once
+from ..states.model import OptimizerStates, ParameterInfo
 
 __all__ = ['read_for']
 
@@ -13,9 +14,10 @@ def read_for(path: container.Path, trainer: Any, present: List[ParameterInfo]) -
 
     Raises StateFileError for a damaged file, ValueError for one that does not fit or does not contain its optimizer.
     """
-    if not os.path.isfile(path) or legacy.kind(path) != 'states':
-        return container.read(path)
-    states = legacy.read_states(path, [info.name for info in present])
+    with open_once(path) as file:
+        if file.kind is not Kind.MXNET_STATES:
+            return container.read(file)
+        states = mxnet_files.read_states(file, [info.name for info in present])
     if not states.optimizer:
         raise ValueError(f'Cannot load {os.fspath(path)!r}: it was saved without its optimizer, so that update counts and '
                          'hyper-parameters are not in it. Use trainer.load_states, which begins to count anew.')

@@ -9,7 +9,7 @@ from mxnet.optimizer.optimizer import Optimizer
 
 from .. import rules
 from ..rules.mx import DROP_INS
-from ..schema import check_known, folded
+from ..schema import check_known, lower_name
 from .optimizer import RuleOptimizer
 
 __all__ = ['create', 'register']
@@ -92,7 +92,7 @@ def create(name: str, **hypers: Any) -> Optimizer:
     >>> type(go.create('adam')).__mro__[3]
     <class 'mxnet.optimizer.optimizer.Adam'>
     """
-    check_known('optimizer', folded(name), {*_CLASSES, *DROP_INS}, ValueError)
+    check_known('optimizer', lower_name(name), {*_CLASSES, *DROP_INS}, ValueError)
     if name.lower() in _CLASSES:
         return _CLASSES[name.lower()](**hypers)
     from . import builtin  # when it is needed: most programs do without

@@ -29,8 +29,8 @@ class AdadeltaTorch(Rule):
 
     @staticmethod
     def slots(h):
-        return (Slot('mean_sq', torch='square_avg', optax='e_g', doc='decayed mean of squared gradients'),
-                Slot('mean_sq_delta', torch='acc_delta', optax='e_x', doc='decayed mean of squared steps'))
+        return (Slot('mean_sq', torch='square_avg', doc='decayed mean of squared gradients'),
+                Slot('mean_sq_delta', torch='acc_delta', doc='decayed mean of squared steps'))
 
     @staticmethod
     def coefficients(xp, h, t):

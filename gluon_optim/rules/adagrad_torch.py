@@ -28,7 +28,7 @@ class AdagradTorch(Rule):
 
     @staticmethod
     def slots(h):
-        return (Slot('sum_sq', init=h.initial_accumulator, torch='sum', optax='sum_of_squares', doc='sum of squared gradients'),)
+        return (Slot('sum_sq', init=h.initial_accumulator, torch='sum', doc='sum of squared gradients'),)
 
     @staticmethod
     def coefficients(xp, h, t):

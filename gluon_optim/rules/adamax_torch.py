@@ -30,7 +30,7 @@ class AdamaxTorch(Rule):
 
     @staticmethod
     def slots(h):
-        return MEAN, Slot('largest', torch='exp_inf', optax='nu', doc='decayed maximum of |gradient| + epsilon')
+        return MEAN, Slot('largest', torch='exp_inf', doc='decayed maximum of |gradient| + epsilon')
 
     @staticmethod
     def coefficients(xp, h, t):

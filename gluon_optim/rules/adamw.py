@@ -28,7 +28,7 @@ class AdamW(Rule):
 
     @staticmethod
     def slots(h):
-        max_var = Slot('max_var', torch='max_exp_avg_sq', optax='nu_max', doc='largest `var` so far')
+        max_var = Slot('max_var', torch='max_exp_avg_sq', doc='largest `var` so far')
         return (MEAN, VAR, max_var) if h.amsgrad else (MEAN, VAR)
 
     @staticmethod

@@ -14,13 +14,14 @@ and tests.
 (array([0.5, 0. ]), array([1., 2.]))
 """
 import math
-from typing import Any, Callable, ClassVar, Dict, Mapping, NamedTuple, Optional, Tuple, Type
+from typing import Any, Callable, ClassVar, Dict, FrozenSet, Mapping, NamedTuple, Optional, Tuple, Type
 
 import numpy
 
-from ..schema import Hyper, Slot, Values, check_known
+from ..schema import Hyper, Slot, Values, check_known, compute_type
 
-__all__ = ['BASE_HYPERS', 'Rule', 'bias_correction', 'clipped', 'divided', 'mirrored', 'norm', 'scalar', 'scalars', 'trust_ratio']
+__all__ = ['BASE_HYPERS', 'KernelKey', 'Rule', 'bias_correction', 'clipped', 'divided', 'initial_slot', 'norm', 'scalar', 'scalars',
+           'trust_ratio']
 
 BASE_HYPERS = (
     Hyper('rescale_grad', 1.0, '(-inf, inf)', 'factor on the gradient; `Trainer.step(batch_size)` sets it to 1/batch_size'),
@@ -80,7 +81,7 @@ def clipped(xp: Any, c: Values, x: Any) -> Any:
     return xp.minimum(xp.maximum(x, -c.clip_gradient), c.clip_gradient) if 'clip_gradient' in c else x
 
 
-class Static(NamedTuple):
+class KernelKey(NamedTuple):
     """What of the hyper-parameters shapes the computation, and so selects a compiled kernel."""
 
     switches: Tuple[Tuple[str, Any], ...]
@@ -107,7 +108,9 @@ class Rule:
     ``check(h)``
         Optional: raise ValueError on combinations that no implementation defines.
     ``lowerable``
-        False where ``step`` does more than elementwise functions and sums over the tensor.
+        False where ``step`` does more than elementwise functions and sums over the tensor, so that it cannot be traced.
+    ``needs``
+        What else a runtime must have: `gluon_optim.rules.runtimes` lists the words.
     ``supplied``
         Values beside the hyper-parameters that belong to the optimizer as a whole: ``h`` has them where it keeps them.
     ``peers``
@@ -126,11 +129,11 @@ class Rule:
     name: ClassVar[str]
     summary: ClassVar[str] = ''
     paper: ClassVar[str] = ''
-    formula: ClassVar[str] = ''
     hypers: ClassVar[Tuple[Hyper, ...]]
     peers: ClassVar[Tuple[str, ...]] = ()
     exceptions: ClassVar[Mapping[str, str]] = {}
     lowerable: ClassVar[bool] = True
+    needs: ClassVar[FrozenSet[str]] = frozenset()
     supplied: ClassVar[Tuple[str, ...]] = ()
 
     slots: ClassVar[Callable[[Values], Tuple[Slot, ...]]]
@@ -175,13 +178,13 @@ class Rule:
         return h
 
     @classmethod
-    def static(cls, h: Values) -> Static:
+    def static(cls, h: Values) -> KernelKey:
         """The part of ``h`` that shapes the computation."""
         switches = tuple((x.name, getattr(h, x.name)) for x in cls.declared(h.asdict()) if x.is_switch)
-        return Static(switches, cls.slots(h), h.clip_gradient is not None)
+        return KernelKey(switches, cls.slots(h), h.clip_gradient is not None)
 
     @classmethod
-    def prepare(cls, xp: Any, c: Values, static: Static, w: Any, g: Any) -> Any:
+    def prepare(cls, xp: Any, c: Values, static: KernelKey, w: Any, g: Any) -> Any:
         """The gradient as the rule sees it: rescaled, then clipped. Drop-ins have MXNet's own order."""
         return clipped(xp, c, g * c.rescale_grad)
 
@@ -204,7 +207,7 @@ class Rule:
         return c
 
     @classmethod
-    def apply(cls, xp: Any, static: Static, c: Mapping[str, Any], w: Any, g: Any, slots: Mapping[str, Any]
+    def apply(cls, xp: Any, static: KernelKey, c: Mapping[str, Any], w: Any, g: Any, slots: Mapping[str, Any]
               ) -> Tuple[Any, Dict[str, Any]]:
         """`prepare` and `step` on arrays of one namespace: what every runtime calls."""
         coefficients = Values(**c)
@@ -220,14 +223,8 @@ class Rule:
         """
         if slots is None:
             slots = {slot.name: initial_slot(slot, weight) for slot in cls.slots(h)}
-        precision = 'float64' if weight.dtype == numpy.float64 else 'float32'
-        c = cls.all_coefficients(scalars if exact else cls.numbers(scalars, precision), h, t)
+        c = cls.all_coefficients(scalars if exact else cls.numbers(scalars, compute_type(weight.dtype)), h, t)
         return cls.apply(xp, cls.static(h), c, weight, gradient, slots)
-
-
-def mirrored(rule: Type[Rule]) -> bool:
-    """Whether the rule alone is the whole update, so that other frameworks can run it."""
-    return rule.lowerable and not rule.supplied
 
 
 def initial_slot(slot: Slot, weight: Any) -> Any:
@@ -235,4 +232,4 @@ def initial_slot(slot: Slot, weight: Any) -> Any:
     if slot.init == 'weight':
         return numpy.array(weight)
     dtype = numpy.result_type(numpy.asarray(weight).dtype, numpy.float32)  # of the type: NumPy 1 lets float32 win over shape ()
-    return numpy.full(numpy.shape(weight) if slot.like == 'weight' else (), slot.init, dtype)
+    return numpy.full(slot.shape(numpy.shape(weight)), slot.init, dtype)

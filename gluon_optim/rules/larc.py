@@ -2,31 +2,15 @@
 
 NVIDIA's two implementations differ where weights decay and where a norm is zero; each is a variant here.
 """
-from typing import Iterator, Tuple, Type
-
-from ..schema import Hyper, Values
-from .base import BASE_HYPERS, Rule, divided, norm
+from ..schema import Hyper
+from .base import divided, norm
 from .sgd_torch import SGDTorch
+from .wrapper import Bases, Wrapper
 
 TINY = 1e-30  # in place of a learning rate of 0, which would divide by zero
 
-
-class _Bases:
-    """The names of all other rules, a user's registered later included."""
-
-    def __iter__(self) -> Iterator[str]:
-        from . import names
-        return (name for name in names() if name != LARC.name)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __contains__(self, name: object) -> bool:
-        return any(x == name for x in self)
-
-
 OWN = (
-    Hyper('base', 'sgd_torch', _Bases(), 'the rule that takes the scaled gradient; its arguments are passed along'),
+    Hyper('base', 'sgd_torch', Bases(but='larc'), 'the rule that takes the scaled gradient; its arguments are passed along'),
     Hyper('trust_coefficient', 0.02, '(0, inf)', 'largest step, in units of the norm of the weight'),
     Hyper('clip', True, (False, True), 'never exceed the learning rate; False multiplies the two instead'),
     Hyper('epsilon', 1e-8, '[0, inf)', 'added to the norm of the gradient'),
@@ -35,28 +19,7 @@ OWN = (
 )
 
 
-def passed_as(name: str) -> str:
-    """What an argument of the base is called here: ``base_epsilon`` where LARC has an ``epsilon`` of its own."""
-    return 'base_' + name if any(x.name == name for x in OWN) else name
-
-
-def around(base: Type[Rule]) -> Tuple[Hyper, ...]:
-    """The hyper-parameters of LARC around ``base``: the base's rate and decay, LARC's own, the base's others."""
-    theirs = tuple(x._replace(name=passed_as(x.name)) for x in base.hypers)
-    return theirs[:2] + OWN + theirs[2:]
-
-
-def inside(h: Values) -> Tuple[Type[Rule], Values]:
-    """The base, and as many of its hyper-parameters as ``h`` holds, under the base's names. LARC takes over the decay."""
-    from . import get
-    base = get(h.base)
-    values = {x.name: getattr(h, passed_as(x.name)) for x in base.hypers + BASE_HYPERS if passed_as(x.name) in h}
-    if h.variant == 'apex' and 'wd' in values:
-        values['wd'] = 0.0
-    return base, Values(**values)
-
-
-class LARC(Rule):
+class LARC(Wrapper):
     """LARC: keeps steps small beside the weight. |x| is the L2 norm over the whole parameter.
 
         a = trust_coefficient |w| / (|g| + wd |w| + epsilon)
@@ -76,41 +39,27 @@ class LARC(Rule):
     summary = 'around any rule: a step is at most trust_coefficient times as long as the weight, layer by layer'
     paper = 'Ginsburg, Gitman and You, Large batch training of convolutional networks with LARC, 2018'
     peers = ('NVIDIA apex.parallel.LARC', 'NVIDIA OpenSeq2Seq larc_params')
-    hypers = around(SGDTorch)
+    own = OWN
+    hypers = Wrapper.around(OWN, SGDTorch.hypers)
 
     @classmethod
-    def declared(cls, given):
-        from . import get
-        switch = OWN[0]
-        return around(get(switch.check(given.get('base', switch.default))))
-
-    @staticmethod
-    def check(h):
+    def check(cls, h):
         if h.min_update and h.variant == 'apex':
             raise ValueError(f"`min_update` is not defined for variant='apex'. Received: min_update={h.min_update!r}. "
                              "Leave it out, or use variant='openseq2seq', which defines it.")
-        base, values = inside(h)
-        base.check(values)
-
-    @staticmethod
-    def slots(h):
-        base, values = inside(h)
-        return base.slots(values)
+        super().check(h)
 
     @classmethod
-    def prepare(cls, xp, c, static, w, g):
-        base, _ = inside(Values(**dict(static.switches)))
-        return base.prepare(xp, c, static, w, g)
+    def takes_over(cls, h):
+        return {'wd': 0.0} if h.variant == 'apex' else {}
 
-    @staticmethod
-    def coefficients(xp, h, t):
-        base, values = inside(h)
-        own = dict(trust=h.trust_coefficient, eps=h.epsilon, lr=xp.maximum(h.learning_rate, TINY), wd=h.wd,
-                   min_update=h.min_update)
-        return {**base.coefficients(xp, values, t), **{'larc_' + name: value for name, value in own.items()}}
+    @classmethod
+    def own_coefficients(cls, xp, h, t):
+        return dict(trust=h.trust_coefficient, eps=h.epsilon, lr=xp.maximum(h.learning_rate, TINY), wd=h.wd,
+                    min_update=h.min_update)
 
-    @staticmethod
-    def step(xp, h, c, w, g, s):
+    @classmethod
+    def step(cls, xp, h, c, w, g, s):
         apex = h.variant == 'apex'
         w_norm, g_norm = norm(xp, w), norm(xp, g)
         size = g_norm + c.larc_eps + c.larc_wd * w_norm if apex else g_norm + c.larc_eps
@@ -121,7 +70,7 @@ class LARC(Rule):
             ratio = xp.maximum(ratio, c.larc_min_update)
         if h.clip:
             ratio = xp.minimum(ratio, 1.0)
-        base, values = inside(h)
+        base, values = cls.inside(h)
         if not apex:
             return base.step(xp, values, c, w, ratio * g, s)
         # a weight of zeros takes the gradient as it is, a gradient of zeros brings no decay

@@ -10,8 +10,8 @@ BETA2 = Hyper('beta2', 0.999, '[0, 1)', 'decay of the mean of squared gradients'
 AMSGRAD = Hyper('amsgrad', False, (False, True), 'divide by the largest second moment so far (arXiv:1904.09237)')
 DECOUPLED_WD = Hyper('decoupled_wd', False, (False, True), 'shrink the weight by 1 - learning_rate wd instead')
 
-MEAN = Slot('mean', torch='exp_avg', optax='mu', doc='decayed mean of gradients')
-VAR = Slot('var', torch='exp_avg_sq', optax='nu', doc='decayed mean of squared gradients')
+MEAN = Slot('mean', torch='exp_avg', doc='decayed mean of gradients')
+VAR = Slot('var', torch='exp_avg_sq', doc='decayed mean of squared gradients')
 
 
 def averaging(h: Values) -> Dict[str, float]:

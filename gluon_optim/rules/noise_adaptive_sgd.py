@@ -37,11 +37,11 @@ class NoiseAdaptiveSGD(Rule):
 
     @staticmethod
     def slots(h):
-        return (Slot('mean', torch='exp_avg', optax='mu', doc='running mean of gradients'),
-                Slot('mean_sq', torch='exp_avg_sq', optax='nu', doc='running mean of squared gradients'),
-                Slot('batch_star', torch='batch_star', optax='batch_star',
+        return (Slot('mean', torch='exp_avg', doc='running mean of gradients'),
+                Slot('mean_sq', torch='exp_avg_sq', doc='running mean of squared gradients'),
+                Slot('batch_star', torch='batch_star',
                      doc='B*, the batch size with the most progress per example'),
-                Slot('eta', torch='eta', optax='eta', doc='the derived step size'))
+                Slot('eta', torch='eta', doc='the derived step size'))
 
     @staticmethod
     def coefficients(xp, h, t):

@@ -56,12 +56,12 @@ class NovoGrad(Rule):
 
     @staticmethod
     def slots(h):
-        mean = Slot('mean', torch='exp_avg', optax='mu', doc='moment of the normalised gradients')
-        norm_sq = Slot('norm_sq', 'scalar', torch='exp_avg_sq', optax='nu', doc='running squared norm of the gradient')
+        mean = Slot('mean', torch='exp_avg', doc='moment of the normalised gradients')
+        norm_sq = Slot('norm_sq', 'scalar', torch='exp_avg_sq', doc='running squared norm of the gradient')
         if h.variant == 'apex':
-            norm = Slot('norm', 'scalar', torch='exp_avg_norm', optax='norm', doc='running norm of the gradient')
+            norm = Slot('norm', 'scalar', torch='exp_avg_norm', doc='running norm of the gradient')
             return mean._replace(doc='moment of the raw gradients'), norm
-        max_norm_sq = Slot('max_norm_sq', 'scalar', torch='max_exp_avg_sq', optax='nu_max', doc='largest `norm_sq` so far')
+        max_norm_sq = Slot('max_norm_sq', 'scalar', torch='max_exp_avg_sq', doc='largest `norm_sq` so far')
         return (mean, norm_sq, max_norm_sq) if h.amsgrad else (mean, norm_sq)
 
     @staticmethod

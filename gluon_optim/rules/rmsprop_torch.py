@@ -36,9 +36,9 @@ class RMSpropTorch(Rule):
 
     @staticmethod
     def slots(h):
-        mean_sq = Slot('mean_sq', torch='square_avg', optax='nu', doc='decayed mean of squared gradients')
-        mean = Slot('mean', torch='grad_avg', optax='mu', doc='decayed mean of gradients')
-        buffer = Slot('momentum_buffer', torch='momentum_buffer', optax='trace', doc='decayed sum of divided gradients')
+        mean_sq = Slot('mean_sq', torch='square_avg', doc='decayed mean of squared gradients')
+        mean = Slot('mean', torch='grad_avg', doc='decayed mean of gradients')
+        buffer = Slot('momentum_buffer', torch='momentum_buffer', doc='decayed sum of divided gradients')
         return (mean_sq,) + ((mean,) if h.centered else ()) + ((buffer,) if h.momentum > 0 else ())
 
     @staticmethod

@@ -35,8 +35,8 @@ class Rprop(Rule):
 
     @staticmethod
     def slots(h):
-        return (Slot('previous', torch='prev', optax='prev_updates', doc='last gradient, 0 where its sign had changed'),
-                Slot('step_size', torch='step_size', optax='step_sizes', doc='present step of each element'))
+        return (Slot('previous', torch='prev', doc='last gradient, 0 where its sign had changed'),
+                Slot('step_size', torch='step_size', doc='present step of each element'))
 
     @staticmethod
     def coefficients(xp, h, t):

@@ -31,7 +31,7 @@ class SGDEMA(Rule):
 
     @staticmethod
     def slots(h):
-        return (Slot('mean', torch='exp_avg', optax='ema', doc='decayed mean of gradients'),) if h.momentum > 0 else ()
+        return (Slot('mean', torch='exp_avg', doc='decayed mean of gradients'),) if h.momentum > 0 else ()
 
     @staticmethod
     def coefficients(xp, h, t):

@@ -36,7 +36,7 @@ class SGDTorch(Rule):
     def slots(h):
         if h.momentum == 0:
             return ()
-        return (Slot('momentum_buffer', torch='momentum_buffer', optax='trace', doc='decayed sum of gradients'),)
+        return (Slot('momentum_buffer', torch='momentum_buffer', doc='decayed sum of gradients'),)
 
     @staticmethod
     def coefficients(xp, h, t):

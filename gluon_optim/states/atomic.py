@@ -6,9 +6,10 @@ import re
 import secrets
 import stat
 from types import ModuleType
-from typing import BinaryIO, Iterator, Optional, Union
+from typing import BinaryIO, Iterator, Optional
 
 from .errors import StateFileError
+from .files import Path
 from .progress import written
 
 fcntl: Optional[ModuleType]
@@ -19,7 +20,6 @@ except ImportError:  # Windows
 
 __all__ = ['Path', 'remove_leftovers', 'replacing']
 
-Path = Union[str, 'os.PathLike[str]']
 _BUFFER = 1 << 20
 
 

@@ -12,12 +12,13 @@ import math
 import os
 import struct
 import zlib
-from typing import Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar, Union
 
 import numpy
 
-from .atomic import Path, replacing
+from .atomic import replacing
 from .errors import StateFileError
+from .files import CONTAINER_START, OpenFile, Path, open_once
 from .manifest import (
     CHECKPOINT,
     CODES,
@@ -37,17 +38,17 @@ from .manifest import (
     states_of,
     weight_keys,
 )
-from .neutral import Array, OptimizerStates, Run, chunks
-from .progress import opened
+from .model import Array, OptimizerStates, Run, chunks
 
-__all__ = ['CHECKPOINT', 'FORMAT', 'Path', 'VERSION', 'is_container', 'read', 'read_checkpoint', 'read_manifest', 'write']
+__all__ = ['CHECKPOINT', 'FORMAT', 'Path', 'VERSION', 'read', 'read_checkpoint', 'read_manifest', 'write']
 
 MAX_HEADER = 32 << 20  # some 40 000 parameters; more is refused before it is parsed
 
-# The signature stands at a fixed place, so that the header can be checked before any of it is parsed.
-_START = b'{"__metadata__":{"gluon_optim":"{\\"header_sha256\\":\\"'
-_SIGNATURE = slice(8 + len(_START), 8 + len(_START) + 64)
+# at a fixed place, so that the header can be checked before any of it is parsed
+_SIGNATURE = slice(8 + len(CONTAINER_START), 8 + len(CONTAINER_START) + 64)
 _CHUNK = 1 << 19  # stays in the cache between reading and its checksum
+
+T = TypeVar('T')
 
 
 # Writing
@@ -138,15 +139,7 @@ def _signed(header: bytes) -> bytes:
 
 # Reading
 
-def is_container(path: Path) -> bool:
-    """Whether the file begins as ours do. Says nothing about its soundness: `read` does."""
-    if not os.path.isfile(path):
-        return False
-    with open(path, 'rb') as file:
-        return file.read(8 + len(_START))[8:] == _START
-
-
-def read(path: Path) -> OptimizerStates:
+def read(path: Union[Path, OpenFile]) -> OptimizerStates:
     """The states in the file at ``path``, read once and checked to the last byte.
 
     Raises StateFileError for a file that is not complete and sound, OSError where it cannot be opened or read.
@@ -154,7 +147,7 @@ def read(path: Path) -> OptimizerStates:
     return _opened(path, _read)[0]
 
 
-def read_checkpoint(path: Path) -> Tuple[OptimizerStates, Optional[Run]]:
+def read_checkpoint(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Optional[Run]]:
     """Everything in a checkpoint, as NumPy arrays, read once and checked to the last byte. MXNet is not needed.
 
     Parameters
@@ -175,7 +168,7 @@ def read_checkpoint(path: Path) -> Tuple[OptimizerStates, Optional[Run]]:
     Raises StateFileError (a ValueError) for a file that is not complete and sound, OSError where it cannot be opened or read.
 
     >>> import tempfile
-    >>> from gluon_optim.states.neutral import Weight
+    >>> from gluon_optim.states.model import Weight
     >>> saved = Run([Weight('0.bias', 'dense0_bias', [numpy.zeros(2)])], step=7, extra={'fold': 3})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write(folder + '/step-7.safetensors', OptimizerStates('adamw', {}, 7, [], {}, {}), saved)
@@ -186,19 +179,17 @@ def read_checkpoint(path: Path) -> Tuple[OptimizerStates, Optional[Run]]:
     return _opened(path, _read)
 
 
-def read_manifest(path: Path) -> Dict[str, Any]:
+def read_manifest(path: Union[Path, OpenFile]) -> Dict[str, Any]:
     """The manifest alone, after its signature has been checked; the arrays have not been read. Raises as `read` does."""
     return _opened(path, lambda file: _parse(_read_header(file, os.fstat(file.fileno()).st_size))[0])
 
 
-def _opened(path: Path, reader: Callable[[BinaryIO], Any]) -> Any:
-    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait forever
-        raise StateFileError(f'Cannot read {os.fspath(path)!r}: it must be a file. Received: a folder, a pipe or a device.')
-    with opened(path) as file:
+def _opened(path: Union[Path, OpenFile], reader: Callable[[BinaryIO], T]) -> T:
+    with open_once(path) as file:
         try:
-            return reader(file)
+            return reader(file.file)
         except StateFileError as error:
-            raise type(error)(f'Cannot read {os.fspath(path)!r}: {error}') from None
+            raise type(error)(f'Cannot read {file.path!r}: {error}') from None
 
 
 def _read(file: BinaryIO) -> Tuple[OptimizerStates, Optional[Run]]:
@@ -219,12 +210,12 @@ def _read_header(file: BinaryIO, size: int) -> bytes:
     """The first bytes of the file, length prefix included, after their signature has been checked."""
     prefix = file.read(8)
     length = struct.unpack('<Q', prefix)[0] if len(prefix) == 8 else 0
-    start = file.read(len(_START)) if length else b''
-    if start != _START:
+    start = file.read(len(CONTAINER_START)) if length else b''
+    if start != CONTAINER_START:
         raise StateFileError('it is no container of gluon_optim: the file must begin with a length of 8 bytes and '
-                             f'{_START.decode()!r}. Received: {(prefix + start)[:16]!r}... in a file of {size} bytes. '
+                             f'{CONTAINER_START.decode()!r}. Received: {(prefix + start)[:16]!r}... in a file of {size} bytes. '
                              f'Read the file with the program that wrote it, or take another copy.')
-    if not len(_START) + 64 < length <= min(MAX_HEADER, size - 8):
+    if not len(CONTAINER_START) + 64 < length <= min(MAX_HEADER, size - 8):
         raise StateFileError(f'the header must fit into the file, and into {MAX_HEADER} bytes. Received: a header of {length} '
                              f'bytes in a file of {size}. The file is cut off or damaged: take another copy of it.')
     header = prefix + start + file.read(length - len(start))

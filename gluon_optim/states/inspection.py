@@ -1,36 +1,31 @@
 """What is in a file of states, parameters or a whole run: described, compared, and checked for completeness."""
-import os
 from dataclasses import dataclass, field
-from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 import numpy
 
 from .. import rules
-from . import container, legacy
-from .errors import UnreadableFile
-from .legacy_names import Params
-from .neutral import OptimizerStates, Run, chunks, digest
+from .files import Kind
+from .model import OptimizerStates, Run, chunks, digest
 
-__all__ = ['Contents', 'Difference', 'Row', 'arrays_of', 'compare', 'missing', 'names_in', 'read', 'rows']
+__all__ = ['Contents', 'Difference', 'Row', 'arrays_of', 'compare', 'missing', 'names_in', 'rows']
 
 WHOLE = '_optimizer'  # under which arrays of the optimizer as a whole stand beside those of parameters
-READABLE = ('states and checkpoints of gluon_optim, .states and .params files of MXNet, and the .pt, .onnx and .npz files that '
-            '`gluon-optim convert` writes')
 
 
 @dataclass
 class Contents:
-    """What `read` found: ``kind`` is 'checkpoint', 'states', 'MXNet states' or 'parameters'."""
+    """What was read from a file: all that is known of it goes on from here, and the file is not opened again."""
 
     path: str
-    kind: str
+    kind: Kind
     states: Optional[OptimizerStates] = None
     run: Optional[Run] = None
     parameters: Dict[str, numpy.ndarray] = field(default_factory=dict)  # values, by name
 
     def about(self) -> Dict[str, Any]:
         """All but the arrays, as JSON has it."""
-        found: Dict[str, Any] = {'path': self.path, 'kind': self.kind}
+        found: Dict[str, Any] = {'path': self.path, 'kind': self.kind.value}
         if self.states is not None:
             states = self.states
             found.update(
@@ -40,37 +35,6 @@ class Contents:
         if self.run is not None:
             found.update({name: getattr(self.run, name) for name in ('step', 'epoch', 'batch', 'metrics', 'extra')})
         return found
-
-
-def read(path: Any, params: Params = None, allow: Collection[str] = ()) -> Contents:
-    """Read any file that this package or MXNet writes; nothing in it is executed.
-
-    ``params`` names the parameters of MXNet's ``.states`` files, ``allow`` further classes in them, as in
-    `gluon_optim.read_states`.
-    Raises StateFileError (a ValueError) for a damaged or foreign file, OSError where it cannot be read.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait forever
-        raise UnreadableFile(f'Cannot read {os.fspath(path)!r}: it must be a file. Received: a folder, a pipe or a device.')
-    kind = legacy.kind(path)
-    if kind in ('params', 'npz'):
-        return Contents(os.fspath(path), 'parameters', parameters=legacy.read_params(path))
-    if kind == 'states':
-        return Contents(os.fspath(path), 'MXNet states', legacy.read_states(path, params, allow))
-    if not container.is_container(path):
-        raise UnreadableFile(f'Cannot read {os.fspath(path)!r}: it must be one of these: {READABLE}. '
-                             f'Received: {_begin(path, kind)}.')
-    states, run = container.read_checkpoint(path)
-    weights = {weight.name: weight.copies[0] for weight in run.weights} if run else {}
-    return Contents(os.fspath(path), 'checkpoint' if run else 'states', states, run, weights)
-
-
-def _begin(path: Any, kind: str) -> str:
-    """What the first bytes of a file say, in words."""
-    if kind == 'container':
-        return 'a safetensors file of something else, weights for PyTorch perhaps, or one that is damaged at its beginning'
-    with open(path, 'rb') as file:
-        head = file.read(16)
-    return f'a file that begins with {head!r}' if head else 'an empty file. Was its writer interrupted? Take another copy'
 
 
 # Description
@@ -237,7 +201,7 @@ def missing(states: OptimizerStates, names: Optional[List[str]] = None) -> List[
     return found
 
 
-def _needed(states: OptimizerStates) -> Optional[set]:
+def _needed(states: OptimizerStates) -> Optional[Set[str]]:
     """The slots that the rule keeps; None for an optimizer that is not one of ours."""
     find: Callable[[str], Any] = rules.get
     try:

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 import numpy
 
 from .errors import StateFileError
-from .neutral import Array, OptimizerStates, ParameterInfo, Run, Weight
+from .model import Array, OptimizerStates, ParameterInfo, Run, Weight
 
 __all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'METADATA', 'TENSOR', 'UNSIGNED', 'VERSION', 'check',
            'check_record', 'manifest_of', 'run_of', 'run_record', 'show', 'states_of', 'weight_keys']

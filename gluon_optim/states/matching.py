@@ -3,7 +3,7 @@ import re
 from collections import Counter
 from typing import Dict, Hashable, List, NamedTuple, Sequence, Tuple
 
-from .neutral import ParameterInfo
+from .model import ParameterInfo
 
 __all__ = ['Match', 'match']
 

@@ -2,6 +2,7 @@
 import contextlib
 import contextvars
 import io
+import os
 from typing import Any, BinaryIO, Callable, Dict, Iterator, Optional
 
 __all__ = ['opened', 'watched', 'written']
@@ -22,9 +23,15 @@ def watched(watcher: Callable[[int], Any], way: str = 'read') -> Iterator[None]:
 
 
 def opened(path: Any) -> BinaryIO:
-    """``open(path, 'rb')``, watched if somebody watches."""
+    """``open(path, 'rb')``, which does not wait where ``path`` is a pipe; watched if somebody watches."""
     watcher = _watchers['read'].get()
-    return open(path, 'rb') if watcher is None else io.BufferedReader(_Watched(path, 'rb', watcher))
+    if watcher is None:
+        return open(path, 'rb', opener=_without_waiting)
+    return io.BufferedReader(_Watched(path, 'rb', watcher, opener=_without_waiting))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))
 
 
 def written(descriptor: int, buffer: int) -> BinaryIO:
@@ -35,8 +42,8 @@ def written(descriptor: int, buffer: int) -> BinaryIO:
 
 
 class _Watched(io.FileIO):
-    def __init__(self, file: Any, mode: str, watcher: Callable[[int], Any]):
-        super().__init__(file, mode)
+    def __init__(self, file: Any, mode: str, watcher: Callable[[int], Any], **options: Any):
+        super().__init__(file, mode, **options)
         self._watcher = watcher
 
     def readinto(self, buffer: Any) -> Optional[int]:

@@ -1,14 +1,14 @@
 """One way into every file of optimizer states, ours or MXNet's; nothing in it is executed."""
-import os
 from typing import Any, Collection, Optional, Union
 
-from . import container, legacy
-from .neutral import OptimizerStates
+from . import container, mxnet_files
+from .files import OpenFile, Path, open_once
+from .model import OptimizerStates
 
 __all__ = ['read_states']
 
 
-def read_states(path: Union[str, 'os.PathLike[str]'], params: Any = None, allow: Collection[str] = (),
+def read_states(path: Union[Path, OpenFile], params: Any = None, allow: Collection[str] = (),
                 limit: Optional[int] = None) -> OptimizerStates:
     """Read optimizer states without MXNet.
 
@@ -43,9 +43,10 @@ def read_states(path: Union[str, 'os.PathLike[str]'], params: Any = None, allow:
     ...     go.read_states(folder + '/trainer.states')
     <OptimizerStates: adamw at update 7, 0 parameters>
     """
-    if container.is_container(path):
+    with open_once(path) as file:
+        if not file.kind.is_ours:
+            return mxnet_files.read_states(file, params, allow, limit)
         if params is not None:
             raise ValueError(f"`params` names the parameters of MXNet's own files. Received: params={type(params).__name__} for "
-                             f'{os.fspath(path)!r}, which holds its names itself. Leave `params` out.')
-        return container.read(path)
-    return legacy.read_states(path, params, allow, limit)
+                             f'{file.path!r}, which holds its names itself. Leave `params` out.')
+        return container.read(file)

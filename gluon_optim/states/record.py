@@ -6,7 +6,7 @@ import numpy
 
 from ..schema import Slot, one_of
 from .errors import StateFileError
-from .neutral import OptimizerStates, ParameterInfo
+from .model import OptimizerStates, ParameterInfo
 
 __all__ = ['record_of', 'states_of', 'take']
 

@@ -33,7 +33,7 @@ class LBSGD(SGD):
     paper = 'Goyal et al., arXiv:1706.02677; lars: arXiv:1708.03888'
     peers = ('mxnet.optimizer.LBSGD',)
     exceptions = {'rescaling': "warmup_strategy='lars' takes the norm of the gradient before rescaling, as in MXNet"}
-    lowerable = False
+    needs = frozenset({'several gradients'})
     hypers = (  # type: ignore[assignment]
         rate(0.01),
         WD,

@@ -15,7 +15,7 @@ class SGLD(MXRule):
     summary = 'SGD with noise: Langevin dynamics'
     paper = 'Patterson and Teh, Stochastic Gradient Riemannian Langevin Dynamics on the Probability Simplex, NIPS 2013'
     peers = ('mxnet.optimizer.SGLD',)
-    lowerable = False
+    needs = frozenset({'noise'})
     hypers = (rate(0.01)._replace(domain='[0, inf)'), WD)
     operator = False
 

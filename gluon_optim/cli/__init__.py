@@ -1,0 +1,4 @@
+"""The command `gluon-optim`."""
+from .main import main
+
+__all__ = ['main']

@@ -1,0 +1,139 @@
+"""The command that writes states, or a model, for another program: convert."""
+import argparse
+import contextlib
+import os
+from typing import Any, Callable, Dict, Iterator, Optional
+
+from ..schema import one_of
+from ..states import atomic
+from ..states.files import OpenFile
+from ..transfer import job
+from ..transfer.names import Params, read_params
+from ..transfer.read import NAMELESS
+from ..transfer.refused import Refused, refusing
+from ..transfer.targets import CLASS_TARGETS, TARGETS, Job
+from . import models
+from .options import NAMELESS_FILES, add_command, check_used, opened, progress, read_contents
+from .paths import keep_apart, output_for
+from .text import dumps, in_options, shape_text, table
+
+__all__ = ['add_commands', 'add_conversion']
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to an ``argparse`` parser's ``commands``."""
+    command = add_command(
+        commands, 'convert', _convert, 'write states, or a model, for another program',
+        f'{NAMELESS_FILES}. For states with names, a list chooses parameters and gives their order in the new file '
+        '(--mxnet-version: the order of the trainer), and a .params or .npz file gives the weights where they are needed: '
+        '--to onnx, --verify, --like, --map, and parameters without state')
+    add_conversion(command)
+
+
+def add_conversion(command: argparse.ArgumentParser) -> None:
+    """The options of ``convert`` besides its file."""
+    command.add_argument('--to', required=True, choices=sorted({*TARGETS, *models.TARGETS}),
+                         help="target program; safetensors: a model's weights, "
+                         'mxnet: states, in a file of gluon_optim')
+    command.add_argument('-o', '--output', metavar='FILE',
+                         help='default: beside the input, with the ending of its kind; must not exist then')
+    command.add_argument('--target', metavar='CLASS', help="the class that continues: 'mirror' keeps everything (default). "
+                         f'--to torch: {one_of(CLASS_TARGETS)}, where torch is the class of torch.optim computing the same, and '
+                         "the last are other projects'; --to onnx: 'mirror', 'preview', which are ONNX's own Adam, Momentum and "
+                         'Adagrad. docs/CONVERSIONS.md says which optimizers have which')
+    command.add_argument('--mxnet-version', type=int, choices=(1, 2), help="--to mxnet: write MXNet's own .states of 1.x or 2.x; "
+                         'left out, a file of gluon_optim')
+    command.add_argument('--verify', type=_steps, default=0, metavar='N',
+                         help='replay N steps on both sides, and write nothing if they differ; needs what runs the file '
+                         '(--to mxnet: read it again, whatever N)')
+    command.add_argument('--allow-lossy', action='store_true', help='convert although something is lost, and say what')
+    command.add_argument('--report', metavar='FILE', help='write what was converted, assumed and lost to FILE, as JSON')
+    models.add_options(command)
+
+
+def _steps(text: str) -> int:
+    steps = int(text) if text.isdigit() else 0
+    if not 1 <= steps <= 10_000:
+        raise argparse.ArgumentTypeError(f'must be a number of steps, 1 to 10000. Received: {text}')
+    return steps
+
+
+def _check_conversion(options: Any, file: OpenFile, model: bool, params: Params) -> None:
+    """Refuse options that do not go together, or with the file: they would be ignored."""
+    if model:
+        for name in ('target', 'mxnet_version', 'verify', 'params', 'optimizer', 'source', 'allow'):
+            if getattr(options, name):
+                raise ValueError(f'--{name.replace("_", "-")} is for optimizer states. Received: a model to be written. Leave it '
+                                 'out, or give --what optimizer if the file holds both.')
+        return
+    classes = TARGETS[options.to].classes
+    if options.target is not None and options.target not in classes:
+        raise ValueError(f'--target must be {" or ".join(map(repr, classes))} with --to {options.to}. '
+                         f'Received: {options.target!r}.')
+    if options.mxnet_version and options.to != 'mxnet':
+        raise ValueError(f'--mxnet-version goes with --to mxnet. Received: --to {options.to}. Leave it out.')
+    check_used(options, file, names=('optimizer', 'source', 'allow'))
+    if options.to == 'mxnet' and not (options.mxnet_version and params.names):
+        check_used(options, file, names=('params',))
+
+
+def _convert(options: Any) -> int:
+    with opened(options.file) as file:
+        model = models.writes_model(options, file)
+        params = Params() if model else read_params(options.params)
+        _check_conversion(options, file, model, params)
+        output = options.output or (models.output_for(options) if model else output_for(
+            options.file, options.to, options.mxnet_version))
+        mapped = None if options.map == models.SUGGEST else options.map
+        keep_apart({'--output': output, '--report': options.report}, {
+            'the input': options.file, '--params': options.params, '--map': mapped, '--like': options.like})
+        with _reporting(options.report) as write:
+            report = models.report_of(options, file, output) if model else _convert_states(options, file, params, output)
+            write(report)
+    if options.json:
+        print(dumps(report))
+    else:
+        _tell(report)
+    return 0
+
+
+def _convert_states(options: Any, file: OpenFile, params: Params, output: str) -> Dict[str, Any]:
+    with refusing(reading=True):
+        contents = read_contents(file, options, params)
+    if contents.states is None:
+        raise Refused(f'{options.file!r} holds parameters only, no optimizer states. Convert the file of the states, and '
+                      'give this one as --params.')
+    names = params.names
+    if names and options.to != 'mxnet' and file.kind in NAMELESS:  # names of all in the trainer
+        names = [name for name in names if name in contents.states.names]
+    if params.arrays is not None and (options.like or options.map
+                                      or job.needs_weights(contents.states, options.to, options.verify)):
+        contents.parameters = dict(params.arrays)
+    states = models.states_in_torch_order(options, contents) or contents.states
+    task = Job(contents, states, output, options.target or 'mirror', names, options.mxnet_version, options.allow_lossy,
+               options.verify)
+    with progress(f'writing {os.path.basename(output)}', job.size_of(task), 'write'):
+        report = job.convert(task, options.to)
+    return {**report, **{key: [in_options(line) for line in report[key]] for key in ('lost', 'report')}}
+
+
+@contextlib.contextmanager
+def _reporting(path: Optional[str]) -> Iterator[Callable[[Dict[str, Any]], Any]]:
+    """What writes the report. Its file is begun before the conversion, so that there are both or neither."""
+    with contextlib.ExitStack() as stack:
+        with refusing():
+            file = stack.enter_context(atomic.replacing(path)) if path else None
+        yield lambda report: file and file.write((dumps(report) + '\n').encode())
+
+
+def _tell(report: Dict[str, Any]) -> None:
+    number = f'{len(report["parameters"])} parameters'
+    if 'what' in report:
+        print(f'{report["output"]}: {report["what"]}, {number}')
+        table([('in PyTorch', 'in Gluon', 'shape', 'dtype', 'how')] + [
+            (row['name'], row['from'] or '', shape_text(row['shape'], bool(row['dtype'])), row['dtype'], row['how'])
+            for row in report['parameters']])
+    else:
+        print(f'{report["output"]}: {report["optimizer"]} at update {report["num_update"]}, {number}')
+    for line in [*('lost: ' + line for line in report['lost']), *report['report']]:
+        print('  ' + line)

@@ -1,0 +1,146 @@
+"""The commands that look into files: inspect, diff, verify."""
+import contextlib
+import json
+import os
+from typing import Any, Dict, List, Sequence
+
+from ..schema import one_of
+from ..states import inspection
+from ..states.files import Kind
+from ..states.model import NO_OPTIMIZER, digest
+from ..transfer.names import read_params
+from ..transfer.read import READABLE
+from ..transfer.refused import refusing
+from .options import NAMELESS_FILES, add_command, add_common, check_used, opened, read_contents
+from .paths import keep_apart
+from .text import dumps, in_options, pairs, shape_text, short, table
+
+__all__ = ['add_commands']
+
+PICTURES = ('.png', '.svg', '.pdf')
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to an ``argparse`` parser's ``commands``."""
+    command = add_command(commands, 'inspect', _inspect, 'what is in a file of states, parameters or a checkpoint')
+    command.add_argument('--plot', metavar='FILE', help='also write a picture of the magnitudes of each slot, layer by layer '
+                         f'({", ".join(PICTURES)})')
+
+    command = commands.add_parser('diff', help='compare two files',
+                                  description='Compare two files: exit code 0 if all is equal, 1 if not.')
+    command.add_argument('a', help=READABLE)
+    command.add_argument('b', help='likewise, of any kind')
+    add_common(command)
+    command.set_defaults(run=_diff)
+
+    add_command(commands, 'verify', _verify, 'check that a file is sound and complete',
+             f'{NAMELESS_FILES}. For other files: the parameters that must be there')
+
+
+def _inspect(options: Any) -> int:
+    if options.plot and os.path.splitext(options.plot)[1].lower() not in PICTURES:
+        raise ValueError(f'--plot must end in one of {one_of(PICTURES)}. Received: {options.plot!r}.')
+    keep_apart({'--plot': options.plot}, {'the input': options.file, '--params': options.params})
+    with opened(options.file) as file:
+        check_used(options, file)
+        contents = read_contents(file, options, read_params(options.params))
+    if options.plot:
+        from ..states.picture import draw
+        with refusing():
+            _whole(options.plot, lambda path: draw(contents, path))
+    rows = list(inspection.rows(contents))
+    if options.json:
+        print(dumps(dict(contents.about(), arrays=[row._asdict() for row in rows if row.array is not None])))
+        return 0
+    for line in _about(contents):
+        print(line)
+    mults = _multipliers(contents)
+    table([('parameter', 'shape', 'dtype', 'updates', *mults, 'array', 'norm', 'zeros', 'non-finite')] + [
+        (row.parameter, shape_text(row.shape, row.array is not None), row.dtype, '' if row.updates is None else str(row.updates),
+         *(mult.get(row.parameter, '') for mult in mults.values()), *_measured(row)) for row in rows])
+    return 0
+
+
+def _multipliers(contents: inspection.Contents) -> Dict[str, Dict[str, str]]:
+    """'lr_mult' and 'wd_mult' of each parameter, where not all are 1."""
+    infos = contents.states.parameters if contents.states else []
+    found = {key: {info.name: f'{getattr(info, key):g}' for info in infos} for key in ('lr_mult', 'wd_mult')}
+    return {key: mults for key, mults in found.items() if set(mults.values()) - {'1'}}
+
+
+def _measured(row: inspection.Row) -> Sequence[str]:
+    return ('-', '', '', '') if row.array is None else (row.array, f'{row.norm:.6g}', f'{row.zeros:.1%}', f'{row.nonfinite:.1%}')
+
+
+def _diff(options: Any) -> int:
+    with opened(options.a) as one, opened(options.b) as other:
+        check_used(options, one, other)
+        params = read_params(options.params)
+        a, b = read_contents(one, options, params), read_contents(other, options, params)
+    differences = inspection.compare(a, b)
+    if options.json:
+        print(dumps({'equal': not differences, 'differences': [difference._asdict() for difference in differences]}))
+    elif not differences:
+        print('equal')
+    else:
+        table([('what', 'a', 'b', 'elements', 'largest difference')] + [
+            (d.what, short(d.a), short(d.b), '' if d.elements is None else str(d.elements),
+             '' if d.largest is None else f'{d.largest:.6g}') for d in differences])
+    return 1 if differences else 0
+
+
+def _verify(options: Any) -> int:
+    with opened(options.file) as file:
+        check_used(options, file, names=('optimizer', 'source', 'allow'))
+        params = read_params(options.params)
+        contents = read_contents(file, options, params)
+    states = contents.states
+    names = params.names if params.arrays is None else list(params.arrays)
+    found = inspection.missing(states, names) if states else [
+        f'{name} is not in the file' for name in names or () if name not in contents.parameters]
+    checked = contents.kind in (Kind.CHECKPOINT, Kind.STATES, Kind.OPTAX)
+    facts = {'file': options.file, 'kind': contents.kind.value, 'every_byte_checked': checked, 'complete': not found,
+             'missing': found, 'digest': None if states is None else digest(states),
+             'parameters': len(inspection.names_in(contents))}
+    if options.json:
+        print(dumps(facts))
+    else:
+        how = 'every byte has its checksum' if checked else 'it can be read as a whole; files of this kind have no checksums'
+        print(f'{contents.kind.value}: {how}')
+        print(f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else ''))
+        for line in found:
+            print('incomplete: ' + line)
+    return 1 if found else 0
+
+
+def _whole(path: str, write: Any) -> None:
+    """``write`` to another name with the same ending, and give it its own when it is complete."""
+    root, ending = os.path.splitext(path)
+    partial = f'{root}.{os.getpid()}.partial{ending}'
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+
+
+def _about(contents: inspection.Contents) -> List[str]:
+    states = contents.states
+    if states is None:
+        return [f'{contents.path}: parameters of MXNet']
+    producer = ', '.join(f'{name} {version}' for name, version in states.producer.items())
+    lines = [f'{contents.path}: {contents.kind.value}' + (f', written by {producer}' if producer else ''),
+             'a net alone, without an optimizer' if states.optimizer == NO_OPTIMIZER else
+             f'{states.optimizer or "unknown optimizer"} at update {states.num_update}: ' + pairs(states.hypers)]
+    if states.scheduler:
+        lines.append(f'scheduler {states.scheduler["class"]}: ' + pairs(states.scheduler['attributes']))
+    if states.loss_scaler:
+        lines.append('loss scaler: ' + pairs(states.loss_scaler))
+    if contents.run is not None:
+        run = contents.run
+        position = {'step': run.step, 'epoch': run.epoch, 'batch': run.batch, **run.metrics}
+        lines.append('run: ' + (pairs(position) or 'no step given'))
+        if run.extra:
+            lines.append('extra: ' + json.dumps(run.extra, ensure_ascii=False))
+    return lines + [in_options(line) for line in states.report]

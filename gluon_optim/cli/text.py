@@ -1,0 +1,83 @@
+"""Everything that the command line prints."""
+import itertools
+import json
+import re
+import shutil
+import textwrap
+from typing import Any, Dict, List, Sequence
+
+__all__ = ['dumps', 'in_options', 'pairs', 'shape_text', 'short', 'table']
+
+ARGUMENT = re.compile(r'(?<![\w.])(?:`(params|target|optimizer|names|like|weights)`|(params|target|optimizer|names|like)=)')
+OPTIONS = {'`names`': 'params', '`weights`': 'params', 'names=': 'map'}  # where an option is not called as the argument
+PHRASES = (('allow_lossy=True', '--allow-lossy'), ('suggest_names', '--map suggest'), ('like= the module or a', '--like a'),
+           ('`params` as a dictionary of names to weights', '--params a .params file with the weights'),
+           ('Set states.', 'In Python, set states.'))
+
+
+def in_options(message: str, reading: bool = False) -> str:
+    """A message with the options of the command line in place of the arguments of functions; those of ``reading`` or writing.
+
+    >>> in_options("Leave `params` out, or pass target='mirror' or allow=['lions.Lion'].")
+    "Leave --params out, or pass --target 'mirror' or --allow lions.Lion."
+    """
+    def option(match: Any) -> str:
+        name = OPTIONS.get(match[0], match[1] or match[2])
+        name = 'source' if reading and name == 'target' else name
+        return f'--{name}' + (' ' if match[0].endswith('=') and message[match.end():match.end() + 1] in ("'", '"') else '')
+
+    for argument, phrase in PHRASES:
+        message = message.replace(argument, phrase)
+    message = re.sub(r'(?<!in Python, )set states\.', 'in Python, set states.', message)
+    message = re.sub(r"\ballow=\['([^']*)'\]", r'--allow \1', message)
+    return ARGUMENT.sub(option, message)
+
+
+def shape_text(shape: Sequence[int], known: bool) -> str:
+    return 'x'.join(map(str, shape)) or ('()' if known else '')
+
+
+def pairs(values: Dict[str, Any]) -> str:
+    return ', '.join(f'{name} {value!r}' for name, value in values.items() if value is not None)
+
+
+def short(value: Any) -> str:
+    text = '-' if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + '...'
+
+
+def dumps(value: Any) -> str:
+    """Strict JSON: infinities and NaN, which it does not have, become null."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value.item() if hasattr(value, 'item') and getattr(value, 'size', 2) == 1 else value
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Print columns, wrapped at spaces to the width of the terminal, or to 100; the first row are headings if there are more."""
+    widths = _widths(rows, shutil.get_terminal_size((100, 24)).columns)
+    for row in rows:
+        cells = [[cell] if len(cell) <= width else textwrap.wrap(cell, width) for cell, width in zip(row, widths)]
+        for line in itertools.zip_longest(*cells, fillvalue=''):
+            print('  ' + '  '.join(f'{cell:{width}}' for cell, width in zip(line, widths)).rstrip())
+
+
+def _widths(rows: Sequence[Sequence[str]], room: int) -> List[int]:
+    """Of each column. The widest give way, but no word is cut: names must stay whole."""
+    columns = list(zip(*rows))
+    widths = [max(map(len, column)) for column in columns]
+    words = [max((len(word) for cell in column for word in cell.split()), default=1) for column in columns]
+    while sum(widths) + 2 * len(widths) > room:
+        wide = [k for k, width in enumerate(widths) if width > words[k]]
+        if not wide:
+            break
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    return [max(width, 1) for width in widths]

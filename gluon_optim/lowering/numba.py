@@ -1,0 +1,302 @@
+"""From a rule to one compiled kernel that updates a whole list of tensors.
+
+`kernel` plans the update, prints the plan as Python source and lets numba compile it; the source and what numba made
+of it stay in the user's cache folder, so the next process compiles nothing. `Batch` prepares a list of tensors for it.
+"""
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import pathlib
+import sys
+import tempfile
+from types import ModuleType
+from typing import Any, List, NamedTuple, Sequence, Tuple, Type
+
+import numpy
+
+from ..rules.base import KernelKey, Rule
+from ..rules.graph import WEIGHT, Node
+from . import numba_runtime
+from .plan import HALF, LoopPass, Plan, ScalarPass, Storage, plan, with_coefficients
+
+__all__ = ['Batch', 'Kernel', 'Storage', 'kernel', 'source_of']
+
+log = logging.getLogger('gluon_optim')
+
+BLOCK = 64      # elements of one turn of a loop
+AHEAD = 1024    # elements from the block that is computed to the block that is brought into the cache
+GROUP = 2 ** 19  # elements per thread that see all passes before the next do: its cache still has their gradients
+
+
+class Kernel(NamedTuple):
+    """A compiled kernel. ``roles`` names the rows of a batch's addresses: weight (its master, where there is one),
+    gradient, the slots, and half (the float16 weight that follows its master)."""
+
+    address: int
+    passes: int
+    roles: Tuple[str, ...]
+    coefficients: Tuple[str, ...]
+    precision: str
+    sums: int
+    kept: int
+    owner: Any  # keeps the code alive
+
+
+@functools.lru_cache(maxsize=None)
+def kernel(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage) -> Kernel:
+    """Compile ``rule`` for tensors stored as ``storage``; a second call returns the same kernel."""
+    planned = plan(rule, static, coefficients, storage)
+    module = _load(rule.name, _Printer(planned).text)
+    return Kernel(module.kernel.address, len(planned.passes), planned.roles, coefficients, storage.precision,
+                  planned.sums, len(planned.kept), module)
+
+
+def source_of(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage) -> str:
+    """The generated Python source, for people."""
+    return _Printer(plan(rule, static, coefficients, storage)).text
+
+
+class Batch:
+    """A list of tensors, ready to be updated by ``kernel``.
+
+    Fill ``addresses`` (one row per role, one column per tensor), then `run`.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    sizes : sequence of int
+        Number of elements of each tensor.
+    """
+
+    def __init__(self, kernel: Kernel, sizes: Sequence[int]):
+        self.kernel = kernel
+        self.elements, self._sizes = int(sum(sizes)), sizes
+        self.addresses = numpy.zeros((len(kernel.roles), len(sizes)), numpy.int64)
+        pieces = [(i, start, min(numba_runtime.ITEM, size - start))
+                  for i, size in enumerate(sizes) for start in range(0, size, numba_runtime.ITEM)]
+        self._items = numpy.array(pieces, numpy.int64).reshape(-1, 3).T.copy()
+        self._first_item = numpy.searchsorted(self._items[0], numpy.arange(len(sizes) + 1)).astype(numpy.int64)
+        self._partial = numpy.empty((len(pieces), max(kernel.sums, 1)))
+        self._kept = numpy.empty((len(sizes), max(kernel.kept, 1)), kernel.precision)
+        self._lanes = 0
+
+    def run(self, coefficients: numpy.ndarray, rows: numpy.ndarray) -> None:
+        """Update all tensors; tensor i uses row ``rows[i]`` (int64) of ``coefficients`` (float64)."""
+        lanes = numba_runtime.lane_count(self.elements)
+        if lanes != self._lanes:
+            self._assign(lanes)
+        table = numpy.ascontiguousarray(coefficients, self.kernel.precision)  # float64 until here: rounded once
+        self._words[:, 9:] = table.ctypes.data, rows.ctypes.data
+        numba_runtime.launch(self.kernel.address, self.kernel.passes, lanes, self._words)
+
+    def _assign(self, lanes: int) -> None:
+        """Divide items and tensors among ``lanes`` threads."""
+        self._lanes = lanes
+        groups = self._groups(lanes)
+        costs = self._items[2] + 256
+        self._item_bounds = numpy.array([a + numba_runtime.split(costs[a:b], lanes) for a, b in self._first_item[groups]])
+        self._tensor_bounds = numpy.array([a + numba_runtime.split(numpy.ones(b - a), lanes) for a, b in groups])
+        arrays = (self._items, self._first_item, self._partial, self._kept, self.addresses)
+        # one row per group, as _PROLOGUE unpacks it
+        self._words = numpy.array([[items.ctypes.data, tensors.ctypes.data, *[a.ctypes.data for a in arrays],
+                                    self._items.shape[1], self.addresses.shape[1], 0, 0]
+                                   for items, tensors in zip(self._item_bounds, self._tensor_bounds)], numpy.int64)
+
+    def _groups(self, lanes: int) -> numpy.ndarray:
+        """First and last + 1 of consecutive tensors of about GROUP elements per lane; all tensors where one pass does."""
+        ends = numpy.cumsum(self._sizes) if self.kernel.passes > 1 else numpy.zeros(len(self._sizes))
+        first = numpy.flatnonzero(numpy.diff(ends // (GROUP * lanes), prepend=-1))
+        return numpy.stack([first, [*first[1:], len(ends)]], axis=1)
+
+
+_PROLOGUE = """\
+from math import exp, sqrt
+
+from numba import cfunc, float32, float64, int64
+
+from gluon_optim.lowering.numba_runtime import (accumulate, f32_at, f64_at, float_to_half, half_to_float, i64_at, prefetch, u16_at)
+
+
+@cfunc('int64(int64, int64, int64)', error_model='numpy', cache={cache})
+def kernel(stage, lane, address):
+    words = i64_at(address, 11)
+    item_bounds, tensor_bounds = i64_at(words[0] + 8 * lane, 2), i64_at(words[1] + 8 * lane, 2)
+    n_items, n = words[7], words[8]
+    items, first_item = i64_at(words[2], 3 * n_items), i64_at(words[3], n + 1)
+    partial, kept = f64_at(words[4], n_items * {sums}), {at}(words[5], n * {kept})
+    addresses = i64_at(words[6], n * {roles})
+    rows = i64_at(words[10], n)
+"""
+
+_FORMATS = {
+    'constant': '{T}({name!r})', 'neg': '-{0}', 'sqrt': 'sqrt({0})', 'exp': 'exp({0})', 'abs': 'abs({0})',
+    'half': 'half_to_float(float_to_half({0}))',
+    # not-a-number passes through minimum and maximum, as it does in MXNet
+    'minimum': '({0} if ({0} < {1}) | ({0} != {0}) else {1})', 'maximum': '({0} if ({0} > {1}) | ({0} != {0}) else {1})',
+    'sign': '{T}({0} > {T}(0)) - {T}({0} < {T}(0))', 'where': '({1} if {0} else {2})',
+}
+
+
+class _Printer:
+    """A plan as Python source for numba."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.storage = plan, plan.storage
+        self.at = {'float32': 'f32_at', 'float64': 'f64_at'}[plan.storage.precision]
+        self.itemsize = 8 if plan.storage.precision == 'float64' else 4  # of a coefficient
+        self.columns = max(len(plan.kept), 1)
+
+    @property
+    def text(self) -> str:
+        lines = [_PROLOGUE.format(cache='{cache}', at=self.at, sums=max(self.plan.sums, 1), kept=self.columns,
+                                  roles=len(self.plan.roles))]
+        for k, one in enumerate(self.plan.passes):
+            lines.append(f'    {"if" if k == 0 else "elif"} stage == {k}:')
+            body = self._scalar_pass(one) if isinstance(one, ScalarPass) else self._loop_pass(one)
+            lines.extend('        ' + line for line in body)
+        return '\n'.join(lines + ['    return 0', ''])
+
+    def _scalar_pass(self, one: ScalarPass) -> List[str]:
+        body = ['for i in range(tensor_bounds[0], tensor_bounds[1]):', *self._coefficients(one.body)]
+        body += [f'    {_name(node)} = {self._kept(node)}' for node in one.loads]
+        for node in one.body:
+            if node.op == 'sum':
+                place = [other is node for other in one.sums].index(True)
+                body += ['    total = 0.0', '    for item in range(first_item[i], first_item[i + 1]):',
+                         f'        total += partial[item * {self.plan.sums} + {place}]',
+                         f'    {_name(node)} = {self.storage.precision}(total)']
+            elif node.op == 'slot':
+                body.append(f'    {_name(node)} = {self.at}({self._address(node.name)}, 1)[0]')
+            else:
+                body.append(f'    {_name(node)} = {self._expression(node)}')
+            if node in self.plan.kept:
+                body.append(f'    {self._kept(node)} = {self.storage.precision}({_name(node)})')
+        for slot, node in one.stores.items():
+            body.append(f'    {self.at}({self._address(slot)}, 1)[0] = {_name(node)}')
+        return body
+
+    def _loop_pass(self, one: LoopPass) -> List[str]:
+        return ['for item in range(item_bounds[0], item_bounds[1]):',
+                '    i, start, size = items[item], items[n_items + item], items[2 * n_items + item]',
+                *[f'    {role}_at = {self._address(role)} + {self.storage.itemsize(role)} * start' for role in one.roles],
+                *self._coefficients(one.computed),
+                *[f'    {_name(node)} = {self._kept(node)}' for node in one.scalars],
+                *[f'    total{k} = 0.0' for k in range(len(one.sums))],
+                f'    for done in range(0, size // {BLOCK} * {BLOCK}, {BLOCK}):',
+                *['    ' + line for line in self._ask_for(one.roles) + self._turn(one, 'done', str(BLOCK))],
+                f'    done = size // {BLOCK} * {BLOCK}',
+                *self._turn(one, 'done', 'size - done'),
+                *[f'    partial[item * {self.plan.sums} + {k}] = total{k}' for k in range(len(one.sums))]]
+
+    def _ask_for(self, roles: Sequence[str]) -> List[str]:
+        """Bring a later block into the cache: left alone, a processor has too few reads on their way to keep the memory busy."""
+        return [f'    prefetch({role}_at + {self.storage.itemsize(role)} * (done + {AHEAD}) + {line})'
+                for role in roles for line in range(0, self.storage.itemsize(role) * BLOCK, 64)]
+
+    def _turn(self, one: LoopPass, start: str, size: str) -> List[str]:
+        """The loop over ``size`` elements from ``start`` on."""
+        return [*[f'    {role}_array = {"u16_at" if self.storage.is_half(role) else self.at}'
+                  f'({role}_at + {self.storage.itemsize(role)} * {start}, {size})' for role in one.roles],
+                *[f'    part{k} = 0.0' for k in range(len(one.sums))],
+                f'    for j in range({size}):', *self._elements(one),
+                *[f'    total{k} += part{k}' for k in range(len(one.sums))]]
+
+    def _elements(self, one: LoopPass) -> List[str]:
+        """What is done for element j of each array."""
+        body = []
+        for node in one.body:
+            value = self._load(one.loads[node]) if node in one.loads else self._expression(node)
+            body.append(f'        {_name(node)} = {value}')
+        body += [f'        part{k} = accumulate(part{k}, float64({_name(node.args[0])}))' for k, node in enumerate(one.sums)]
+        for slot, node in one.stores.items():
+            body += self._store(slot, node)
+        return body
+
+    def _address(self, role: str) -> str:
+        return f'addresses[{self.plan.roles.index(role)} * n + i]'
+
+    def _kept(self, node: Node) -> str:
+        return f'kept[i * {self.columns} + {self.plan.kept[node]}]'
+
+    def _load(self, role: str) -> str:
+        return f'half_to_float({role}_array[j])' if self.storage.is_half(role) else f'{role}_array[j]'
+
+    def _store(self, role: str, node: Node) -> List[str]:
+        value = f'float_to_half({_name(node)})' if self.storage.is_half(role) else _name(node)
+        lines = [f'        {role}_array[j] = {value}']
+        if role == WEIGHT and self.storage.master:
+            lines.append(f'        {HALF}_array[j] = float_to_half({_name(node)})')
+        return lines
+
+    def _coefficients(self, nodes: Sequence[Node]) -> List[str]:
+        """Load the coefficients that ``nodes`` use, from the row of tensor i."""
+        names = self.plan.coefficients
+        lines = [f'    table = {self.at}(words[9] + {self.itemsize * len(names)} * rows[i], {len(names)})']
+        for node in with_coefficients(nodes):
+            if node.op == 'coefficient':
+                lines.append(f'    {_name(node)} = table[{names.index(node.name)}]')
+            else:
+                lines.append(f'    {_name(node)} = {self._expression(node)}')
+        return lines
+
+    def _expression(self, node: Node) -> str:
+        names = [_name(a) for a in node.args]
+        if node.op in _FORMATS:
+            return _FORMATS[node.op].format(*names, T=self.storage.precision, name=node.name)
+        return f'{names[0]} {node.op} {names[1]}'
+
+
+def _name(node: Node) -> str:
+    """A readable variable name: the leaf's own, or a number."""
+    return f'{node.op}_{node.name}' if node.op in ('coefficient', 'slot', 'gradient') else f'x{node.index}'
+
+
+def cache_folder() -> pathlib.Path:
+    """Where generated kernels are kept: GLUON_OPTIM_CACHE, else gluon_optim in the user's cache folder."""
+    own = os.environ.get('GLUON_OPTIM_CACHE')
+    if own:
+        return pathlib.Path(own)
+    return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'gluon_optim'
+
+
+def _load(rule: str, text: str) -> ModuleType:
+    """Import generated source from a file named by its content, so that numba's own cache on disk works."""
+    made_by = pathlib.Path(numba_runtime.__file__).read_bytes()
+    name = f'kernel_{rule}_{hashlib.sha256(made_by + text.encode()).hexdigest()[:16]}'
+    path = cache_folder() / f'{name}.py'
+    try:
+        if not path.exists():
+            _write(path, text.replace('{cache}', 'True'))
+        return _execute(name, path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: numba found nowhere to write
+        _say_once(f'Compiled kernels are not kept for the next process: {error}. Set GLUON_OPTIM_CACHE to a folder you can write.')
+    module = ModuleType(name)
+    exec(compile(text.replace('{cache}', 'False'), f'<{name}>', 'exec'), module.__dict__)
+    return module
+
+
+def _execute(name: str, path: pathlib.Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    sys.modules[name] = module  # first: numba writes the module's name into its cache, and looks it up by name again
+    try:
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.tmp')
+    with os.fdopen(handle, 'w') as file:
+        file.write(text)
+    os.replace(temporary, path)  # several processes may write at once, all the same content
+
+
+@functools.lru_cache(maxsize=None)
+def _say_once(message: str) -> None:
+    log.warning(message)

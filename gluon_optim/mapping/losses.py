@@ -1,0 +1,118 @@
+"""What would be lost on the way to another class, and what is left for the user to do."""
+from typing import Any, List, Mapping, Sequence, Type
+
+import numpy
+
+from ..rules import Rule
+from ..rules.mx.base import DecayedFirst
+from ..schema import Values, one_of
+from ..states.model import OptimizerStates, ParameterInfo
+from .classes import APPROXIMATE, CONSTANT_RATE, VANISHED, Foreign
+from .selection import groups, own_hypers, split
+
+__all__ = ['how_far', 'label_of', 'listed', 'what_is_lost', 'what_to_say']
+
+
+def listed(arguments: Mapping[str, Any]) -> str:
+    return ', '.join(f'{key}={value!r}' for key, value in arguments.items())
+
+
+def what_is_lost(foreign: Foreign, rule: Type[Rule], h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]
+                 ) -> List[str]:
+    """What ``foreign`` cannot hold of these states, and what to do about it: one line each, none where the conversion is whole."""
+    lines = list(dict.fromkeys(line for info in chosen for line in _not_held(foreign, rule, own_hypers(h, info))))
+    if 'clip_gradient' not in foreign.held and h.clip_gradient is not None:
+        remedy = 'MXNet bounds the sum of gradient and decay, which cannot be done from outside' if (
+            issubclass(rule, DecayedFirst) and h.wd) else 'bound each element of the gradients yourself'
+        lines.append(f'clip_gradient={h.clip_gradient!r}, which {foreign.path} lacks: {remedy}')
+    if foreign.doubt:
+        doubts = {info.name: foreign.doubt(h, states.slots[info.name]) for info in chosen
+                  if states.counts.get(info.name) and info.name in states.slots}
+        lines += [f'{doubt}: {name!r}' for name, doubt in doubts.items() if doubt]
+    label = label_of(foreign, h, states, chosen)
+    if label == APPROXIMATE:
+        lines.append(f'the exact step: {foreign.path} is {how_far(foreign, h, states, chosen)}')
+    if label == CONSTANT_RATE and states.scheduler:
+        lines.append(f'the momentum: it contains the learning rate of the last update, which the scheduler '
+                     f"{states.scheduler.get('class')} changes; set states.hypers['learning_rate'] to that rate and "
+                     'states.scheduler to None')
+    halves = [info.name for info in chosen if info.dtype == 'float16']
+    if halves and not foreign.masters:
+        lines.append(f'float32 masters and slots of the float16 parameters {one_of(halves)}, which {foreign.path} lacks: '
+                     'make the parameters float32, from `states.master` where there are masters')
+    for name in foreign.vanished:
+        value = float(states.variables.get(name, 1.0))
+        if not abs(value) < VANISHED:
+            lines.append(f'{name}={value:.2g}, which {foreign.path} has for each parameter on its own: go on in MXNet until it is '
+                         f'below {VANISHED:g}')
+    variables = [name for name in states.variables if name not in foreign.vanished]
+    if variables:
+        lines.append(f'the variables {one_of(variables)} of the optimizer as a whole')
+    return lines
+
+
+def _not_held(foreign: Foreign, rule: Type[Rule], own: Values) -> List[str]:
+    """The hyper-parameters of one parameter that ``foreign`` has not, with values that make a difference."""
+    needs, lines = {need.hyper: need for need in foreign.needs}, []
+    for hyper in rule.declared(own.asdict()):
+        value, need = getattr(own, hyper.name), needs.get(hyper.name)
+        if need is None and hyper.name not in foreign.held and value != hyper.default:
+            lines.append(f'{hyper.name}={value!r}, which {foreign.path} lacks')
+        if need is not None and not need.holds(own):
+            lines.append(f'{hyper.name}={value!r}, which {foreign.path} lacks' + (f': {need.remedy}' if need.remedy else ''))
+    return lines
+
+
+def label_of(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> str:
+    """How good the conversion is for all of ``chosen``."""
+    return foreign.label(h, min((states.counts.get(info.name, 0) for info in chosen), default=0))
+
+
+def how_far(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> str:
+    """By how much the steps of elements differ, at the last update of each parameter."""
+    worst = total = size = 0.0
+    for info in chosen:
+        count, held = states.counts.get(info.name, 0), states.slots.get(info.name)
+        if foreign.denominators and count and held:
+            ours, theirs = foreign.denominators(own_hypers(h, info), count, {
+                name: numpy.asarray(array, 'float64') for name, array in held.items()})
+            far = numpy.abs(numpy.divide(ours, theirs, out=numpy.ones_like(ours), where=ours != theirs) - 1)
+            worst, total, size = max(worst, far.max(initial=0.0)), total + far.sum(), size + far.size
+    return (f'{APPROXIMATE} (steps of elements differ by up to {worst:.2g} of their length, {total / max(size, 1):.2g} on average, '
+            f'at update {states.num_update})')
+
+
+def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
+    """What goes on outside the optimizer and so is not in the converted state: lines for the report."""
+    label = label_of(foreign, h, states, chosen)
+    label = how_far(foreign, h, states, chosen) if label == APPROXIMATE else label
+    lines = [f"{foreign.path}: {label}; {len(chosen)} parameters, update {states.num_update}; in this order: "
+             f"{', '.join(info.name for info in chosen)}"]
+    left_out = [name for name in states.names if name in states.slots and name not in {info.name for info in chosen}]
+    if left_out:
+        lines.append(f'left out, although they have a state: {one_of(left_out)}')
+    if foreign.condition:
+        lines.append(f'{foreign.path}: {foreign.condition}')
+    if foreign.build:
+        lines.append(f'make {foreign.path} with {listed(foreign.made_with(h))}: no state can set that')
+    fresh = [info.name for info in chosen if info.name not in states.slots]
+    if fresh:
+        lines.append(f'no state yet, as in the file: {one_of(fresh)}' if len(fresh) == len(chosen) else
+                     f'without one update in {states.num_update}: {one_of(fresh)}. If Gluon did not train them (a frozen layer, '
+                     'scale=False), do not train them here either: requires_grad_(False) in PyTorch')
+    if h.rescale_grad != 1:
+        lines.append(f'rescale_grad={h.rescale_grad!r} is not carried over: MXNet multiplied gradients of the summed loss by it; '
+                     'give those of the mean loss')
+    if states.scheduler and 'learning_rate' in foreign.held:
+        lines.append(f"the scheduler {states.scheduler.get('class')} is not carried over: the param groups have its base_lr, "
+                     f'{h.learning_rate!r}; set the rate at each step, beginning with that of update {states.num_update + 1}')
+    if states.loss_scaler:
+        lines.append(f'the loss scaler {states.loss_scaler!r} is not carried over: give its scale to the new one')
+    if foreign.masters and any(info.name in states.master for info in chosen):
+        lines.append("float32 masters are in the state as 'master': half-precision parameters follow them from the next step on")
+    param_groups, by = split(foreign, states, chosen), list(groups(chosen))
+    if len(param_groups) > 1:
+        counted = ' and number of updates' * (len(param_groups) > len(by))
+        lines.append(f'{len(param_groups)} param groups, by (lr_mult, wd_mult) {by}{counted}: '
+                     'build the optimizer from `param_groups(state_dict, params)`')
+    return lines

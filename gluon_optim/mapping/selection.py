@@ -1,0 +1,73 @@
+"""What every conversion begins with: the states under the rule that runs them, and the parameters that are converted."""
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Type
+
+from .. import rules
+from ..rules import Rule
+from ..schema import Values, check_known, one_of
+from ..states.model import STATISTICS, OptimizerStates, ParameterInfo
+from ..states.mxnet_files import mxnet2
+from .classes import Foreign
+
+__all__ = ['groups', 'normalize', 'own_hypers', 'select', 'split']
+
+
+def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> List[ParameterInfo]:
+    """The parameters ``names`` in that order; for None all in trainer order, but for running statistics.
+
+    Unknown and repeated names are refused.
+    """
+    if names is None:  # running statistics are parameters in Gluon, and no optimizer's business anywhere
+        names = [info.name for info in states.parameters if info.name in states.slots or not info.name.endswith(STATISTICS)]
+    if isinstance(names, str):
+        raise TypeError(f'`params` must be a list of names. Received: {names!r}. Write [{names!r}].')
+    known = {info.name: info for info in states.parameters}
+    names = list(names)
+    for name in names:
+        check_known('parameter', name, known, ValueError)
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f'`params` must name each parameter once. Received twice: {one_of(repeated)}.')
+    if not names:
+        raise ValueError('There must be a parameter to convert. Received: none. Leave `params` out to convert all of them.')
+    return [known[name] for name in names]
+
+
+def normalize(states: OptimizerStates, allow_lossy: bool = False) -> Tuple[OptimizerStates, Type[Rule], Values]:
+    """What all converters begin with: the states, those of MXNet 2.x under the rule that computes the same; that rule; and the
+    hyper-parameters with which the run goes on, at the scheduler's rate, which in MXNet's own files is not the optimizer's.
+
+    Raises as `mxnet2.as_rule` does, and where the hyper-parameters are not the rule's.
+    """
+    states = mxnet2.as_rule(states, allow_lossy)
+    rule = rules.get(states.optimizer)
+    h = rule.hyperparameters(**states.hypers)
+    base_lr = (states.scheduler or {}).get('attributes', {}).get('base_lr')
+    return states, rule, h.replace(learning_rate=float(base_lr)) if isinstance(base_lr, (int, float)) else h
+
+
+def own_hypers(h: Values, info: ParameterInfo) -> Values:
+    """The hyper-parameters of one parameter: with its multipliers, and for gradients that are not to be rescaled."""
+    return h.replace(learning_rate=h.learning_rate * info.lr_mult, wd=h.wd * info.wd_mult, rescale_grad=1.0)
+
+
+def groups(chosen: Sequence[ParameterInfo]) -> Dict[Tuple[float, float], List[int]]:
+    """Positions in ``chosen`` by (lr_mult, wd_mult), in order of first appearance.
+
+    >>> weight, bias = [ParameterInfo(name, name, (2,), 'float32', wd_mult=mult) for name, mult in (('w', 1.0), ('b', 0.0))]
+    >>> groups([weight, bias, weight])
+    {(1.0, 1.0): [0, 2], (1.0, 0.0): [1]}
+    """
+    found: Dict[Tuple[float, float], List[int]] = {}
+    for position, info in enumerate(chosen):
+        found.setdefault((info.lr_mult, info.wd_mult), []).append(position)
+    return found
+
+
+def split(form: Foreign, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[List[int]]:
+    """Positions in ``chosen``, one list for each param group."""
+    split = list(groups(chosen).values())
+    if form.pack:
+        counts = [states.counts.get(info.name, 0) for info in chosen]
+        split = [[position for position in positions if counts[position] == count]
+                 for positions in split for count in dict.fromkeys(counts[position] for position in positions)]
+    return split

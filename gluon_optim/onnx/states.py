@@ -1,0 +1,361 @@
+"""States of a Gluon run as an ONNX model that holds them and knows the update, and back; as files too."""
+import dataclasses
+import json
+import math
+import os
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, Union
+
+import numpy
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper, numpy_helper
+
+from .. import rules
+from ..mapping.classes import APPROXIMATE, EXACT, Foreign, mirror
+from ..mapping.losses import what_is_lost, what_to_say
+from ..mapping.selection import normalize, select
+from ..mapping.state_dict import fresh_entry, to_state_dict, weight_of
+from ..rules import Rule
+from ..schema import Values, check_known, one_of
+from ..states import atomic, protobuf, record
+from ..states.errors import StateFileError
+from ..states.files import OpenFile, Path, open_once
+from ..states.model import OptimizerStates, ParameterInfo, chunks
+from . import preview
+from .operators import Parameter, Step
+from .step import MANIFEST, TYPES, infos, model_of, nodes
+
+__all__ = ['TARGETS', 'from_onnx', 'read', 'to_onnx', 'unpack', 'write']
+
+LARGEST = 2 ** 31 - 2 ** 20  # bytes: Protocol Buffers stop at 2 GiB
+# which fields of a model lead to the bytes of an initializer: its graph and training_info's algorithm, initializer, raw_data
+GRAPH: Dict[int, Any] = {5: {9: None}}
+MODEL: Dict[int, Any] = {7: GRAPH, 20: {2: GRAPH}}
+TARGETS: Dict[str, Type[Step]] = {'mirror': Step, 'preview': preview.PreviewStep}
+
+
+def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[Iterable[str]] = None,
+            weights: Optional[Mapping[str, Any]] = None, allow_lossy: bool = False) -> 'onnx.ModelProto':
+    """The state of a Gluon run as an ONNX model that holds it and knows how to go on.
+
+    Parameters
+    ----------
+    states : OptimizerStates
+    target : str
+        'mirror': the operators of `export_step`. 'preview': Adam, Momentum and Adagrad of ``ai.onnx.preview.training``, where
+        they compute the same, which are adam, sgd_torch with momentum, sgd_ema and adagrad_torch, without clip_gradient. Their
+        coefficients are float32: a beta2 of 0.999 is lossy. ONNX Runtime does not run them, ``onnx.reference`` does.
+    params : list of str, optional
+        Names of the parameters to convert; left out, all of them.
+    weights : dict, optional
+        Name -> weight. Parameters with masters need none.
+    allow_lossy : bool
+        Convert although something is lost.
+
+    Returns
+    -------
+    onnx.ModelProto
+        ``graph`` has the weights as initializers. ``training_info[0].algorithm`` is the update, with the slots and ``t`` as
+        initializers; ``update_binding`` says which output replaces which initializer. `unpack` makes an ordinary model of it.
+
+    The rate is the input ``learning_rate``; lr_mult, wd_mult and counts of the parameters are part of the model. What was lost
+    and what is to be done by hand is appended to ``states.report``.
+
+    Raises
+    ------
+    ValueError
+        Where the states do not fit the rule or the weights, something would be lost, or the file would exceed 2 GiB.
+
+    >>> import numpy, gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> model = go.to_onnx(states, weights={'weight': numpy.ones(2, 'float32')})
+    >>> [tensor.name for tensor in model.training_info[0].algorithm.initializer]
+    ['weight/mean', 'weight/norm_sq', 't']
+    """
+    converted = _converted(states, target, params, weights, allow_lossy)
+    model = converted.model
+    for graph, arrays in ((model.graph, converted.weights), (model.training_info[0].algorithm, converted.arrays)):
+        graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    return model
+
+
+def write(path: Path, states: OptimizerStates, target: str = 'mirror', params: Optional[Iterable[str]] = None,
+          weights: Optional[Mapping[str, Any]] = None, allow_lossy: bool = False) -> None:
+    """Write the model of `to_onnx` to a file, whole or not at all, without a second copy of its arrays in memory.
+
+    Raises as `to_onnx` does, and OSError where the file system refuses.
+
+    The arguments besides ``path`` are those of `to_onnx`.
+
+    >>> import numpy, gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.onnx.write(folder + '/run.onnx', states, weights={'weight': numpy.ones(2, 'float32')})
+    ...     go.onnx.read(folder + '/run.onnx')
+    (<OptimizerStates: novograd at update 1, 1 parameters>, {'weight': array([1., 1.], dtype=float32)})
+    """
+    converted = _converted(states, target, params, weights, allow_lossy)
+    with atomic.replacing(path) as file:
+        for piece in _pieces(converted):
+            file.write(piece)
+
+
+def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
+    """The states that a model of `to_onnx` holds, also after updates were written back to its initializers.
+
+    Raises
+    ------
+    ValueError
+        Where `to_onnx` has not made the model, or parts of it are missing.
+
+    >>> import numpy, gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> model = go.to_onnx(states, weights={'weight': numpy.ones(2, 'float32')})
+    >>> go.from_onnx(model).slots['weight']['mean']
+    array([0.6, 0.8], dtype=float32)
+    """
+    return _states(model, {tensor.name: numpy_helper.to_array(tensor) for tensor in _tensors(model)})
+
+
+def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, numpy.ndarray]]:
+    """The states in a file of `to_onnx` or `write`, and the weights that it holds, without a second copy in memory.
+
+    Raises StateFileError (a ValueError) for a file that is damaged or something else, OSError where it cannot be opened.
+
+    ``path`` is the file.
+
+    >>> import numpy, gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.onnx.write(folder + '/run.onnx', states, weights={'weight': numpy.ones(2, 'float32')})
+    ...     read_back, weights = go.onnx.read(folder + '/run.onnx')
+    >>> read_back.counts, weights
+    ({'weight': 1}, {'weight': array([1., 1.], dtype=float32)})
+    """
+    with open_once(path) as file:
+        try:
+            places: List[Optional[protobuf.Place]] = []
+            data = protobuf.skim(file.file, protobuf.Place(0, file.size), MODEL, places)
+            model = onnx.ModelProto.FromString(data)
+            tensors = _tensors(model)
+            folder = os.path.dirname(os.path.abspath(file.path))
+            arrays = {tensor.name: numpy_helper.to_array(tensor, folder) if place is None else _array(file.file, tensor, place)
+                      for tensor, place in zip(tensors, places)}
+            weights = {tensor.name: arrays[tensor.name] for tensor in model.graph.initializer}
+            return _states(model, arrays), weights
+        except (DecodeError, ValueError, TypeError, KeyError) as error:
+            raise StateFileError(f'Cannot read {file.path!r}: {error}') from None
+
+
+def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy.ndarray]]:
+    """The update in a model of `to_onnx` as an ordinary model, and what the initializers hold.
+
+    The first runs on ONNX Runtime, which does not train from training_info. Feed it the second, ``learning_rate`` and the
+    gradients; then replace each array by its ``/new``:
+
+        step, arrays = unpack(model)
+        session = onnxruntime.InferenceSession(step.SerializeToString())
+        new = session.run(None, {**arrays, **gradients, 'learning_rate': numpy.array(0.1)})
+        arrays = {output.name[:-len('/new')]: array for output, array in zip(session.get_outputs(), new)}
+
+    Raises ValueError for a model that `to_onnx` has not made.
+
+    >>> import numpy, gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> step, arrays = go.onnx.unpack(go.to_onnx(states, weights={'weight': numpy.ones(2, 'float32')}))
+    >>> sorted(arrays)
+    ['t', 'weight', 'weight/mean', 'weight/norm_sq']
+    """
+    if not model.training_info:
+        raise ValueError('The model must have training_info. Received: one without. Pass the model that `to_onnx` made.')
+    training, tensors = model.training_info[0], _tensors(model)
+    types = {number: name for name, number in TYPES.items()}
+    # float16 weights too, which nothing reads because masters are there: what comes out can be fed again as it is
+    inputs = infos({tensor.name: (types[tensor.data_type], tuple(tensor.dims)) for tensor in tensors})
+    graph = helper.make_graph(training.algorithm.node, training.algorithm.name, [*training.algorithm.input, *inputs],
+                              training.algorithm.output)
+    return model_of(graph, {}), {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+
+
+class Converted(NamedTuple):
+    """A model, and the arrays that belong into it: ``weights`` are initializers of its graph, ``arrays`` of the algorithm."""
+
+    model: 'onnx.ModelProto'
+    weights: Dict[str, numpy.ndarray]
+    arrays: Dict[str, numpy.ndarray]
+
+
+def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[str]], weights: Optional[Mapping[str, Any]],
+               allow_lossy: bool) -> Converted:
+    """What `to_onnx` makes of ``states``, its arrays still those of the states."""
+    check_known('target', target, TARGETS, ValueError)
+    states, rule, h = normalize(states, allow_lossy)
+    chosen = select(states, params)
+    form = _form(rule, h, target)
+    lost = what_is_lost(form, rule, h, states, chosen)
+    entries = to_state_dict(form, rule, h, states, chosen)['state']
+    held = {info.name: _weight(info, entries.get(position, {}), weights) for position, info in enumerate(chosen)}
+    last, parameters, arrays = max(states.counts.get(info.name, 0) for info in chosen), [], {}
+    for position, info in enumerate(chosen):
+        entry = entries.get(position) or fresh_entry(rule.slots(h), info, held[info.name])
+        arrays.update({f'{info.name}/{key}': numpy.asarray(array) for key, array in entry.items() if key != 'step'})
+        shape, offset = tuple(info.shape), states.counts.get(info.name, 0) - last
+        parameters.append(Parameter(info.name, shape, info.dtype, 'master' in entry, info.lr_mult, info.wd_mult, offset))
+    digits = preview.inexact(rule, h, parameters) if target == 'preview' else []
+    lost = lost + digits
+    if lost and not allow_lossy:
+        raise ValueError(f"ONNX would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without.")
+    arrays['t'] = numpy.array(last + 1, 'int64')
+    known = {name: weight for name, weight in held.items() if weight is not None}
+    model = _training_model(TARGETS[target](rule, h.replace(rescale_grad=1.0), parameters), known, arrays,
+                            record.record_of(states, chosen))
+    states.report.extend(line for line in ['lost: ' + line for line in lost] + _say(form, h, states, chosen, digits)
+                         if line not in states.report)
+    return Converted(model, known, arrays)
+
+
+def _training_model(step: Step, weights: Mapping[str, numpy.ndarray], arrays: Mapping[str, numpy.ndarray],
+                    manifest: Mapping[str, Any]) -> 'onnx.ModelProto':
+    """The model without its initializers. What is neither in ``weights`` nor in ``arrays`` is an input of the algorithm."""
+    size = sum(array.nbytes for array in [*weights.values(), *arrays.values()])
+    if size > LARGEST:
+        raise ValueError(f'Weights and slots must be below 2 GiB, the limit of an ONNX file. Received: {size / 2 ** 30:.2f} GiB. '
+                         'Convert them in parts: `params` lists the names to convert.')
+    step.add('Add', ['t', step.constant(1, 'int64')], output='t/new')
+    given = {name: kind for name, kind in step.inputs.items() if name not in weights and name not in arrays}
+    algorithm = helper.make_graph(nodes(step), step.rule.name, infos(given), infos({**step.outputs, 't/new': step.inputs['t']}))
+    shapes = {name: (weight.dtype.name, weight.shape) for name, weight in weights.items()}
+    graph = helper.make_graph([], 'weights', [], infos(shapes))
+    model = model_of(graph, manifest, algorithm)
+    training = model.training_info.add()
+    training.algorithm.CopyFrom(algorithm)
+    for name in [*weights, *arrays]:
+        training.update_binding.add(key=name, value=name + '/new')
+    return model
+
+
+def _pieces(converted: Converted) -> Iterator[Union[bytes, numpy.ndarray]]:
+    """The file, with each initializer as it is; the parts of a message may come in any order."""
+    rest, training = onnx.ModelProto(), onnx.TrainingInfoProto()
+    rest.CopyFrom(converted.model)
+    rest.ClearField('graph')
+    rest.ClearField('training_info')
+    training.update_binding.extend(converted.model.training_info[0].update_binding)
+    bindings = training.SerializeToString()
+    yield rest.SerializeToString()
+    size, pieces = _graph_pieces(converted.model.graph, converted.weights)
+    yield protobuf.header(7, size)
+    yield from pieces
+    size, pieces = _graph_pieces(converted.model.training_info[0].algorithm, converted.arrays)
+    inner = protobuf.header(2, size)
+    yield protobuf.header(20, len(inner) + size + len(bindings)) + inner
+    yield from pieces
+    yield bindings
+
+
+def _graph_pieces(graph: 'onnx.GraphProto', arrays: Mapping[str, numpy.ndarray]) -> Tuple[int, Iterator[Any]]:
+    """A graph with ``arrays`` as its initializers: how many bytes, and the bytes."""
+    start = graph.SerializeToString()
+    heads = {}
+    for name, array in arrays.items():
+        tensor = TensorProto(name=name, dims=array.shape, data_type=TYPES[array.dtype.name]).SerializeToString()
+        tensor += protobuf.header(9, array.nbytes)
+        heads[name] = protobuf.header(5, len(tensor) + array.nbytes) + tensor
+
+    def pieces() -> Iterator[Any]:
+        yield start
+        for name, array in arrays.items():
+            yield heads[name]
+            yield from chunks(array)
+    return len(start) + sum(len(heads[name]) + array.nbytes for name, array in arrays.items()), pieces()
+
+
+def _tensors(model: 'onnx.ModelProto') -> List[Any]:
+    """All initializers, in the order in which a file has them."""
+    return [*model.graph.initializer, *(tensor for info in model.training_info for tensor in info.algorithm.initializer)]
+
+
+def _array(file: Any, tensor: Any, place: protobuf.Place) -> numpy.ndarray:
+    """The array of an initializer whose bytes lie at ``place``."""
+    names = {number: name for name, number in TYPES.items()}
+    if tensor.data_type not in names:
+        raise StateFileError(f'{tensor.name!r} must be one of {one_of(TYPES)}. Received: type {tensor.data_type}.')
+    dtype = numpy.dtype(names[tensor.data_type]).newbyteorder('<')
+    if place.size != dtype.itemsize * math.prod(tensor.dims):
+        raise StateFileError(f'{tensor.name!r} must have {math.prod(tensor.dims)} elements. Received: {place.size} bytes.')
+    array = numpy.empty(tuple(tensor.dims), dtype)
+    file.seek(place.begin)
+    if file.readinto(array.reshape(-1).view('uint8')) != place.size:
+        raise StateFileError(f'{tensor.name!r} must be complete. The file is cut off: take another copy.')
+    return array.astype(dtype.newbyteorder('='), copy=False)
+
+
+def _states(model: 'onnx.ModelProto', arrays: Dict[str, numpy.ndarray]) -> OptimizerStates:
+    manifest = {entry.key: entry.value for entry in model.metadata_props}.get(MANIFEST)
+    if manifest is None or not model.training_info:
+        raise StateFileError(f'The model must be one of `to_onnx`, with training_info and {MANIFEST!r} in its metadata. '
+                             f'Received: producer {model.producer_name!r} and {len(model.training_info)} training_info. '
+                             'Pass the right model.')
+    known = json.loads(manifest)
+    if 't' not in arrays:
+        raise StateFileError("The model must hold the initializer 't'. Received: one without. Convert again.")
+    more = int(arrays['t']) - 1 - max(known['counts'].values())
+    states = record.states_of(known, more)
+    rule = rules.get(states.optimizer)
+    record.take(states, known, rule.slots(rule.hyperparameters(**states.hypers)), arrays, more)
+    states.producer['onnx'] = onnx.__version__
+    return states
+
+
+def _form(rule: Type[Rule], h: Values, target: str) -> Foreign:
+    """How a step model keeps ``rule``: everything, under our own names."""
+    own = {slot.name: slot.name for slot in rule.slots(h)}
+    path = 'the ONNX model'
+    if target == 'preview':
+        path += f' with {preview.check(rule, h).op} of {preview.DOMAIN}'
+    return mirror(rule, h.asdict())._replace(path=path, slots=own)
+
+
+def _weight(info: ParameterInfo, entry: Mapping[str, Any], weights: Optional[Mapping[str, Any]]) -> Optional[numpy.ndarray]:
+    """The weight as an initializer: from the master if there is one, None where none is known."""
+    if 'master' in entry:
+        return numpy.asarray(entry['master']).astype(info.dtype)
+    if weights is None:
+        return None
+    if info.name not in weights:
+        raise ValueError(f'`weights` must hold all parameters to convert. Received: none for {info.name!r}, only {one_of(weights)}'
+                         '. Add it, or list the others by `params`.')
+    return weight_of(info, weights)
+
+
+def _say(form: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo], digits: Sequence[str]) -> List[str]:
+    """What the user has to do by hand: lines for the report."""
+    alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # multipliers are in the model
+    lines = what_to_say(form, h, dataclasses.replace(states, scheduler=None, master={}), alike)
+    if digits:
+        lines[0] = lines[0].replace(f': {EXACT};', f': {APPROXIMATE};')
+    fresh = [info.name for info in chosen if info.name not in states.slots]
+    if fresh and len(fresh) < len(chosen):
+        lines.append(f'the gradients of {one_of(fresh)} are inputs too: leave out by params= what is not trained, such as running '
+                     'statistics')
+    rate = repr(h.learning_rate)
+    if states.scheduler:
+        rate = f"what the scheduler {states.scheduler.get('class')} gives, which has base_lr {rate}"
+    return [*lines, f'feed `learning_rate` at each step, beginning with update {states.num_update + 1}: {rate}']

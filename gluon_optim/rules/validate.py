@@ -1,0 +1,96 @@
+"""Whether a class is a rule, found out before it is registered: it is run once, with NumPy and on symbols."""
+import numbers
+from typing import Any, Callable, NoReturn, Optional, Type
+
+import numpy
+
+from ..schema import SHAPES, Hyper, Slot, one_of
+from .base import BASE_HYPERS, Rule, initial_slot, scalars
+from .graph import trace
+
+__all__ = ['validate']
+
+ADVICE = ('xp has sum, sqrt, abs, sign, exp, minimum, maximum, where; arrays have + - * / and comparisons; nothing works in place '
+          'or branches on values. A rule that needs more says lowerable = False. ')
+
+
+def validate(rule: Type[Rule], name: str) -> None:
+    """Raise TypeError, with what is expected, for a rule that would fail at the first step of a trainer.
+
+    Of a rule that is not ``lowerable`` the step is not run: it may need arrays of MXNet.
+    """
+    trial = _Trial(name)
+    trial.hypers(getattr(rule, 'hypers', None))
+    h = trial.attempt('hypers', 'of defaults that are allowed', rule.hyperparameters)
+    for what in ('slots', 'coefficients', 'step'):
+        trial.expect(callable(getattr(rule, what, None)), what, 'a function', repr(getattr(rule, what, None)))
+
+    expected = ("a function of h that returns a tuple of Slots: names other than 'weight' and 'master', like='weight' or 'scalar', "
+                "or where lowerable is False one of " + one_of(SHAPES))
+    slots = trial.attempt('slots', expected, lambda: rule.slots(h))
+    sound = isinstance(slots, tuple) and all(map(_is_slot, slots)) and len({slot.name for slot in slots}) == len(slots)
+    trial.expect(sound, 'slots', expected, repr(slots))
+
+    if rule.lowerable:
+        sound = all(slot.like in ('weight', 'scalar') for slot in slots)
+        trial.expect(sound, 'slots', "like='weight' or 'scalar', or the rule must say lowerable = False", repr(slots))
+
+    expected = 'a function of (xp, h, t) that returns a dictionary of names and numbers'
+    c = trial.attempt('coefficients', expected, lambda: rule.coefficients(scalars, h, 1))
+    sound = isinstance(c, dict) and all(isinstance(key, str) and isinstance(value, numbers.Real) for key, value in c.items())
+    trial.expect(sound, 'coefficients', expected, repr(c))
+
+    if rule.lowerable:
+        expected = ('a function of (xp, h, c, w, g, s) that returns the new weight and a dictionary of the new slots '
+                    f'({one_of(slot.name for slot in slots) or "none"}), each in its shape')
+        trial.attempt('step', expected, lambda: _run(rule, h, slots))
+        trial.attempt('step', expected, lambda: trace(rule, rule.static(h), tuple(rule.all_coefficients(scalars, h, 1))))
+
+
+class _Trial:
+    def __init__(self, name: str):
+        self.name = name
+
+    def refuse(self, what: str, expected: str, received: str, error: Optional[Exception] = None) -> NoReturn:
+        raise TypeError(f'`{what}` of the rule {self.name!r} must be {expected}. Received: {received.rstrip(".")}. '
+                        f'{ADVICE if what == "step" else ""}See help(gluon_optim.Rule).') from error
+
+    def expect(self, sound: bool, what: str, expected: str, received: str) -> None:
+        if not sound:
+            self.refuse(what, expected, received)
+
+    def attempt(self, what: str, expected: str, function: Callable[[], Any]) -> Any:
+        try:
+            with numpy.errstate(all='ignore'):
+                return function()
+        except Exception as error:  # of the user's code, so any
+            self.refuse(what, expected, f'{type(error).__name__}: {error}', error)
+
+    def hypers(self, hypers: Any) -> None:
+        names = [hyper.name for hyper in hypers if isinstance(hyper, Hyper)] if isinstance(hypers, tuple) else []
+        reserved = sorted(hyper.name for hyper in BASE_HYPERS)
+        different = len({*names, *reserved}) == len(hypers or ()) + len(reserved)
+        self.expect(different and {'learning_rate', 'wd'} <= set(names), 'hypers', 'a tuple of Hypers of different names, '
+                    f"'learning_rate' and 'wd' among them, {one_of(reserved)} not", repr(hypers))
+
+
+def _is_slot(slot: Any) -> bool:
+    if not isinstance(slot, Slot) or slot.like not in SHAPES:
+        return False
+    named = isinstance(slot.name, str) and slot.name.isidentifier() and slot.name not in ('weight', 'master')
+    return named and (slot.init == 'weight' or isinstance(slot.init, numbers.Real))
+
+
+def _run(rule: Type[Rule], h: Any, slots: Any) -> None:
+    """One step from arrays that cannot be written to. Raises anything, TypeError for results of another form."""
+    weight, gradient = numpy.linspace(-1, 1, 6).reshape(2, 3), numpy.linspace(2, 3, 6).reshape(2, 3)
+    old = {slot.name: initial_slot(slot, weight) for slot in slots}
+    for array in (weight, gradient, *old.values()):
+        array.flags.writeable = False
+    new = rule.run(numpy, h, 1, weight, gradient, old)
+    if not (isinstance(new, tuple) and len(new) == 2 and isinstance(new[1], dict)):
+        raise TypeError(f'it returned {type(new).__name__}')
+    shapes = {'the weight': weight.shape, **{name: array.shape for name, array in old.items()}}
+    found = {'the weight': numpy.shape(new[0]), **{name: numpy.shape(value) for name, value in new[1].items()}}
+    if found != shapes:
+        raise TypeError(f'shapes were {shapes}, it returned {found}')

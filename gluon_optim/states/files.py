@@ -1,0 +1,118 @@
+"""A file, opened once: what its first bytes say it is goes with it to everyone who reads it."""
+import contextlib
+import enum
+import os
+import re
+import stat
+import zipfile
+from dataclasses import dataclass, field
+from typing import BinaryIO, Iterator, Union
+
+from .errors import UnreadableFile
+from .progress import opened
+
+__all__ = ['Kind', 'OpenFile', 'Path', 'kind_of', 'open_once']
+
+Path = Union[str, 'os.PathLike[str]']
+
+PARAMS_MAGIC = (0x112).to_bytes(8, 'little')
+ZIP_MAGIC = b'PK\3\4', b'PK\5\6'
+PICKLE = re.compile(rb'\x80[\2-\5]|\(*(dp\d|\}q)')
+# the signature of our header stands at a fixed place, and what follows it
+CONTAINER_START = b'{"__metadata__":{"gluon_optim":"{\\"header_sha256\\":\\"'
+CHECKPOINT_FORMAT = b'\\",\\"format\\":\\"gluon_optim.checkpoint\\"'
+OPTAX_MEMBER = 'gluon_optim.json.npy'
+
+
+class Kind(enum.Enum):
+    """What a file is; the value is what people and reports call it."""
+
+    CHECKPOINT = 'checkpoint'          # ours: a net, and states
+    STATES = 'states'                  # ours
+    SAFETENSORS = 'safetensors'        # of somebody else
+    MXNET_STATES = 'MXNet states'      # a pickle of Trainer.save_states and its like
+    PARAMS = 'parameters'              # of mx.nd.save
+    NPZ = 'npz'                        # of npx.savez, or of NumPy
+    PYTORCH = 'PyTorch states'
+    ONNX = 'ONNX model'
+    OPTAX = 'optax states'
+    UNKNOWN = 'unknown'
+
+    @property
+    def is_ours(self) -> bool:
+        return self in (Kind.CHECKPOINT, Kind.STATES)
+
+    @property
+    def holds_parameters(self) -> bool:
+        """Whether it is a file of arrays under their names, and nothing else."""
+        return self in (Kind.PARAMS, Kind.NPZ)
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A regular file that is open for reading, at its beginning."""
+
+    path: str
+    file: BinaryIO = field(repr=False)
+    size: int
+    kind: Kind
+    head: bytes = field(repr=False)    # its first bytes
+
+    def rewound(self) -> BinaryIO:
+        """The file, at its first byte."""
+        self.file.seek(0)
+        return self.file
+
+
+@contextlib.contextmanager
+def open_once(source: Union[Path, OpenFile]) -> Iterator[OpenFile]:
+    """``source`` itself if it is open already, else the file at that path until the block ends.
+
+    Raises UnreadableFile for a folder, a pipe or a device, which nothing here waits for; OSError where it cannot be opened.
+    """
+    if isinstance(source, OpenFile):
+        source.file.seek(0)
+        yield source
+        return
+    path = os.fspath(source)
+    if os.path.isdir(path):
+        raise UnreadableFile(f'Cannot read {path!r}: it must be a file. Received: a folder, a pipe or a device.')
+    with opened(path) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableFile(f'Cannot read {path!r}: it must be a file. Received: a folder, a pipe or a device.')
+        head = file.read(256)
+        kind = _kind(file, path, head, status.st_size)
+        file.seek(0)
+        yield OpenFile(path, file, status.st_size, kind, head)
+
+
+def _kind(file: BinaryIO, path: str, head: bytes, size: int) -> Kind:
+    if head.startswith(PARAMS_MAGIC):
+        return Kind.PARAMS
+    if head.startswith(ZIP_MAGIC):
+        return _kind_of_zip(file)
+    if head.startswith(CONTAINER_START, 8):
+        format_at = 8 + len(CONTAINER_START) + 64
+        return Kind.CHECKPOINT if head.startswith(CHECKPOINT_FORMAT, format_at) else Kind.STATES
+    if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= size - 8:
+        return Kind.SAFETENSORS
+    if PICKLE.match(head):
+        return Kind.MXNET_STATES
+    return Kind.ONNX if head and os.path.splitext(path)[1] == '.onnx' else Kind.UNKNOWN
+
+
+def _kind_of_zip(file: BinaryIO) -> Kind:
+    try:
+        names = zipfile.ZipFile(file).namelist()
+    except Exception:  # zipfile raises anything for a damaged directory; the reader of .npz says what is wrong with it
+        return Kind.NPZ
+    if OPTAX_MEMBER in names:
+        return Kind.OPTAX
+    return Kind.PYTORCH if any(name.endswith('/data.pkl') for name in names) else Kind.NPZ
+
+
+def kind_of(path: Path) -> Kind:
+    """What the file at ``path`` is. Raises as `open_once` does."""
+    with open_once(path) as file:
+        return file.kind

@@ -1,0 +1,335 @@
+"""`RuleOptimizer`: a rule as ``torch.optim.Optimizer``."""
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from .. import rules
+from ..mapping.classes import mirror
+from ..mapping.state_dict import check_entry
+from ..rules import Rule
+from ..rules.base import scalars
+from ..schema import Hyper, Slot, Values, check_known
+
+__all__ = ['RuleOptimizer', 'create', 'param_groups']
+
+MULTI_PRECISION = Hyper('multi_precision', True, (False, True), 'keep float32 masters of float16 and bfloat16 parameters')
+ALIASES = {'learning_rate': 'lr', 'weight_decay': 'wd'}  # another word -> the key in a param group
+GROUP_KEYS = ('params', 'param_names', 'initial_lr', 'optimizer')  # what a param group holds besides hyper-parameters
+HALVES = (torch.float16, torch.bfloat16)
+TYPES = HALVES + (torch.float32, torch.float64)
+
+
+F = TypeVar('F', bound=Callable[..., Any])
+
+
+class Namespace:
+    """PyTorch as rules see arrays: a Python number may stand for a tensor, and single-precision sums are carried in double."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def sum(x: torch.Tensor) -> torch.Tensor:
+        wide = x.dtype if x.device.type == 'mps' else torch.float64  # Apple's GPUs have no double
+        return torch.sum(x, dtype=wide).to(x.dtype)
+
+    @staticmethod
+    def half(x: torch.Tensor) -> torch.Tensor:
+        return x.half().to(x.dtype)
+
+    @staticmethod
+    def minimum(x: Any, y: Any) -> torch.Tensor:
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return torch.minimum(x, y)
+        return torch.clamp(x, max=y) if isinstance(x, torch.Tensor) else torch.clamp(y, max=x)
+
+    @staticmethod
+    def maximum(x: Any, y: Any) -> torch.Tensor:
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return torch.maximum(x, y)
+        return torch.clamp(x, min=y) if isinstance(x, torch.Tensor) else torch.clamp(y, min=x)
+
+    def where(self, condition: torch.Tensor, x: Any, y: Any) -> torch.Tensor:
+        if not isinstance(x, torch.Tensor) and not isinstance(y, torch.Tensor):
+            x = torch.full((), x, dtype=self.dtype, device=condition.device)  # two numbers would make the default type
+        return torch.where(condition, x, y)
+
+
+# Tracing would compile once for each step, at which the coefficients, Python numbers, change. `torch.compiler.disable` does the
+# same, and loads all of the compiler at once.
+untraced: Callable[[F], F] = vars(torch)['_disable_dynamo']
+NAMESPACES = {dtype: Namespace(dtype) for dtype in (torch.float32, torch.float64)}
+
+
+class RuleOptimizer(Optimizer):
+    """A registered rule as PyTorch optimizer; make one with `create`.
+
+    A param group holds the hyper-parameters under MXNet's names, but ``lr`` for the learning rate, and ``multi_precision``.
+    The state of a parameter is its number of updates ``'step'``, the slots under PyTorch's names (``exp_avg`` and so on), of
+    shape () where the rule keeps one number, and ``'master'`` for half-precision parameters unless ``multi_precision=False``.
+    Slots and masters are float32, for float64 parameters float64. Parameters without gradient are passed over.
+
+    Parameters are the ``rule``, and ``params`` and ``hypers`` as for `create`, which raises the same errors.
+
+    >>> import torch
+    >>> from gluon_optim.torch import create
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = create('novograd', [weight], lr=0.1)
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer.step()
+    >>> optimizer.state[weight]['exp_avg_sq'], optimizer.state[weight]['step']
+    (tensor(25.), tensor(1.))
+    """
+
+    rule: Type[Rule]
+
+    def __init__(self, rule: Type[Rule], params: Any, **hypers: Any):
+        self.rule = rule
+        super().__init__(params, dict(self._checked(self._named(hypers, {}), partly=True), optimizer=rule.name))
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return dict(super().__getstate__(), rule=self.rule.name)
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:  # PyTorch calls it with a part of the state as well
+        state = dict(state)
+        if 'rule' in state:
+            self.rule = rules.get(state.pop('rule'))
+        super().__setstate__(state)
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace(type(self).__name__, f'{type(self).__name__} {self.rule.name!r}', 1)
+
+    def add_param_group(self, param_group: Dict[str, Any]) -> None:
+        """Add parameters with hyper-parameters of their own. Everything is checked before the group is added."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f'A param group must be a dictionary. Received: {type(param_group).__name__}.')
+        group = {key: value for key, value in param_group.items() if key in GROUP_KEYS}
+        group.update(self._named({key: value for key, value in param_group.items() if key not in GROUP_KEYS}, self.defaults))
+        group.update(self._checked({**self.defaults, **group}, partly=True))
+        if not isinstance(group['params'], set):  # which PyTorch refuses
+            group['params'] = [group['params']] if isinstance(group['params'], torch.Tensor) else list(group['params'])
+            for param in group['params']:
+                _check_param(param[1] if isinstance(param, tuple) else param)
+        super().add_param_group(group)
+
+    def _named(self, given: Mapping[str, Any], others: Mapping[str, Any]) -> Dict[str, Any]:
+        """Hyper-parameters under the keys of a param group that has ``others`` too. Unknown names are refused."""
+        named: Dict[str, Any] = {}
+        for name, value in given.items():
+            key = ALIASES.get(name, name)
+            if key in named:
+                raise TypeError(f'`{key}` is given twice: {name} is another word for it. Leave one out.')
+            named[key] = value
+        known = [*mirror(self.rule, {**others, **named}).keys, MULTI_PRECISION.name, *ALIASES]
+        for name in given:
+            check_known('argument', name, known, owner=self.rule.name)
+        return named
+
+    def _checked(self, group: Mapping[str, Any], partly: bool = False) -> Dict[str, Any]:
+        """All hyper-parameters of a group as the numbers and switches that they stand for; ``partly`` fills in defaults."""
+        form = mirror(self.rule, group)
+        h = self.rule.hyperparameters(**form.hypers(group, partly))
+        multi_precision = MULTI_PRECISION.check(group.get(MULTI_PRECISION.name, MULTI_PRECISION.default))
+        return dict(form.group(h), multi_precision=multi_precision)
+
+    def _hypers(self, group: Mapping[str, Any]) -> Values:
+        return self.rule.hyperparameters(**mirror(self.rule, group).hypers(group))
+
+    @untraced
+    @torch.no_grad()
+    def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
+        """Update all parameters that have a gradient; ``closure`` reevaluates the model and returns the loss.
+
+        Raises ValueError or TypeError for a hyper-parameter out of range, as a scheduler may have set it, or a sparse
+        gradient, before anything is written.
+        """
+        loss = None
+        if closure is not None:
+            with torch.set_grad_enabled(True):
+                loss = closure()
+        work = [(group, self._hypers(group), [(param, _dense(param.grad)) for param in group['params'] if param.grad is not None])
+                for group in self.param_groups]
+        for group, h, pairs in work:
+            static, by_count = self.rule.static(h), {}
+            for param, gradient in pairs:
+                state = self._state(param, static.slots, group['multi_precision'])
+                t, precision = int(state['step']) + 1, 'float64' if param.dtype == torch.float64 else 'float32'
+                key = t, precision
+                if key not in by_count:
+                    by_count[key] = self.rule.all_coefficients(self.rule.numbers(scalars, precision), h, t)
+                self._update(static, by_count[key], param, gradient, state)
+        return loss
+
+    def _update(self, static: Any, coefficients: Mapping[str, Any], param: torch.Tensor, gradient: torch.Tensor,
+                state: Dict[str, Any]) -> None:
+        dtype = compute_type(param)
+        weight = state['master'] if 'master' in state else param.to(dtype)
+        slots = {slot.name: state[_key(slot)] for slot in static.slots}
+        rule = self.rule.on_masters() if 'master' in state and param.dtype == torch.float16 else self.rule
+        new, new_slots = rule.apply(NAMESPACES[dtype], static, coefficients, weight, gradient.to(dtype), slots)
+        for name, value in new_slots.items():  # before the weight, which a rule may return as a slot
+            slots[name].copy_(value)
+        weight.copy_(new)
+        if weight is not param:
+            param.copy_(weight)
+        state['step'] += 1
+
+    def _state(self, param: torch.Tensor, slots: Iterable[Slot], multi_precision: bool) -> Dict[str, Any]:
+        """The state of a parameter, filled up with what it lacks."""
+        state: Dict[str, Any] = self.state[param]
+        if 'step' not in state:
+            state['step'] = torch.tensor(0.0, dtype=torch.float32)  # on the CPU: reading it waits for no device
+        if multi_precision and param.dtype in HALVES and 'master' not in state:
+            state['master'] = param.detach().float()
+        for slot in slots:
+            if _key(slot) not in state:
+                state[_key(slot)] = _initial(slot, state.get('master', param))
+        return state
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Take over hyper-parameters and state. PyTorch's own would cast slots and masters to the type of the parameters.
+
+        Raises ValueError, before anything is changed, for the state of another optimizer or of other parameters.
+        """
+        exact: Dict[torch.Tensor, Dict[str, Any]] = {}
+
+        def check(_: Any, given: Dict[str, Any]) -> Dict[str, Any]:
+            groups = [dict(saved, **self._checked(saved)) for saved in given['param_groups']]
+            for mine, saved in self._pairs(groups):
+                _check_names(mine.get('param_names', ()), saved.get('param_names', ()))
+                saved.update((key, mine[key]) for key in ['param_names'] if key in mine)  # those in PyTorch stay
+                for param, key in zip(mine['params'], saved['params']):
+                    if given['state'].get(key):
+                        exact[param] = self._loaded(param, key, given['state'][key], saved)
+            return dict(given, param_groups=groups)
+
+        def restore(_: Any) -> None:
+            self.state.update(exact)
+
+        # the last hook before and the first one after, so that hooks of users change what is checked and see what is restored
+        hooks = [self.register_load_state_dict_pre_hook(check), self.register_load_state_dict_post_hook(restore, prepend=True)]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _loaded(self, param: torch.Tensor, key: Any, entry: Mapping[str, Any], group: Mapping[str, Any]) -> Dict[str, Any]:
+        """One parameter's state from a state_dict, checked, copied to the parameter's device, nothing rounded."""
+        dtype, slots = compute_type(param), self.rule.slots(self._hypers(group))
+        types = check_entry(mirror(self.rule, group), slots, f'parameter {key}', param.shape,
+                                        str(dtype).split('.')[-1], entry)
+        loaded = dict(entry, step=torch.tensor(float(entry['step']), dtype=torch.float32))
+        for word, name in types.items():
+            loaded[word] = entry[word].detach().to(param.device, getattr(torch, name), copy=True)
+        if group['multi_precision'] and param.dtype in HALVES:
+            return loaded
+        master = loaded.pop('master', param.detach())
+        if not torch.equal(param.detach().to(dtype), master.to(dtype)):
+            raise ValueError(f'Parameter {key} is {param.dtype} and keeps no master, but the state has one, of other values. '
+                             f"Copy it into the parameter first: param.data.copy_(state_dict['state'][{key!r}]['master']).")
+        return loaded
+
+    def _pairs(self, saved: List[Dict[str, Any]]) -> List[Tuple[Dict[str, Any], Dict[str, Any]]]:
+        mine, theirs = ([len(group['params']) for group in groups] for groups in (self.param_groups, saved))
+        if mine != theirs:
+            raise ValueError(f'The param groups must have {mine} parameters, as those of this optimizer. Received: {theirs}. '
+                             'Build the optimizer from `gluon_optim.torch.param_groups(state_dict, params)`.')
+        return list(zip(self.param_groups, saved))
+
+
+def create(name: str, params: Any, **hypers: Any) -> RuleOptimizer:
+    """The registered optimizer ``name`` for PyTorch.
+
+    Parameters
+    ----------
+    name : str
+        As in `gluon_optim.list_optimizers`.
+    params : iterable
+        Tensors, named tensors or param groups, as every PyTorch optimizer takes them. A group may hold any of ``hypers``.
+    **hypers
+        The optimizer's hyper-parameters by MXNet's names, ``rescale_grad`` and ``clip_gradient`` included; also ``lr`` for
+        learning_rate, ``weight_decay`` for wd, and ``multi_precision`` (default True).
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an unknown name or argument, a value out of range, parameters that are not floating-point tensors.
+
+    >>> create('novograd', [torch.nn.Parameter(torch.ones(2))], beta=0.9)
+    Traceback (most recent call last):
+      ...
+    TypeError: Unknown argument of novograd 'beta'. Did you mean 'beta2' or 'beta1'? Known: 'amsgrad', 'beta1', 'beta2', \
+'clip_gradient', 'decoupled_wd', 'epsilon', 'epsilon_root', 'grad_averaging', 'learning_rate', 'lr', 'multi_precision', \
+'rescale_grad', 'variant', 'wd', 'weight_decay'.
+    """
+    return RuleOptimizer(rules.get(name), params, **hypers)
+
+
+def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) -> List[Dict[str, Any]]:
+    """``params``, in the order in which `to_torch` wrote them, as the param groups that ``state_dict`` has.
+
+    What an optimizer must be built from before it can load a state with several groups (different lr_mult or wd_mult):
+
+        optimizer = create('novograd', param_groups(state_dict, model.parameters()))
+        optimizer.load_state_dict(state_dict)
+
+    Raises ValueError where the numbers of parameters differ.
+
+    >>> import torch
+    >>> from gluon_optim.torch import param_groups
+    >>> params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
+    >>> state_dict = torch.optim.SGD([{'params': params[:1], 'lr': 0.1}, {'params': params[1:], 'lr': 0.2}]).state_dict()
+    >>> [len(group['params']) for group in param_groups(state_dict, params)]
+    [1, 1]
+    """
+    params = list(params)
+    positions = [position for group in state_dict['param_groups'] for position in group['params']]
+    if sorted(positions) != list(range(len(params))):
+        raise ValueError(f'`params` must be {len(positions)} parameters, as the state has them. Received: {len(params)}.')
+    return [{'params': [params[position] for position in group['params']]} for group in state_dict['param_groups']]
+
+
+def compute_type(param: torch.Tensor) -> torch.dtype:
+    """The type of a parameter's slots and of its update: double for double, single for all others."""
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def _key(slot: Slot) -> str:
+    return slot.torch or slot.name
+
+
+def _initial(slot: Slot, weight: torch.Tensor) -> torch.Tensor:
+    """What ``slot`` holds before the first update of ``weight``."""
+    if slot.init == 'weight':
+        return weight.detach().to(compute_type(weight), copy=True)
+    like = weight.detach() if slot.like == 'weight' else weight.detach().new_empty(())
+    return torch.full_like(like, float(slot.init), dtype=compute_type(weight))
+
+
+def _check_param(param: Any) -> None:
+    if isinstance(param, torch.Tensor) and (param.dtype not in TYPES or param.layout is not torch.strided):
+        raise ValueError(f"A parameter must be dense and one of {', '.join(map(str, TYPES))}. Received: {param.dtype}, "
+                         f'{param.layout}, shape {tuple(param.shape)}. Leave it out, or convert it first.')
+
+
+def _check_names(mine: Sequence[str], saved: Sequence[str]) -> None:
+    """PyTorch matches by position. Where names that both sides have say otherwise, the order is wrong."""
+    known = {name: position for position, name in enumerate(mine)}
+    moved = [name for position, name in enumerate(saved) if known.get(name, position) != position]
+    if moved:
+        raise ValueError(f'The parameters must be in the same order on both sides. Received: {moved[0]!r} at position '
+                         f'{list(saved).index(moved[0])} of the state and {known[moved[0]]} of this optimizer. Convert again with '
+                         "the names in this optimizer's order, to_torch(states, params=[...]); or, if they mean other things here, "
+                         'make the optimizer of parameters without names.')
+
+
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    if gradient.layout is not torch.strided:
+        raise ValueError(f'A gradient must be dense. Received: {gradient.layout} for a parameter of shape {tuple(gradient.shape)}. '
+                         'Make its layer with sparse=False, or give that parameter to another optimizer.')
+    return gradient

@@ -1,0 +1,1 @@
+"""A file in, a file out: what `gluon-optim convert` does, above all frameworks."""

@@ -1,0 +1,117 @@
+"""The one way in for every kind of file: ours, MXNet's, and what we have written for others. Nothing in them is executed."""
+from typing import Any, Collection, Dict, List, Mapping, Optional, Union
+
+from ..mapping import optax_file
+from ..schema import one_of
+from ..states import container, mxnet_files
+from ..states.errors import UnreadableFile
+from ..states.files import Kind, OpenFile, Path, open_once
+from ..states.inspection import Contents
+from ..states.model import OptimizerStates
+
+__all__ = ['NAMELESS', 'NO_NAMES', 'READABLE', 'read']
+
+READABLE = ('states and checkpoints of gluon_optim, .states and .params files of MXNet, and the .pt, .onnx and .npz files that '
+            '`gluon-optim convert` writes')
+NO_NAMES = 'the names are the numbers of the parameters in PyTorch, as the file has no others'
+NAMELESS = (Kind.MXNET_STATES, Kind.PYTORCH)  # kinds of files whose parameters are named from outside
+
+
+def read(source: Union[Path, OpenFile], params: Any = None, optimizer: Optional[str] = None, target: Optional[str] = None,
+         allow_lossy: bool = False, allow: Collection[str] = ()) -> Contents:
+    """Read a file of states or parameters.
+
+    Parameters
+    ----------
+    source : str, or a file that `open_once` has opened
+    params : list of str, dict, or path of a ``.params`` file, optional
+        Names, for MXNet's ``.states`` as in `gluon_optim.read_states`, for PyTorch's as in `gluon_optim.from_torch`.
+    optimizer, target : str, optional
+        For PyTorch's files, which do not say it unless they are our own optimizers': the registered name, and the target of
+        `gluon_optim.to_torch` that is the class which wrote it (``torch`` if left out).
+    allow_lossy : bool
+        Read PyTorch's states although something is lost.
+    allow : collection of str
+        Further classes in MXNet's ``.states``, as in `gluon_optim.read_states`.
+
+    Raises
+    ------
+    UnreadableFile (a ValueError)
+        For a file that is damaged or foreign.
+    ValueError, ImportError
+        Where the file does not fit the other arguments, or the package that reads it is missing.
+    OSError
+        Where it cannot be opened.
+    """
+    with open_once(source) as file:
+        if file.kind is Kind.OPTAX:
+            return Contents(file.path, file.kind, optax_file.read(file)[0])
+        if file.kind is Kind.PYTORCH:
+            return Contents(file.path, file.kind, _read_torch(file, params, optimizer, target, allow_lossy))
+        if file.kind is Kind.ONNX:
+            from .. import onnx
+            states, weights = onnx.read(file)
+            return Contents(file.path, file.kind, states, parameters=weights)
+        if file.kind.holds_parameters:
+            return Contents(file.path, Kind.PARAMS, parameters=mxnet_files.read_params(file))
+        if file.kind is Kind.MXNET_STATES:
+            return Contents(file.path, file.kind, mxnet_files.read_states(file, params, allow))
+        if not file.kind.is_ours:
+            raise UnreadableFile(f'Cannot read {file.path!r}: it must be one of these: {READABLE}. Received: {_beginning(file)}.')
+        states, run = container.read_checkpoint(file)
+        weights = {weight.name: weight.copies[0] for weight in run.weights} if run else {}
+        return Contents(file.path, Kind.CHECKPOINT if run else Kind.STATES, states, run, weights)
+
+
+def _beginning(file: OpenFile) -> str:
+    """What the first bytes of a file say, in words."""
+    if file.kind is Kind.SAFETENSORS:
+        return 'a safetensors file of something else, weights for PyTorch perhaps, or one that is damaged at its beginning'
+    head = file.head[:16]
+    return f'a file that begins with {head!r}' if head else 'an empty file. Was its writer interrupted? Take another copy'
+
+
+def _read_torch(file: OpenFile, params: Any, optimizer: Optional[str], target: Optional[str], allow_lossy: bool) -> OptimizerStates:
+    from ..torch import from_torch
+    state_dict = _optimizer_in(_unpickled(file), file.path)
+    groups = state_dict['param_groups']
+    if isinstance(params, Mapping):
+        params = _of_the_optimizer(params, groups)
+    own = bool(groups) and 'optimizer' in groups[0]
+    target = target or ('mirror' if own else 'torch')
+    states = from_torch(state_dict, optimizer, target, params, allow_lossy=allow_lossy, copy=False)
+    if params is None and not all('param_names' in group for group in groups):
+        states.report.append(NO_NAMES)
+    return states
+
+
+def _unpickled(file: OpenFile) -> Any:
+    from ..torch import torch
+    try:
+        return torch.load(file.file, map_location='cpu', weights_only=True)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # torch.load raises anything for a damaged pickle, and UnpicklingError for one that would run code
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        raise UnreadableFile(f'Cannot read {file.path!r}: it must be a state_dict of an optimizer, which torch.load('
+                             f'weights_only=True) reads. Received: {reason}') from None
+
+
+def _optimizer_in(value: Any, path: str) -> Mapping[str, Any]:
+    """The state_dict of an optimizer: the value itself, or the only one in a dictionary of several."""
+    known: List[Any] = [value, *(value.values() if isinstance(value, Mapping) else ())]
+    found = [entry for entry in known if isinstance(entry, Mapping) and {'state', 'param_groups'} <= set(entry)]
+    if len(found) != 1:
+        raise UnreadableFile(f'Cannot read {path!r}: it must hold the `state_dict` of one optimizer. '
+                             f'Received: {len(found)} of them. Save `optimizer.state_dict()` alone.')
+    return found[0]
+
+
+def _of_the_optimizer(params: Mapping[str, Any], groups: Any) -> Dict[str, Any]:
+    """Those of ``params`` that the optimizer has, where it knows names: files of parameters have running statistics too."""
+    names = {name for group in groups for name in group.get('param_names', ())}
+    missing = sorted(names - set(params))
+    if names & set(params) and missing:
+        raise ValueError(f'params= must hold every parameter of the state. Received: a file without {one_of(missing)}. '
+                         'Give the parameters of the same run.')
+    return {name: value for name, value in params.items() if name in names} if names & set(params) else dict(params)
