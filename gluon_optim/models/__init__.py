@@ -74,7 +74,7 @@ class TorchModel:
     Made by `model_to_torch`. ``plan``, ``found``, ``target``, ``dropped`` and ``ordered`` are for its methods, which say what
     they raise.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> model = go.model_to_torch({'0.gamma': numpy.ones(2, 'float32'), '0.beta': numpy.zeros(2, 'float32')})
     >>> [(row['name'], row['from']) for row in model.rows]
     [('0.weight', '0.gamma'), ('0.bias', '0.beta')]

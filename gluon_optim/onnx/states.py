@@ -66,7 +66,7 @@ def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[It
     ValueError
         Where the states do not fit the rule or the weights, something would be lost, or the file would exceed 2 GiB.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -90,7 +90,7 @@ def write(path: Path, states: OptimizerStates, target: str = 'mirror', params: O
 
     The arguments besides ``path`` are those of `to_onnx`.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -115,7 +115,7 @@ def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
     ValueError
         Where `to_onnx` has not made the model, or parts of it are missing.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -134,7 +134,7 @@ def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, numpy.
 
     ``path`` is the file.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -174,7 +174,7 @@ def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy
 
     Raises ValueError for a model that `to_onnx` has not made.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}

@@ -42,7 +42,7 @@ def to_optax(states: OptimizerStates, target: str = 'mirror', params: Any = None
     ValueError
         Where the states do not fit the rule, something would be lost, or JAX would round float64.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -71,7 +71,7 @@ def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
 
     Raises ValueError as `to_optax` does.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}

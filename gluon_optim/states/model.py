@@ -48,6 +48,7 @@ class OptimizerStates:
 
     Raises nothing: states are checked where they are written, loaded or converted.
 
+    >>> import numpy
     >>> info = ParameterInfo('0.weight', 'dense0_weight', (3, 2), 'float32')
     >>> states = OptimizerStates('sgd_torch', {'momentum': 0.9}, 7, [info], {'0.weight': 7},
     ...                          {'0.weight': {'momentum_buffer': numpy.zeros((3, 2), 'float32')}})

@@ -75,6 +75,8 @@ class RuleOptimizer(Optimizer):
 
     Parameters are the ``rule``, and ``params`` and ``hypers`` as for `create`, which raises the same errors.
 
+    >>> import torch
+    >>> from gluon_optim.torch import create
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = create('novograd', [weight], lr=0.1)
     >>> weight.grad = torch.tensor([3.0, 4.0])
@@ -278,6 +280,8 @@ def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) 
 
     Raises ValueError where the numbers of parameters differ.
 
+    >>> import torch
+    >>> from gluon_optim.torch import param_groups
     >>> params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
     >>> state_dict = torch.optim.SGD([{'params': params[:1], 'lr': 0.1}, {'params': params[1:], 'lr': 0.2}]).state_dict()
     >>> [len(group['params']) for group in param_groups(state_dict, params)]

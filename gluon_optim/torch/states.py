@@ -44,7 +44,7 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
     ValueError
         Where the target has no such class, the states do not fit the rule, or something would be lost.
 
-    >>> import gluon_optim as go
+    >>> import torch, gluon_optim as go
     >>> from gluon_optim.torch import create
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = create('novograd', [weight])
@@ -100,7 +100,7 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     ValueError, TypeError
         Where the state is not that of ``optimizer``, is incomplete, or does not fit ``params``.
 
-    >>> import gluon_optim as go
+    >>> import torch, gluon_optim as go
     >>> from gluon_optim.torch import create
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = create('novograd', [weight])
