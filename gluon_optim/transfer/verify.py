@@ -147,7 +147,7 @@ def _torch(run: Replay, path: str) -> Begun:
     elif run.target == 'apex':
         raise ImportError(f'{foreign.path} needs CUDA: its states cannot be verified here')
     else:
-        optimizer = _foreign(foreign.path)(groups, lr=1.0, **foreign.made_with(h))
+        optimizer = _class_at(foreign.path)(groups, lr=1.0, **foreign.made_with(h))
     optimizer.load_state_dict(state_dict)
     mults = [run.chosen[group['params'][0]].lr_mult for group in state_dict['param_groups']]
 
@@ -221,7 +221,7 @@ RUNTIMES: Dict[str, Tuple[str, Callable[[Replay, str], Begun]]] = {
     'torch': ('PyTorch', _torch), 'onnx': ('ONNX', _onnx), 'optax': ('JAX', _optax)}
 
 
-def _foreign(path: str) -> Any:
+def _class_at(path: str) -> Any:
     package, _, name = path.rpartition('.')
     try:
         return getattr(importlib.import_module(package), name)
