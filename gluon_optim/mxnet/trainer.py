@@ -515,7 +515,7 @@ def _misfit(trainer: TrainerLike, index: int, optimizer: Any, slots: Sequence[Sl
         have = 'has a float32 master' if master is not None else 'has no float32 master'
         return f'{present.name} {have} in the file, the trainer has multi_precision={bool(optimizer.multi_precision)}'
     dtype = optimizer.slot_dtype(numpy.dtype('float32' if master is not None else present.dtype))
-    needed = {slot.name: (dtype, present.shape if slot.like == 'weight' else ()) for slot in slots}
+    needed = {slot.name: (dtype, slot.shape(present.shape)) for slot in slots}
     arrays = dict(states.slots[saved.name])
     if master is not None:
         needed['master'], arrays['master'] = ('float32', present.shape), master
