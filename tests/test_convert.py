@@ -25,8 +25,8 @@ from gluon_optim.states.mxnet_files import writer
 from gluon_optim.states.protobuf import Place, header, skim, varint
 from gluon_optim.transfer import verify
 from gluon_optim.transfer.names import Params, read_params
+from gluon_optim.transfer.programs import PROGRAMS
 from gluon_optim.transfer.read import read
-from gluon_optim.transfer.targets import PROGRAMS
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = ROOT / 'tests' / 'legacy' / '1.9.1'

@@ -9,9 +9,9 @@ from ..states import atomic
 from ..states.files import OpenFile
 from ..transfer import job
 from ..transfer.names import Params, read_params
+from ..transfer.programs import CLASS_TARGETS, PROGRAMS, Job
 from ..transfer.read import NAMELESS
 from ..transfer.refused import Refused, refusing
-from ..transfer.targets import CLASS_TARGETS, PROGRAMS, Job
 from . import models
 from .options import NAMELESS_FILES, add_command, check_used, opened, progress, read_contents
 from .paths import keep_apart, output_for

@@ -9,9 +9,9 @@ from ..mapping.classes import APPROXIMATE, EXACT, find
 from ..mapping.selection import normalize, select
 from ..states.model import NO_OPTIMIZER, OptimizerStates
 from ..states.mxnet_files import writer
+from .programs import PROGRAMS, Job
 from .read import read
 from .refused import Refused, refusing
-from .targets import PROGRAMS, Job
 from .verify import Outcome, Replay, rates, replay, weights_of
 
 __all__ = ['convert', 'needs_weights', 'size_of']
