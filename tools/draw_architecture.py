@@ -15,7 +15,7 @@ ROOMS = {
     'rules': (0, 1, 6, 'one optimizer, one file; trace'),
     'schedules': (6, 1, 6, 'rates as functions of t'),
     'lowering': (0, 2, 4, 'plan; numba prints it'),
-    'states': (4, 2, 8, 'OptimizerStates, our container, MXNet\'s files, open_once'),
+    'states': (4, 2, 8, "OptimizerStates, our container, MXNet's files, open_once"),
     'mapping': (3, 3, 4.5, 'which slot is which elsewhere'),
     'models': (7.5, 3, 4.5, 'weights and names of nets'),
     'mxnet': (0, 4, 4, 'optimizer, trainer, checkpoints'),
