@@ -194,7 +194,8 @@ def test_conversion_needs_a_rule_and_says_so(resumed, tmp_path):
     with pytest.raises(ValueError, match=r"Received: 'bertadam'.*states\.as_rule\('adamw'\)"):
         go.to_torch(states)
     taken = states.as_rule('adamw')
-    assert (taken.hypers['epsilon'], taken.hypers['learning_rate']) == (1e-6, 0.05) and list(taken.slots['0.weight']) == ['mean', 'var']
+    assert (taken.hypers['epsilon'], taken.hypers['learning_rate']) == (1e-6, 0.05)
+    assert list(taken.slots['0.weight']) == ['mean', 'var']
     assert taken.slots['0.weight']['var'] is states.slots['0.weight']['1'] and not taken.trees
     assert taken.report[0] == "bertadam is taken for adamw, as you say: its arrays are 'mean', 'var', in this order"
     optimizer = go.torch.create('adamw', [torch.nn.Parameter(torch.zeros(info.shape)) for info in taken.parameters])

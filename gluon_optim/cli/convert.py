@@ -47,8 +47,9 @@ def add_conversion(command: argparse.ArgumentParser) -> None:
                          help='replay N steps on both sides, and write nothing if they differ; needs what runs the file '
                          '(--to mxnet: read it again, whatever N)')
     command.add_argument('--allow-lossy', action='store_true', help='convert although something is lost, and say what')
-    command.add_argument('--as', metavar='NAME', dest='as_rule', help="of the states of an optimizer that has no rule here, MXNet's or "
-                         'your own: the name in `gluon-optim list` of the one that computes the same')
+    command.add_argument('--as', metavar='NAME', dest='as_rule',
+                         help='of the states of an optimizer that has no rule here: the name in `gluon-optim list` of the one that '
+                         'computes the same')
     command.add_argument('--report', metavar='FILE', help='write what was converted, assumed and lost to FILE, as JSON')
     models.add_options(command)
 
@@ -65,7 +66,8 @@ def _check_conversion(options: Any, file: OpenFile, model: bool, params: Params)
     if model:
         for name in ('target', 'mxnet_version', 'verify', 'params', 'optimizer', 'source', 'allow', 'as_rule'):
             if getattr(options, name):
-                raise ValueError(f'--{name.replace("_rule", "").replace("_", "-")} is for optimizer states. Received: a model to be written. Leave it '
+                option = name.replace('_rule', '').replace('_', '-')
+                raise ValueError(f'--{option} is for optimizer states. Received: a model to be written. Leave it '
                                  'out, or give --what optimizer if the file holds both.')
         return
     classes = TARGETS[options.to].classes

@@ -22,8 +22,8 @@ def as_rule(states: OptimizerStates, name: str, hypers: Dict[str, Any]) -> Optim
     """`OptimizerStates.as_rule`."""
     rule: Type[Rule] = rules.get(name)
     if has_rule(states):
-        raise ValueError(f'The states must be of an optimizer without a rule here. Received: those of {states.optimizer!r}, which has '
-                         'one. Leave as_rule out.')
+        raise ValueError(f'The states must be of an optimizer without a rule here. Received: those of {states.optimizer!r}, which '
+                         'has one. Leave as_rule out.')
     known = {hyper.name for hyper in rule.declared({**states.hypers, **hypers}) + BASE_HYPERS}
     h = rule.hyperparameters(**{**{key: value for key, value in states.hypers.items() if key in known}, **hypers})
     result = replace(states, optimizer=rule.name, hypers=h.asdict(), slots={}, master={}, trees={}, attributes={}, variables={},
@@ -48,8 +48,9 @@ def _slots(states: OptimizerStates, info: ParameterInfo, slots: Sequence[Slot]
     for slot, (place, array) in zip(slots, arrays):
         fits = array.size == 1 if slot.like == 'scalar' else slot.like != 'weight' or array.shape == tuple(info.shape)
         if not fits:
-            raise ValueError(f'{slot.name!r} of {info.name!r} must have the shape {list(info.shape) if slot.like == "weight" else []}. '
-                             f'Received: {list(array.shape)}, at the place {place} of the state. Name another rule.')
+            wanted = list(info.shape) if slot.like == 'weight' else []
+            raise ValueError(f'{slot.name!r} of {info.name!r} must have the shape {wanted}. Received: {list(array.shape)}, at the '
+                             f'place {place} of the state. Name another rule.')
         named[slot.name] = array.reshape(()) if slot.like == 'scalar' else array
     if master is not None and master.shape != tuple(info.shape):
         raise ValueError(f'The master of {info.name!r} must have the shape {list(info.shape)}. Received: {list(master.shape)}.')
@@ -58,8 +59,8 @@ def _slots(states: OptimizerStates, info: ParameterInfo, slots: Sequence[Slot]
 
 def _said(states: OptimizerStates, rule: Type[Rule], h: Values, given: Dict[str, Any]) -> List[str]:
     """What was taken on the user's word."""
-    lines = [f'{states.optimizer} is taken for {rule.name}, as you say: its arrays are {one_of(slot.name for slot in rule.slots(h))}, '
-             'in this order']
+    names = one_of(slot.name for slot in rule.slots(h))
+    lines = [f'{states.optimizer} is taken for {rule.name}, as you say: its arrays are {names}, in this order']
     assumed = {key: value for key, value in h.asdict().items() if key not in states.hypers and key not in given}
     if assumed:
         lines.append(f'not in the file, and taken to be {", ".join(f"{key}={value!r}" for key, value in assumed.items())}')

@@ -82,7 +82,7 @@ class OptimizerStates:
         return [parameter.name for parameter in self.parameters]
 
     def as_rule(self, name: str, **hypers: Any) -> 'OptimizerStates':
-        """The same states as those of the rule ``name``, where the optimizer has no rule here and you know that it computes the same.
+        """The states as those of the rule ``name``, of which you know that it computes what an optimizer without a rule did.
 
         Its arrays become the rule's slots in their order, its attributes the hyper-parameters of the same names; ``hypers`` are
         those that it calls otherwise. ``report`` says what was taken on your word.
