@@ -322,7 +322,7 @@ def without(package, *arguments):
 def test_what_runs_the_file_must_be_there(run, adamw, tmp_path, target, package):
     need(target)
     done = without(package, 'convert', 'run.safetensors', '--to', target, '--verify', '3')
-    refused(done, 1, f"pip install 'gluon-optim[{target}]'")
+    refused(done, 1, f"pip install '.[{target}]'")
     assert os.listdir(tmp_path) == ['run.safetensors']
 
 
@@ -477,7 +477,7 @@ def test_the_package_of_a_target_must_be_there(run, adamw, tmp_path, target):
     need(target)
     assert run('convert', 'run.safetensors', '--to', target)[0] == 0
     for arguments in (['run.safetensors', '--to', target, '-o', 'x'], ['run' + ENDINGS[target], '--to', 'mxnet', '-o', 'x']):
-        refused(without(target, 'convert', *arguments), 1, f"pip install 'gluon-optim[{target}]'")
+        refused(without(target, 'convert', *arguments), 1, f"pip install '.[{target}]'")
     assert not (tmp_path / 'x').exists()
 
 

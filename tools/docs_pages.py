@@ -27,7 +27,7 @@ import gluon_optim as go
 from gluon_optim import cli, rules
 
 PACKAGE = go.__name__
-MODULES = [name for name in go.__all__ if name not in go._PUBLIC]
+MODULES = sorted(go._MODULES)
 
 
 # Public names
