@@ -281,6 +281,9 @@ def check_savable(trainer: Any, net: Any = None) -> None:
     optimizer.hyperparameters()
     if isinstance(optimizer, Stranger):
         optimizer.others()
+        held = _updaters(trainer)[0].states if trainer._kv_initialized else {}
+        for index, state in held.items():
+            optimizer.take_apart(trainer._params[index].name, state)
 
 
 def finish_deferred(undo: contextlib.ExitStack, trainer: Any, states: OptimizerStates, net: Any) -> None:
