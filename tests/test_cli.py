@@ -202,7 +202,7 @@ def test_every_damaged_byte_is_found(run, saved, tmp_path):
         (tmp_path / 'x').write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1:])
         refused(run('verify', tmp_path / 'x'), 2, 'Cannot read')
     (tmp_path / 'x').write_bytes(data[:-1])
-    refused(run('verify', tmp_path / 'x'), 2, 'cut off')
+    refused(run('verify', tmp_path / 'x'), 2, 'truncated')
 
 
 def test_what_is_missing_is_named(run, tmp_path, saved):
@@ -213,7 +213,7 @@ def test_what_is_missing_is_named(run, tmp_path, saved):
     code, out, _ = run('verify', tmp_path / 's')
     assert code == 1
     for line in ("0.weight must have the slots ['mean', 'var'], and has ['mean']",
-                 '0.weight/mean has the shape [2, 3], the weight [3, 2]', '0.bias has seen 6 updates and has no state'):
+                 '0.weight/mean has the shape [2, 3], the weight [3, 2]', '0.bias has seen 6 updates but has no state'):
         assert 'incomplete: ' + line in out
     code, out, _ = run('verify', saved, '--params', '0.weight,0.bias,1.weight')
     assert code == 1 and 'incomplete: 1.weight is not in the file' in out
@@ -414,7 +414,7 @@ def test_names_that_cannot_be_used(run, tmp_path):
                             (',', 'no name'), ('.', 'a folder'), (str(old), 'a .states file'), ('zeros', 'an unknown kind')):
             refused(run(*command, old, '--params', name), 2, '--params must be a .params or .npz file', repr(name), words)
     refused(run('inspect', old, '--params', 'a,'), 2, 'do not fit')
-    refused(run('inspect', old, '--params', 'a,a'), 2, 'names that differ')
+    refused(run('inspect', old, '--params', 'a,a'), 2, 'distinct names')
 
 
 @pytest.mark.parametrize('arguments, words', [
@@ -533,8 +533,9 @@ def test_options_in_messages():
 @pytest.mark.parametrize('message, reading, words', [
     ("Pass allow=['a.B'] to", False, 'Pass --allow a.B to'),
     ('Write a map by suggest_names, and pass it as names=.', False, 'Write a map by --map suggest, and pass it as --map.'),
-    ('`names` must be all', False, '--params must be all'), ('Pass `weights`.', False, 'Pass --params.'),
-    ("no equal in target='x'. Give `optimizer` and `target`.", True, "no equal in --source 'x'. Give --optimizer and --source."),
+    ('`names` must list all', False, '--params must list all'), ('Pass `weights`.', False, 'Pass --params.'),
+    ("no equivalent in target='x'. Pass `optimizer` and `target`.", True,
+     "no equivalent in --source 'x'. Pass --optimizer and --source."),
     ('param_names= `param_groups(state_dict, params)`', False, 'param_names= `param_groups(state_dict, params)`'),
     ('Give like= the module or a .pt file', False, 'Give --like a .pt file'),
 ])

@@ -221,7 +221,7 @@ def test_a_file_of_another_kind(run, tmp_path):
     np.savez(tmp_path / 'x.npz', **{'gluon_optim.json': np.frombuffer(b'{"version": 9}', 'u1')})
     refused(run('convert', 'x.npz', '--to', 'mxnet', '-o', 'x'), 2, 'version must be 1. Received: 9')
     np.savez(tmp_path / 'x.npz', **{'gluon_optim.json': np.frombuffer(b'[]', 'u1')})
-    refused(run('convert', 'x.npz', '--to', 'mxnet', '-o', 'x'), 2, 'must be there, and complete')
+    refused(run('convert', 'x.npz', '--to', 'mxnet', '-o', 'x'), 2, 'must be present and complete')
 
 
 def test_protocol_buffers():
@@ -435,10 +435,10 @@ ALL = ('torch', 'onnx', 'optax')
     (one_missing, ['--params', 'p.params'], ('onnx',), ["none for 'bias'", 'Add it']),
     (with_variables, [], ALL, ["'m_schedule'", 'would lose', '--allow-lossy']),
     (of_sgld, [], ALL, ["'sgld' has no mirror"]),
-    (another_optimizer, [], ALL, ["'weight'", "'mean', 'norm_sq'", 'those of other hyper-parameters?']),
-    (incomplete, [], ALL, ["'bias' must hold", 'Is it the state of another optimizer']),
+    (another_optimizer, [], ALL, ["'weight'", "'mean', 'norm_sq'", 'belong to other hyper-parameters?']),
+    (incomplete, [], ALL, ["'bias' must hold", 'Does the state belong to another optimizer']),
     (transposed, [], ALL, ["of 'weight' must have shape (4, 3)", '(3, 4)']),
-    (nothing, ['--target', 'preview'], ('onnx',), ["'adamw' is none of the optimizers", "--target 'mirror'"]),
+    (nothing, ['--target', 'preview'], ('onnx',), ["'adamw' is not one of the optimizers", "--target 'mirror'"]),
     (nothing, ['-o', 'no/folder/x'], (*ALL, 'mxnet'), ['No such file or directory', 'no/folder/x']),
     (nothing, ['--params', 'weight,bias', '--mxnet-version', '1'], ('mxnet',), ["'number'"]),
 ])

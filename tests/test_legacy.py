@@ -324,11 +324,11 @@ def test_names_that_could_be_exchanged_are_refused(tmp_path):
 def test_places_in_the_net_do_not_tell_the_order_of_1_x(tmp_path):
     """There query, key and value may be dense0, dense1 and dense2."""
     path = states_file(tmp_path, {0: (4, 4), 1: (4, 4)})
-    with pytest.raises(ValueError, match="of one shape, 'key.weight' and 'query.weight'. Pass the names as a list"):
+    with pytest.raises(ValueError, match="of the same shape, 'key.weight' and 'query.weight'. Pass the names as a list"):
         read_states(path, {'key.weight': (4, 4), 'query.weight': (4, 4), 'norm.running_mean': (4,)})
     assert read_states(path, {'dense0_weight': (4, 4), 'dense1_weight': (4, 4)}).names == ['dense0_weight', 'dense1_weight']
     assert any('it was assumed' in line for line in read_states(path, {'0.weight': (4, 4), '1.weight': (4, 4)}).report)
-    with pytest.raises(ValueError, match='of one shape'):
+    with pytest.raises(ValueError, match='of the same shape'):
         read_states(path, {'0.weight': (4, 4), '1.weight': (4, 4), '2.gamma': (4,)})
 
 
@@ -419,7 +419,7 @@ def test_many_names(tmp_path):
         if len(set(names)) == count:
             assert len(read_params(path)) == count
         else:
-            with pytest.raises(UnreadableFile, match="'00000' are there twice"):
+            with pytest.raises(UnreadableFile, match="'00000' occur twice"):
                 read_params(path)
         assert time.process_time() - begin < 1.5
 

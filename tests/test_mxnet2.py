@@ -50,7 +50,7 @@ def test_the_rule_goes_on_as_mxnet_2_did_or_says_what_it_does_otherwise(case, tm
 
 
 def test_what_has_no_rule(tmp_path):
-    with pytest.raises(ValueError, match='adamw of MXNet 2.x'):
+    with pytest.raises(ValueError, match="MXNet 2.x's adamw"):
         mxnet2.as_rule(states_of('adamw/wd', tmp_path))
 
 
@@ -75,7 +75,7 @@ def test_in_pytorch(tmp_path):
     weight = torch.nn.Parameter(torch.tensor(CONTINUED['adagrad/wd+clip/weight']))
     optimizer = go.torch.create('adagrad_torch', [weight])
     optimizer.load_state_dict(go.to_torch(states))
-    assert "the adagrad of MXNet 2.x computes what 'adagrad_torch' does here" in states.report
+    assert "MXNet 2.x's adagrad computes what 'adagrad_torch' does here" in states.report
     for gradient, wanted in zip(CONTINUED['gradients'], CONTINUED['adagrad/wd+clip/weights']):
         weight.grad = torch.tensor(gradient) * np.float32(states.hypers['rescale_grad'])
         optimizer.step()

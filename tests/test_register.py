@@ -32,9 +32,9 @@ def no_slots(step, **more):
 @pytest.mark.parametrize('register', REGISTERS, ids=lambda register: register.__module__)
 @pytest.mark.parametrize('changes, words', [
     (dict(hypers=None), '`hypers` .* must be a tuple of Hypers.* Received: None'),
-    (dict(hypers=RATES[:1]), "'learning_rate' and 'wd' among them"),
+    (dict(hypers=RATES[:1]), "including 'learning_rate' and 'wd' but not"),
     (dict(hypers=('learning_rate', 'wd')), 'a tuple of Hypers'),
-    (dict(hypers=RATES + RATES[1:]), 'of different names'),
+    (dict(hypers=RATES + RATES[1:]), 'with different names'),
     (dict(hypers=(*RATES, go.Hyper('rescale_grad', 1.0, '(0, 1]'))), "'clip_gradient', 'rescale_grad' not"),
     (dict(hypers=(*RATES, go.Hyper('beta1', 1.0, '[0, 1)'))), r'defaults that are allowed.*`beta1` must be in \[0, 1\)'),
     (dict(slots=None), '`slots` .* must be a function. Received: None'),
@@ -53,8 +53,8 @@ def no_slots(step, **more):
     (no_slots(lambda xp, h, c, w, g, s: (xp.sum(w), {})), r"it returned {'the weight': \(\)}"),
     (no_slots(lambda xp, h, c, w, g, s: (w, {'mean': g})), "'mean': "),
     (no_slots(lambda xp, h, c, w, g, s: (w - c.rate * g, {})), 'no `rate` here; there are'),
-    (no_slots(in_place), 'read-only.*nothing works in place'),
-    (no_slots(lambda xp, h, c, w, g, s: (w if g > 0 else -w, {})), 'ambiguous.*or branches on values'),
+    (no_slots(in_place), 'read-only.*nothing may work in place'),
+    (no_slots(lambda xp, h, c, w, g, s: (w if g > 0 else -w, {})), 'ambiguous.*or branch on values'),
     (no_slots(lambda xp, h, c, w, g, s: (w - c.lr * g ** 2, {})), 'for \\*\\*.*arrays have'),
     (no_slots(lambda xp, h, c, w, g, s: (w - c.lr * xp.mean(g), {})), "'mean'.*xp has sum"),
     (no_slots(lambda xp, h, c, w, g, s: (w - c.lr * c.wd * g, {})), 'Combine them in `coefficients`'),

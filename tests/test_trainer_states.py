@@ -561,7 +561,7 @@ def spoiled(path, how):
     ({'optimizer': 'adamw'}, None, ValueError, "'novograd'.*'adamw'"),
     ({'half': True}, None, ValueError, r'3.weight is float16\[6, 48\], in the file float32\[6, 48\]'),
     ({'arguments': {'variant': 'apex'}, 'hyper': 'current'}, None, ValueError, 'norm'),
-    ({}, 'cut', StateFileError, 'cut off'),
+    ({}, 'cut', StateFileError, 'truncated'),
     ({}, 'flip', StateFileError, 'CRC'),
     ({}, 'header', StateFileError, 'SHA-256'),
 ])

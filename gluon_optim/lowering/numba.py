@@ -1,7 +1,7 @@
 """From a rule to one compiled kernel that updates a whole list of tensors.
 
-`kernel` traces the rule, writes the loops as Python source and lets numba compile them; the source and what numba made
-of it stay in the user's cache folder, so the next process compiles nothing. `Batch` prepares a list of tensors for it.
+`kernel` traces the rule, writes the loops as Python source and lets numba compile them; the source and the compiled code
+stay in the user's cache folder, so the next process compiles nothing. `Batch` prepares a list of tensors for it.
 """
 import functools
 import hashlib
@@ -25,9 +25,9 @@ __all__ = ['Batch', 'Kernel', 'Storage', 'kernel', 'source_of']
 log = logging.getLogger('gluon_optim')
 
 GRADIENT, HALF = 'gradient', 'half'
-BLOCK = 64      # elements of one turn of a loop
-AHEAD = 1024    # elements from the block that is computed to the block that is brought into the cache
-GROUP = 2 ** 19  # elements per thread that see all passes before the next do: its cache still has their gradients
+BLOCK = 64      # elements per turn of a loop
+AHEAD = 1024    # elements between the block being computed and the block being prefetched
+GROUP = 2 ** 19  # elements per thread that go through all passes before the next group: their gradients are still cached
 
 
 class Storage(NamedTuple):
@@ -68,7 +68,7 @@ def kernel(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], s
 
 
 def source_of(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage) -> str:
-    """The generated Python source, for people."""
+    """The generated Python source, for reading."""
     return _Source(rule, static, coefficients, storage).text
 
 
@@ -101,7 +101,7 @@ class Batch:
         lanes = numba_runtime.lane_count(self.elements)
         if lanes != self._lanes:
             self._assign(lanes)
-        table = numpy.ascontiguousarray(coefficients, self.kernel.precision)  # float64 until here: rounded once
+        table = numpy.ascontiguousarray(coefficients, self.kernel.precision)  # float64 up to here: rounded once
         self._words[:, 9:] = table.ctypes.data, rows.ctypes.data
         numba_runtime.launch(self.kernel.address, self.kernel.passes, lanes, self._words)
 
@@ -119,7 +119,7 @@ class Batch:
                                    for items, tensors in zip(self._item_bounds, self._tensor_bounds)], numpy.int64)
 
     def _groups(self, lanes: int) -> numpy.ndarray:
-        """First and last + 1 of consecutive tensors of about GROUP elements per lane; all tensors where one pass does."""
+        """First and last + 1 of consecutive tensors of about GROUP elements per lane; all tensors if a single pass is enough."""
         ends = numpy.cumsum(self._sizes) if self.kernel.passes > 1 else numpy.zeros(len(self._sizes))
         first = numpy.flatnonzero(numpy.diff(ends // (GROUP * lanes), prepend=-1))
         return numpy.stack([first, [*first[1:], len(ends)]], axis=1)
@@ -147,7 +147,7 @@ def kernel(stage, lane, address):
 _FORMATS = {
     'constant': '{T}({name!r})', 'neg': '-{0}', 'sqrt': 'sqrt({0})', 'exp': 'exp({0})', 'abs': 'abs({0})',
     'half': 'half_to_float(float_to_half({0}))',
-    # not-a-number passes through minimum and maximum, as it does in MXNet
+    # NaN passes through minimum and maximum, as in MXNet
     'minimum': '({0} if ({0} < {1}) | ({0} != {0}) else {1})', 'maximum': '({0} if ({0} > {1}) | ({0} != {0}) else {1})',
     'sign': '{T}({0} > {T}(0)) - {T}({0} < {T}(0))', 'where': '({1} if {0} else {2})',
 }
@@ -225,7 +225,7 @@ class _Source:
                 *[f'    partial[item * {self.sums} + {k}] = total{k}' for k in range(len(stage.sums))]]
 
     def _ask_for(self, roles: Sequence[str]) -> List[str]:
-        """Bring a later block into the cache: left alone, a processor has too few reads on their way to keep the memory busy."""
+        """Prefetch a later block: on its own, a processor has too few reads in flight to keep the memory busy."""
         return [f'    prefetch({role}_at + {self._itemsize(role)} * (done + {AHEAD}) + {line})'
                 for role in roles for line in range(0, self._itemsize(role) * BLOCK, 64)]
 
@@ -238,7 +238,7 @@ class _Source:
                 *[f'    total{k} += part{k}' for k in range(len(stage.sums))]]
 
     def _elements(self, stage: Stage) -> List[str]:
-        """What is done for element j of each array."""
+        """The computation for element j of each array."""
         body = []
         for node in stage.body:
             slot = stage.loads.get(node, node.name if node.op in ('slot', 'gradient') else None)
@@ -286,7 +286,7 @@ class _Source:
 
     @staticmethod
     def _missing(scalars: Sequence[Node]) -> List[Node]:
-        """Scalars that an earlier pass has computed and ``scalars`` need."""
+        """Scalars that ``scalars`` need and an earlier pass has computed."""
         own = set(scalars)
         return _sorted({a for node in scalars if node.op != 'sum' for a in node.args if a.size == 'scalar' and a not in own})
 
@@ -303,7 +303,7 @@ def _kept(stages: Sequence[Stage]) -> Dict[Node, int]:
 
 
 def _with_coefficients(nodes: Sequence[Node]) -> List[Node]:
-    """Coefficients and constants that ``nodes`` use, and negated ones after what they negate."""
+    """Coefficients and constants that ``nodes`` use, each negated one after the one it negates."""
     found: Set[Node] = set()
     pending = [a for node in nodes for a in node.args if a.size == 'coefficient']
     while pending:
@@ -339,8 +339,8 @@ def _load(rule: str, text: str) -> ModuleType:
         if not path.exists():
             _write(path, text.replace('{cache}', 'True'))
         return _execute(name, path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: numba found nowhere to write
-        _say_once(f'Compiled kernels are not kept for the next process: {error}. Set GLUON_OPTIM_CACHE to a folder you can write.')
+    except (OSError, RuntimeError) as error:  # RuntimeError: numba found no place to write
+        _say_once(f'Compiled kernels are not kept for the next process: {error}. Set GLUON_OPTIM_CACHE to a writable folder.')
     module = ModuleType(name)
     exec(compile(text.replace('{cache}', 'False'), f'<{name}>', 'exec'), module.__dict__)
     return module
@@ -363,7 +363,7 @@ def _write(path: pathlib.Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.tmp')
     with os.fdopen(handle, 'w') as file:
         file.write(text)
-    os.replace(temporary, path)  # several processes may write at once, all the same content
+    os.replace(temporary, path)  # several processes may write at once, but all write the same content
 
 
 @functools.lru_cache(maxsize=None)

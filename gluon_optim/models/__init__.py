@@ -31,7 +31,7 @@ Reading and ``model.save('net.safetensors')`` need NumPy alone; `TorchModel.stat
    ``"rnn_tanh"``, ``"rnn_relu"``. ``"drop"`` names parameters of Gluon that PyTorch's net lacks. A map is complete: everything else
    that is missing or left over is an error.
 
-**Layouts.** Weights of Dense, convolutions and transposed convolutions, normalisations, Embedding and recurrent layers are the
+**Layouts.** Weights of Dense, convolutions and transposed convolutions, normalization layers, Embedding and recurrent layers are the
 same arrays in both. Channels-last convolutions are transposed where the Block, the symbol beside the file or the shapes of ``like``
 say so. A Dense that follows the Flatten of a channels-last net must be mapped by ``view``, as above: its inputs are in another
 order, which nothing shows.

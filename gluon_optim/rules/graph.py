@@ -75,7 +75,7 @@ class Graph:
     # the array namespace of rules
     def sum(self, x: Node) -> Node:
         if not isinstance(x, Node) or x.size != 'tensor':
-            raise TypeError('xp.sum adds up a tensor of the shape of the weight. Received a scalar.')
+            raise TypeError('xp.sum sums a tensor with the shape of the weight. Received: a scalar.')
         return self._node('sum', (x,), None, 'scalar')
 
     def sqrt(self, x): return self.apply('sqrt', x)
@@ -121,7 +121,7 @@ _KINDS = {'tensor': 'a tensor of the shape of the weight', 'scalar': 'one number
 
 @dataclass
 class Stage:
-    """One pass over the elements, and the scalars computed before it.
+    """One pass over the elements, together with the scalars computed before it.
 
     ``scalars``  nodes of size 'scalar' in the order of computation
     ``stores``   slot -> node, written in this pass ('tensor' size) or before it ('scalar' size)
@@ -157,14 +157,14 @@ def schedule(graph: Graph) -> List[Stage]:
             break
         stored_in.update(late)
 
-    # scalar slots are written last, when nothing needs their old value any more
+    # scalar slots are written last, once nothing needs their old values
     stages[-1].scalar_stores = {name: node for name, node in graph.outputs.items() if node.size == 'scalar'}
     _place_scalars(stages)
     return stages
 
 
 def _place_scalars(stages: List[Stage]) -> None:
-    """Compute each scalar before the first pass that needs it, and not earlier."""
+    """Compute each scalar right before the first pass that needs it."""
     place: Dict[Node, int] = {}
 
     def need(nodes: Iterable[Node], stage: int) -> None:
@@ -178,7 +178,7 @@ def _place_scalars(stages: List[Stage]) -> None:
     roots = set(place)
     for node in reversed(_order(roots, stop=lambda node: node.size != 'scalar' or node.op == 'sum')):
         if node.op == 'sum':
-            stages[node.level].scalars.insert(0, node)  # at once: the next loop overwrites the partial sums
+            stages[node.level].scalars.insert(0, node)  # immediately: the next loop overwrites the partial sums
         elif node.size == 'scalar':
             stages[place[node]].scalars.insert(0, node)
             need(node.args, place[node])
@@ -195,7 +195,7 @@ def _loop(k: int, tensors: Dict[str, Node], sums: List[Node], stored_in: Dict[st
 
 
 def _order(roots: Set[Node], stop: Any) -> List[Node]:
-    """``roots`` and what they need, arguments first; nodes that ``stop`` are kept but not looked into."""
+    """``roots`` and what they need, arguments first; a node for which ``stop`` is true is kept, but its arguments are not."""
     seen: Set[Node] = set()
     pending = list(roots)
     while pending:

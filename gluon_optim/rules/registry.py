@@ -1,4 +1,4 @@
-"""The rules by name. `gluon_optim.rules.catalog` enters this package's own, `add` a user's."""
+"""The rules by name. `gluon_optim.rules.catalog` registers this package's own, `add` a user's."""
 from typing import Any, Dict, List, Optional, Type, Union
 
 from ..schema import check_known, lower_name
@@ -28,13 +28,13 @@ def get(name: str) -> Type[Rule]:
 
 
 def names(drop_ins: bool = False) -> List[str]:
-    """All registered names, sorted; with ``drop_ins`` those of MXNet's own optimizers too."""
+    """All registered names, sorted; with ``drop_ins``, also those of MXNet's own optimizers."""
     return sorted({**DROP_INS, **RULES} if drop_ins else RULES)
 
 
 def add(rule: Type[Rule], name: Optional[str] = None) -> None:
-    """Add a user's own rule under ``name`` or its own. A name that is taken is refused; the same class may come again,
-    as it does in a notebook. A class that is no rule is refused: it is run once."""
+    """Add a user's rule under ``name``, or under the rule's own name. A name that is taken is refused; the same class may be
+    added again, as in a notebook. The rule is run once to check that it is valid."""
     name = str(name or getattr(rule, 'name', rule.__name__.lower()))
     taken: Type[Rule] = {**DROP_INS, **RULES}.get(name, rule)
     if (taken.__module__, taken.__qualname__) != (rule.__module__, rule.__qualname__):
@@ -48,7 +48,7 @@ def add(rule: Type[Rule], name: Optional[str] = None) -> None:
 
 
 def register(what: Union[str, Type[Rule]]) -> Any:
-    """Class decorator for a rule of one's own, where there is no MXNet; see `gluon_optim.mxnet.registry.register`."""
+    """Class decorator for your own rule where MXNet is not installed; see `gluon_optim.mxnet.registry.register`."""
     if isinstance(what, str):
         return lambda rule: _registered(rule, what)
     return _registered(what, None)

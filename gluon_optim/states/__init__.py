@@ -1,1 +1,1 @@
-"""Optimizer states as arrays under names, and the files that hold them. Nothing here needs MXNet."""
+"""Optimizer states as named arrays, and the files that hold them. Nothing here needs MXNet."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written under another name in the same folder, synchronised, and renamed."""
+"""Files that appear completely or not at all: written under a temporary name in the same folder, synced, and renamed."""
 import contextlib
 import errno
 import os
@@ -25,7 +25,7 @@ _BUFFER = 1 << 20
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``path`` when the block ends, and vanishes when it fails."""
+    """A file that replaces ``path`` when the block ends, or is deleted if the block fails."""
     path = os.path.realpath(path)
     folder, name = os.path.split(path)
     mode = _mode_of(path)
@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
-            error.filename = path  # 'No space left on device', and where
+            error.filename = path  # so that 'No space left on device' says where
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
@@ -55,9 +55,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _claim(descriptor: int) -> Optional[int]:
-    """A second descriptor, which marks a temporary file as its writer's until it is closed, or the writer dies.
+    """A second descriptor, which marks a temporary file as in use until it is closed or its writer dies.
 
-    None where somebody else has it, where the file system knows no locks, and on Windows, which keeps files that are open.
+    None if another process holds it, if the file system has no locks, and on Windows, which does not delete open files.
     """
     if fcntl is None:
         return None
@@ -71,12 +71,12 @@ def _claim(descriptor: int) -> Optional[int]:
 
 
 def remove_leftovers(folder: Path, of: 're.Pattern[str]') -> None:
-    """Delete what killed writers left of files in ``folder`` whose names match ``of``; what a living one writes stays."""
+    """Delete the temporary files that killed writers left in ``folder`` for names matching ``of``, but none still being written."""
     for name in os.listdir(folder):
         match = re.fullmatch(r'\.(.*)\.[0-9a-f]{16}\.tmp', name)
         if match is None or not of.fullmatch(match[1]):
             continue
-        with contextlib.suppress(OSError):  # its writer may finish, or another process clean up, at this moment
+        with contextlib.suppress(OSError):  # its writer may finish, or another process may clean up, at this moment
             temporary = os.path.join(folder, name)
             with open(temporary, 'r+b') as file:
                 claim = _claim(file.fileno())
@@ -93,12 +93,12 @@ def _mode_of(path: str) -> Optional[int]:
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(mode):
-        raise StateFileError(f'Cannot write {path!r}: it must be a file or not exist. Received: a folder or a device.')
+        raise StateFileError(f'Cannot write {path!r}: it must be a file, or must not exist. Received: a folder or a device.')
     return stat.S_IMODE(mode)
 
 
 def _sync_folder(folder: str) -> None:
-    """Make the renaming durable, where folders can be synchronised."""
+    """Make the rename durable, where folders can be synced."""
     if not hasattr(os, 'O_DIRECTORY'):
         return  # Windows
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""A file, opened once: what its first bytes say it is goes with it to everyone who reads it."""
+"""A file, opened once: the kind that its first bytes indicate is passed along to everything that reads it."""
 import contextlib
 import enum
 import os
@@ -18,21 +18,21 @@ Path = Union[str, 'os.PathLike[str]']
 PARAMS_MAGIC = (0x112).to_bytes(8, 'little')
 ZIP_MAGIC = b'PK\3\4', b'PK\5\6'
 PICKLE = re.compile(rb'\x80[\2-\5]|\(*(dp\d|\}q)')
-# the signature of our header stands at a fixed place, and what follows it
+# the signature of our header is at a fixed place, and so is what follows it
 CONTAINER_START = b'{"__metadata__":{"gluon_optim":"{\\"header_sha256\\":\\"'
 CHECKPOINT_FORMAT = b'\\",\\"format\\":\\"gluon_optim.checkpoint\\"'
 OPTAX_MEMBER = 'gluon_optim.json.npy'
 
 
 class Kind(enum.Enum):
-    """What a file is; the value is what people and reports call it."""
+    """The kind of a file; the value is its name in reports."""
 
-    CHECKPOINT = 'checkpoint'          # ours: a net, and states
+    CHECKPOINT = 'checkpoint'          # ours: a net and states
     STATES = 'states'                  # ours
-    SAFETENSORS = 'safetensors'        # of somebody else
-    MXNET_STATES = 'MXNet states'      # a pickle of Trainer.save_states and its like
-    PARAMS = 'parameters'              # of mx.nd.save
-    NPZ = 'npz'                        # of npx.savez, or of NumPy
+    SAFETENSORS = 'safetensors'        # another project's
+    MXNET_STATES = 'MXNet states'      # a pickle from Trainer.save_states or the like
+    PARAMS = 'parameters'              # from mx.nd.save
+    NPZ = 'npz'                        # from npx.savez or NumPy
     PYTORCH = 'PyTorch states'
     ONNX = 'ONNX model'
     OPTAX = 'optax states'
@@ -44,13 +44,13 @@ class Kind(enum.Enum):
 
     @property
     def holds_parameters(self) -> bool:
-        """Whether it is a file of arrays under their names, and nothing else."""
+        """Whether it is a file of named arrays and nothing else."""
         return self in (Kind.PARAMS, Kind.NPZ)
 
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A regular file that is open for reading, at its beginning."""
+    """A regular file, open for reading and positioned at its start."""
 
     path: str
     file: BinaryIO = field(repr=False)
@@ -66,9 +66,9 @@ class OpenFile:
 
 @contextlib.contextmanager
 def open_once(source: Union[Path, OpenFile]) -> Iterator[OpenFile]:
-    """``source`` itself if it is open already, else the file at that path until the block ends.
+    """``source`` itself if it is already open, else the file at that path until the block ends.
 
-    Raises UnreadableFile for a folder, a pipe or a device, which nothing here waits for; OSError where it cannot be opened.
+    Raises UnreadableFile for a folder, a pipe or a device, without waiting for it; OSError if it cannot be opened.
     """
     if isinstance(source, OpenFile):
         source.file.seek(0)
@@ -105,7 +105,7 @@ def _kind(file: BinaryIO, path: str, head: bytes, size: int) -> Kind:
 def _kind_of_zip(file: BinaryIO) -> Kind:
     try:
         names = zipfile.ZipFile(file).namelist()
-    except Exception:  # zipfile raises anything for a damaged directory; the reader of .npz says what is wrong with it
+    except Exception:  # zipfile may raise anything for a damaged directory; the .npz reader reports what is wrong
         return Kind.NPZ
     if OPTAX_MEMBER in names:
         return Kind.OPTAX
@@ -113,6 +113,6 @@ def _kind_of_zip(file: BinaryIO) -> Kind:
 
 
 def kind_of(path: Path) -> Kind:
-    """What the file at ``path`` is. Raises as `open_once` does."""
+    """The kind of the file at ``path``. Raises what `open_once` raises."""
     with open_once(path) as file:
         return file.kind

@@ -1,7 +1,7 @@
-"""MXNet's bytes for arrays, read without MXNet: one NDArray, the list of `mx.nd.save`, the zip file of `npx.savez`.
+"""MXNet's array formats, read without MXNet: one NDArray, the list of `mx.nd.save`, the zip file of `npx.savez`.
 
-Sizes that a file claims are compared with the bytes that are there, and with an allowance of memory, before anything is
-allocated. Arrays are read straight into their own memory: the file as a whole is never held.
+Sizes claimed by a file are compared with the bytes actually present, and with a memory allowance, before anything is
+allocated. Arrays are read straight into their own memory: the file is never held as a whole.
 """
 import re
 import struct
@@ -21,12 +21,12 @@ DTYPES = {0: '<f4', 1: '<f8', 2: '<f2', 3: 'u1', 4: '<i4', 5: 'i1', 6: '<i8', 7:
           BFLOAT16: 'bfloat16'}  # by mshadow's type flags
 DEVICES = {1: 'cpu', 2: 'gpu', 3: 'cpu_pinned', 5: 'cpu_shared'}
 ROW_SPARSE, CSR = 1, 2
-MAX_DIMENSIONS = 32  # NumPy 1 has no more
-MAX_ARRAYS = 30_000  # a network has some thousand; so many take about half a second
+MAX_DIMENSIONS = 32  # the limit of NumPy 1
+MAX_ARRAYS = 30_000  # a network has a few thousand; this many take about half a second
 
 
 class Allowance:
-    """How many bytes of memory may still be taken for what a file holds."""
+    """How many more bytes of memory the contents of a file may take."""
 
     def __init__(self, size: int):
         self.size = self.left = size
@@ -35,8 +35,8 @@ class Allowance:
 class Source:
     """A part of a binary file, read forward; every error names the file and the byte.
 
-    ``Source.charge`` must be told of everything that is made from the file, so that no file becomes more than the
-    allowance, however often it refers to the same bytes or however large it says that its arrays are.
+    Everything made from the file must be reported to ``Source.charge``, so that no file takes more than the allowance,
+    however often it refers to the same bytes and however large it claims its arrays to be.
     """
 
     def __init__(self, file: BinaryIO, name: str, begin: int, end: int, allowance: Allowance):
@@ -53,7 +53,7 @@ class Source:
         raise UnreadableFile(f'Cannot read {self.name}: at byte {self.at() if at < 0 else at}: {message}')
 
     def part(self, begin: int, size: int) -> 'Source':
-        """The ``size`` bytes from ``begin`` on."""
+        """The ``size`` bytes starting at ``begin``."""
         return Source(self.file, self.name, begin, begin + size, self.allowance)
 
     def charge(self, nbytes: int) -> None:
@@ -63,7 +63,7 @@ class Source:
                       'If you trust the file, pass a larger `limit`.')
 
     def need(self, size: int, what: str) -> None:
-        """Refuse unless ``size`` more bytes are there."""
+        """Refuse unless ``size`` more bytes are available."""
         if size > self.left():
             self.fail(f'{what} should take {size} bytes, but only {self.left()} are left.')
 
@@ -81,12 +81,12 @@ class Source:
         return struct.unpack(layout, self.take(struct.calcsize(layout), what))
 
     def raw(self, dtype: str, shape: Sequence[int], what: str) -> numpy.ndarray:
-        """An array of one of `DTYPES` from its bytes in C order, still as it is stored: see `converted`."""
+        """An array of one of `DTYPES` from its bytes in C order, still in its stored form: see `converted`."""
         stored = numpy.dtype(_STORED.get(dtype, dtype))
         size = stored.itemsize * product(shape)
         self.need(size, what)
         if stored.itemsize * product(max(1, dimension) for dimension in shape) >= 1 << 62:
-            self.fail(f'{what} has no possible size.')
+            self.fail(f'{what} has an impossible size.')
         self.charge(2 * size if dtype == 'bfloat16' else size)
         array = numpy.empty(shape, stored)
         if size and self.file.readinto(octets(array)) != size:  # type: ignore[attr-defined]
@@ -101,7 +101,7 @@ _STORED = {'bfloat16': '<u2', '?': 'u1'}
 
 
 def converted(array: numpy.ndarray, dtype: str) -> numpy.ndarray:
-    """What `Source.raw` read, as NumPy has it: bfloat16, which NumPy lacks, becomes float32, which holds it exactly."""
+    """What `Source.raw` read, as a NumPy type: bfloat16, which NumPy lacks, becomes float32, which holds it exactly."""
     if dtype == 'bfloat16':
         return (array.astype('<u4') << 16).view('<f4')
     return array != 0 if dtype == '?' else array
@@ -112,7 +112,7 @@ def octets(array: numpy.ndarray) -> numpy.ndarray:
 
 
 def product(numbers: Iterable[int]) -> int:
-    """Exact, unlike `numpy.prod` of large numbers."""
+    """The exact product, unlike `numpy.prod` for large numbers."""
     result = 1
     for number in numbers:
         result *= number
@@ -130,11 +130,11 @@ def read_ndarray(source: Source) -> numpy.ndarray:
         if storage not in (0, ROW_SPARSE, CSR):
             source.fail(f'the storage type must be 0 (dense), 1 (row_sparse) or 2 (csr). Received: {storage}.', begin + 4)
         if storage:
-            _shape(source, 'q')  # of the stored values, but MXNet may write it too early; their number follows from the indices
+            _shape(source, 'q')  # shape of the stored values, which MXNet may write too early; their number follows from the indices
         shape = _shape(source, 'q')
     else:
         if magic != LEGACY and magic > MAX_DIMENSIONS:
-            source.fail(f'an array of MXNet cannot begin with {magic:#x}.', begin)
+            source.fail(f'an MXNet array cannot begin with {magic:#x}.', begin)
         storage = 0
         shape = _shape(source, 'q') if magic == LEGACY else source.unpack(f'{magic}I', 'a shape')
     if not shape and magic != NUMPY_SHAPES:
@@ -204,7 +204,7 @@ def dense(source: Source, shape: Sequence[int], values: numpy.ndarray, *indices:
 # Files of arrays
 
 def read_list(source: Source) -> Tuple[List[numpy.ndarray], List[str]]:
-    """The arrays and names of a file of `mx.nd.save`; no names where it was given a list."""
+    """The arrays and names in a file of `mx.nd.save`; no names if it was given a list."""
     magic, reserved, count = source.unpack('QQQ', 'the beginning of the file')
     if magic != LIST_MAGIC or reserved != 0:
         source.fail(f'the file must begin with the numbers {LIST_MAGIC} and 0. Received: {magic} and {reserved}.', 0)
@@ -224,7 +224,7 @@ def read_list(source: Source) -> Tuple[List[numpy.ndarray], List[str]]:
 
 def _check_count(source: Source, count: int, each: int) -> None:
     if count > MAX_ARRAYS or count * each > source.left():
-        source.fail(f'the file claims {count} arrays; {source.left()} bytes follow, and {MAX_ARRAYS} arrays are the limit.')
+        source.fail(f'the file claims {count} arrays, but {source.left()} bytes follow; the limit is {MAX_ARRAYS} arrays.')
 
 
 def _text(source: Source, data: bytes) -> str:
@@ -243,15 +243,15 @@ class _Member(NamedTuple):
     size: int
 
 
-_STREAMED, _UTF8 = 0x8, 0x800  # flags of a zip member: sizes follow the data; the name is UTF-8
+_STREAMED, _UTF8 = 0x8, 0x800  # zip member flags: sizes follow the data; the name is UTF-8
 _NPY = re.compile(rb"\{'descr': (?:'[<|](?P<code>[fiu][1248]|b1)'|\[\('(?P<bfloat16>bfloat16)', '<u2'\)\]), "
                   rb"'fortran_order': False, 'shape': \((?P<shape>(?:\d{1,18}(?:, \d{1,18})*,?)?)\), \} *\n")
 
 
 def read_npz(source: Source) -> Dict[str, numpy.ndarray]:
-    """The arrays of a zip file of .npy members, as MXNet 2's `npx.savez` and NumPy's `savez` write it.
+    """The arrays of a zip file of .npy members, as written by MXNet 2's `npx.savez` and NumPy's `savez`.
 
-    Members must be stored, not compressed, and fill the file without gap or overlap: no bomb can be built so.
+    Members must be stored, not compressed, and fill the file without gap or overlap, which rules out zip bombs.
     """
     members, directory = _directory(source)
     ends = [member.offset for member in members[1:]] + [directory]
@@ -262,7 +262,7 @@ def read_npz(source: Source) -> Dict[str, numpy.ndarray]:
             source.fail(f'a zip member should begin here, but the directory says {member.offset}.', position)
         name = _text(source, member.name)
         if not name.endswith('.npy') or name[:-4] in found:
-            source.fail(f'the zip member {name!r} is not an array, or is there twice.', position)
+            source.fail(f'the zip member {name!r} is not an array, or occurs twice.', position)
         found[name[:-4]] = _member(source, member, end)
         position = end
     if position != directory:
@@ -271,7 +271,7 @@ def read_npz(source: Source) -> Dict[str, numpy.ndarray]:
 
 
 def _directory(source: Source) -> Tuple[List[_Member], int]:
-    """The members in file order, and where the directory begins."""
+    """The members in file order, and the position of the directory."""
     source.need(22, 'a zip file')
     end = source.end - 22
     magic, _, _, _, count, size, offset, comment = source.part(end, 22).unpack('4s4H2IH', 'the end of the zip directory')
@@ -283,7 +283,7 @@ def _directory(source: Source) -> Tuple[List[_Member], int]:
         if magic != b'PK\6\6' or locator != b'PK\6\7' or where != end:
             source.fail('the zip64 directory should end here.', end)
     if offset + size != end or count > MAX_ARRAYS or 156 * count > source.end:
-        source.fail(f'the zip directory claims {count} members and {size} bytes from {offset} on.', end)
+        source.fail(f'the zip directory claims {count} members and {size} bytes starting at {offset}.', end)
     part = source.part(offset, size)
     members = sorted(_entry(part) for _ in range(count))
     if part.left():
@@ -311,7 +311,7 @@ def _entry(part: Source) -> _Member:
 def _zip64(part: Source, extra: bytes) -> Tuple[int, ...]:
     kind, size = struct.unpack('<HH', extra[:4]) if len(extra) >= 4 else (0, 0)
     if kind != 1 or size != len(extra) - 4 or size % 8 not in (0, 4):
-        part.fail('an entry of the zip directory lacks the sizes of a large file.')
+        part.fail('an entry of the zip directory is missing the sizes of a large file.')
     return struct.unpack(f'<{size // 8}Q', extra[4:4 + size // 8 * 8])
 
 
@@ -327,9 +327,9 @@ def _member(source: Source, member: _Member, end: int) -> numpy.ndarray:
         part.fail('a zip member differs from its entry in the directory.', member.offset)
     rest = end - begin - member.size
     if rest not in ((16, 24) if streamed else (0,)):
-        part.fail(f'a zip member of {member.size} bytes does not fill its place.', begin)
+        part.fail(f'a zip member of {member.size} bytes does not fill its space.', begin)
     data = source.part(begin, member.size)
-    # MXNet 2.0 writes the storage type of a sparse array with a garbled header; the other members tell it too
+    # MXNet 2.0 writes the storage type of a sparse array with a garbled header; the other members reveal it too
     is_format = member.name.endswith(b'/format.npy') and member.size < 1024
     header = data.take(member.size, 'a storage type') if is_format else _npy_header(data)
     dtype, shape = ('?', (0,)) if is_format else _npy_type(data, header)
@@ -337,7 +337,7 @@ def _member(source: Source, member: _Member, end: int) -> numpy.ndarray:
     if data.left():
         data.fail(f'{data.left()} bytes follow an array of shape {shape}.')
     if zlib.crc32(octets(array), zlib.crc32(header)) != member.crc:
-        part.fail(f'the bytes of {member.name!r} do not have its checksum.', begin)
+        part.fail(f'the bytes of {member.name!r} do not match its checksum.', begin)
     described = b'PK\7\x08', member.crc, member.size, member.size
     if streamed and source.part(begin + member.size, rest).unpack('4s3I' if rest == 16 else '4sI2Q', 'a checksum') != described:
         part.fail('a zip member differs from its entry in the directory.', begin + member.size)
@@ -364,7 +364,7 @@ def _npy_type(data: Source, header: bytes) -> Tuple[str, Tuple[int, ...]]:
 
 
 def _join_sparse(source: Source, found: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarray]:
-    """Sparse arrays are spread over several members: name/format, /data, /shape, /indices, and /indptr of a csr."""
+    """Sparse arrays are spread over several members: name/format, /data, /shape, /indices, and for csr /indptr."""
     for name in [key[:-len('/format')] for key in found if key.endswith('/format')]:
         _, values, sizes, columns, pointers = (
             found.pop(f'{name}/{part}', None) for part in ('format', 'data', 'shape', 'indices', 'indptr'))
@@ -372,6 +372,6 @@ def _join_sparse(source: Source, found: Dict[str, numpy.ndarray]) -> Dict[str, n
             source.fail(f'the sparse array {name!r} is incomplete.', 0)
         shape = tuple(int(size) for size in sizes.reshape(-1))
         if min(shape, default=0) < 0 or name in found:
-            source.fail(f'the sparse array {name!r} has the shape {shape}, or is there twice.', 0)
+            source.fail(f'the sparse array {name!r} has the shape {shape}, or occurs twice.', 0)
         found[name] = dense(source, shape, values, *([columns] if pointers is None else [pointers, columns]))
     return found
