@@ -333,7 +333,7 @@ def test_places_in_the_net_do_not_tell_the_order_of_1_x(tmp_path):
 
 
 @pytest.mark.parametrize('params, error', [
-    (['a'], 'the file has a state for index 1'), (['a', 'a'], 'differ'), ([1, 2], 'differ'), (3, 'must be a list'),
+    (['a'], 'the file has a state for index 1'), (['a', 'a'], 'distinct'), ([1, 2], 'distinct'), (3, 'must be a list'),
     ({'a': 5, 'b': 6}, 'must be arrays'), ({'a': (4, 4)}, 'index 1'), ({'a': (4, 4), 'b': (4, 4)}, 'has shape')])
 def test_params_that_do_not_fit(tmp_path, params, error):
     with pytest.raises((TypeError, ValueError), match=error) as caught:
@@ -765,7 +765,7 @@ def test_classes_can_be_allowed(tmp_path):
     assert (states.optimizer, states.hypers) == ('adam', {'learning_rate': 0.1, 'magic': 7})
     assert states.scheduler == {'class': 'mine.Sched', 'attributes': {'a': [1, 2]}}
     assert_equal(states.slots['0'], {'0': np.full(2, 3, 'float32')})
-    assert any('mine.Adam is not an optimizer of MXNet' in line for line in states.report)
+    assert any('mine.Adam is not an optimizer from MXNet' in line for line in states.report)
     with pytest.raises(UnreadableFile, match='calls something'):
         read_states(write(tmp_path, P4 + b'\x8c\x05posix\x8c\x06system\x93\x8c\x01a\x85R.'), allow=['posix.system'])
 

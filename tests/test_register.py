@@ -35,7 +35,7 @@ def no_slots(step, **more):
     (dict(hypers=RATES[:1]), "including 'learning_rate' and 'wd' but not"),
     (dict(hypers=('learning_rate', 'wd')), 'a tuple of Hypers'),
     (dict(hypers=RATES + RATES[1:]), 'with different names'),
-    (dict(hypers=(*RATES, go.Hyper('rescale_grad', 1.0, '(0, 1]'))), "'clip_gradient', 'rescale_grad' not"),
+    (dict(hypers=(*RATES, go.Hyper('rescale_grad', 1.0, '(0, 1]'))), "but not 'clip_gradient', 'rescale_grad'"),
     (dict(hypers=(*RATES, go.Hyper('beta1', 1.0, '[0, 1)'))), r'defaults that are allowed.*`beta1` must be in \[0, 1\)'),
     (dict(slots=None), '`slots` .* must be a function. Received: None'),
     (dict(slots=lambda: ()), '`slots` .* a function of h .* Received: TypeError'),
