@@ -23,6 +23,7 @@ import gluon_optim as go  # noqa: E402
 from gluon_optim import cli, rules  # noqa: E402
 from gluon_optim.mxnet import executors  # noqa: E402
 from gluon_optim.rules.base import BASE_HYPERS  # noqa: E402
+from gluon_optim.rules.runtimes import runs_on  # noqa: E402
 from gluon_optim.schema import Interval  # noqa: E402
 
 # not those that stand in for MXNet's own, nor what another test registers
@@ -904,7 +905,7 @@ def test_every_option_changes_the_result(name, option, monkeypatch):
 
 # Compiled loops and operators
 
-LOWERABLE = [name for name in NAMES if rules.get(name).lowerable]
+LOWERABLE = [name for name in NAMES if runs_on(rules.get(name), 'kernels')]
 
 
 def variants(name, half):

@@ -12,11 +12,13 @@ pytest.importorskip('numba')
 from gluon_optim import rules
 from gluon_optim.lowering import numba as loops
 from gluon_optim.lowering import numba_runtime as runtime
+from gluon_optim.lowering.plan import cut
 from gluon_optim.rules.base import initial_slot, scalars
-from gluon_optim.rules.graph import schedule, trace
+from gluon_optim.rules.graph import trace
+from gluon_optim.rules.runtimes import runs_on
 
 SHAPES = [(7, 5), (1,), (3, 70001), (5,), (0, 3), (2, 65536)]  # one element, none, several items, exactly two items
-LOWERABLE = [name for name in rules.names() if rules.get(name).lowerable]
+LOWERABLE = [name for name in rules.names() if runs_on(rules.get(name), 'kernels')]
 
 
 def namespace(dtype):
@@ -174,7 +176,7 @@ def test_a_loop_reads_back_what_an_earlier_one_stored():
     """LANS stores its moments in the loop before the last, which reads the new ones: no formula is computed from stale slots."""
     rule = rules.get('lans')
     h = rule.hyperparameters()
-    stages = schedule(trace(rule, rule.static(h), tuple(rule.all_coefficients(scalars, h, 1))))
+    stages = cut(trace(rule, rule.static(h), tuple(rule.all_coefficients(scalars, h, 1))))
     assert [sorted(stage.stores) for stage in stages] == [[], ['mean', 'var'], ['weight']]
     assert sorted(stages[2].loads.values()) == ['mean', 'var']
 

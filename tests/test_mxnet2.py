@@ -50,7 +50,7 @@ def test_the_rule_goes_on_as_mxnet_2_did_or_says_what_it_does_otherwise(case, tm
 
 
 def test_what_has_no_rule(tmp_path):
-    with pytest.raises(ValueError, match="MXNet 2.x's adamw"):
+    with pytest.raises(ValueError, match="MXNet 2.x's adamw is not supported"):
         mxnet2.as_rule(states_of('adamw/wd', tmp_path))
 
 

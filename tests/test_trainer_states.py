@@ -172,6 +172,37 @@ def test_set_data_long_after_loading_keeps_the_states_of_that_moment(path, on_kv
     assert moved['norm_sq'] >= 0.98 * slots['norm_sq'] and go.states_digest(trainer) != before
 
 
+@pytest.mark.parametrize('contexts, kvstore', [([0, 1], 'device'), ([0, 1], 'local'), ([0], 'device'), ([0, 1], 'object')])
+@pytest.mark.parametrize('name', ['adamw', 'novograd', 'adam', 'nadam', 'sgd', 'lars'])
+@pytest.mark.parametrize('when', [0, 1, 3])
+def test_set_data_in_a_run_keeps_the_states_as_it_does_in_a_resumed_one(path, name, contexts, kvstore, when):
+    """From the first step on. MXNet's own would begin with fresh moments and old counts."""
+    config = {'optimizer': name, 'arguments': {'learning_rate': 0.02}, 'contexts': contexts, 'update_on_kvstore': True,
+              'kvstore': mx.kv.create('device') if kvstore == 'object' else kvstore}
+    go.accelerate()
+    try:
+        net, trainer = trained(config, when)
+        go.save_states(trainer, path + '.states', net)
+        weights = {key: p.data(mx.cpu(0)) * 0.5 for key, p in net._collect_params_with_prefix().items()}
+        mx.nd.save(path + '.params', weights)
+        net.load_parameters(path + '.params', ctx=trainer._contexts)
+        parameter = net[4].bias
+        parameter.set_data(parameter.data(mx.cpu(0)) + 1)
+        run.train(net, trainer, when, when + 2)
+
+        config['kvstore'] = mx.kv.create('device') if kvstore == 'object' else kvstore
+        resumed, other = run.make(config)
+        go.load_states(other, path + '.states', resumed)
+        resumed.load_parameters(path + '.params', ctx=other._contexts)
+        parameter = resumed[4].bias
+        parameter.set_data(parameter.data(mx.cpu(0)) + 1)
+        run.train(resumed, other, when, when + 2)
+    finally:
+        go.restore_builtins()
+    assert run.facts(net, trainer) == run.facts(resumed, other)
+    assert set(export_states(trainer, net).counts.values()) == {0, when + 2}
+
+
 def test_before_the_first_step(path):
     """Nothing has state yet; saving, loading and stepping equals a fresh run."""
     net, trainer = run.make(NOVOGRAD)

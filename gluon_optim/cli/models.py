@@ -49,7 +49,7 @@ def writes_model(options: Any, file: OpenFile) -> bool:
         raise ValueError(f'{WEIGHTS_ONLY}. Received: {options.file!r} and --params. Convert the .params file itself, or a '
                          'checkpoint, which has its weights, without --params.')
     if options.map == SUGGEST or options.to == 'safetensors' or options.what is not None:
-        return options.map == SUGGEST or options.what != 'optimizer'
+        return bool(options.map == SUGGEST or options.what != 'optimizer')
     return file.kind.holds_parameters
 
 

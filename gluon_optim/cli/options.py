@@ -28,7 +28,7 @@ SPECIAL = {'params': (NAMELESS, "files without names, MXNet's .states and PyTorc
 def add_command(commands: Any, name: str, run: Callable[[Any], int], summary: str, params: str = NAMELESS_FILES
                 ) -> argparse.ArgumentParser:
     """A command about one file."""
-    command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + '.')
+    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + '.')
     command.add_argument('file', help=READABLE)
     add_common(command, params)
     command.set_defaults(run=run)

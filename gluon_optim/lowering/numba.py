@@ -1,7 +1,7 @@
 """From a rule to one compiled kernel that updates a whole list of tensors.
 
-`kernel` traces the rule, writes the loops as Python source and lets numba compile them; the source and the compiled code
-stay in the user's cache folder, so the next process compiles nothing. `Batch` prepares a list of tensors for it.
+`kernel` plans the update, prints the plan as Python source and lets numba compile it; the source and what numba made
+of it stay in the user's cache folder, so the next process compiles nothing. `Batch` prepares a list of tensors for it.
 """
 import functools
 import hashlib
@@ -12,36 +12,22 @@ import pathlib
 import sys
 import tempfile
 from types import ModuleType
-from typing import Any, Dict, List, NamedTuple, Sequence, Set, Tuple, Type
+from typing import Any, List, NamedTuple, Sequence, Tuple, Type
 
 import numpy
 
 from ..rules.base import KernelKey, Rule
-from ..rules.graph import WEIGHT, Node, Stage, schedule, trace
+from ..rules.graph import WEIGHT, Node
 from . import numba_runtime
+from .plan import HALF, LoopPass, Plan, ScalarPass, Storage, plan, with_coefficients
 
 __all__ = ['Batch', 'Kernel', 'Storage', 'kernel', 'source_of']
 
 log = logging.getLogger('gluon_optim')
 
-GRADIENT, HALF = 'gradient', 'half'
 BLOCK = 64      # elements per turn of a loop
 AHEAD = 1024    # elements between the block being computed and the block being prefetched
 GROUP = 2 ** 19  # elements per thread that go through all passes before the next group: their gradients are still cached
-
-
-class Storage(NamedTuple):
-    """How weights and gradients lie in memory: 'float16', 'float32' or 'float64', whether float16 weights have a
-    float32 master, and whether slots are float16 too. Computation, and slots otherwise, are float64 for float64
-    weights, else float32."""
-
-    dtype: str
-    master: bool = False
-    half_slots: bool = False
-
-    @property
-    def precision(self) -> str:
-        return 'float64' if self.dtype == 'float64' else 'float32'
 
 
 class Kernel(NamedTuple):
@@ -61,15 +47,15 @@ class Kernel(NamedTuple):
 @functools.lru_cache(maxsize=None)
 def kernel(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage) -> Kernel:
     """Compile ``rule`` for tensors stored as ``storage``; a second call returns the same kernel."""
-    source = _Source(rule, static, coefficients, storage)
-    module = _load(rule.name, source.text)
-    return Kernel(module.kernel.address, len(source.passes), source.roles, coefficients, storage.precision,
-                  source.sums, len(source.kept), module)
+    planned = plan(rule, static, coefficients, storage)
+    module = _load(rule.name, _Printer(planned).text)
+    return Kernel(module.kernel.address, len(planned.passes), planned.roles, coefficients, storage.precision,
+                  planned.sums, len(planned.kept), module)
 
 
 def source_of(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage) -> str:
     """The generated Python source, for reading."""
-    return _Source(rule, static, coefficients, storage).text
+    return _Printer(plan(rule, static, coefficients, storage)).text
 
 
 class Batch:
@@ -153,127 +139,104 @@ _FORMATS = {
 }
 
 
-class _Source:
-    """Python source of a kernel.
+class _Printer:
+    """A plan as Python source for numba."""
 
-    A pass is the scalars of a stage (tensor by tensor) or its loop (item by item). Scalars that other passes need are
-    kept in a table of one row per tensor.
-    """
-
-    def __init__(self, rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage):
-        graph = trace(rule, static, coefficients)
-        stages = schedule(graph)
-        self.storage, self.coefficients = storage, coefficients
-        self.roles = (WEIGHT, GRADIENT, *(s.name for s in static.slots), *([HALF] if storage.master else []))
-        self.at = {'float32': 'f32_at', 'float64': 'f64_at'}[storage.precision]
-        self.itemsize = 8 if storage.precision == 'float64' else 4
-        self.kept = _kept(stages)
-        self.sums = max(len(stage.sums) for stage in stages)
-        self.passes: List[List[str]] = []
-        for k, stage in enumerate(stages):
-            if stage.scalars:
-                self.passes.append(self._scalar_pass(stages[k - 1].sums if k else [], stage))
-            if stage.sums or stage.stores:
-                self.passes.append(self._loop(stage))
+    def __init__(self, plan: Plan):
+        self.plan, self.storage = plan, plan.storage
+        self.at = {'float32': 'f32_at', 'float64': 'f64_at'}[plan.storage.precision]
+        self.itemsize = 8 if plan.storage.precision == 'float64' else 4  # of a coefficient
+        self.columns = max(len(plan.kept), 1)
 
     @property
     def text(self) -> str:
-        lines = [_PROLOGUE.format(cache='{cache}', at=self.at, sums=max(self.sums, 1), kept=max(len(self.kept), 1),
-                                  roles=len(self.roles))]
-        for k, body in enumerate(self.passes):
+        lines = [_PROLOGUE.format(cache='{cache}', at=self.at, sums=max(self.plan.sums, 1), kept=self.columns,
+                                  roles=len(self.plan.roles))]
+        for k, one in enumerate(self.plan.passes):
             lines.append(f'    {"if" if k == 0 else "elif"} stage == {k}:')
+            body = self._scalar_pass(one) if isinstance(one, ScalarPass) else self._loop_pass(one)
             lines.extend('        ' + line for line in body)
         return '\n'.join(lines + ['    return 0', ''])
 
-    def _scalar_pass(self, sums: Sequence[Node], stage: Stage) -> List[str]:
-        body = ['for i in range(tensor_bounds[0], tensor_bounds[1]):', *self._coefficients(stage.scalars)]
-        for node in self._missing(stage.scalars):
-            body.append(f'    {_name(node)} = kept[i * {max(len(self.kept), 1)} + {self.kept[node]}]')
-        for node in stage.scalars:
+    def _scalar_pass(self, one: ScalarPass) -> List[str]:
+        body = ['for i in range(tensor_bounds[0], tensor_bounds[1]):', *self._coefficients(one.body)]
+        body += [f'    {_name(node)} = {self._kept(node)}' for node in one.loads]
+        for node in one.body:
             if node.op == 'sum':
+                place = [other is node for other in one.sums].index(True)
                 body += ['    total = 0.0', '    for item in range(first_item[i], first_item[i + 1]):',
-                         f'        total += partial[item * {self.sums} + {[other is node for other in sums].index(True)}]',
+                         f'        total += partial[item * {self.plan.sums} + {place}]',
                          f'    {_name(node)} = {self.storage.precision}(total)']
             elif node.op == 'slot':
                 body.append(f'    {_name(node)} = {self.at}({self._address(node.name)}, 1)[0]')
             else:
                 body.append(f'    {_name(node)} = {self._expression(node)}')
-            if node in self.kept:
-                body.append(f'    kept[i * {len(self.kept)} + {self.kept[node]}] = {self.storage.precision}({_name(node)})')
-        for slot, node in stage.scalar_stores.items():
+            if node in self.plan.kept:
+                body.append(f'    {self._kept(node)} = {self.storage.precision}({_name(node)})')
+        for slot, node in one.stores.items():
             body.append(f'    {self.at}({self._address(slot)}, 1)[0] = {_name(node)}')
         return body
 
-    def _loop(self, stage: Stage) -> List[str]:
-        used = {stage.loads.get(node, node.name) for node in stage.body if node in stage.loads or not node.args}
-        used.update(stage.stores)
-        if WEIGHT in stage.stores and self.storage.master:
-            used.add(HALF)
-        roles = [role for role in self.roles if role in used]
-        computed = [node for node in stage.body if node not in stage.loads]
-        scalars = {a for node in computed for a in node.args if a.size == 'scalar'}
+    def _loop_pass(self, one: LoopPass) -> List[str]:
         return ['for item in range(item_bounds[0], item_bounds[1]):',
                 '    i, start, size = items[item], items[n_items + item], items[2 * n_items + item]',
-                *[f'    {role}_at = {self._address(role)} + {self._itemsize(role)} * start' for role in roles],
-                *self._coefficients(computed),
-                *[f'    {_name(node)} = kept[i * {len(self.kept)} + {self.kept[node]}]' for node in _sorted(scalars)],
-                *[f'    total{k} = 0.0' for k in range(len(stage.sums))],
+                *[f'    {role}_at = {self._address(role)} + {self.storage.itemsize(role)} * start' for role in one.roles],
+                *self._coefficients(one.computed),
+                *[f'    {_name(node)} = {self._kept(node)}' for node in one.scalars],
+                *[f'    total{k} = 0.0' for k in range(len(one.sums))],
                 f'    for done in range(0, size // {BLOCK} * {BLOCK}, {BLOCK}):',
-                *['    ' + line for line in self._ask_for(roles) + self._turn(stage, roles, 'done', str(BLOCK))],
+                *['    ' + line for line in self._ask_for(one.roles) + self._turn(one, 'done', str(BLOCK))],
                 f'    done = size // {BLOCK} * {BLOCK}',
-                *self._turn(stage, roles, 'done', 'size - done'),
-                *[f'    partial[item * {self.sums} + {k}] = total{k}' for k in range(len(stage.sums))]]
+                *self._turn(one, 'done', 'size - done'),
+                *[f'    partial[item * {self.plan.sums} + {k}] = total{k}' for k in range(len(one.sums))]]
 
     def _ask_for(self, roles: Sequence[str]) -> List[str]:
         """Prefetch a later block: on its own, a processor has too few reads in flight to keep the memory busy."""
-        return [f'    prefetch({role}_at + {self._itemsize(role)} * (done + {AHEAD}) + {line})'
-                for role in roles for line in range(0, self._itemsize(role) * BLOCK, 64)]
+        return [f'    prefetch({role}_at + {self.storage.itemsize(role)} * (done + {AHEAD}) + {line})'
+                for role in roles for line in range(0, self.storage.itemsize(role) * BLOCK, 64)]
 
-    def _turn(self, stage: Stage, roles: Sequence[str], start: str, size: str) -> List[str]:
+    def _turn(self, one: LoopPass, start: str, size: str) -> List[str]:
         """The loop over ``size`` elements from ``start`` on."""
-        return [*[f'    {role}_array = {"u16_at" if self._is_half(role) else self.at}'
-                  f'({role}_at + {self._itemsize(role)} * {start}, {size})' for role in roles],
-                *[f'    part{k} = 0.0' for k in range(len(stage.sums))],
-                f'    for j in range({size}):', *self._elements(stage),
-                *[f'    total{k} += part{k}' for k in range(len(stage.sums))]]
+        return [*[f'    {role}_array = {"u16_at" if self.storage.is_half(role) else self.at}'
+                  f'({role}_at + {self.storage.itemsize(role)} * {start}, {size})' for role in one.roles],
+                *[f'    part{k} = 0.0' for k in range(len(one.sums))],
+                f'    for j in range({size}):', *self._elements(one),
+                *[f'    total{k} += part{k}' for k in range(len(one.sums))]]
 
-    def _elements(self, stage: Stage) -> List[str]:
+    def _elements(self, one: LoopPass) -> List[str]:
         """The computation for element j of each array."""
         body = []
-        for node in stage.body:
-            slot = stage.loads.get(node, node.name if node.op in ('slot', 'gradient') else None)
-            body.append(f'        {_name(node)} = {self._load(slot) if slot else self._expression(node)}')
-        body += [f'        part{k} = accumulate(part{k}, float64({_name(node.args[0])}))' for k, node in enumerate(stage.sums)]
-        for slot, node in stage.stores.items():
+        for node in one.body:
+            value = self._load(one.loads[node]) if node in one.loads else self._expression(node)
+            body.append(f'        {_name(node)} = {value}')
+        body += [f'        part{k} = accumulate(part{k}, float64({_name(node.args[0])}))' for k, node in enumerate(one.sums)]
+        for slot, node in one.stores.items():
             body += self._store(slot, node)
         return body
 
-    def _is_half(self, role: str) -> bool:
-        if role in (GRADIENT, HALF) or (role == WEIGHT and not self.storage.master):
-            return self.storage.dtype == 'float16'
-        return self.storage.half_slots and role != WEIGHT
-
-    def _itemsize(self, role: str) -> int:
-        return 2 if self._is_half(role) else self.itemsize
-
     def _address(self, role: str) -> str:
-        return f'addresses[{self.roles.index(role)} * n + i]'
+        return f'addresses[{self.plan.roles.index(role)} * n + i]'
+
+    def _kept(self, node: Node) -> str:
+        return f'kept[i * {self.columns} + {self.plan.kept[node]}]'
 
     def _load(self, role: str) -> str:
-        return f'half_to_float({role}_array[j])' if self._is_half(role) else f'{role}_array[j]'
+        return f'half_to_float({role}_array[j])' if self.storage.is_half(role) else f'{role}_array[j]'
 
     def _store(self, role: str, node: Node) -> List[str]:
-        lines = [f'        {role}_array[j] = ' + (f'float_to_half({_name(node)})' if self._is_half(role) else _name(node))]
+        value = f'float_to_half({_name(node)})' if self.storage.is_half(role) else _name(node)
+        lines = [f'        {role}_array[j] = {value}']
         if role == WEIGHT and self.storage.master:
             lines.append(f'        {HALF}_array[j] = float_to_half({_name(node)})')
         return lines
 
     def _coefficients(self, nodes: Sequence[Node]) -> List[str]:
         """Load the coefficients that ``nodes`` use, from the row of tensor i."""
-        lines = [f'    table = {self.at}(words[9] + {self.itemsize * len(self.coefficients)} * rows[i], {len(self.coefficients)})']
-        for node in _with_coefficients(nodes):
+        names = self.plan.coefficients
+        lines = [f'    table = {self.at}(words[9] + {self.itemsize * len(names)} * rows[i], {len(names)})']
+        for node in with_coefficients(nodes):
             if node.op == 'coefficient':
-                lines.append(f'    {_name(node)} = table[{self.coefficients.index(node.name)}]')
+                lines.append(f'    {_name(node)} = table[{names.index(node.name)}]')
             else:
                 lines.append(f'    {_name(node)} = {self._expression(node)}')
         return lines
@@ -283,38 +246,6 @@ class _Source:
         if node.op in _FORMATS:
             return _FORMATS[node.op].format(*names, T=self.storage.precision, name=node.name)
         return f'{names[0]} {node.op} {names[1]}'
-
-    @staticmethod
-    def _missing(scalars: Sequence[Node]) -> List[Node]:
-        """Scalars that ``scalars`` need and an earlier pass has computed."""
-        own = set(scalars)
-        return _sorted({a for node in scalars if node.op != 'sum' for a in node.args if a.size == 'scalar' and a not in own})
-
-
-def _kept(stages: Sequence[Stage]) -> Dict[Node, int]:
-    """Scalars that are used outside the pass that computes them, numbered."""
-    kept: Set[Node] = set()
-    for stage in stages:
-        own = set(stage.scalars)
-        kept |= {a for node in stage.body if node not in stage.loads for a in node.args if a.size == 'scalar'}
-        kept |= {a for node in stage.scalars if node.op != 'sum' for a in node.args if a.size == 'scalar' and a not in own}
-        kept |= {node for node in stage.scalar_stores.values() if node not in own}
-    return {node: k for k, node in enumerate(_sorted(kept))}
-
-
-def _with_coefficients(nodes: Sequence[Node]) -> List[Node]:
-    """Coefficients and constants that ``nodes`` use, each negated one after the one it negates."""
-    found: Set[Node] = set()
-    pending = [a for node in nodes for a in node.args if a.size == 'coefficient']
-    while pending:
-        node = pending.pop()
-        found.add(node)
-        pending.extend(node.args)
-    return _sorted(found)
-
-
-def _sorted(nodes: Set[Node]) -> List[Node]:
-    return sorted(nodes, key=lambda node: node.index)
 
 
 def _name(node: Node) -> str:

@@ -230,7 +230,7 @@ def no_decay(remedy: str) -> Need:
 
 
 def no_momentum(h: Values, t: int) -> bool:
-    return h.momentum == 0
+    return bool(h.momentum == 0)
 
 
 def root(name: str) -> Computed:
@@ -240,7 +240,7 @@ def root(name: str) -> Computed:
 
 def minus_rate(h: Values) -> float:
     """MXNet's momentum is the next step, including sign and learning rate."""
-    return -h.learning_rate
+    return -float(h.learning_rate)
 
 
 SCHEDULE = Label(CONSTANT_RATE)

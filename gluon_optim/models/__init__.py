@@ -35,6 +35,11 @@ Reading and ``model.save('net.safetensors')`` need NumPy alone; `TorchModel.stat
 same arrays in both. Channels-last convolutions are transposed where the Block, the symbol beside the file or the shapes of ``like``
 say so. A Dense that follows the Flatten of a channels-last net must be mapped by ``view``, as above: its inputs are in another
 order, which nothing shows.
+
+>>> import numpy, gluon_optim as go
+>>> model = go.model_to_torch({'0.gamma': numpy.ones(2, 'float32'), '0.running_mean': numpy.zeros(2, 'float32')})
+>>> list(model.weights)
+['0.weight', '0.running_mean']
 """
 import dataclasses
 import os
@@ -64,6 +69,14 @@ class TorchModel:
     ``weights``   name -> NumPy array, running statistics and ``num_batches_tracked`` included, in the order of the module
     ``rows``      for each: ``name``, ``from`` (Gluon's name), ``shape``, ``dtype`` and ``how`` it was laid out anew
     ``report``    what was assumed, and what is yours to do, one sentence a line
+
+    Made by `model_to_torch`. ``plan``, ``found``, ``target``, ``dropped`` and ``ordered`` are for its methods, which say what
+    they raise.
+
+    >>> import gluon_optim as go
+    >>> model = go.model_to_torch({'0.gamma': numpy.ones(2, 'float32'), '0.beta': numpy.zeros(2, 'float32')})
+    >>> [(row['name'], row['from']) for row in model.rows]
+    [('0.weight', '0.gamma'), ('0.bias', '0.beta')]
     """
 
     weights: Dict[str, numpy.ndarray]
@@ -197,6 +210,8 @@ def suggest_names(source: Any, like: Any = None) -> Dict[str, Any]:
     """A draft of the map for ``names``; source and like as for `model_to_torch`.
 
     Where several parameters fit, or none, the entry is ``{"choose": [...]}``, and is to be replaced by one of them.
+
+    Raises ValueError and OSError for a source that cannot be read, as `model_to_torch` does.
 
     >>> suggest_names({'0.weight': numpy.ones((2, 3)), '0.bias': numpy.ones(2)}, like={'fc.weight': numpy.ones((2, 3))})
     {'fc.weight': {'choose': ['0.weight']}}

@@ -11,7 +11,7 @@ import functools
 import inspect
 import numbers
 import weakref
-from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
+from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy
 
@@ -28,6 +28,8 @@ from ..rules.mx.base import MXRule
 from ..rules.mx.nadam import momentum
 from ..rules.runtimes import runs_on
 from ..schema import Values, check_known, one_of
+from ..states.model import ParameterInfo
+from ..states.mxnet_files.builtins import BUILTINS, Builtin
 from .executors import check_weight
 from .optimizer import Runner
 
@@ -37,19 +39,15 @@ if not hasattr(mx_optimizer, 'SGD'):
     raise ImportError('The drop-ins are for the optimizers of MXNet 1.9.1, and this is another version. '
                       'Use its own: mx.optimizer.create.')
 
-StateTree = Union[None, str, Tuple[str, ...]]
-
 _in_use: 'weakref.WeakSet[DropIn]' = weakref.WeakSet()
 
 
 class DropIn(Runner):
     """Base of all drop-ins; a subclass derives from it and from the class of MXNet that it replaces.
 
-    ``state_tree``
-        How MXNet nests the slots: a name for a bare array, a tuple of names, or None. A slot that the hyper-parameters
-        do without is None in it.
-    ``master_last``
-        Whether MXNet puts the float32 master behind the rest, ``(state, master)``.
+    ``declared``
+        What the class of MXNet keeps, and how it nests that: its entry in `BUILTINS`. Its ``variables`` are state of the
+        optimizer as a whole. Each device has its own, or replicas would drift apart.
     ``attributes``
         Arguments that MXNet keeps under another name.
     ``off_at_zero``
@@ -57,8 +55,6 @@ class DropIn(Runner):
     ``single_slots``
         Whether MXNet makes float32 slots for weights of any type, and then cannot update others. Here they are float64
         for float64 weights.
-    ``shared``
-        Attributes that are state of the optimizer as a whole. Each device has its own, or replicas would drift apart.
 
     float16 weights without a master are computed in float32, and rounded when they are stored, as are their slots.
     row_sparse weights and gradients are handed to MXNet's own update. A NaN or infinite rate is a ValueError.
@@ -66,12 +62,10 @@ class DropIn(Runner):
 
     rule: ClassVar[Type[MXRule]]
     replaces: ClassVar[Type[mx_optimizer.Optimizer]]
-    state_tree: ClassVar[StateTree] = None
-    master_last: ClassVar[bool] = False
+    declared: ClassVar[Builtin]
     attributes: ClassVar[Mapping[str, str]] = {}
     off_at_zero: ClassVar[Tuple[str, ...]] = ('clip_gradient',)
     single_slots: ClassVar[bool] = False
-    shared: ClassVar[Tuple[str, ...]] = ()
 
     _process_only = (*Runner._process_only, '_restored_counts', '_device', '_parked')
 
@@ -80,7 +74,8 @@ class DropIn(Runner):
         if cls.__bases__ == (DropIn,):
             return  # what several of them share
         cls.replaces = cls.__bases__[-1]
-        cls.rule = DROP_INS[cls.__name__.lower()]
+        cls.rule, cls.declared = DROP_INS[cls.__name__.lower()], BUILTINS[cls.__name__.lower()]
+        cls.attributes = {argument: attribute for attribute, argument in cls.declared.arguments.items()}
         cls.__doc__ = cls.__doc__ or cls.rule.__doc__
         cls.__signature__ = inspect.signature(cls.replaces)
         CLASSES[cls.rule.name] = cls
@@ -154,23 +149,23 @@ class DropIn(Runner):
             if not (isinstance(state, (tuple, list)) and len(state) == 2):
                 raise ValueError(f'{self.rule.name} with multi_precision keeps a float32 master per float16 parameter. Received a '
                                  'state without. Load states that were saved with multi_precision=True, or start without states.')
-            state, master = state if self.master_last else state[::-1]
-        arrays = state if isinstance(self.state_tree, tuple) and isinstance(state, (tuple, list)) else (state,)
+            state, master = state if self.declared.master_last else state[::-1]
+        arrays = state if isinstance(self.declared.state, tuple) and isinstance(state, (tuple, list)) else (state,)
         return tuple(array for array in arrays if array is not None), master
 
     def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
         named = {slot.name: array for slot, array in zip(self.rule.slots(h), slots)}
-        tree = self.state_tree
+        tree = self.declared.state
         state = tuple(map(named.get, tree)) if isinstance(tree, tuple) else named.get(tree or '')
         if master is None:
             return state
-        return (state, master) if self.master_last else (master, state)
+        return (state, master) if self.declared.master_last else (master, state)
 
     # -- what belongs to the optimizer as a whole -------------------------------------------------------------------
 
     def shared_state(self) -> Dict[str, Any]:
-        """The attributes ``shared`` of the device that was updated last."""
-        return {name: copy.copy(getattr(self, name)) for name in self.shared}
+        """The variables of the device that was updated last."""
+        return {name: copy.copy(getattr(self, name)) for name in self.declared.variables}
 
     def set_shared_state(self, values: Mapping[str, Any]) -> None:
         super().set_shared_state(values)
@@ -179,7 +174,7 @@ class DropIn(Runner):
 
     def _set_current_context(self, device_id: int) -> None:
         super()._set_current_context(device_id)
-        if self.shared and device_id != self._device:
+        if self.declared.variables and device_id != self._device:
             if self._device is not None:
                 self._parked[self._device] = self.shared_state()
             values = self._parked.get(device_id, self._parked[None])
@@ -205,7 +200,7 @@ class DropIn(Runner):
             indices, weights, gradients, states = zip(*dense)
             super()._update(indices, weights, gradients, states, mixed)
 
-    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         rates = self._rates(indices)
         counts = self._index_update_count  # begin_num_update included
         return list(zip([counts[index] for index in indices], rates, self._get_wds(indices)))
@@ -219,13 +214,14 @@ class DropIn(Runner):
             if seen[0] < max(seen):  # else the first parameter counts for all
                 return [rate for i in range(0, len(indices), size) for rate in self._rates(indices[i:i + size])]
         self._update_count(indices)
-        return self._get_lrs(indices)
+        rates: List[float] = self._get_lrs(indices)
+        return rates
 
     def _counted_together(self) -> int:
         """For how many parameters MXNet asks for rates at once."""
         return 1
 
-    def _row(self, h: Values, key: Tuple, dtype: Any) -> Dict[str, float]:
+    def _row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
         t, rate, wd, *supplied = key
         values = dict(zip(self.rule.supplied, supplied), learning_rate=rate, wd=wd)
         numbers = self.rule.numbers(scalars, 'float64' if dtype == numpy.float64 else 'float32')
@@ -238,9 +234,6 @@ CLASSES: Dict[str, Type[DropIn]] = {}
 # The drop-ins --------------------------------------------------------------------------------------------------------
 
 class WithMomentum(DropIn):
-    state_tree = 'momentum'
-    master_last = True
-
     def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
         slots, master = super().split_state(state, h, mixed)
         return (slots if h.momentum > 0 else ()), master  # it may have been set to 0 since
@@ -248,7 +241,7 @@ class WithMomentum(DropIn):
 
 class SGD(WithMomentum, mx_optimizer.SGD):
     def _counted_together(self) -> int:
-        return max(self.__dict__['aggregate_num'], 1)
+        return max(int(self.__dict__['aggregate_num']), 1)
 
 
 class SGLD(DropIn, mx_optimizer.SGLD):
@@ -256,12 +249,9 @@ class SGLD(DropIn, mx_optimizer.SGLD):
 
 
 class LBSGD(DropIn, mx_optimizer.LBSGD):
-    state_tree = 'momentum'
-    shared = ('cumgrads',)
-
     @property
     def begin_epoch(self) -> float:
-        return self.init_updates / self.updates_per_epoch
+        return float(self.init_updates / self.updates_per_epoch)
 
     def set_hyperparameters(self, h: Values) -> None:
         self.init_updates = int(h.begin_epoch * h.updates_per_epoch)
@@ -276,14 +266,19 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
             found[f'num_cums:{names[index]}'] = numpy.array(held['num_cums'], 'int64')
         return found
 
-    def set_variables(self, variables: Mapping[str, numpy.ndarray], names: Mapping[Any, str]) -> None:
-        cumgrads = {}
-        for index, name in names.items():
-            if f'cum_grad:{name}' in variables:
-                total = variables[f'cum_grad:{name}']
-                cumgrads[index] = {'cum_grad': nd_array(total, dtype=total.dtype) if total.shape else total.item(),
-                                   'num_cums': variables[f'num_cums:{name}'].item()}
-        self.set_shared_state({'cumgrads': cumgrads})
+    def read_variables(self, variables: Mapping[str, numpy.ndarray], pairs: Mapping[Any, ParameterInfo]) -> Dict[str, Any]:
+        self._check_variables((key.partition(':')[0] for key in variables), ('cum_grad', 'num_cums'))
+        cumgrads = {index: held for index, held in self.cumgrads.items() if index not in pairs}
+        for index, info in pairs.items():
+            total, number = variables.get(f'cum_grad:{info.name}'), variables.get(f'num_cums:{info.name}')
+            if total is None and number is None:
+                continue
+            if total is None or number is None or not (_is_sum(total, info.shape) and _is_number(number)):
+                raise ValueError(f'lbsgd keeps a sum of gradients of the shape {list(info.shape)} for {info.name}, or 0, and how '
+                                 f'many they are. Received from the file: cum_grad {total!r:.200} and num_cums {number!r:.200}. '
+                                 'Restore another file.')
+            cumgrads[index] = {'cum_grad': nd_array(total, dtype=total.dtype) if total.shape else 0, 'num_cums': number.item()}
+        return {'cumgrads': cumgrads}
 
     def _cumulate_gradient(self, grad: Any, index: Any) -> Dict[str, Any]:
         held = self._get_cum_gradient(index)
@@ -291,7 +286,17 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
             held['cum_grad'] = held['cum_grad'].as_in_context(grad.context)  # saved on another device, perhaps
         elif not held and self.batch_scale > 1:
             grad = grad.copy()  # MXNet keeps the array itself
-        return super()._cumulate_gradient(grad, index)
+        cumulated: Dict[str, Any] = super()._cumulate_gradient(grad, index)
+        return cumulated
+
+
+def _is_sum(total: numpy.ndarray, shape: Tuple[int, ...]) -> bool:
+    """Whether ``total`` can be a sum of gradients; MXNet keeps the number 0 after an update."""
+    return (total.shape == shape and total.dtype.kind == 'f') or (total.shape == () and bool(total == 0))
+
+
+def _is_number(number: numpy.ndarray) -> bool:
+    return number.shape == () and number.dtype.kind in 'iu' and bool(number >= 0)
 
 
 class NAG(WithMomentum, mx_optimizer.NAG):
@@ -299,12 +304,10 @@ class NAG(WithMomentum, mx_optimizer.NAG):
 
 
 class LARS(WithMomentum, mx_optimizer.LARS):
-    shared = ('last_lr', 'cur_lr')
-
     def _counted_together(self) -> int:
         return 2 ** 31 - 1  # asking twice would forget the last rate
 
-    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         keys = super()._count(indices)
         correct = self.momentum_correction and self.last_lr != 0
         correction = self.cur_lr / self.last_lr if correct else 1.0
@@ -315,26 +318,23 @@ class LARS(WithMomentum, mx_optimizer.LARS):
 
 
 class Signum(DropIn, mx_optimizer.Signum):
-    state_tree = 'momentum'
+    pass
 
 
 class DCASGD(DropIn, mx_optimizer.DCASGD):
-    state_tree = ('momentum', 'previous_weight')
+    pass
 
 
 class Adam(DropIn, mx_optimizer.Adam):
-    state_tree = ('mean', 'var')
+    pass
 
 
 class Adamax(DropIn, mx_optimizer.Adamax):
-    state_tree = ('mean', 'var')
+    pass
 
 
 class Nadam(DropIn, mx_optimizer.Nadam):
-    state_tree = ('mean', 'var')
-    shared = ('m_schedule',)
-
-    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         h = self.hyperparameters()
         keys = []
         for t, rate, wd in super()._count(indices):
@@ -345,34 +345,28 @@ class Nadam(DropIn, mx_optimizer.Nadam):
 
 
 class LAMB(DropIn, mx_optimizer.LAMB):
-    state_tree = ('mean', 'var')
     off_at_zero = ('clip_gradient', 'lower_bound', 'upper_bound')
 
 
 class FTML(DropIn, mx_optimizer.FTML):
-    state_tree = ('d', 'v', 'z')
+    pass
 
 
 class Ftrl(DropIn, mx_optimizer.Ftrl):
-    state_tree = ('z', 'n')
     single_slots = True
 
 
 class AdaGrad(DropIn, mx_optimizer.AdaGrad):
-    state_tree = 'history'
-    attributes = {'eps': 'float_stable_eps'}
     off_at_zero = ()
     single_slots = True
 
 
 class AdaDelta(DropIn, mx_optimizer.AdaDelta):
-    state_tree = ('acc_g', 'acc_delta')
     off_at_zero = ()
     single_slots = True
 
 
 class RMSProp(DropIn, mx_optimizer.RMSProp):
-    state_tree = ('n', 'g', 'delta')
     off_at_zero = ('clip_gradient', 'clip_weights')
     single_slots = True
 
@@ -431,7 +425,16 @@ def _check_name(name: Any) -> None:
 
 
 def restore_builtins() -> None:
-    """Undo `accelerate`: the built-in names create MXNet's classes again. Drop-ins that exist stay."""
+    """Undo `accelerate`: the built-in names create MXNet's classes again. Drop-ins that exist stay.
+
+    Raises nothing, also where there is nothing to undo.
+
+    >>> import gluon_optim as go, mxnet as mx
+    >>> go.accelerate('sgd')
+    >>> go.restore_builtins()
+    >>> type(mx.optimizer.create('sgd')).__module__
+    'mxnet.optimizer.optimizer'
+    """
     registry = mx_optimizer.Optimizer.opt_registry
     registry.update((name, cls.replaces) for name, cls in CLASSES.items() if registry[name] is cls)
     if not _in_use and mx_optimizer.Updater.set_states is _set_states_and_drop_in:

@@ -5,12 +5,13 @@
 
 docs/CHECKPOINTS.md describes the file, and which guarantees hold when.
 """
+import contextlib
 import logging
 import math
 import os
 import random
 import warnings
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import mxnet
 import numpy
@@ -23,14 +24,15 @@ from ..states.errors import StateFileError
 from ..states.manifest import run_record
 from ..states.matching import match
 from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
-from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, producer, to_mxnet
+from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, producer, start
+from .weights import remember, write_weight
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
 log = logging.getLogger('gluon_optim')
 
 
-class Restored(dict):
+class Restored(Dict[str, Any]):
     """The user's ``extra``, and in attributes what else was restored.
 
     ``step, epoch, batch`` as they were given to `save_checkpoint`, None where they were not; ``metrics``; ``states`` is the
@@ -78,6 +80,21 @@ def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
     Raises TypeError or ValueError for what cannot be saved (an optimizer of MXNet, a scheduler without ``get_config``,
     parameters without a shape, ``extra`` that is not JSON, ``metrics`` that are no numbers), OSError where the file system
     refuses.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
+    ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
+    >>> restored, restored.step
+    ({'fold': 3}, 7)
     """
     run = checked_run(step, epoch, batch, metrics, extra)
     container.write(path, take(run, net, trainer, Pieces, reseed), run)
@@ -106,6 +123,21 @@ def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
 
     Raises StateFileError (a ValueError) for a damaged file or one that is no checkpoint, ValueError where something does not
     fit. Nothing has been changed then.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
+    ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
+    >>> restored, restored.step, str(restored.states)
+    ({'fold': 3}, 7, 'restored 2 of 2 parameters at step 1')
     """
     return restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
 
@@ -197,7 +229,7 @@ def _data(name: str, parameter: Any) -> List[Any]:
     if parameter._stype != 'default':
         raise ValueError(f'Parameters must be dense. Received: {name}, which is {parameter._stype}. '
                          'Use net.save_parameters, net.load_parameters, go.save_states and go.load_states.')
-    return parameter.list_data()
+    return list(parameter.list_data())
 
 
 def _differ(a: Any, b: Any) -> bool:
@@ -215,29 +247,47 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
     if trainer is not None and states.optimizer == NO_OPTIMIZER:
         raise ValueError(f'Cannot load {os.fspath(path)!r} into a trainer: it was saved without one. Load it with net= alone.')
     weights = [weight._replace(copies=weight.copies[:1]) if weight.name in states.master else weight for weight in run.weights]
-    set_weights, skipped = _plan_weights(weights, parameters(net, trainer), strict)
+    present = parameters(net, trainer)
+    set_weights = _plan_weights(weights, present, strict)
     set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else None
-    set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None else None
+    set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None and run.random is not None else None
+    if set_states:
+        set_states.warn()
 
-    # everything is known to fit: from here on net and trainer change
-    set_copies = set_weights()
-    report = set_states() if set_states else None
-    set_copies()
-    if set_random:
-        set_random()
+    # everything is known to fit: from here on net and trainer change, or everything is put back
+    report = None
+    with contextlib.ExitStack() as undo:
+        remember(undo, present.values())
+        if set_states:
+            start(trainer, undo)  # the first step would make the copies of each device those of the first one
+        set_weights.apply()
+        if set_states:
+            report = set_states.apply(undo)
+        if set_random:
+            set_random.apply(undo)
+        undo.pop_all()
+    if report:
+        report.log()
     restored = Restored(run.extra)
     restored.step, restored.epoch, restored.batch, restored.metrics = run.step, run.epoch, run.batch, run.metrics
-    restored.states, restored.skipped = report, skipped
-    for line in skipped:
+    restored.states, restored.skipped = report, set_weights.skipped
+    for line in restored.skipped:
         log.warning('not loaded: %s', line)
     return restored
 
 
-def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool
-                  ) -> Tuple[Callable[[], Callable[[], None]], List[str]]:
-    """A function that sets the weights, and what does not fit. That function returns one that sets the copies of each device,
-    which must wait until the trainer's kvstore has made all of them the first one's.
-    """
+class WeightsPlan(NamedTuple):
+    """Weights that are known to fit."""
+
+    values: List[Tuple[Any, List[numpy.ndarray]]]   # parameters, and their values on each device
+    skipped: List[str]                              # one sentence for each that does not fit
+
+    def apply(self) -> None:
+        for parameter, values in self.values:
+            write_weight(parameter, values)
+
+
+def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool) -> WeightsPlan:
     names = list(present)
     data = {name: _data(name, parameter) for name, parameter in present.items()}
     pairs, note = match([_info(w.name, w.full_name, w.copies[0]) for w in weights],
@@ -255,20 +305,14 @@ def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool
         raise ValueError(f'The checkpoint must be of the same parameters. Received: {"; ".join(problems[:8])}{more}. '
                          'Nothing was changed. Pass strict=False to load what fits.')
 
-    def set_weights() -> Callable[[], None]:
-        for name, copies in fitting.items():
-            same = len(copies) == 1 or len(copies) == len(data[name])
-            value = copies[0] if same else numpy.mean(copies, axis=0).astype(copies[0].dtype)  # as MXNet saves such parameters
-            present[name].set_data(to_mxnet(value))
-        return set_copies
+    return WeightsPlan([(present[name], _for_devices(copies, len(data[name]))) for name, copies in fitting.items()], problems)
 
-    def set_copies() -> None:
-        for name, copies in fitting.items():
-            if 1 < len(copies) == len(data[name]):
-                for array, value in zip(present[name].list_data(), copies):
-                    array[:] = to_mxnet(value)
 
-    return set_weights, problems
+def _for_devices(copies: List[numpy.ndarray], devices: int) -> List[numpy.ndarray]:
+    """Each device gets its own copy where there are as many; else all get their mean, as MXNet saves such parameters."""
+    if len(copies) == devices:
+        return copies
+    return [copies[0] if len(copies) == 1 else numpy.mean(copies, axis=0).astype(copies[0].dtype)] * devices
 
 
 def _info(name: str, full_name: str, array: Any) -> ParameterInfo:
@@ -304,10 +348,25 @@ def _seed(seed: int, contexts: List[Any]) -> None:
         mxnet.random.seed(seed + k, context)
 
 
-def _plan_random(saved: Optional[Dict[str, Any]], contexts: List[Any]) -> Callable[[], None]:
-    """Check the saved states on generators of our own; the function returned puts them into the global ones."""
-    if saved is None:
-        return lambda: None
+class RandomPlan(NamedTuple):
+    """States of generators that are known to be some."""
+
+    seed: int
+    of_numpy: Tuple[Any, ...]
+    of_python: Tuple[Any, ...]
+    contexts: List[Any]
+
+    def apply(self, undo: contextlib.ExitStack) -> None:
+        """Last of all: what MXNet's generators were cannot be read, nor put back."""
+        undo.callback(numpy.random.set_state, numpy.random.get_state())  # noqa: NPY002
+        undo.callback(random.setstate, random.getstate())
+        numpy.random.set_state(self.of_numpy)  # noqa: NPY002
+        random.setstate(self.of_python)
+        _seed(self.seed, self.contexts)
+
+
+def _plan_random(saved: Dict[str, Any], contexts: List[Any]) -> RandomPlan:
+    """Check the saved states on generators of our own."""
     try:
         seed, of_numpy = saved['mxnet'], tuple(saved['numpy'])
         version, state, gauss = saved['python']
@@ -319,9 +378,4 @@ def _plan_random(saved: Optional[Dict[str, Any]], contexts: List[Any]) -> Callab
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise StateFileError(f'The random state in the checkpoint must be one of NumPy and Python. Received: {error}. '
                              'It was written by a program with other generators.') from error
-
-    def set_random() -> None:
-        numpy.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)
-        _seed(seed, contexts)
-    return set_random
+    return RandomPlan(seed, of_numpy, of_python, contexts)

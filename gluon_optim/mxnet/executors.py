@@ -240,4 +240,4 @@ def _check(rule: Type[Rule], static: KernelKey, arrays: Arrays, slot_dtype: str)
 
 
 def _name(dtype: Any) -> str:
-    return numpy.dtype(dtype).name
+    return str(numpy.dtype(dtype).name)

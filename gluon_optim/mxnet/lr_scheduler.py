@@ -3,12 +3,13 @@
 MXNet's schedulers are stateful: past its end a CosineScheduler keeps the rate at which it arrived, and a fresh one would
 answer with the rate from which it started. So all attributes are saved and put back.
 """
+import contextlib
 import copy
 import importlib
 import math
 from typing import Any, Callable, Dict, Optional
 
-__all__ = ['export_scheduler', 'plan_scheduler']
+__all__ = ['SchedulerPlan', 'export_scheduler', 'keep', 'plan_scheduler']
 
 KNOWN = ('mxnet.lr_scheduler', 'gluon_optim.mxnet.lr_scheduler')  # modules whose classes are their attributes
 
@@ -34,8 +35,34 @@ def export_scheduler(scheduler: Any) -> Optional[Dict[str, Any]]:
     return {'class': _path(scheduler), 'attributes': copy.deepcopy(attributes)}
 
 
-def plan_scheduler(present: Any, saved: Optional[Dict[str, Any]], num_update: int, mode: str) -> Callable[[], Any]:
-    """Check now, change later: the function returned restores the scheduler and returns the one to use.
+class SchedulerPlan:
+    """The scheduler that will hold: ``present`` with other attributes, or a new one."""
+
+    def __init__(self, scheduler: Any, change: Callable[[], Any] = lambda: None):
+        self._scheduler, self._change = scheduler, change
+
+    def apply(self, undo: contextlib.ExitStack) -> Any:
+        """Change the scheduler in place, as the user may hold it, and return it."""
+        if hasattr(self._scheduler, '__dict__'):
+            keep(undo, vars(self._scheduler))
+        if _has_config(self._scheduler):
+            undo.callback(self._scheduler.set_config, self._scheduler.get_config())
+        self._change()
+        return self._scheduler
+
+
+def keep(undo: contextlib.ExitStack, changing: Dict[Any, Any]) -> None:
+    """Let ``undo`` put back the entries that ``changing`` has now."""
+    before = dict(changing)
+
+    def put_back() -> None:
+        changing.clear()
+        changing.update(before)
+    undo.callback(put_back)
+
+
+def plan_scheduler(present: Any, saved: Optional[Dict[str, Any]], num_update: int, mode: str) -> SchedulerPlan:
+    """Check whether ``saved`` can be restored; nothing changes yet.
 
     ``mode='file'``: the saved attributes go into a present scheduler of the same class, or into a new one where there is
     none. ``mode='current'``: the present one stays and is asked for every update up to ``num_update``, as in training.
@@ -43,29 +70,23 @@ def plan_scheduler(present: Any, saved: Optional[Dict[str, Any]], num_update: in
     Raises ValueError for another class, or for attributes that are not those of the class.
     """
     if mode == 'current':
-        return lambda: _replay(present, num_update)
+        return SchedulerPlan(present, lambda: _replay(present, num_update))
     if saved is None and present is None:
-        return lambda: None
+        return SchedulerPlan(None)
     if saved is None or (present is not None and not _is_of(present, saved['class'])):
         file = 'without a scheduler' if saved is None else f'with the scheduler {saved["class"]}'
         raise ValueError(f'The file was saved {file}, the trainer has {_path(present)}. Create the trainer as it was, or pass '
                          'hyperparameters="current" to go on with the trainer\'s.')
     attributes = copy.deepcopy(saved['attributes'])
     if present is not None and _has_config(present):
-        return lambda: _set_config(present, attributes)
+        return SchedulerPlan(present, lambda: present.set_config(attributes))
     scheduler = _new(saved['class']) if present is None else copy.copy(present)
     if present is not None and set(vars(present)) != set(attributes):
         raise ValueError(f'{saved["class"]} must have the attributes {sorted(vars(present))}. Received from the file: '
                          f'{sorted(attributes)}. It was written by another version of the class: pass hyperparameters="current".')
     vars(scheduler).update(attributes)
     _try(scheduler, saved['class'], num_update)
-
-    def restore() -> Any:
-        if present is None:
-            return scheduler
-        vars(present).update(attributes)  # in place: the user may hold it
-        return present
-    return restore
+    return SchedulerPlan(scheduler) if present is None else SchedulerPlan(present, lambda: vars(present).update(attributes))
 
 
 def _path(scheduler: Any) -> str:
@@ -103,18 +124,7 @@ def _try(scheduler: Any, path: str, num_update: int) -> None:
                          'Pass hyperparameters="current".') from error
 
 
-def _set_config(scheduler: Any, config: Dict[str, Any]) -> Any:
-    before = scheduler.get_config()
-    try:
-        scheduler.set_config(config)
-    except Exception:
-        scheduler.set_config(before)
-        raise
-    return scheduler
-
-
-def _replay(scheduler: Any, num_update: int) -> Any:
+def _replay(scheduler: Any, num_update: int) -> None:
     if scheduler is not None:
         for update in range(1, num_update + 1):
             scheduler(update)
-    return scheduler

@@ -52,6 +52,25 @@ class CheckpointManager:
             for step in range(restored.step + 1 if restored else 1, steps + 1):
                 ...
                 manager.save(step, net=net, trainer=trainer)
+
+    Raises ValueError for an argument out of range; the methods say what they raise.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder, go.CheckpointManager(folder, keep_last=2) as manager:
+    ...     manager.restore_latest(net=net, trainer=trainer) is None
+    ...     for step in range(1, 5):
+    ...         _ = manager.save(step, net=net, trainer=trainer)
+    ...     manager.steps(), manager.restore_latest(net=net, trainer=trainer).step
+    True
+    ([3, 4], 4)
     """
 
     def __init__(self, directory: container.Path, keep_last: Optional[int] = 3, keep_every: Optional[int] = None,

@@ -2,7 +2,7 @@
 import inspect
 import math
 import warnings
-from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, ClassVar, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy
 
@@ -11,8 +11,10 @@ from mxnet import ndarray as nd
 from mxnet.optimizer import optimizer as mx_optimizer
 
 from ..rules.base import BASE_HYPERS, Rule, scalars
-from ..schema import Values, check_known
+from ..schema import Values, check_known, one_of
+from ..states.model import ParameterInfo
 from .executors import Executor, Update, check_weight
+from .weights import keep_kvstore
 
 __all__ = ['RuleOptimizer', 'Runner']
 
@@ -28,13 +30,15 @@ class Runner(mx_optimizer.Optimizer):
     """
 
     rule: ClassVar[Type[Rule]]
-    _process_only: ClassVar[Tuple[str, ...]] = ('_executor', '_checked', '_warned')  # never saved
+    _process_only: ClassVar[Tuple[str, ...]] = ('_executor', '_checked', '_warned', '_followed')  # never saved
+    _checked: Tuple[Optional[Dict[str, Any]], Values]
 
     def _set_up(self) -> None:
         """What lives as long as the process."""
         self._executor = Executor(self.rule, self.split_state, self.slot_dtype)
-        self._checked: Tuple[Any, Any] = (None, None)
+        self._checked = (None, Values())
         self._warned = False
+        self._followed: Tuple[Any, Any] = (None, None)  # the parameters, and the contexts that they were on
 
     def __getstate__(self) -> Dict[str, Any]:
         state = super().__getstate__()
@@ -95,10 +99,38 @@ class Runner(mx_optimizer.Optimizer):
         self.num_update = num_update
 
     def _set_current_context(self, device_id: int) -> None:
+        self._follow_parameters()
         # MXNet starts a new device at begin_num_update; a run that was resumed on it is further
         if device_id not in self._all_index_update_counts:
             self._all_index_update_counts[device_id] = dict(self._restored_counts)
         super()._set_current_context(device_id)
+
+    def _follow_parameters(self) -> None:
+        """Look after the trainer whose parameters these are: it keeps its kvstore, and where `reset_ctx` has moved the
+        parameters, counts, states and what is shared go with them."""
+        parameter = next(iter(self.param_dict.values()), None)
+        contexts = getattr(parameter, '_ctx_list', None)  # another list after each `reset_ctx`
+        parameters, before = self._followed
+        if parameters is self.param_dict and before is contexts:
+            return
+        trainer = getattr(parameter, '_trainer', None)
+        if trainer is not None and trainer._optimizer is self:
+            keep_kvstore(trainer)
+            if contexts is not None and len(contexts) > len(trainer._updaters) and not trainer._update_on_kvstore:
+                raise ValueError(f'The trainer updates as many copies of a parameter as there were when it was made, '
+                                 f'{len(trainer._updaters)}. Received: parameters on {contexts}. Save its states, and load them '
+                                 'into a new trainer.')
+            if before is not None:
+                self._move(trainer)
+        self._followed = self.param_dict, contexts
+
+    def _move(self, trainer: Any) -> None:
+        """Let whatever devices come next begin where the run is now."""
+        self.set_update_counts(self.update_counts(), self.num_update)
+        self.set_shared_state(self.shared_state())
+        for updater in (*trainer._updaters, getattr(trainer._kvstore, '_updater', None)):
+            if updater is not None:
+                updater.states_synced = dict.fromkeys(updater.states, False)  # it moves them before the next update
 
     # -- states -----------------------------------------------------------------------------------------------------
 
@@ -182,22 +214,37 @@ class Runner(mx_optimizer.Optimizer):
         """`shared_state` as it is saved; ``names`` are those of the parameters, by index. What is None is left out."""
         return {name: numpy.array(value, 'float64') for name, value in self.shared_state().items() if value is not None}
 
-    def set_variables(self, variables: Mapping[str, numpy.ndarray], names: Mapping[Any, str]) -> None:
-        """The inverse of `variables`; what is left out is as in a new optimizer."""
+    def read_variables(self, variables: Mapping[str, numpy.ndarray], pairs: Mapping[Any, ParameterInfo]) -> Dict[str, Any]:
+        """The `shared_state` that was saved as ``variables``; what is left out is as in a new optimizer. ``pairs`` are the saved
+        parameters, by index.
+
+        Raises ValueError for variables that are not those of this optimizer.
+        """
         fresh = type(self)().shared_state() if self.shared_state() else {}
-        self.set_shared_state({name: variables[name].item() if name in variables else value for name, value in fresh.items()})
+        self._check_variables(variables, fresh)
+        for name, value in variables.items():
+            if value.shape != () or not numpy.isfinite(value):
+                raise ValueError(f'The variable {name!r} of {self.rule.name} must be one finite number. Received from the file: '
+                                 f'{value.dtype}{list(value.shape)} {value.ravel()[:4].tolist()}. Restore another file.')
+        return {name: variables[name].item() if name in variables else value for name, value in fresh.items()}
+
+    def _check_variables(self, given: Iterable[str], known: Iterable[str]) -> None:
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise ValueError(f'The variables of {self.rule.name} must be among {one_of(sorted(known)) or "none"}. Received from '
+                             f'the file: {one_of(unknown[:8])}. It was written by another version of gluon_optim.')
 
     def _progress(self) -> Dict[str, Any]:
         """The attributes that `_count` changes, besides the counts of the parameters."""
         return dict(self.shared_state(), num_update=self.num_update)
 
-    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         """Count one update of each parameter. Returns t, learning rate and decay of each, and whatever else `_row` needs."""
         self._update_count(indices)
         counts, begin = self._index_update_count, self.begin_num_update
         return list(zip([counts[index] - begin for index in indices], self._get_lrs(indices), self._get_wds(indices)))
 
-    def _row(self, h: Values, key: Tuple, dtype: Any) -> Dict[str, float]:
+    def _row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
         """The coefficients that go with ``key``, one of `_count`, for weights of type ``dtype``."""
         t, rate, wd = key
         return self.rule.all_coefficients(scalars, h.replace(learning_rate=rate, wd=wd), t)

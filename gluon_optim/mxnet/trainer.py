@@ -3,6 +3,7 @@
 Everything is checked before anything is changed. What is saved does not depend on devices: one copy of the slots under
 each parameter's name, and the number of updates of each parameter.
 """
+import contextlib
 import logging
 import platform
 import warnings
@@ -11,19 +12,19 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 import mxnet
 import numpy
-from mxnet import gluon
+from mxnet import gluon, kvstore
 from mxnet import ndarray as nd
 from mxnet.ndarray.ndarray import array as nd_array
-from mxnet.util import is_np_array
 
 from ..schema import Slot, Values, one_of
 from ..states import container
 from ..states.matching import match
 from ..states.model import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
 from ..states.mxnet_files import mxnet2
-from .lr_scheduler import export_scheduler, plan_scheduler
+from .lr_scheduler import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .old_files import read_for
 from .optimizer import Runner
+from .weights import keep_kvstore, remember, write_weight
 
 __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_states', 'states_digest']
 
@@ -47,6 +48,11 @@ class LoadReport:
     def __str__(self) -> str:
         return f'restored {len(self.restored)} of {self.total} parameters at step {self.step}'
 
+    def log(self) -> None:
+        log.info('%s', self)
+        if self.rewritten:
+            log.info('rewrote %d weights from their float32 masters: %s', len(self.rewritten), one_of(self.rewritten))
+
 
 def save_states(trainer: Any, path: container.Path, net: Any = None) -> None:
     """Save the optimizer's state, update counts, hyper-parameters and scheduler to ``path``.
@@ -62,6 +68,20 @@ def save_states(trainer: Any, path: container.Path, net: Any = None) -> None:
 
     Raises TypeError for an optimizer of MXNet or a scheduler that cannot be saved, ValueError for parameters that have
     no shape yet or names that repeat, OSError where the file system refuses.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_states(trainer, f'{folder}/trainer.states', net=net)
+    ...     go.read_states(f'{folder}/trainer.states').names
+    ['bias', 'weight']
     """
     container.write(path, export_states(trainer, net, Pieces))
 
@@ -91,6 +111,20 @@ def load_states(trainer: Any, path: container.Path, net: Any = None, strict: boo
 
     Raises StateFileError (a ValueError) for a damaged file, ValueError for states of another optimizer, or names, shapes
     or types that do not fit. Nothing has been changed then.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_states(trainer, f'{folder}/trainer.states', net=net)
+    ...     print(go.load_states(trainer, f'{folder}/trainer.states', net=net))
+    restored 2 of 2 parameters at step 1
     """
     _optimizer(trainer)
     states = read_for(path, trainer, _parameters(trainer, net))
@@ -102,6 +136,17 @@ def states_digest(trainer: Any, net: Any = None) -> str:
 
     Over the optimizer's name, num_update and, by sorted name, the types and shapes of weights, counts, and the bytes of
     slots and masters. Not over devices, hyper-parameters or paths.
+
+    ``trainer`` and ``net`` are those of `save_states`; raises the same TypeError and ValueError.
+
+    >>> import gluon_optim as go
+    >>> from mxnet import gluon
+    >>> def digest_of(name):
+    ...     net = gluon.nn.Dense(1, in_units=2, prefix='dense_')
+    ...     net.initialize()
+    ...     return go.states_digest(gluon.Trainer(net.collect_params(), name))
+    >>> digest_of('novograd') == digest_of('novograd'), digest_of('novograd') == digest_of('adamw')
+    (True, False)
     """
     return digest(export_states(trainer, net, Pieces))
 
@@ -109,13 +154,20 @@ def states_digest(trainer: Any, net: Any = None) -> str:
 def import_states(trainer: Any, states: OptimizerStates, net: Any = None, strict: bool = True,
                   hyperparameters: str = 'file') -> LoadReport:
     """Put ``states`` into ``trainer``. Parameters, report and errors are those of `load_states`."""
-    return plan_import(trainer, states, net, strict, hyperparameters)()
+    plan = plan_import(trainer, states, net, strict, hyperparameters)
+    plan.warn()
+    with contextlib.ExitStack() as undo:
+        remember(undo, plan.may_write())
+        report = plan.apply(undo)
+        undo.pop_all()
+    report.log()
+    return report
 
 
-def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, hyperparameters: str) -> Callable[[], LoadReport]:
-    """Check now, change later: all of `import_states` that can fail; the function returned does the rest.
+def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, hyperparameters: str) -> 'StatesPlan':
+    """All of `import_states` that can find something wrong; the trainer's weights, states and optimizer are as before.
 
-    Weights may be loaded in between: they are compared with their masters afterwards.
+    Weights may be loaded before the plan is applied: they are compared with their masters then.
     """
     optimizer = _optimizer(trainer)
     otherwise = mxnet2.not_in_rule(states)
@@ -126,38 +178,66 @@ def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, h
         raise ValueError(f'The states are of {states.optimizer!r}, the trainer runs {optimizer.rule.name!r}. '
                          f'Create the trainer with {states.optimizer!r}, or load states of {optimizer.rule.name!r}.')
     h = _hyperparameters(optimizer, states, hyperparameters)
-    restore_scheduler = plan_scheduler(optimizer.lr_scheduler, states.scheduler, states.num_update, hyperparameters)
+    scheduler = plan_scheduler(optimizer.lr_scheduler, states.scheduler, states.num_update, hyperparameters)
     present = _parameters(trainer, net)
-    plan = _plan(trainer, states, present, optimizer.rule.slots(h), strict)
-    notes = [*plan.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
-             *_differences(optimizer, h, states, plan.pairs, present, hyperparameters)]
-    _start(trainer)
-    arrays = _to_devices(trainer, states, plan, h)
+    fit = _match(trainer, states, present, optimizer.rule.slots(h), strict)
+    shared = optimizer.read_variables(states.variables, fit.pairs)
+    notes = [*fit.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
+             *_differences(optimizer, h, states, fit.pairs, present, hyperparameters)]
     scaler, scales = _loss_scaler(trainer, states, notes)
+    _start_kvstore(trainer)
+    arrays = _to_devices(trainer, states, fit, h)
+    return StatesPlan(trainer, states, present, fit, h, arrays, scheduler, shared, scaler, scales, notes)
 
-    def restore() -> LoadReport:  # everything is known to fit: from here on the trainer changes
-        optimizer.lr_scheduler = restore_scheduler()
-        optimizer.set_hyperparameters(h)
-        optimizer.set_variables(states.variables, {i: info.name for i, info in plan.pairs.items()})
-        for name, value in scales.items():
-            setattr(scaler, name, value)
-        _set_counts(optimizer, states, plan.pairs)
-        _keep_kvstore(trainer)
-        rewritten = _rewrite_weights(trainer, states, plan.pairs)
-        _start(trainer)
-        _install(trainer, arrays, plan.pairs)
 
-        for note in notes:
+class StatesPlan(NamedTuple):
+    """States that are known to fit a trainer, on its devices: what remains is to put them in their places."""
+
+    trainer: Any
+    states: OptimizerStates
+    present: List[ParameterInfo]
+    fit: '_Fit'
+    h: Values
+    arrays: Dict[int, List[Any]]        # the states of each index, for each updater
+    scheduler: SchedulerPlan
+    shared: Dict[str, Any]              # the optimizer's `shared_state`
+    scaler: Any
+    scales: Dict[str, Any]
+    notes: List[str]
+
+    def warn(self) -> None:
+        """Say what differs. Before anything changes: who makes warnings errors gets one with nothing changed."""
+        for note in self.notes:
             warnings.warn(note, stacklevel=4)
-        names = [info.name for info in present]
-        trained = sum(i in arrays or parameter.grad_req != 'null' for i, parameter in enumerate(trainer._params))
-        report = LoadReport(trained, states.num_update, [names[i] for i in arrays], plan.missing, plan.unexpected,
-                            plan.mismatched, [names[i] for i in rewritten], notes)
-        log.info('%s', report)
-        if rewritten:
-            log.info('rewrote %d weights from their float32 masters: %s', len(rewritten), one_of(report.rewritten))
-        return report
-    return restore
+
+    def may_write(self) -> List[Any]:
+        """The parameters of which `apply` may change weights."""
+        # MXNet makes all copies of a weight those of the first device
+        starts = bool(self.trainer._params_to_init) and len(contexts_of(self.trainer)) > 1
+        return [parameter for i, parameter in enumerate(self.trainer._params)
+                if starts or (i in self.fit.pairs and self.fit.pairs[i].name in self.states.master)]
+
+    def apply(self, undo: contextlib.ExitStack) -> LoadReport:
+        """Restore the states; ``undo`` gets what takes back everything but the weights, which the caller remembers."""
+        trainer, optimizer, pairs = self.trainer, self.trainer._optimizer, self.fit.pairs
+        keep(undo, vars(optimizer))
+        optimizer.lr_scheduler = self.scheduler.apply(undo)
+        optimizer.set_hyperparameters(self.h)
+        optimizer.set_shared_state(self.shared)
+        _set_counts(optimizer, self.states, pairs)
+        if self.scales:
+            keep(undo, vars(self.scaler))
+            vars(self.scaler).update(self.scales)
+        start(trainer, undo)
+        rewritten = _rewrite_weights(trainer, self.states, pairs)
+        for updater in _updaters(trainer):
+            keep(undo, updater.states)
+            keep(undo, updater.states_synced)
+        _install(trainer, self.arrays, pairs)
+        names = [info.name for info in self.present]
+        trained = sum(i in self.arrays or parameter.grad_req != 'null' for i, parameter in enumerate(trainer._params))
+        return LoadReport(trained, self.states.num_update, [names[i] for i in self.arrays], self.fit.missing, self.fit.unexpected,
+                          self.fit.mismatched, [names[i] for i in rewritten], self.notes)
 
 
 # What a trainer is
@@ -178,12 +258,28 @@ def _optimizer(trainer: Any) -> Runner:
     return optimizer
 
 
-def _start(trainer: Any) -> None:
+def start(trainer: Any, undo: Optional[contextlib.ExitStack] = None) -> None:
     """What the first step does before it updates."""
+    _start_kvstore(trainer)
+    waiting, deferred = trainer._params_to_init, []
+    fresh = len(waiting) == len(trainer._params) and not trainer._distributed
+    if undo is not None and fresh and not isinstance(trainer._kvstore_params['kvstore'], kvstore.KVStoreBase):
+        undo.callback(type(trainer)._reset_kvstore, trainer)  # a user's own kvstore cannot be made anew
+    try:
+        while waiting:  # one by one: when one fails, those before it must not be initialized again, which a kvstore refuses
+            trainer._params_to_init = waiting[:1]
+            trainer._init_params()
+            deferred += trainer._params_to_init
+            waiting = waiting[1:]
+    finally:
+        trainer._params_to_init = deferred + waiting
+
+
+def _start_kvstore(trainer: Any) -> None:
+    """The part of `start` that changes no weights."""
+    keep_kvstore(trainer)
     if not trainer._kv_initialized:
         trainer._init_kvstore()
-    if trainer._params_to_init:
-        trainer._init_params()
     if trainer._update_on_kvstore and trainer._kvstore._updater is None:
         raise ValueError(f'The states must be in this process. Received: kvstore {trainer._kvstore.type!r}, which keeps them '
                          'on its servers. Create the trainer with update_on_kvstore=False.')
@@ -195,8 +291,10 @@ def _updaters(trainer: Any) -> List[Any]:
 
 
 def contexts_of(trainer: Any) -> List[Any]:
-    """The devices of ``trainer``, in its order."""
-    return trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices  # MXNet 1.x, 2.x
+    """The devices of the parameters, in their order: `reset_ctx` may have moved them since the trainer was made."""
+    for parameter in trainer._params:
+        return list(parameter.list_ctx() if hasattr(parameter, 'list_ctx') else parameter.list_device())  # MXNet 1.x, 2.x
+    return list(trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices)
 
 
 def _parameters(trainer: Any, net: Any) -> List[ParameterInfo]:
@@ -247,7 +345,7 @@ def export_states(trainer: Any, net: Any = None, copy: Callable[[Any], Array] = 
     infos = _parameters(trainer, net)
     scheduler = export_scheduler(optimizer.lr_scheduler)
     h = optimizer.hyperparameters()
-    _start(trainer)
+    start(trainer)
     held = _updaters(trainer)[0].states
     counts = optimizer.update_counts()
     slots, masters = {}, {}
@@ -285,7 +383,7 @@ def producer() -> Dict[str, str]:
 
 # Into a trainer: checks
 
-class _Plan(NamedTuple):
+class _Fit(NamedTuple):
     pairs: Dict[int, ParameterInfo]    # the trainer's index -> the saved parameter whose state it gets
     slots: Sequence[Slot]
     missing: List[str]
@@ -294,7 +392,7 @@ class _Plan(NamedTuple):
     notes: List[str]
 
 
-def _plan(trainer: Any, states: OptimizerStates, present: List[ParameterInfo], slots: Sequence[Slot], strict: bool) -> _Plan:
+def _match(trainer: Any, states: OptimizerStates, present: List[ParameterInfo], slots: Sequence[Slot], strict: bool) -> _Fit:
     """Who gets what. Raises ValueError when something does not fit and ``strict`` is true."""
     pairs, note = match(states.parameters, present)
     missing = [info.name for i, info in enumerate(present) if i not in pairs and trainer._params[i].grad_req != 'null']
@@ -308,7 +406,7 @@ def _plan(trainer: Any, states: OptimizerStates, present: List[ParameterInfo], s
         raise ValueError(f'The states must be of the same parameters. Received: {". ".join(problems)}. Nothing was changed. '
                          'Pass strict=False to restore what fits.')
     fitting = {i: states.parameters[j] for i, j in pairs.items() if not misfits[i]}
-    return _Plan(fitting, slots, missing, unexpected, mismatched, [note] if note else [])
+    return _Fit(fitting, slots, missing, unexpected, mismatched, [note] if note else [])
 
 
 def _misfit(optimizer: Runner, slots: Sequence[Slot], present: ParameterInfo, saved: ParameterInfo,
@@ -382,22 +480,17 @@ def _loss_scaler(trainer: Any, states: OptimizerStates, notes: List[str]) -> Tup
 
 # Into a trainer: changes
 
-def to_mxnet(value: numpy.ndarray) -> Any:
-    """An array on the CPU, of the kind that parameters are."""
-    return mxnet.np.array(value, dtype=value.dtype) if is_np_array() else nd_array(value, dtype=value.dtype)
-
-
-def _to_devices(trainer: Any, states: OptimizerStates, plan: _Plan, h: Values) -> Dict[int, List[Any]]:
+def _to_devices(trainer: Any, states: OptimizerStates, fit: _Fit, h: Values) -> Dict[int, List[Any]]:
     """The states as MXNet has them: of each index one for each updater, on its context."""
     def array(values: Any, context: Any) -> Any:
         return nd_array(values if values.shape else values.reshape(1), ctx=context, dtype=values.dtype)
 
     def state(name: str, context: Any) -> Any:
-        slots = tuple(array(states.slots[name][slot.name], context) for slot in plan.slots)
+        slots = tuple(array(states.slots[name][slot.name], context) for slot in fit.slots)
         return trainer._optimizer.join_state(slots, array(states.master[name], context) if name in states.master else None, h)
 
     contexts = contexts_of(trainer)[:len(_updaters(trainer))]
-    return {i: [state(info.name, context) for context in contexts] for i, info in plan.pairs.items() if info.name in states.slots}
+    return {i: [state(info.name, context) for context in contexts] for i, info in fit.pairs.items() if info.name in states.slots}
 
 
 def _set_counts(optimizer: Runner, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:
@@ -417,8 +510,9 @@ def _rewrite_weights(trainer: Any, states: OptimizerStates, pairs: Dict[int, Par
         parameter = trainer._params[i]
         with numpy.errstate(over='ignore'):
             weight = states.master[info.name].astype(info.dtype)
-        if any(data.asnumpy().tobytes() != weight.tobytes() for data in parameter.list_data()):
-            parameter.set_data(to_mxnet(weight))  # and in the kvstore before the next step
+        copies = parameter.list_data()
+        if any(data.asnumpy().tobytes() != weight.tobytes() for data in copies):
+            write_weight(parameter, [weight] * len(copies))  # and in the kvstore before the next step
             rewritten.append(i)
     return rewritten
 
@@ -431,43 +525,3 @@ def _install(trainer: Any, arrays: Dict[int, List[Any]], pairs: Dict[int, Parame
         for i, states in arrays.items():
             updater.states[i] = states[k]
             updater.states_synced[i] = False  # the kvstore's copy of a weight may be on another context
-
-
-def _keep_kvstore(trainer: Any) -> None:
-    """Let the states survive `Parameter.set_data` and `net.load_parameters`.
-
-    Both make a trainer that updates on its kvstore throw it away with all states, and MXNet's next one starts afresh while
-    the counts go on. This trainer keeps its kvstore, and sends it the new weights before the next step.
-    """
-    if '_reset_kvstore' in vars(trainer):
-        return
-    reset, start = trainer._reset_kvstore, trainer._init_kvstore
-
-    def reset_kvstore() -> None:
-        if trainer._update_on_kvstore and not trainer._distributed:
-            trainer._kv_initialized = False  # asks for `_init_kvstore` before the next step
-        else:
-            reset()
-
-    def init_kvstore() -> None:
-        if trainer._kvstore is None:
-            start()
-        else:
-            _send_weights(trainer)
-            trainer._kv_initialized = True
-
-    trainer._reset_kvstore, trainer._init_kvstore = reset_kvstore, init_kvstore
-
-
-def _send_weights(trainer: Any) -> None:
-    """Make the kvstore's copy of each weight that of the first device, as MXNet does when it makes a kvstore."""
-    store, updater = trainer._kvstore, trainer._kvstore._updater
-    store._set_updater(lambda key, new, stored: new.copyto(stored))
-    try:
-        for index, parameter in enumerate(trainer._params):
-            if parameter not in trainer._params_to_init:
-                store.push(index, parameter.list_data()[0])
-                store.pull(index, out=parameter.list_data())
-        nd.waitall()
-    finally:
-        store._set_updater(updater)

@@ -10,7 +10,7 @@
 Works with onnx 1.13 and later; the models run on ONNX Runtime 1.15 and later.
 """
 try:
-    import onnx
+    import onnx as onnx  # `from gluon_optim.onnx import onnx` says what to install
 except ImportError as error:
     raise ImportError("gluon_optim.onnx needs the package onnx: pip install 'gluon-optim[onnx]'") from error
 

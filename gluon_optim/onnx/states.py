@@ -65,6 +65,15 @@ def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[It
     ------
     ValueError
         If the states do not fit the rule or the weights, something would be lost, or the file would exceed 2 GiB.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> model = go.to_onnx(states, weights={'weight': numpy.ones(2, 'float32')})
+    >>> [tensor.name for tensor in model.training_info[0].algorithm.initializer]
+    ['weight/mean', 'weight/norm_sq', 't']
     """
     converted = _converted(states, target, params, weights, allow_lossy)
     model = converted.model
@@ -78,6 +87,19 @@ def write(path: Path, states: OptimizerStates, target: str = 'mirror', params: O
     """Write the model of `to_onnx` to a file, completely or not at all, without a second copy of its arrays in memory.
 
     Raises what `to_onnx` raises, and OSError if the file system refuses.
+
+    The arguments besides ``path`` are those of `to_onnx`.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.onnx.write(folder + '/run.onnx', states, weights={'weight': numpy.ones(2, 'float32')})
+    ...     go.onnx.read(folder + '/run.onnx')
+    (<OptimizerStates: novograd at update 1, 1 parameters>, {'weight': array([1., 1.], dtype=float32)})
     """
     converted = _converted(states, target, params, weights, allow_lossy)
     with atomic.replacing(path) as file:
@@ -92,6 +114,15 @@ def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
     ------
     ValueError
         If the model was not made by `to_onnx`, or parts of it are missing.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> model = go.to_onnx(states, weights={'weight': numpy.ones(2, 'float32')})
+    >>> go.from_onnx(model).slots['weight']['mean']
+    array([0.6, 0.8], dtype=float32)
     """
     return _states(model, {tensor.name: numpy_helper.to_array(tensor) for tensor in _tensors(model)})
 
@@ -100,6 +131,20 @@ def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, numpy.
     """The states and weights in a file of `to_onnx` or `write`, without a second copy in memory.
 
     Raises StateFileError (a ValueError) for a damaged file or a different kind of file, OSError if it cannot be opened.
+
+    ``path`` is the file.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.onnx.write(folder + '/run.onnx', states, weights={'weight': numpy.ones(2, 'float32')})
+    ...     read_back, weights = go.onnx.read(folder + '/run.onnx')
+    >>> read_back.counts, weights
+    ({'weight': 1}, {'weight': array([1., 1.], dtype=float32)})
     """
     with open_once(path) as file:
         try:
@@ -126,6 +171,17 @@ def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy
         session = onnxruntime.InferenceSession(step.SerializeToString())
         new = session.run(None, {**arrays, **gradients, 'learning_rate': numpy.array(0.1)})
         arrays = {output.name[:-len('/new')]: array for output, array in zip(session.get_outputs(), new)}
+
+    Raises ValueError for a model that `to_onnx` has not made.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> step, arrays = go.onnx.unpack(go.to_onnx(states, weights={'weight': numpy.ones(2, 'float32')}))
+    >>> sorted(arrays)
+    ['t', 'weight', 'weight/mean', 'weight/norm_sq']
     """
     if not model.training_info:
         raise ValueError('The model must have training_info. Received: a model without it. Pass a model made by `to_onnx`.')

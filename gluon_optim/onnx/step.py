@@ -64,6 +64,8 @@ def export_step(name: str, shapes: Mapping[str, Sequence[int]], dtype: str = 'fl
 def initial_slots(name: str, weights: Mapping[str, Any], **hypers: Any) -> Dict[str, numpy.ndarray]:
     """The slots (and masters of float16 ``weights``) that a step model of `export_step` takes at the first update.
 
+    ``name`` and ``hypers`` are those of `export_step`, which raises the same errors.
+
     >>> initial_slots('asgd', {'w': numpy.ones(2, 'float32')})['w/mu']
     array(1., dtype=float32)
     """

@@ -24,6 +24,13 @@ class RuleState(NamedTuple):
     ``count``   the number of updates, int32; a pytree like the parameters where parameters have seen different numbers
     ``slots``   the rule's name for a slot -> pytree like the parameters; shape () where the rule keeps one number
     ``master``  pytree like the parameters: float32 weights of half-precision parameters, None for others; None if there are none
+
+    Raises nothing; `create` makes and reads it.
+
+    >>> import gluon_optim as go, jax.numpy as jnp
+    >>> state = go.optax.create('sgd_torch', momentum=0.9).init({'weight': jnp.zeros(2)})
+    >>> int(state.count), state.slots['momentum_buffer']['weight'].tolist(), state.master
+    (0, [0.0, 0.0], None)
     """
 
     count: Any

@@ -41,6 +41,15 @@ def to_optax(states: OptimizerStates, target: str = 'mirror', params: Any = None
     ------
     ValueError
         If the states do not fit the rule, something would be lost, or JAX would round float64.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> state = go.to_optax(states)
+    >>> int(state.count), state.slots['mean']['weight'].tolist()
+    (1, [0.6000000238418579, 0.800000011920929])
     """
     check_known('target', target, ['mirror'], ValueError)
     tree, chosen = _select(states, params)
@@ -59,6 +68,16 @@ def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
     """What to pass to `create`, besides the name, so that it continues from ``states``; ``params`` as in `to_optax`.
 
     ``rescale_grad`` is 1: use gradients of the mean loss. Replace ``learning_rate`` with a schedule if Gluon had one.
+
+    Raises ValueError as `to_optax` does.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> go.optax.arguments(states)['beta1']
+    0.95
     """
     tree, chosen = _select(states, params)
     found = optax_file.arguments(states, chosen)
@@ -73,6 +92,15 @@ def load(path: Any, params: Any = None) -> Tuple[RuleState, Dict[str, Any]]:
 
     ``params`` as in `to_optax`. Raises StateFileError (a ValueError) for a damaged file or a different kind of file, and what
     `to_optax` raises.
+
+    >>> import tempfile, gluon_optim as go, jax.numpy as jnp
+    >>> params = {'weight': jnp.zeros(2)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = folder + '/run.npz'
+    ...     go.optax.save(path, go.optax.create('adamw', wd=0.1).init(params), 'adamw', params, wd=0.1)
+    ...     state, arguments = go.optax.load(path)
+    >>> int(state.count), arguments['name'], arguments['wd']
+    (0, 'adamw', 0.1)
     """
     states, _ = optax_file.read(path)
     return to_optax(states, params=params), dict(arguments(states, params), name=states.optimizer)
@@ -80,7 +108,17 @@ def load(path: Any, params: Any = None) -> Tuple[RuleState, Dict[str, Any]]:
 
 def save(path: Any, state: RuleState, optimizer: str, params: Any = None, names: Any = None, num_update: Optional[int] = None,
          **hypers: Any) -> None:
-    """Write a state that `load` and ``gluon-optim convert`` read: the way back to MXNet. Arguments as in `from_optax`."""
+    """Write a state as `load` and ``gluon-optim convert`` read it: the way back to MXNet. Arguments as in `from_optax`.
+
+    ``path`` is the file, an ``.npz``. Raises what `from_optax` raises, and OSError where the file system refuses.
+
+    >>> import tempfile, gluon_optim as go, jax.numpy as jnp
+    >>> params = {'weight': jnp.zeros(2)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.optax.save(folder + '/run.npz', go.optax.create('adamw').init(params), 'adamw', params)
+    ...     int(go.optax.load(folder + '/run.npz')[0].count)
+    0
+    """
     states = from_optax(state, optimizer, params, names, num_update, **hypers)
     optax_file.write(path, states, states.parameters)
 
@@ -108,6 +146,14 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
     ------
     ValueError, TypeError
         If the state is not one of ``optimizer`` with these hyper-parameters, or does not fit ``params``.
+
+    >>> import gluon_optim as go, jax.numpy as jnp
+    >>> params = {'weight': jnp.ones(2)}
+    >>> optimizer = go.optax.create('novograd', learning_rate=0.1)
+    >>> updates, state = optimizer.update({'weight': jnp.array([3.0, 4.0])}, optimizer.init(params), params)
+    >>> states = go.from_optax(state, 'novograd', params, learning_rate=0.1)
+    >>> states.counts, states.slots['weight']['norm_sq']
+    ({'weight': 1}, array(25., dtype=float32))
     """
     if not isinstance(state, RuleState):
         raise TypeError(f'`state` must be the state of an optimizer made by `create`. Received: {type(state).__name__}. '

@@ -115,6 +115,15 @@ class Rule:
         Values other than hyper-parameters that belong to the optimizer as a whole; ``h`` has them where they are kept.
     ``peers``
         Names of implementations that compute the same, as tests prove.
+
+    `register` tries a rule and raises TypeError where it does not work; `hyperparameters` raises TypeError for an unknown
+    argument, ValueError for a value out of range.
+
+    >>> import numpy, gluon_optim as go
+    >>> rule = go.rules.get('sgd_torch')
+    >>> h = rule.hyperparameters(learning_rate=0.5)
+    >>> rule.run(numpy, h, t=1, weight=numpy.ones(2), gradient=numpy.array([1.0, 2.0]))
+    (array([0.5, 0. ]), {})
     """
 
     name: ClassVar[str]

@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import zlib
-from typing import Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar, Union
 
 import numpy
 
@@ -47,6 +47,8 @@ MAX_HEADER = 32 << 20  # about 40 000 parameters; more is refused before parsing
 # at a fixed place, so that the header can be checked before any of it is parsed
 _SIGNATURE = slice(8 + len(CONTAINER_START), 8 + len(CONTAINER_START) + 64)
 _CHUNK = 1 << 19  # small enough to stay in the cache between reading and checksum
+
+T = TypeVar('T')
 
 
 # Writing
@@ -182,7 +184,7 @@ def read_manifest(path: Union[Path, OpenFile]) -> Dict[str, Any]:
     return _opened(path, lambda file: _parse(_read_header(file, os.fstat(file.fileno()).st_size))[0])
 
 
-def _opened(path: Union[Path, OpenFile], reader: Callable[[BinaryIO], Any]) -> Any:
+def _opened(path: Union[Path, OpenFile], reader: Callable[[BinaryIO], T]) -> T:
     with open_once(path) as file:
         try:
             return reader(file.file)

@@ -1,6 +1,6 @@
 """The contents of a file of states, parameters or a whole run: described, compared, and checked for completeness."""
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 import numpy
 
@@ -201,7 +201,7 @@ def missing(states: OptimizerStates, names: Optional[List[str]] = None) -> List[
     return found
 
 
-def _needed(states: OptimizerStates) -> Optional[set]:
+def _needed(states: OptimizerStates) -> Optional[Set[str]]:
     """The slots that the rule keeps; None for an optimizer that is not ours."""
     find: Callable[[str], Any] = rules.get
     try:

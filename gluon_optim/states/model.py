@@ -38,6 +38,19 @@ class OptimizerStates:
     ``scheduler``   {'class': path, 'attributes': {...}} or None
     ``variables``   arrays that belong to the optimizer as a whole
     ``report``      messages from the reader or a conversion, one string per line
+    ``parameters``  one `ParameterInfo` for each name: shape and dtype of the weight, lr_mult, wd_mult
+    ``loss_scaler``  what AMP's loss scaler holds, or None
+    ``producer``    name -> version of the programs that wrote the file
+
+    Raises nothing: states are checked where they are written, loaded or converted.
+
+    >>> info = ParameterInfo('0.weight', 'dense0_weight', (3, 2), 'float32')
+    >>> states = OptimizerStates('sgd_torch', {'momentum': 0.9}, 7, [info], {'0.weight': 7},
+    ...                          {'0.weight': {'momentum_buffer': numpy.zeros((3, 2), 'float32')}})
+    >>> states
+    <OptimizerStates: sgd_torch at update 7, 1 parameters>
+    >>> states.slots['0.weight']['momentum_buffer'].shape
+    (3, 2)
     """
 
     optimizer: str

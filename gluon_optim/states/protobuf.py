@@ -3,7 +3,7 @@
 The protobuf package keeps a message, its serialized form and its arrays in memory at once. Here a message is written around
 arrays that stay where they are, and read without the arrays, giving only their positions.
 """
-from typing import BinaryIO, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from .errors import UnreadableFile
 
@@ -35,7 +35,7 @@ def header(field: int, size: int) -> bytes:
     return varint(field << 3 | 2) + varint(size)
 
 
-def skim(file: BinaryIO, place: Place, path: Mapping[int, Optional[Dict]], found: List[Optional[Place]]) -> bytes:
+def skim(file: BinaryIO, place: Place, path: Mapping[int, Optional[Dict[int, Any]]], found: List[Optional[Place]]) -> bytes:
     """The message at ``place`` without the arrays in it.
 
     ``path`` says which fields lead to them: number -> the same for the message in that field, or None for an array. For

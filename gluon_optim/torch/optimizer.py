@@ -1,7 +1,8 @@
 """`RuleOptimizer`: a rule as ``torch.optim.Optimizer``."""
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 import torch
+from torch.optim.optimizer import Optimizer
 
 from .. import rules
 from ..mapping.classes import mirror
@@ -17,6 +18,9 @@ ALIASES = {'learning_rate': 'lr', 'weight_decay': 'wd'}  # other name -> the key
 GROUP_KEYS = ('params', 'param_names', 'initial_lr', 'optimizer')  # what a param group holds besides hyper-parameters
 HALVES = (torch.float16, torch.bfloat16)
 TYPES = HALVES + (torch.float32, torch.float64)
+
+
+F = TypeVar('F', bound=Callable[..., Any])
 
 
 class Namespace:
@@ -39,15 +43,15 @@ class Namespace:
 
     @staticmethod
     def minimum(x: Any, y: Any) -> torch.Tensor:
-        if not isinstance(y, torch.Tensor):
-            return x.clamp(max=y)
-        return torch.minimum(x, y) if isinstance(x, torch.Tensor) else y.clamp(max=x)
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return torch.minimum(x, y)
+        return torch.clamp(x, max=y) if isinstance(x, torch.Tensor) else torch.clamp(y, max=x)
 
     @staticmethod
     def maximum(x: Any, y: Any) -> torch.Tensor:
-        if not isinstance(y, torch.Tensor):
-            return x.clamp(min=y)
-        return torch.maximum(x, y) if isinstance(x, torch.Tensor) else y.clamp(min=x)
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return torch.maximum(x, y)
+        return torch.clamp(x, min=y) if isinstance(x, torch.Tensor) else torch.clamp(y, min=x)
 
     def where(self, condition: torch.Tensor, x: Any, y: Any) -> torch.Tensor:
         if not isinstance(x, torch.Tensor) and not isinstance(y, torch.Tensor):
@@ -55,16 +59,28 @@ class Namespace:
         return torch.where(condition, x, y)
 
 
+# Tracing would compile once for each step, at which the coefficients, Python numbers, change. `torch.compiler.disable` does the
+# same, and loads all of the compiler at once.
+untraced: Callable[[F], F] = vars(torch)['_disable_dynamo']
 NAMESPACES = {dtype: Namespace(dtype) for dtype in (torch.float32, torch.float64)}
 
 
-class RuleOptimizer(torch.optim.Optimizer):
+class RuleOptimizer(Optimizer):
     """A registered rule as a PyTorch optimizer; make one with `create`.
 
     A param group holds the hyper-parameters under MXNet's names, except ``lr`` for the learning rate, and ``multi_precision``.
     The state of a parameter is its number of updates ``'step'``, the slots under PyTorch's names (``exp_avg`` and so on), of
     shape () where the rule keeps one number, and ``'master'`` for half-precision parameters unless ``multi_precision=False``.
     Slots and masters are float32, or float64 for float64 parameters. Parameters without a gradient are skipped.
+
+    Parameters are the ``rule``, and ``params`` and ``hypers`` as for `create`, which raises the same errors.
+
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = create('novograd', [weight], lr=0.1)
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer.step()
+    >>> optimizer.state[weight]['exp_avg_sq'], optimizer.state[weight]['step']
+    (tensor(25.), tensor(1.))
     """
 
     rule: Type[Rule]
@@ -121,7 +137,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _hypers(self, group: Mapping[str, Any]) -> Values:
         return self.rule.hyperparameters(**mirror(self.rule, group).hypers(group))
 
-    @torch._disable_dynamo  # the coefficients are Python numbers that change every step: tracing would compile each of them
+    @untraced
     @torch.no_grad()
     def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
         """Update all parameters that have a gradient; ``closure`` reevaluates the model and returns the loss.
@@ -131,9 +147,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         """
         loss = None
         if closure is not None:
-            with torch.enable_grad():
+            with torch.set_grad_enabled(True):
                 loss = closure()
-        work = [(group, self._hypers(group), [(param, _gradient(param)) for param in group['params'] if param.grad is not None])
+        work = [(group, self._hypers(group), [(param, _dense(param.grad)) for param in group['params'] if param.grad is not None])
                 for group in self.param_groups]
         for group, h, pairs in work:
             static, by_count = self.rule.static(h), {}
@@ -162,7 +178,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _state(self, param: torch.Tensor, slots: Iterable[Slot], multi_precision: bool) -> Dict[str, Any]:
         """The state of a parameter, with anything missing filled in."""
-        state = self.state[param]
+        state: Dict[str, Any] = self.state[param]
         if 'step' not in state:
             state['step'] = torch.tensor(0.0, dtype=torch.float32)  # on the CPU, where reading it waits for no device
         if multi_precision and param.dtype in HALVES and 'master' not in state:
@@ -259,6 +275,13 @@ def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) 
 
         optimizer = create('novograd', param_groups(state_dict, model.parameters()))
         optimizer.load_state_dict(state_dict)
+
+    Raises ValueError where the numbers of parameters differ.
+
+    >>> params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
+    >>> state_dict = torch.optim.SGD([{'params': params[:1], 'lr': 0.1}, {'params': params[1:], 'lr': 0.2}]).state_dict()
+    >>> [len(group['params']) for group in param_groups(state_dict, params)]
+    [1, 1]
     """
     params = list(params)
     positions = [position for group in state_dict['param_groups'] for position in group['params']]
@@ -301,8 +324,8 @@ def _check_names(mine: Sequence[str], saved: Sequence[str]) -> None:
                          'make the optimizer from parameters without names.')
 
 
-def _gradient(param: Any) -> torch.Tensor:
-    if param.grad.layout is not torch.strided:
-        raise ValueError(f'A gradient must be dense. Received: {param.grad.layout} for a parameter of shape {tuple(param.shape)}. '
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    if gradient.layout is not torch.strided:
+        raise ValueError(f'A gradient must be dense. Received: {gradient.layout} for a parameter of shape {tuple(gradient.shape)}. '
                          'Create its layer with sparse=False, or give that parameter to another optimizer.')
-    return param.grad
+    return gradient

@@ -43,6 +43,18 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
     ------
     ValueError
         If the target has no such class, the states do not fit the rule, or something would be lost.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.torch import create
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = create('novograd', [weight])
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer.step()
+    >>> states = go.from_torch(optimizer.state_dict(), params={'weight': weight})
+    >>> go.to_torch(states)['state'][0]['exp_avg_sq']
+    tensor(25.)
+    >>> print(states.report[0])
+    gluon_optim.torch.create('novograd'): exact; 1 parameters, update 1; in this order: weight
     """
     states, rule, h = normalize(states, allow_lossy)
     form, chosen = classes.find(rule, target, states.hypers), select(states, params)
@@ -87,6 +99,16 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     ------
     ValueError, TypeError
         If the state is not one of ``optimizer``, is incomplete, or does not fit ``params``.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.torch import create
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = create('novograd', [weight])
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer.step()
+    >>> states = go.from_torch(optimizer.state_dict(), params={'weight': weight})
+    >>> states.optimizer, states.counts, states.slots['weight']['norm_sq']
+    ('novograd', {'weight': 1}, array(25., dtype=float32))
     """
     groups = list(state_dict['param_groups'])
     name = optimizer or groups[0].get('optimizer')

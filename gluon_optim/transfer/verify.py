@@ -191,7 +191,7 @@ def _onnx(run: Replay, path: str) -> Begun:
 
 
 def _optax(run: Replay, path: str) -> Begun:
-    from ..optax import create, jax, load, optax
+    from ..optax import RuleState, create, jax, load, optax
     jnp = jax.numpy
     if any(info.dtype == 'float64' for info in run.chosen):
         jax.config.update('jax_enable_x64', True)
@@ -200,19 +200,20 @@ def _optax(run: Replay, path: str) -> Begun:
     start = max((run.states.counts.get(info.name, 0) for info in run.chosen), default=0)
     table = jnp.asarray(numpy.array(run.rates))
     optimizer = create(**dict(arguments, learning_rate=lambda count: table[count - start]))
-    held = {'params': params, 'state': state}
 
-    @jax.jit
-    def update(params: Any, state: Any, gradients: Any) -> Tuple[Any, Any]:
+    def updated(params: Any, state: RuleState, gradients: Any) -> Tuple[Any, RuleState]:
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
+    compiled = jax.jit(updated)
+
     def step(k: int, rate: float, gradients: Arrays) -> None:
-        held['params'], held['state'] = update(held['params'], held['state'], gradients)
+        nonlocal params, state
+        params, state = compiled(params, state, gradients)
 
     def result() -> Arrays:
-        master = held['state'].master or {}
-        return {key: numpy.asarray(weight if master.get(key) is None else master[key]) for key, weight in held['params'].items()}
+        master = state.master or {}
+        return {key: numpy.asarray(weight if master.get(key) is None else master[key]) for key, weight in params.items()}
     return step, result
 
 

@@ -32,7 +32,7 @@ NAMES = {
     'gluon_optim.mxnet.registry._restore': 'user optimizer',
     'numpy.dtype': 'dtype', 'numpy.core.multiarray.scalar': 'scalar', 'numpy._core.multiarray.scalar': 'scalar',
 }
-CLASSES = re.compile(
+CLASS_PATHS = re.compile(
     r'mxnet\.optimizer(\.[A-Za-z]+)?\.(SGD|ccSGD|NAG|Signum|LARS|LBSGD|DCASGD|SGLD|Adam|AdamW|Adamax|Nadam|AdaBelief|LAMB|LANS|FTML|Ftrl'
     r'|AdaGrad|GroupAdaGrad|AdaDelta|RMSProp|Test)|mxnet\.lr_scheduler\.((Factor|MultiFactor|Poly|Cosine)Scheduler|LRScheduler)'
     r'|gluon_optim(\.[A-Za-z_]\w*)+', re.ASCII)
@@ -321,7 +321,7 @@ class _Machine:
         if type(module) is not str or type(name) is not str:
             self.fail('a name in the pickle must be a string.')
         path = f'{module}.{name}'
-        kind = NAMES.get(path) or ('class' if CLASSES.fullmatch(path) or path in self.allow else '')
+        kind = NAMES.get(path) or ('class' if CLASS_PATHS.fullmatch(path) or path in self.allow else '')
         if not kind or '.' in name:
             path = path[:200]
             self.fail(f'the file names {path!r}, which is not among the optimizers, schedulers and arrays of MXNet. Nothing was '
@@ -382,7 +382,8 @@ class _Machine:
         data = data.encode('latin-1') if type(data) is str else self.content(data)
         if len(data) != int(number_type.code[1]):
             return None
-        return numpy.frombuffer(data, number_type.order + number_type.code)[0].item()
+        number: Union[int, float, bool] = numpy.frombuffer(data, number_type.order + number_type.code)[0].item()
+        return number
 
     def new_object(self) -> None:
         arguments, cls = self.pop(), self.pop()

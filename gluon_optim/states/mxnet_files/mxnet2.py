@@ -1,36 +1,16 @@
 """States of MXNet 2.x's own optimizers in terms of the rules here, which follow MXNet 1.9.1 where the two differ."""
 import dataclasses
-from typing import Any, List, Mapping, NamedTuple
+from typing import List, Optional
 
 from ..model import OptimizerStates
+from .builtins import BUILTINS, Equal
 
 __all__ = ['as_rule', 'differences', 'not_in_rule', 'wrote']
 
 
-class Equal(NamedTuple):
-    """The rule that computes what one of MXNet 2.x's optimizers does.
-
-    ``slots, hypers``  MXNet's name -> the rule's, where they differ
-    ``unused``         arguments without effect, with the values they must have
-    ``fixed``          arguments of the rule that MXNet 2.x does not have
-    """
-
-    rule: str
-    slots: Mapping[str, str] = {}
-    hypers: Mapping[str, str] = {}
-    unused: Mapping[str, Any] = {}
-    fixed: Mapping[str, Any] = {}
-
-
-EQUALS = {
-    'adadelta': Equal('adadelta_torch', {'acc_g': 'mean_sq', 'acc_delta': 'mean_sq_delta'}),
-    'adagrad': Equal('adagrad_torch', {'history': 'sum_sq'}),
-    'rmsprop': Equal('rmsprop_torch', {'n': 'mean_sq'}, unused={'clip_weights': None, 'momentum': ...}),
-    'centered rmsprop': Equal('rmsprop', hypers={'rho': 'gamma1', 'momentum': 'gamma2'}),
-    'adamax': Equal('adamax', unused={'epsilon': 0.0}),
-    'lars': Equal('lars', hypers={'epsilon': 'eps'}, fixed={'momentum_correction': False}),
-    'adabelief': Equal('adabelief', unused={'correct_bias': True}),
-}
+# an optimizer of 2.x that is another one with an option
+CENTERED_RMSPROP = Equal('rmsprop', hypers={'rho': 'gamma1', 'momentum': 'gamma2'})
+PLAIN_RMSPROP = Equal('rmsprop_torch', {'n': 'mean_sq'}, unused={'clip_weights': None, 'momentum': ...})
 
 
 def wrote(states: OptimizerStates) -> bool:
@@ -65,20 +45,24 @@ def as_rule(states: OptimizerStates, allow_lossy: bool = False) -> OptimizerStat
     return dataclasses.replace(states, optimizer=equal.rule, hypers={**hypers, **equal.fixed}, slots=slots)
 
 
-def _equal(states: OptimizerStates) -> Any:
+def _equal(states: OptimizerStates) -> Optional[Equal]:
     if not wrote(states):
         return None
     if states.optimizer == 'mxnet.adamw':
-        raise ValueError("MXNet 2.x's adamw is not supported here: it also multiplies the decay by the bias correction. Convert "
-                         "with --to mxnet --mxnet-version 2, or pass its moments to 'adamw' yourself, which is not the same.")
-    return EQUALS.get('centered rmsprop' if states.optimizer == 'rmsprop' and states.hypers.get('centered') else states.optimizer)
+        raise ValueError("MXNet 2.x's adamw is not supported here: it multiplies the decay by the bias correction too. Convert "
+                         "with --to mxnet --mxnet-version 2, or give its moments to 'adamw' yourself, which is not the same.")
+    if states.optimizer == 'rmsprop':
+        return CENTERED_RMSPROP if states.hypers.get('centered') else PLAIN_RMSPROP
+    builtin = BUILTINS.get(states.optimizer)
+    return None if builtin is None else builtin.equal_2
 
 
 def not_in_rule(states: OptimizerStates) -> List[str]:
     """How the rule of `as_rule` differs from the MXNet 2.x optimizer that wrote the states, one phrase each."""
     equal = _equal(states)
-    lost = [f'{name}={states.hypers[name]!r}, which {equal.rule} lacks' for name, value in (equal.unused if equal else {}).items()
-            if value is not ... and states.hypers.get(name, value) != value]
+    lost = [] if equal is None else [
+        f'{name}={states.hypers[name]!r}, which {equal.rule} lacks' for name, value in equal.unused.items()
+        if value is not ... and states.hypers.get(name, value) != value]
     same = not wrote(states) or (equal is not None and equal.rule != states.optimizer)
     return lost if same else lost + differences(states)
 

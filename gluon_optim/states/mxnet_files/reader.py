@@ -4,15 +4,17 @@
 """
 import collections
 import re
-from typing import Any, Callable, Collection, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Set, Tuple, Type, Union
 
 import numpy
 
 from ... import rules
+from ...rules import Rule
 from ...schema import Values, one_of
 from ..errors import UnreadableFile
 from ..files import ZIP_MAGIC, Kind, OpenFile, Path, open_once
 from ..model import OptimizerStates, ParameterInfo
+from .builtins import BUILTINS, Layout
 from .inert_pickle import Array, Object, load
 from .names import Params, assign
 from .ndarray_format import Allowance, Source, read_list, read_npz
@@ -130,45 +132,7 @@ def _without_prefixes(arrays: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarr
     return short if len(short) == len(arrays) else arrays
 
 
-# What MXNet's optimizers keep
-
-Layout = Union[str, Tuple[str, ...], None]  # a state is one array, a tuple of arrays, or None
-
-
-class Builtin(NamedTuple):
-    layouts: Tuple[Layout, ...]    # the possible ones, by version and options
-    arguments: str                 # attributes that are arguments, in all versions; attribute>argument where they differ
-    variables: str = ''            # attributes that are state of the optimizer as a whole
-
-
-MEAN_VAR = (('mean', 'var'),)
-BUILTINS = {
-    'sgd': Builtin(('momentum',), 'momentum lazy_update'),
-    'ccsgd': Builtin(('momentum',), 'momentum lazy_update'),
-    'nag': Builtin(('momentum',), 'momentum'),
-    'signum': Builtin(('momentum',), 'momentum wd_lh'),
-    'adagrad': Builtin(('history',), 'float_stable_eps>eps epsilon'),
-    'groupadagrad': Builtin(('history',), 'float_stable_eps>eps epsilon'),
-    'rmsprop': Builtin((('n',), ('n', 'g', 'delta')), 'gamma1 gamma2 rho momentum epsilon centered clip_weights'),
-    'adadelta': Builtin((('acc_g', 'acc_delta'),), 'rho epsilon'),
-    'adam': Builtin(MEAN_VAR, 'beta1 beta2 epsilon lazy_update'),
-    'adamax': Builtin(MEAN_VAR, 'beta1 beta2 epsilon'),
-    'nadam': Builtin(MEAN_VAR, 'beta1 beta2 epsilon schedule_decay', 'm_schedule'),
-    'dcasgd': Builtin((('momentum', 'previous_weight'),), 'momentum lamda'),
-    'ftrl': Builtin((('z', 'n'),), 'lamda1 beta'),
-    'ftml': Builtin((('d', 'v', 'z'),), 'beta1 beta2 epsilon'),
-    'sgld': Builtin((None,), ''),
-    'lamb': Builtin(MEAN_VAR, 'beta1 beta2 epsilon lower_bound upper_bound bias_correction'),
-    'lans': Builtin(MEAN_VAR, 'beta1 beta2 epsilon lower_bound upper_bound'),
-    'lars': Builtin(('momentum',), 'momentum lazy_update eta eps epsilon momentum_correction', 'last_lr cur_lr'),
-    'lbsgd': Builtin(('momentum',), 'momentum warmup_strategy warmup_epochs batch_scale updates_per_epoch num_epochs',
-                     'cumgrads'),
-    'adamw': Builtin(MEAN_VAR, 'beta1 beta2 epsilon correct_bias'),
-    'adabelief': Builtin(MEAN_VAR, 'beta1 beta2 epsilon correct_bias'),
-    'test': Builtin(('weight',), ''),
-}
-MASTER_LAST = ('sgd', 'ccsgd', 'nag', 'lars')  # in 1.x; all others, and all in 2.x, put the float32 weights first
-BASE_ARGUMENTS = 'lr>learning_rate wd rescale_grad clip_gradient '
+BASE_ARGUMENTS = (('lr', 'learning_rate'), ('wd', 'wd'), ('rescale_grad', 'rescale_grad'), ('clip_gradient', 'clip_gradient'))
 # A pickled optimizer consists of its attributes; these are neither arguments nor state.
 BOOKKEEPING = ('lr', 'lr_scheduler', 'lr_mult', 'wd_mult', 'begin_num_update', 'num_update', '_all_index_update_counts',
                '_index_update_count', 'multi_precision', 'aggregate_num', 'idx2name', 'sym_info', 'allow_np_array',
@@ -198,7 +162,7 @@ class _Reader:
         self.attributes: Dict[str, Any] = optimizer.attributes if optimizer else {}
         self.report: List[str] = []
         self.visits = 0
-        path = optimizer.path if optimizer else ''
+        path: str = optimizer.path if optimizer else ''
         version_2 = 'use_fused_step' in self.attributes or re.match(r'mxnet\.optimizer\.(?!optimizer|contrib)\w+\.', path)
         self.version = 2 if version_2 else 1
         self.ours = _rule(path.rpartition('.')[2]) if path and not path.startswith('mxnet.') else None
@@ -241,7 +205,7 @@ class _Reader:
                                "called 'mxnet.adamw' here.")
             return 'mxnet.adamw'
         if self.builtin is None:
-            self.report.append(f'{self.optimizer.path} is not an optimizer from MXNet or gluon_optim: its slots are called 0, 1, ...')
+            self.report.append(f'{self.optimizer.path} is not an optimizer from MXNet or gluon_optim: its slots are named 0, 1, ...')
         return self.class_name
 
     def _hypers(self) -> Dict[str, Any]:
@@ -250,7 +214,7 @@ class _Reader:
         if self.ours is not None:
             return self._own_hypers(self.ours)
         if self.builtin is not None:
-            arguments = [text.partition('>')[::2] for text in (BASE_ARGUMENTS + self.builtin.arguments).split()]
+            arguments = [*BASE_ARGUMENTS, *self.builtin.argument_names()]
         else:
             arguments = [('lr', 'learning_rate'), *((key, '') for key, value in self.attributes.items()
                                                     if key not in BOOKKEEPING and type(value) in PLAIN)]
@@ -265,7 +229,7 @@ class _Reader:
             del hypers['correct_bias']  # True, as in gluon_optim's, which has no such option
         return hypers
 
-    def _own_hypers(self, rule: Any) -> Dict[str, Any]:
+    def _own_hypers(self, rule: Type[Rule]) -> Dict[str, Any]:
         """The hyper-parameters of one of our rules, checked by it. As in our own files, the rate is the scheduler's, if any."""
         names = self.attributes.get('_names')
         names = names if type(names) is tuple else [hyper.name for hyper in rule.declared({}) + rules.base.BASE_HYPERS]
@@ -318,7 +282,8 @@ class _Reader:
             return None
         if type(scheduler) is not Object:
             self.source.fail('the scheduler must be an object.')
-        return self._plain(scheduler, 0)
+        record: Dict[str, Any] = self._plain(scheduler, 0)
+        return record
 
     def _visit(self, depth: int = 0) -> None:
         """Called for each value visited: a small file can refer to one list very often, or to a list from within itself."""
@@ -340,7 +305,7 @@ class _Reader:
     def _variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
         """State of the optimizer as a whole: numbers, and for lbsgd a dictionary of numbers and arrays per parameter."""
         found: Dict[str, numpy.ndarray] = {}
-        for variable in self.builtin.variables.split() if self.builtin else ():
+        for variable in self.builtin.variables if self.builtin else ():
             value = self.attributes.get(variable)
             tables = value if type(value) is dict else {None: {variable: value}}
             for key, table in zip(tables, self._dictionaries(list(tables.values()), variable)):
@@ -360,12 +325,10 @@ class _Reader:
         if self.ours is not None:
             layouts: Tuple[Layout, ...] = (tuple(slot.name for slot in self.ours.slots(Values(**hypers))),)
         elif self.builtin is not None:
-            layouts = self.builtin.layouts
-            if self.class_name == 'rmsprop' and self.version == 2:
-                layouts = 'n', ('g', 'n', 'delta')
+            layouts = self.builtin.layouts(self.version)
         else:
             return lambda state: (self._numbered(state), None)
-        last = self.version == 1 and self.class_name in MASTER_LAST
+        last = self.builtin is not None and self.builtin.is_master_last(self.version)
 
         def split(state: Any) -> Tuple[Dict[str, Array], Optional[Array]]:
             for layout in layouts:
@@ -430,7 +393,7 @@ class _Reader:
         return table
 
 
-def _rule(class_name: str) -> Any:
+def _rule(class_name: str) -> Optional[Type[Rule]]:
     """Our rule for the optimizer class with that name."""
     plain = {name.replace('_', ''): name for name in rules.names()}
     return rules.get(plain[class_name.lower()]) if class_name.lower() in plain else None
@@ -438,8 +401,6 @@ def _rule(class_name: str) -> Any:
 
 def _weight_shape(slots: Mapping[str, numpy.ndarray], master: Optional[numpy.ndarray]) -> Optional[Tuple[int, ...]]:
     """The shape of the weight inferred from its state; None if that is impossible."""
-    if master is not None:
-        return master.shape
-    shapes = {array.shape for array in slots.values()}
+    shapes: Set[Tuple[int, ...]] = {array.shape for array in slots.values()} if master is None else {master.shape}
     wide = {shape for shape in shapes if shape not in ((), (1,))} or shapes
     return wide.pop() if len(wide) == 1 else None

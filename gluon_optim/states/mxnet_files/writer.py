@@ -13,72 +13,12 @@ from ...schema import one_of
 from ..atomic import Path, replacing
 from ..model import OptimizerStates, chunks
 from . import mxnet2
+from .builtins import BUILTINS, Layout, MXNetClass, classes
 from .ndarray_format import DTYPES, NUMPY_SHAPES, STORAGE_TYPES
-from .reader import BUILTINS, MASTER_LAST
 
 __all__ = ['trainer_order', 'what_is_lost', 'write_states']
 
 
-class Class(NamedTuple):
-    """An MXNet optimizer class: its attributes that are arguments, with their defaults, and its own counters."""
-
-    path: str
-    arguments: Mapping[str, Any]
-    attributes: Mapping[str, Any] = {}  # others, and those that differ from the usual values
-
-
-def _one(name: str, attributes: Mapping[str, Any] = {}, **arguments: Any) -> Class:
-    return Class(f'mxnet.optimizer.optimizer.{name}', arguments, attributes)
-
-
-def _two(path: str, fused: bool = True, together: int = 1, attributes: Mapping[str, Any] = {}, **arguments: Any) -> Class:
-    return Class(f'mxnet.optimizer.{path}', arguments, {'use_fused_step': fused, 'aggregate_num': together, **attributes})
-
-
-_ADAM: Dict[str, Any] = dict(beta1=0.9, beta2=0.999, epsilon=1e-8)
-_LAMB: Dict[str, Any] = dict(beta1=0.9, beta2=0.999, epsilon=1e-6, lower_bound=None, upper_bound=None)
-CLASSES: Dict[int, Dict[str, Class]] = {
-    1: {
-        'sgd': _one('SGD', {'aggregate_num': 4}, momentum=0.0, lazy_update=True),
-        'nag': _one('NAG', momentum=0.0),
-        'signum': _one('Signum', momentum=0.9, wd_lh=0.0),
-        'adagrad': _one('AdaGrad', float_stable_eps=1e-7),
-        'rmsprop': _one('RMSProp', gamma1=0.9, gamma2=0.9, epsilon=1e-8, centered=False, clip_weights=None),
-        'adadelta': _one('AdaDelta', rho=0.9, epsilon=1e-5),
-        'adam': _one('Adam', lazy_update=True, **_ADAM),
-        'adamax': _one('Adamax', beta1=0.9, beta2=0.999),
-        'nadam': _one('Nadam', {'m_schedule': 1.0}, schedule_decay=0.004, **_ADAM),
-        'dcasgd': _one('DCASGD', {'weight_previous': {}}, momentum=0.0, lamda=0.04),
-        'ftrl': _one('Ftrl', lamda1=0.01, beta=1),
-        'ftml': _one('FTML', beta1=0.6, beta2=0.999, epsilon=1e-8),
-        'sgld': _one('SGLD'),
-        'lamb': _one('LAMB', {'aggregate_num': 45}, bias_correction=True, **_LAMB),
-        'lars': _one('LARS', {'aggregate_num': 4, 'skip': 0, 'last_lr': None, 'cur_lr': None}, momentum=0.0, lazy_update=True,
-                     eta=0.001, eps=0, momentum_correction=True),
-        'lbsgd': _one('LBSGD', {'lbmult': 1, 'cumgrads': {}, 'adaptive': False, 'admult': 1}, momentum=0.0,
-                      warmup_strategy='linear', warmup_epochs=5, batch_scale=1, updates_per_epoch=32, num_epochs=60),
-    },
-    2: {
-        'sgd': _two('sgd.SGD', momentum=0.0, lazy_update=False),
-        'nag': _two('nag.NAG', momentum=0.9),
-        'signum': _two('signum.Signum', momentum=0.9, wd_lh=0.0),
-        'adagrad': _two('adagrad.AdaGrad', epsilon=1e-6),
-        'rmsprop': _two('rmsprop.RMSProp', rho=0.9, momentum=0.9, epsilon=1e-8, centered=False, clip_weights=None),
-        'adadelta': _two('adadelta.AdaDelta', fused=False, rho=0.9, epsilon=1e-6),
-        'adam': _two('adam.Adam', lazy_update=False, **_ADAM),
-        'adamax': _two('adamax.Adamax', fused=False, beta1=0.9, beta2=0.999, epsilon=0.0),  # as 1.x, which has no epsilon
-        'nadam': _two('nadam.Nadam', fused=False, attributes={'m_schedule': 1.0}, schedule_decay=0.004, **_ADAM),
-        'dcasgd': _two('dcasgd.DCASGD', fused=False, attributes={'weight_previous': {}}, momentum=0.0, lamda=0.04),
-        'ftrl': _two('ftrl.Ftrl', lamda1=0.01, beta=1.0),
-        'ftml': _two('ftml.FTML', beta1=0.6, beta2=0.999, epsilon=1e-8),
-        'sgld': _two('sgld.SGLD', fused=False),
-        'lamb': _two('lamb.LAMB', together=4, bias_correction=True, **_LAMB),
-        'lars': _two('lars.LARS', momentum=0.0, eta=0.001, epsilon=1e-8, lazy_update=False),
-        'mxnet.adamw': _two('adamW.AdamW', together=4, correct_bias=True, beta1=0.9, beta2=0.999, epsilon=1e-6),
-        'adabelief': _two('adabelief.AdaBelief', together=4, correct_bias=True, beta1=0.9, beta2=0.999, epsilon=1e-6),
-        'lans': _two('lans.LANS', together=4, **_LAMB),
-    },
-}
 # names of the same argument in 1.x, in 2.x, and as an attribute
 SYNONYMS = (('epsilon', 'eps', 'float_stable_eps'), ('rho', 'gamma1'), ('momentum', 'gamma2'))
 
@@ -101,7 +41,7 @@ def write_states(path: Path, states: OptimizerStates, version: int, names: Optio
 
     Raises ValueError if MXNet has no such optimizer, the names are not those of ``states``, or something would be lost.
     """
-    if version not in CLASSES:
+    if version not in (1, 2):
         raise ValueError(f'`version` must be 1 or 2. Received: version={version!r}.')
     target = _class(states, version)
     lost = what_is_lost(states, version)
@@ -143,19 +83,19 @@ NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0
 SCHEDULERS = ('mxnet.lr_scheduler.', 'gluon_optim.mxnet.lr_scheduler.')
 
 
-def _class(states: OptimizerStates, version: int) -> Class:
-    if states.optimizer in CLASSES[version]:
-        return CLASSES[version][states.optimizer]
+def _class(states: OptimizerStates, version: int) -> MXNetClass:
+    known = classes(version)
+    if states.optimizer in known:
+        return known[states.optimizer]
     if states.optimizer in rules.names():
         rule = rules.get(states.optimizer)
         if rule.__module__.startswith('gluon_optim.rules.') and '.mx.' not in rule.__module__:
             arguments = dict(states.hypers)
             own = {'_names': tuple(name for name in arguments if name != 'learning_rate'), 'aggregate_num': 2 ** 31 - 1,
                    '_restored_counts': {}, **({'use_fused_step': False} if version == 2 else {})}
-            return Class(f'gluon_optim.mxnet.registry.{rule.__name__}', arguments, own)
-    known = one_of(sorted(CLASSES[version]))
-    raise ValueError(f'MXNet {version}.x must have the optimizer. Received: {states.optimizer!r}. It has {known}, and with '
-                     'gluon_optim installed also those of `gluon-optim list`. Convert to another target.')
+            return MXNetClass(f'gluon_optim.mxnet.registry.{rule.__name__}', arguments, own)
+    raise ValueError(f'MXNet {version}.x must have the optimizer. Received: {states.optimizer!r}. It has {one_of(sorted(known))}, '
+                     'and with gluon_optim installed also those of `gluon-optim list`. Convert to another target.')
 
 
 def trainer_order(states: OptimizerStates, version: int, names: Optional[Sequence[str]]) -> List[str]:
@@ -163,8 +103,7 @@ def trainer_order(states: OptimizerStates, version: int, names: Optional[Sequenc
     if names is not None:
         strangers = sorted(set(states.slots) - set(names))
         if strangers or len(set(names)) < len(names):
-            received = f'a list without {one_of(strangers[:8])}' if strangers else 'a list that repeats a name'
-            raise ValueError(f'`names` must list all parameters, each once. Received: {received}.')
+            raise ValueError(f'`names` must list all parameters, each once. Missing or repeated: {one_of(strangers[:8])}.')
         return list(names)
     if all(name.isdecimal() for name in states.names):  # the indices of an old file
         order = [''] * (max(map(int, states.names), default=-1) + 1)
@@ -186,7 +125,7 @@ def _synonyms(argument: str) -> Tuple[str, ...]:
     return next((group for group in SYNONYMS if argument in group), (argument,))
 
 
-def _attributes(states: OptimizerStates, version: int, target: Class, index: Mapping[str, int]) -> Dict[str, Any]:
+def _attributes(states: OptimizerStates, version: int, target: MXNetClass, index: Mapping[str, int]) -> Dict[str, Any]:
     """The optimizer's attributes: everything its constructor would have set."""
     hypers = states.hypers
     begin = states.num_update - max(states.counts.values(), default=0)
@@ -219,7 +158,7 @@ def _multipliers(states: OptimizerStates, which: str, index: Mapping[str, int]) 
             if info.name in index and getattr(info, which) != 1}
 
 
-def _variables(states: OptimizerStates, target: Class, index: Mapping[str, int]) -> Dict[str, Any]:
+def _variables(states: OptimizerStates, target: MXNetClass, index: Mapping[str, int]) -> Dict[str, Any]:
     """What belongs to the optimizer as a whole; ``part:name`` is one entry of lbsgd's gradients for a parameter."""
     found: Dict[str, Any] = {}
     for variable, array in states.variables.items():
@@ -235,9 +174,10 @@ def _variables(states: OptimizerStates, target: Class, index: Mapping[str, int])
 def _state(states: OptimizerStates, name: str, version: int) -> Any:
     """One parameter's state, nested as in its optimizer."""
     slots, master = states.slots[name], states.master.get(name)
-    if states.optimizer in CLASSES[version]:
-        state = _nested(slots, _layout(states.optimizer, slots, version))
-        last = version == 1 and states.optimizer in MASTER_LAST
+    if states.optimizer in classes(version):
+        builtin = BUILTINS[states.optimizer.replace('mxnet.', '')]
+        state = _nested(slots, _layout(states.optimizer, slots, builtin.layouts(version)))
+        last = builtin.is_master_last(version)
     else:
         state, last = tuple(array.reshape(array.shape or (1,)) for array in slots.values()), False
     if master is None:
@@ -245,15 +185,16 @@ def _state(states: OptimizerStates, name: str, version: int) -> Any:
     return (state, master) if last else (master, state)
 
 
-def _layout(optimizer: str, slots: Mapping[str, Any], version: int) -> Any:
-    if optimizer == 'rmsprop' and version == 2:
-        layouts: Tuple[Any, ...] = 'n', ('g', 'n', 'delta')
-    else:
-        layouts = BUILTINS[optimizer.replace('mxnet.', '')].layouts
-    for layout in layouts:
-        if set(slots) <= ({layout} if isinstance(layout, str) else set(layout or ())):
+def _layout(optimizer: str, slots: Mapping[str, Any], layouts: Sequence[Layout]) -> Layout:
+    """The smallest of ``layouts`` that has a place for all ``slots``."""
+    for layout in sorted(layouts, key=lambda layout: len(_places(layout))):
+        if set(slots) <= set(_places(layout)):
             return layout
     raise ValueError(f'The slots of {optimizer} must be those of {one_of(layouts)}. Received: {one_of(slots)}.')
+
+
+def _places(layout: Layout) -> Tuple[str, ...]:
+    return (layout,) if isinstance(layout, str) else layout or ()
 
 
 def _nested(slots: Mapping[str, Any], layout: Any) -> Any:

@@ -1,0 +1,73 @@
+"""The schedule that a scheduler follows, and its rate at any update."""
+from typing import Any, Dict, Mapping, Tuple, Type
+
+import numpy
+
+from ..schema import Values, one_of
+from . import mx
+from .base import Schedule
+
+__all__ = ['CLASSES', 'rate', 'schedule_of']
+
+# path of the scheduler's class -> schedule
+CLASSES: Dict[str, Type[Schedule]] = {
+    'mxnet.lr_scheduler.FactorScheduler': mx.Factor,
+    'mxnet.lr_scheduler.MultiFactorScheduler': mx.MultiFactor,
+    'mxnet.lr_scheduler.PolyScheduler': mx.Poly,
+    'mxnet.lr_scheduler.CosineScheduler': mx.Cosine,
+}
+
+
+def schedule_of(scheduler: Any) -> Tuple[Type[Schedule], Values]:
+    """The schedule that a scheduler follows, and its hyper-parameters.
+
+    ``scheduler`` is an MXNet object, or a file's record of one: ``{'class': path, 'attributes': {...}}``, as in
+    `OptimizerStates.scheduler`. Raises TypeError for a class whose rate is not known here.
+    """
+    if isinstance(scheduler, Mapping) and {'class', 'attributes'} <= set(scheduler):
+        path, attributes = str(scheduler['class']), scheduler['attributes']
+    else:
+        path, attributes = f'{type(scheduler).__module__}.{type(scheduler).__qualname__}', getattr(scheduler, '__dict__', {})
+    if path not in CLASSES:
+        raise TypeError(f'The scheduler must be one of {one_of(CLASSES)}. Received: {path}. Call it yourself, update by update.')
+    return CLASSES[path], CLASSES[path].of(attributes)
+
+
+def rate(schedule: Any, t: Any, xp: Any = numpy) -> Any:
+    """The learning rate of update ``t``, a pure function: it keeps no state, and updates may be queried in any order.
+
+    Parameters
+    ----------
+    schedule : mx.lr_scheduler.LRScheduler or dict
+        An MXNet scheduler, even in the middle of a run, or `OptimizerStates.scheduler`, which does not need MXNet.
+    t : int or array of int
+        Update numbers, starting at 1.
+    xp : module
+        The array namespace: numpy, jax.numpy, torch.
+
+    Returns
+    -------
+    float or array
+        What the scheduler returns in a run that calls it at every update; past its end, its last value.
+
+    Raises
+    ------
+    ValueError
+        If ``t`` is below 1 or not an integer.
+    TypeError
+        For a scheduler of another class.
+
+    >>> half = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
+    ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=0, base_lr=0.4, warmup_steps=0, warmup_begin_lr=0,
+    ...     warmup_final_lr=0.4, warmup_mode='linear')}
+    >>> rate(half, numpy.array([1, 10, 11, 25])).tolist()
+    [0.4, 0.4, 0.2, 0.1]
+    """
+    found, h = schedule_of(schedule)
+    if xp is numpy:
+        given = numpy.asarray(t)
+        if given.dtype.kind not in 'iu' or (given < 1).any():
+            raise ValueError(f'`t` must be an update number, 1 or more. Received: t={t!r}.')
+        value = found.rate(numpy, h, given.astype('float64'))
+        return float(value) if given.ndim == 0 else numpy.asarray(value)
+    return found.rate(xp, h, t)
