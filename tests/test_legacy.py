@@ -780,7 +780,7 @@ def test_classes_can_be_allowed(tmp_path):
     assert (states.optimizer, states.hypers) == ('adam', {'learning_rate': 0.1, 'magic': 7})
     assert states.scheduler == {'class': 'mine.Sched', 'attributes': {'a': [1, 2]}}
     assert_equal(states.slots['0'], {'0': np.full(2, 3, 'float32')})
-    assert any('mine.Adam is not an optimizer from MXNet' in line for line in states.report)
+    assert any('mine.Adam is not an optimizer of MXNet' in line for line in states.report)
     with pytest.raises(UnreadableFile, match='calls something'):
         read_states(write(tmp_path, P4 + b'\x8c\x05posix\x8c\x06system\x93\x8c\x01a\x85R.'), allow=['posix.system'])
 

@@ -52,7 +52,7 @@ def no_slots(step, **more):
     (no_slots(lambda xp, h, c, w, g, s: None), 'it returned NoneType'),
     (no_slots(lambda xp, h, c, w, g, s: (xp.sum(w), {})), r"it returned {'the weight': \(\)}"),
     (no_slots(lambda xp, h, c, w, g, s: (w, {'mean': g})), "'mean': "),
-    (no_slots(lambda xp, h, c, w, g, s: (w - c.rate * g, {})), 'no `rate` here; there are'),
+    (no_slots(lambda xp, h, c, w, g, s: (w - c.rate * g, {})), 'no `rate` here; available: '),
     (no_slots(in_place), 'read-only.*nothing may work in place'),
     (no_slots(lambda xp, h, c, w, g, s: (w if g > 0 else -w, {})), 'ambiguous.*or branch on values'),
     (no_slots(lambda xp, h, c, w, g, s: (w - c.lr * g ** 2, {})), 'for \\*\\*.*arrays have'),

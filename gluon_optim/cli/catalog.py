@@ -1,4 +1,4 @@
-"""The commands that say what there is: list, info."""
+"""The commands that list and describe optimizers: list, info."""
 import json
 from typing import Any
 
@@ -28,7 +28,7 @@ def _list(options: Any) -> int:
         print(json.dumps(names))
         return 0 if names else 1
     if not names:
-        raise Refused(f'No optimizer matches {options.pattern!r}. `gluon-optim list` has them all.')
+        raise Refused(f'No optimizer matches {options.pattern!r}. `gluon-optim list` shows all names.')
     width = max(map(len, names))
     for name in names:
         print(f'{name:{width}}  {catalog.optimizer_info(name).summary}')
@@ -45,7 +45,7 @@ def _info(options: Any) -> int:
     print('\nArguments')
     table([(h.name, repr(h.default), h.allowed, h.doc) for h in info.hypers])
     print(f'\nState: {info.memory}')
-    table([(slot.name, 'as the weight' if slot.like == 'weight' else 'one number', slot.doc) for slot in info.slots])
+    table([(slot.name, 'like the weight' if slot.like == 'weight' else 'one number', slot.doc) for slot in info.slots])
     print('\nRuns on: ' + ', '.join(info.runtimes))
     if info.equals:
         print('Equals: ' + ', '.join(info.equals))

@@ -9,14 +9,14 @@ from typing import Any, Dict, List, Sequence
 __all__ = ['dumps', 'in_options', 'pairs', 'shape_text', 'short', 'table']
 
 ARGUMENT = re.compile(r'(?<![\w.])(?:`(params|target|optimizer|names|like|weights)`|(params|target|optimizer|names|like)=)')
-OPTIONS = {'`names`': 'params', '`weights`': 'params', 'names=': 'map'}  # where an option is not called as the argument
+OPTIONS = {'`names`': 'params', '`weights`': 'params', 'names=': 'map'}  # options with names that differ from the argument's
 PHRASES = (('allow_lossy=True', '--allow-lossy'), ('suggest_names', '--map suggest'), ('like= the module or a', '--like a'),
            ('`params` as a dictionary of names to weights', '--params a .params file with the weights'),
            ('Set states.', 'In Python, set states.'))
 
 
 def in_options(message: str, reading: bool = False) -> str:
-    """A message with the options of the command line in place of the arguments of functions; those of ``reading`` or writing.
+    """A message with command-line options in place of function arguments; ``reading`` selects --source instead of --target.
 
     >>> in_options("Leave `params` out, or pass target='mirror' or allow=['lions.Lion'].")
     "Leave --params out, or pass --target 'mirror' or --allow lions.Lion."
@@ -47,7 +47,7 @@ def short(value: Any) -> str:
 
 
 def dumps(value: Any) -> str:
-    """Strict JSON: infinities and NaN, which it does not have, become null."""
+    """Strict JSON: infinities and NaN, which JSON lacks, become null."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
 
 
@@ -62,7 +62,7 @@ def _finite(value: Any) -> Any:
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
-    """Print columns, wrapped at spaces to the width of the terminal, or to 100; the first row are headings if there are more."""
+    """Print columns, wrapped at spaces to the width of the terminal, or to 100; the first row is a heading if there are more."""
     widths = _widths(rows, shutil.get_terminal_size((100, 24)).columns)
     for row in rows:
         cells = [[cell] if len(cell) <= width else textwrap.wrap(cell, width) for cell, width in zip(row, widths)]
@@ -71,7 +71,7 @@ def table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _widths(rows: Sequence[Sequence[str]], room: int) -> List[int]:
-    """Of each column. The widest give way, but no word is cut: names must stay whole."""
+    """The width of each column. The widest shrink, but no word is cut: names must stay whole."""
     columns = list(zip(*rows))
     widths = [max(map(len, column)) for column in columns]
     words = [max((len(word) for cell in column for word in cell.split()), default=1) for column in columns]

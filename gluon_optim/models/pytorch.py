@@ -1,6 +1,6 @@
-"""The names and shapes of a PyTorch module, from it or its file, and a safetensors file of weights.
+"""The names and shapes of a PyTorch module, from the module or its file, and a safetensors file of weights.
 
-PyTorch is imported only where a ``.pt`` is read.
+PyTorch is imported only to read a ``.pt``.
 """
 import json
 import os
@@ -25,13 +25,13 @@ COUNTER = 'num_batches_tracked'
 
 @dataclass
 class Target:
-    """The names that a PyTorch module has, with shapes, in its order."""
+    """A PyTorch module's names and shapes, in its order."""
 
     what: str
     shapes: Dict[str, Shape]
     ordered: bool = True
     halves: List[str] = field(default_factory=list)          # names of half-precision parameters
-    trained: Optional[List[str]] = None                      # names of parameters; None: cannot be told from buffers
+    trained: Optional[List[str]] = None                      # names of parameters; None: cannot be distinguished from buffers
     tied: Dict[str, str] = field(default_factory=dict)       # name -> another name of the same parameter
     groups: Dict[str, int] = field(default_factory=dict)     # group norm -> number of groups
 
@@ -58,8 +58,8 @@ def target_of(like: Any) -> Optional[Target]:
 def _of_state_dict(what: str, state_dict: Mapping[str, Any]) -> Target:
     strange = [name for name, value in state_dict.items() if not hasattr(value, 'shape')]
     if strange:
-        raise TypeError(f'`like` must hold arrays under their names, as model.state_dict() does. Received: {what} with '
-                        f'{one_of(strange[:4])}. Save the state_dict of the model alone.')
+        raise TypeError(f'`like` must hold arrays by name, as model.state_dict() does. Received: {what} with '
+                        f'{one_of(strange[:4])}. Save only the state_dict of the model.')
     target = Target(what, {name: tuple(map(int, value.shape)) for name, value in state_dict.items()})
     target.halves = [name for name, value in state_dict.items() if str(value.dtype).split('.')[-1] in ('float16', 'bfloat16')]
     first: Dict[Any, str] = {}
@@ -80,10 +80,10 @@ def _of_saved(path: Union[Path, OpenFile]) -> Target:
         try:
             import torch
         except ImportError as error:
-            raise ImportError(f'Reading {name} needs PyTorch. Give a .safetensors file, or write a map.') from error
+            raise ImportError(f'Reading {name} needs PyTorch. Pass a .safetensors file, or write a map.') from error
         try:
             value = torch.load(file.file, map_location='cpu', weights_only=True)
-        except Exception as error:  # of whatever kind: the file is not what it should be
+        except Exception as error:  # of any kind: the file is not what it should be
             raise UnreadableFile(f'{name} must be the state_dict of a model, as torch.save(model.state_dict(), path) writes it. '
                                  f'Received: {type(error).__name__}: {" ".join(str(error).split())[:200]}') from error
     if not isinstance(value, Mapping):
@@ -92,7 +92,7 @@ def _of_saved(path: Union[Path, OpenFile]) -> Target:
 
 
 def _of_header(name: str, text: bytes) -> Target:
-    """The header of a safetensors file, which has its arrays in an order of its own."""
+    """The header of a safetensors file, which stores its arrays in its own order."""
     try:
         tensors = {name: entry for name, entry in json.loads(text.decode()).items() if name != '__metadata__'}
         shapes = {name: tuple(int(size) for size in entry['shape']) for name, entry in tensors.items()}
@@ -109,7 +109,7 @@ CODES = {'float64': 'F64', 'float32': 'F32', 'float16': 'F16', 'int64': 'I64', '
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
-    """Write ``path``, whole or not at all, array by array: nothing is copied as a whole."""
+    """Write ``path``, completely or not at all, array by array, without copying everything at once."""
     header: Dict[str, Any] = {'__metadata__': {'format': 'pt'}}
     end = 0
     order = sorted(arrays, key=lambda name: -arrays[name].itemsize)  # wide elements first, so that each array is aligned

@@ -205,7 +205,7 @@ class _Reader:
                                "called 'mxnet.adamw' here.")
             return 'mxnet.adamw'
         if self.builtin is None:
-            self.report.append(f'{self.optimizer.path} is not an optimizer from MXNet or gluon_optim: its slots are named 0, 1, ...')
+            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are called 0, 1, ...')
         return self.class_name
 
     def _hypers(self) -> Dict[str, Any]:
