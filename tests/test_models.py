@@ -386,11 +386,11 @@ def test_what_is_ambiguous_lists_its_candidates():
     (but(NET, output__bias=None), LIKE, "'fc' fits none"),
     (NET, but(LIKE, fc__bias=None), "'fc' fits none"),
     (but(NET, output__weight=normal(5, 3)), LIKE,
-     r"shape \(3, 5\). Received: 'output.weight' of shape \(5, 3\), which is that transposed.*" r'"transpose": \[1, 0\]'),
+     r"shape \(3, 5\). Received: 'output.weight' of shape \(5, 3\), which is its transpose.*" r'"transpose": \[1, 0\]'),
     (but(NET, aux__weight=normal(2, 2)), LIKE, "'aux' in Gluon fits none"),
     ({'0.weight': normal(3, 5), '0.bias': normal(3)}, {'0.weight': np.zeros((3, 5)), '0.bias': np.zeros(4)},
      r"'0.bias' of the state_dict must have shape \(4,\). Received: '0.bias' of shape \(3,\)"),
-    ({'0.weight': normal(3, 5)}, {'0.weight': np.zeros((5, 3))}, 'which is that transposed'),
+    ({'0.weight': normal(3, 5)}, {'0.weight': np.zeros((5, 3))}, 'which is its transpose'),
     ({'0.weight': normal(3, 5), '1.gamma': normal(5)}, {'0.weight': np.zeros((3, 5))}, "'1.gamma' is left over"),
     ({'0.weight': normal(3, 5)}, {'0.weight': np.zeros((3, 5)), '0.bias': np.zeros(3)}, "'0.bias' has no parameter in the dict"),
     ({'0.gamma': normal(2)}, {'0.weight': np.zeros(4)}, '"repeat": 2'),
@@ -418,7 +418,7 @@ def test_a_map_decides(tmp_path):
     (but(MAP, fc__bias=None, drop=['output.bias']), "Missing: 'fc.bias'"),
     (but(MAP, fd__weight='output.weight'), "Unknown parameter of the state_dict 'fd.weight'. Did you mean 'fc.weight'"),
     (but(MAP, conv1__weight='features.2.weight', conv2__weight='features.0.weight'), r"'conv1.weight' .* shape \(4, 2, 3, 3\)"),
-    (but(MAP, fc__weight={'from': 'output.weight', 'transpose': [1, 0]}), 'which is that transposed'),
+    (but(MAP, fc__weight={'from': 'output.weight', 'transpose': [1, 0]}), 'which is its transpose'),
     (but(MAP, fc__weight={'from': 'output.weight', 'transpose': [1, 2]}), "'fc.weight' in the map cannot be made"),
     (but(MAP, fc__weight={'from': 'output.weight', 'view': [7]}), "'fc.weight' in the map cannot be made"),
     (but(MAP, fc__weight={'from': 'output.weight', 'transpoes': [1, 0]}), 'transpoes'),
@@ -719,7 +719,7 @@ def test_arrays_in_safetensors_are_aligned(tmp_path):
 
 def test_what_is_no_likeness(torch, tmp_path):
     torch.save({'epoch': 3, 'state_dict': {}}, tmp_path / 'run.pt')
-    with pytest.raises(TypeError, match="'epoch'.*Save the state_dict of the model alone"):
+    with pytest.raises(TypeError, match="'epoch'.*Save only the state_dict of the model"):
         model_to_torch(NET, like=tmp_path / 'run.pt')
     torch.save(torch.nn.Linear(2, 2), tmp_path / 'whole.pt')
     (tmp_path / 'other.pt').write_bytes(b'no file of anything')
@@ -901,7 +901,8 @@ def test_the_command_writes_a_state_dict(torch, tmp_path, capsys, params):
     module.load_state_dict(torch.load(output, weights_only=True))
     rows = json.loads(report.read_text())
     assert rows['what'] == 'model'
-    assert rows['parameters'][0] == {'name': '0.weight', 'from': '0.weight', 'shape': [7, 5], 'dtype': 'float32', 'how': 'unchanged'}
+    assert rows['parameters'][0] == {'name': '0.weight', 'from': '0.weight', 'shape': [7, 5], 'dtype': 'float32',
+                                     'how': 'unchanged'}
     assert json.loads(run(capsys, params, '--to', 'torch', '-o', output, '--json')) == rows
 
 

@@ -85,8 +85,8 @@ def _replayed(job: Job, to: str, path: str) -> Outcome:
     outcome = replay(Replay(states, chosen, weights, job.target, steps), path, to, whose)
     if promised and not outcome.equal:
         raise Refused(f'{outcome.parameter!r} differs by {outcome.difference:.2g} of the sum of its updates after {outcome.steps} '
-                      f'steps in {outcome.runtime}, which is more than {outcome.limit:g}: the file would not continue the run exactly, '
-                      "and was not kept. Convert to --target 'mirror', or report this as a bug in gluon_optim.")
+                      f'steps in {outcome.runtime}, which is more than {outcome.limit:g}: the file would not continue '
+                      "the run exactly, and was not kept. Convert to --target 'mirror', or report this as a bug in gluon_optim.")
     return outcome
 
 

@@ -130,7 +130,7 @@ def read_ndarray(source: Source) -> numpy.ndarray:
         if storage not in (0, ROW_SPARSE, CSR):
             source.fail(f'the storage type must be 0 (dense), 1 (row_sparse) or 2 (csr). Received: {storage}.', begin + 4)
         if storage:
-            _shape(source, 'q')  # shape of the stored values, which MXNet may write too early; their number follows from the indices
+            _shape(source, 'q')  # shape of the stored values, which MXNet may write too early; the indices give their number
         shape = _shape(source, 'q')
     else:
         if magic != LEGACY and magic > MAX_DIMENSIONS:
