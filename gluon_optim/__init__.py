@@ -13,7 +13,7 @@ from typing import Any, List
 
 from . import rules
 
-__version__ = '0.1.0'
+__version__ = '1.0.0'
 
 # public name -> the module that defines it; loaded on first use
 _PUBLIC = {

@@ -13,7 +13,7 @@ import numbers
 import operator
 from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
-__all__ = ['Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of']
+__all__ = ['Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of', 'some_of']
 
 
 class Interval(NamedTuple):
@@ -186,6 +186,16 @@ def one_of(names: Iterable[Any]) -> str:
     return ', '.join(map(repr, names))
 
 
+def some_of(names: Collection[Any], most: int = 6) -> str:
+    """Names as `one_of` lists them, and of more than ``most`` the first ones and how many there are.
+
+    >>> some_of('abcdef', most=3)
+    "'a', 'b', 'c', ... (6)"
+    """
+    shown = one_of(list(names)[:most])
+    return shown if len(names) <= most else f'{shown}, ... ({len(names)})'
+
+
 # other frameworks' names -> MXNet's
 _WORDS = {'lr': ('learning_rate',), 'weight_decay': ('wd',), 'eps': ('epsilon',), 'betas': ('beta1', 'beta2'), 'b1': ('beta1',),
           'b2': ('beta2',)}
@@ -235,9 +245,10 @@ def check_known(what: str, name: Any, known: Iterable[str], error: Type[Exceptio
       ...
     TypeError: Unknown argument of adamw 'lr'. Did you mean 'learning_rate'? Known: 'learning_rate', 'wd'.
     """
-    known = sorted(known)
+    known = known if isinstance(known, Collection) else list(known)
     if isinstance(name, str) and name in known:
         return
+    known = sorted(known)
     of = f' of {owner}' if owner else ''
     if not isinstance(name, str):
         raise TypeError(f'The name of the {what}{of} must be a string. Received: {name!r}. Known: {one_of(known)}.')

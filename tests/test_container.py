@@ -151,7 +151,7 @@ def test_every_byte_is_covered_as_documented(intact):
     assert [p['name'] for p in manifest['parameters']] == example().names
     assert manifest['parameters'][0] == {
         'name': 'net/0.weight', 'full_name': 'net0_0', 'shape': [3, 5], 'dtype': 'float16', 'lr_mult': 0.5, 'wd_mult': 2.0,
-        'count': 12, 'slots': ['mean', 'norm_sq'], 'master': True}
+        'grad_req': None, 'count': 12, 'slots': ['mean', 'norm_sq'], 'tree': None, 'master': True}
 
 
 def test_numpy_scalars_and_tuples_become_json(path):
@@ -385,8 +385,9 @@ def edit(old, new, times=1):
 
 
 @pytest.mark.parametrize('change_header, words', [
-    (edit(b'\\"version\\":1', b'\\"version\\":2'), 'format version must be 1. Received: 2'),
-    (edit(b'\\"version\\":1', b'\\"version\\":true'), 'version'),
+    (edit(b'\\"version\\":2', b'\\"version\\":3'), 'format version must be 1 or 2. Received: 3'),
+    (edit(b'\\"version\\":2', b'\\"version\\":true'), 'version'),
+    (edit(b'\\"version\\":2', b'\\"version\\":1'), 'keys'),
     (edit(b'gluon_optim.states', b'other.states'), 'format'),
     (edit(b'\\"num_update\\":112', b'\\"num_update\\":112,\\"num_update\\":112'), 'duplicate'),
     (edit(b'"dtype":"F32"', b'"dtype":"F32","dtype":"F32"'), 'duplicate'),
@@ -442,7 +443,7 @@ def test_claimed_header_sizes(path, intact, length):
 def test_a_list_of_names_without_end_is_refused_in_time(path):
     """Checks over all names must not be quadratic."""
     parameter = json.dumps({'name': 'a', 'full_name': 'a', 'shape': [], 'dtype': 'int8', 'lr_mult': 1, 'wd_mult': 1, 'count': 0,
-                            'slots': None, 'master': False}).replace('"', '\\"').encode()
+                            'grad_req': None, 'slots': None, 'tree': None, 'master': False}).replace('"', '\\"').encode()
     container.write(path, OptimizerStates('adamw', {}, 0, [], {}, {}))
     text, data = split(path.read_bytes())
 

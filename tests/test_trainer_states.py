@@ -331,7 +331,10 @@ def test_schedules_go_on(path, scheduler, at, present):
     name, options = scheduler
     trainer = scheduled({'none': None, 'other values': [name, {**options, 'base_lr': 0.7}]}.get(present, scheduler))
     held = trainer.optimizer.lr_scheduler
-    go.load_states(trainer, path, hyperparameters='current' if present == 'current' else 'file')
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        go.load_states(trainer, path, hyperparameters='current' if present == 'current' else 'file')
+    assert any(w.category is UserWarning for w in caught) == (present in ('none', 'other values'))
     if present != 'none':
         assert trainer.optimizer.lr_scheduler is held
     assert step(trainer, 6) == rates[at:]
@@ -343,7 +346,8 @@ def test_another_scheduler_is_an_error_that_names_both(path):
     trainer = scheduled(SCHEDULERS[2])
     with pytest.raises(ValueError, match='FactorScheduler.*PolyScheduler'):
         go.load_states(trainer, path)
-    go.load_states(trainer, path, hyperparameters='current')
+    with pytest.warns(UserWarning, match="PolyScheduler in the trainer and .*FactorScheduler in the file: the trainer's holds"):
+        go.load_states(trainer, path, hyperparameters='current')
     assert isinstance(trainer.optimizer.lr_scheduler, mx.lr_scheduler.PolyScheduler)
     go.save_states(scheduled(None), path)
     with pytest.raises(ValueError, match='without a scheduler.*FactorScheduler'):
@@ -370,7 +374,8 @@ class Careless(mx.lr_scheduler.LRScheduler):
 def test_users_schedulers(path):
     trainer = scheduled(None)
     trainer.optimizer.lr_scheduler = Homemade(step=2)
-    with pytest.raises(TypeError, match='Homemade.*get_config'):
+    trainer.optimizer.lr_scheduler.function = print
+    with pytest.raises(TypeError, match='Homemade.*its attribute function.*get_config'):
         go.save_states(trainer, path)
     assert not os.path.exists(path)
     trainer.optimizer.lr_scheduler = Careless(base_lr=0.2)
@@ -652,8 +657,6 @@ def test_bad_arguments(path):
         go.load_states(trainer, path, hyperparameters='mine')
     with pytest.raises(TypeError, match='gluon.Trainer'):
         go.save_states(net, path)
-    with pytest.raises(TypeError, match='mxnet.optimizer.optimizer.Adam.*trainer.save_states'):
-        go.save_states(gluon.Trainer(net.collect_params(), 'adam'), path)
     with pytest.raises(FileNotFoundError):
         go.load_states(trainer, path + '.absent')
 
@@ -667,10 +670,9 @@ def test_deferred_parameters(path):
             call()
     assert not os.path.exists(path)
     go.save_states(dense(3)[1], path)
-    with pytest.raises(ValueError, match='forward pass'):
-        go.load_states(trainer, path)
-    net(mx.nd.ones((1, 2)))
-    go.save_states(trainer, path)
+    with pytest.warns(UserWarning, match='automatic numbers'):
+        go.load_states(trainer, path)  # tests/test_deferred.py has more of this
+    assert net.weight.shape == (3, 3) and net.weight.data().shape == (3, 3)
 
 
 # Reports and digests

@@ -4,6 +4,7 @@
     python tools/bench.py                                       all cases, some minutes
     python tools/bench.py --case resnet50 --rounds 30
     python tools/bench.py --case 2000 --optimizers novograd --peers 'torch_fused:*' '*:novograd'
+    python tools/bench.py --case layouts --nets cnn             Trainer.step with every kvstore, on one context and two
     python tools/bench.py --dtype float16 --json figures.json --plot figures.png
     python tools/bench.py --peer-python other/bin/python        peers that this environment lacks run under that one
 
@@ -25,6 +26,7 @@ import sys
 import time
 from pathlib import Path
 
+import bench_layouts
 import bench_peers
 import mxnet as mx
 import numba
@@ -364,8 +366,11 @@ def chosen(parser, option, patterns, known):
 
 def arguments(given=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--case', nargs='+', choices=list(CASES), default=[case for case in CASES if case != 'tiny'],
-                        help='which tensors (default: all but tiny)')
+    known = [*CASES, 'layouts']
+    parser.add_argument('--case', nargs='+', choices=known, default=[case for case in known if case != 'tiny'],
+                        help='which tensors, or the layouts of kvstores and contexts (default: all but tiny)')
+    parser.add_argument('--nets', nargs='+', choices=list(bench_layouts.NETS), default=['cnn', 'mobilenet', '56x3000'],
+                        help='the nets of the case layouts (default: %(default)s)')
     parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
                         help='of weights and gradients in MXNet; float16 has float32 masters, and peers run in float32')
     parser.add_argument('--optimizers', nargs='*', default=['novograd', 'adamw', 'sgd_torch'], metavar='PATTERN',
@@ -391,20 +396,23 @@ def arguments(given=None):
 
 def main(given=None):
     options = arguments(given)
-    cases, start = [], facts()
+    cases, layouts, start = [], [], facts()
+    show = print if options.json != '-' else lambda *text, **how: None
+    show(in_words(start))
     for case in options.case:
-        cases.append(measure(case, options.dtype, options.optimizers, options.peers, options.rounds, options.peer_python))
-        if options.json != '-':
-            if len(cases) == 1:
-                print(in_words(start))
-            print('\n' + table(cases[-1]), flush=True)
+        if case == 'layouts':
+            layouts = bench_layouts.measure(options.nets, options.rounds)
+            show('\n' + bench_layouts.table(layouts), flush=True)
+        else:
+            cases.append(measure(case, options.dtype, options.optimizers, options.peers, options.rounds, options.peer_python))
+            show('\n' + table(cases[-1]), flush=True)
     if options.json:
-        text = json.dumps(dict(facts=start, cases=cases), indent=1) + '\n'
+        text = json.dumps(dict(facts=start, cases=cases, layouts=layouts), indent=1) + '\n'
         if options.json == '-':
             sys.stdout.write(text)
         else:
             Path(options.json).write_text(text)
-    if options.plot:
+    if options.plot and cases:
         plot(cases, options.plot)
 
 

@@ -36,9 +36,8 @@ def public_names(module=PACKAGE):
     """The names that have a page in a module: of its ``__all__`` those which the package itself does not export."""
     if module == PACKAGE:
         return sorted(go._PUBLIC)
-    home = importlib.import_module(module)
-    return sorted(name for name in getattr(home, '__all__', ())
-                  if not (name in go._PUBLIC and getattr(go, name) is getattr(home, name)))
+    names = getattr(importlib.import_module(module), '__all__', ())
+    return sorted(name for name in names if not f'{PACKAGE}.{go._PUBLIC.get(name, "")}.'.startswith(f'{module}.'))
 
 
 def homes(path):

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+from argparse import Namespace
 from typing import Any, Dict, List, Sequence
 
 from ..schema import one_of
@@ -13,7 +14,7 @@ from ..transfer.read import READABLE
 from ..transfer.refused import refusing
 from .options import NAMELESS_FILES, add_command, add_common, check_used, opened, read_contents
 from .paths import keep_apart
-from .text import dumps, in_options, pairs, shape_text, short, table
+from .text import dumps, in_options, pairs, say, shape_text, short, table
 
 __all__ = ['add_commands']
 
@@ -37,7 +38,7 @@ def add_commands(commands: Any) -> None:
              f'{NAMELESS_FILES}. For other files: the parameters that must be present')
 
 
-def _inspect(options: Any) -> int:
+def _inspect(options: Namespace) -> int:
     if options.plot and os.path.splitext(options.plot)[1].lower() not in PICTURES:
         raise ValueError(f'--plot must end in one of {one_of(PICTURES)}. Received: {options.plot!r}.')
     keep_apart({'--plot': options.plot}, {'the input': options.file, '--params': options.params})
@@ -53,7 +54,7 @@ def _inspect(options: Any) -> int:
         print(dumps(dict(contents.about(), arrays=[row._asdict() for row in rows if row.array is not None])))
         return 0
     for line in _about(contents):
-        print(line)
+        say(line)
     mults = _multipliers(contents)
     table([('parameter', 'shape', 'dtype', 'updates', *mults, 'array', 'norm', 'zeros', 'non-finite')] + [
         (row.parameter, shape_text(row.shape, row.array is not None), row.dtype, '' if row.updates is None else str(row.updates),
@@ -72,7 +73,7 @@ def _measured(row: inspection.Row) -> Sequence[str]:
     return ('-', '', '', '') if row.array is None else (row.array, f'{row.norm:.6g}', f'{row.zeros:.1%}', f'{row.nonfinite:.1%}')
 
 
-def _diff(options: Any) -> int:
+def _diff(options: Namespace) -> int:
     with opened(options.a) as one, opened(options.b) as other:
         check_used(options, one, other)
         params = read_params(options.params)
@@ -81,7 +82,7 @@ def _diff(options: Any) -> int:
     if options.json:
         print(dumps({'equal': not differences, 'differences': [difference._asdict() for difference in differences]}))
     elif not differences:
-        print('equal')
+        say('equal')
     else:
         table([('what', 'a', 'b', 'elements', 'largest difference')] + [
             (d.what, short(d.a), short(d.b), '' if d.elements is None else str(d.elements),
@@ -89,7 +90,7 @@ def _diff(options: Any) -> int:
     return 1 if differences else 0
 
 
-def _verify(options: Any) -> int:
+def _verify(options: Namespace) -> int:
     with opened(options.file) as file:
         check_used(options, file, names=('optimizer', 'source', 'allow'))
         params = read_params(options.params)
@@ -106,10 +107,10 @@ def _verify(options: Any) -> int:
         print(dumps(facts))
     else:
         how = 'every byte matches its checksum' if checked else 'all of it can be read; files of this kind have no checksums'
-        print(f'{contents.kind.value}: {how}')
-        print(f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else ''))
+        say(f'{contents.kind.value}: {how}')
+        say(f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else ''))
         for line in found:
-            print('incomplete: ' + line)
+            say('incomplete: ' + line)
     return 1 if found else 0
 
 

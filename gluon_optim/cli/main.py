@@ -2,13 +2,13 @@
 import argparse
 import os
 import sys
-from typing import List, Optional
+from typing import Any, List, Optional
 
 from .. import __version__
 from ..schema import error_text
 from ..transfer.refused import Refused
 from . import catalog, convert, inspect
-from .text import in_options
+from .text import escaped, in_options, say
 
 __all__ = ['main']
 
@@ -30,14 +30,21 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except (ValueError, KeyError, TypeError, OSError, ImportError, MemoryError) as error:
         message = in_options(error_text(error), reading=not isinstance(error, Refused) or error.reading)
         if sys.stderr is not None:
-            print('gluon-optim: ' + ' '.join(message.split()), file=sys.stderr)
+            say('gluon-optim: ' + ' '.join(message.split()), sys.stderr)
         return int(getattr(error, 'exit_code', 2))
     except KeyboardInterrupt:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Arguments can be names of files too."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message('\n'.join(map(escaped, message.split('\n'))), file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='gluon-optim', description='Optimizers for MXNet Gluon, and their states.')
+    parser = _Parser(prog='gluon-optim', description='Optimizers for MXNet Gluon, and their states.')
     parser.add_argument('--version', action='version', version=f'gluon-optim {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for group in (catalog, inspect, convert):

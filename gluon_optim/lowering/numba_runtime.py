@@ -15,11 +15,14 @@ from llvmlite import binding, ir
 from numba import carray, njit, prange, types
 from numba.extending import intrinsic as numba_intrinsic
 
-__all__ = ['ITEM', 'accumulate', 'f32_at', 'f64_at', 'fetch_addresses', 'float_to_half', 'half_to_float', 'i64_at', 'launch',
-           'prefetch', 'u16_at']
+__all__ = ['DESCRIBED', 'ITEM', 'accumulate', 'describe', 'f32_at', 'f64_at', 'fetch_addresses', 'float_to_half', 'half_to_float',
+           'i64_at', 'launch', 'prefetch', 'u16_at']
 
 ITEM = 16384       # elements in one piece of work
-SMALL = 65536      # for fewer elements, waking another thread is not worth it
+SMALL = 2 ** 18    # a launch over fewer elements gains nothing from a second thread, and waits long for it on a busy machine
+
+DIMENSIONS = 6     # of arrays that `describe` can tell apart
+DESCRIBED = 4 + DIMENSIONS
 
 _I64 = ir.IntType(64)
 
@@ -68,6 +71,7 @@ def _pointer(numba_type: types.Type, llvm_type: ir.Type) -> Callable[[int, int],
 
 f32_at = _pointer(types.float32, ir.FloatType())
 f64_at = _pointer(types.float64, ir.DoubleType())
+i32_at = _pointer(types.int32, ir.IntType(32))
 u16_at = _pointer(types.uint16, ir.IntType(16))
 i64_at = _pointer(types.int64, _I64)
 
@@ -103,11 +107,21 @@ def _call(typing_context: Any, function: types.Type, stage: types.Type, lane: ty
 
 
 @intrinsic
-def _call_get_data(typing_context: Any, function: types.Type, handle: types.Type, out: types.Type) -> Typed:
+def _get(typing_context: Any, function: types.Type, handle: types.Type, out: types.Type) -> Typed:
+    """Call ``int function(handle, out)`` of a C library."""
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
         pointer = builder.inttoptr(args[0], ir.FunctionType(ir.IntType(32), [_I64] * 2).as_pointer())
         return builder.sext(builder.call(pointer, args[1:]), _I64)
     return types.int64(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _get_two(typing_context: Any, function: types.Type, handle: types.Type, out: types.Type, other: types.Type) -> Typed:
+    """Call ``int function(handle, out, other)`` of a C library."""
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+        pointer = builder.inttoptr(args[0], ir.FunctionType(ir.IntType(32), [_I64] * 3).as_pointer())
+        return builder.sext(builder.call(pointer, args[1:]), _I64)
+    return types.int64(types.int64, types.int64, types.int64, types.int64), generate
 
 
 def _convert(source: types.Type, target: types.Type, instructions: Callable[[ir.IRBuilder, ir.Value], ir.Value]
@@ -186,9 +200,33 @@ def _drive_alone(kernel: int, passes: int, groups: int, words: int, stride: int)
 def fetch_addresses(get_data: int, handles: numpy.ndarray, addresses: numpy.ndarray) -> int:
     """Call ``int get_data(handle, void **out)`` for each handle; the index of the first failure, or -1."""
     for i in range(handles.size):
-        if _call_get_data(get_data, handles[i], addresses.ctypes.data + 8 * i) != 0:
+        if _get(get_data, handles[i], addresses.ctypes.data + 8 * i) != 0:
             return i
     return -1
+
+
+@compiled()
+def describe(functions: numpy.ndarray, handles: numpy.ndarray, found: numpy.ndarray) -> bool:
+    """Write the storage type, type, device, number of dimensions and shape of each array into a row of ``found``.
+
+    ``functions`` are the addresses of MXNet's MXNDArrayGetStorageType, GetDType, GetContext and GetShapeEx. Returns whether
+    the rows are what they were before; False also where one of them fails, or an array has too many dimensions.
+    """
+    answer = numpy.zeros(5, numpy.int64)
+    at = answer.ctypes.data
+    same = True
+    for i in range(handles.size):
+        failed = _get(functions[0], handles[i], at) | _get(functions[1], handles[i], at + 8)
+        failed |= _get_two(functions[2], handles[i], at + 16, at + 20) | _get_two(functions[3], handles[i], at + 24, at + 32)
+        if failed or not 0 <= answer[3] <= DIMENSIONS:
+            found[i, 3] = -1  # equal to none
+            return False
+        shape = i32_at(answer[4], DIMENSIONS)
+        for k in range(DESCRIBED):
+            value = answer[k] if k < 4 else shape[k - 4] if k - 4 < answer[3] else 0
+            same &= found[i, k] == value
+            found[i, k] = value
+    return same
 
 
 _home = os.getpid()
@@ -206,13 +244,14 @@ def lane_count(elements: int) -> int:
     return min(threads, limit or threads)
 
 
-def launch(kernel: int, passes: int, lanes: int, words: numpy.ndarray) -> None:
-    """Run all passes of the kernel at address ``kernel``, one row of ``words`` after another."""
+def launch(kernel: int, passes: int, lanes: int, groups: int, words: int, stride: int) -> None:
+    """Run all passes of the kernel at address ``kernel``, for one row of words after the other: ``groups`` rows at address
+    ``words``, ``stride`` bytes apart."""
     if lanes == 1:
-        _drive_alone(kernel, passes, len(words), words.ctypes.data, words.strides[0])
+        _drive_alone(kernel, passes, groups, words, stride)
     else:
         with _one_at_a_time:
-            _drive(kernel, passes, lanes, len(words), words.ctypes.data, words.strides[0], numpy.empty(lanes, numpy.int64))
+            _drive(kernel, passes, lanes, groups, words, stride, numpy.empty(lanes, numpy.int64))
 
 
 def split(costs: numpy.ndarray, parts: int) -> numpy.ndarray:

@@ -14,7 +14,7 @@ from ..rules.base import BASE_HYPERS
 from ..rules.runtimes import mirrored
 from ..schema import Slot, Values, one_of
 
-__all__ = ['APPROXIMATE', 'CONSTANT_RATE', 'EXACT', 'FOREIGN', 'VANISHED', 'Computed', 'Foreign', 'Label', 'Need', 'find', 'mirror',
+__all__ = ['APPROXIMATE', 'CONSTANT_RATE', 'EXACT', 'FOREIGN', 'VANISHED', 'Computed', 'Foreign', 'Label', 'Need', 'find',
            'mirrored', 'reason']
 
 VANISHED = 1e-16                                   # below this, 1 - x rounds to 1
@@ -459,7 +459,7 @@ def reason(rule: Type[Rule]) -> str:
     return REASONS.get(rule.name, 'no class elsewhere is known to compute it')
 
 
-def mirror(rule: Type[Rule], given: Mapping[str, Any]) -> Foreign:
+def own_class(rule: Type[Rule], given: Mapping[str, Any]) -> Foreign:
     """How our own PyTorch optimizer stores ``rule``: everything, under MXNet's names except ``lr``."""
     if not mirrored(rule):
         raise ValueError(f'{rule.name!r} has no mirror: its update needs more than the state of one parameter and sums over it. '
@@ -480,7 +480,7 @@ def find(rule: Type[Rule], target: str, given: Mapping[str, Any]) -> Foreign:
     ValueError: 'ftrl' has no equivalent in target='torch': no class elsewhere computes it. Available: target='mirror'.
     """
     if target == 'mirror':
-        return mirror(rule, given)
+        return own_class(rule, given)
     declared = {hyper.name for hyper in rule.declared(given)}
     fits = {foreign.target: foreign for foreign in FOREIGN if foreign.rule == rule.name and set(foreign.held) <= declared}
     if target not in fits:

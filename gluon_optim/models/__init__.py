@@ -48,7 +48,7 @@ from typing import Any, Dict, List, Optional
 
 import numpy
 
-from ..schema import one_of
+from ..schema import one_of, some_of
 from ..states.atomic import Path, replacing
 from ..states.model import OptimizerStates, ParameterInfo
 from .gluon import Source, source_of, with_states
@@ -70,11 +70,12 @@ class TorchModel:
     ``weights``   name -> NumPy array, including running statistics and ``num_batches_tracked``, in the order of the module
     ``rows``      for each: ``name``, ``from`` (Gluon's name), ``shape``, ``dtype`` and ``how`` it was converted
     ``report``    what was assumed and what is left to you, one sentence per line
+    ``frozen``    names of parameters that Gluon does not train (``grad_req='null'``, fix_gamma); `freeze` does the same to a module
 
     Made by `model_to_torch`. ``plan``, ``found``, ``target``, ``dropped`` and ``ordered`` are for its methods, which say what
     they raise.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> model = go.model_to_torch({'0.gamma': numpy.ones(2, 'float32'), '0.beta': numpy.zeros(2, 'float32')})
     >>> [(row['name'], row['from']) for row in model.rows]
     [('0.weight', '0.gamma'), ('0.bias', '0.beta')]
@@ -88,6 +89,27 @@ class TorchModel:
     target: Optional[Target] = dataclasses.field(repr=False, default=None)
     dropped: List[str] = dataclasses.field(default_factory=list)
     ordered: bool = dataclasses.field(repr=False, default=True)
+
+    @property
+    def frozen(self) -> List[str]:
+        null = {*self.found.facts.frozen, *(self.found.shared.get(name, name) for name in self.found.facts.frozen)}
+        return [name for name, take in self.plan.items() if name.rpartition('.')[2] not in STATISTICS
+                and (take.ones or null & {take.source, self.found.shared.get(take.source, take.source)})]
+
+    def freeze(self, module: Any) -> Any:
+        """Call ``requires_grad_(False)`` on the parameters of ``module`` that are `frozen`, and return the module.
+
+        Raises ValueError, before anything is changed, where the module has no parameter of such a name.
+        """
+        parameters = dict(module.named_parameters())
+        tied = {} if self.target is None else self.target.tied
+        names = {tied.get(name, name) for name in self.frozen}
+        missing = sorted(names - set(parameters))
+        if missing:
+            raise ValueError(f'`module` must be the one that the weights are for. Received: one without {some_of(missing)}.')
+        for name in names:
+            parameters[name].requires_grad_(False)
+        return module
 
     def state_dict(self) -> Dict[str, Any]:
         """The weights as PyTorch tensors, for ``module.load_state_dict``; shared parameters are one tensor."""
@@ -190,7 +212,7 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
     if names is not None:
         entries = read_map(names)
         dropped = take_dropped(entries, found)
-        plan = from_map(entries, found, target)
+        plan = from_map(entries, found)
     elif target is None:
         plan = conventional(found, None)
     else:
@@ -200,11 +222,28 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
         if target is not None:
             plan, found = one_for_tied(plan, found, target)
     if target is not None:
+        found = _named_as_tied(plan, found, target)
         check_layouts(plan, found, target)
     notes = rests_on_order(plan, found, target) if target is not None and names is None else []
     model = _made(plan, dropped, found, target, notes)
     model.ordered = target.ordered if target is not None else names is not None or found.ordered
+    if model.frozen:
+        model.report.append(f'not trained in Gluon: {some_of(model.frozen)}; freeze(module) sets requires_grad=False there')
     return model
+
+
+def _named_as_tied(plan: Plan, found: Source, target: Target) -> Source:
+    """``found`` with its states under the names of its weights, where ``target`` shows that two names are one parameter."""
+    if found.states is None:
+        return found
+    dotted, names = any('.' in name for name in found.states.names), {}
+    for info in found.states.parameters:
+        prefix, leaf = split(info.name, dotted)
+        take = plan.get(prefix + torch_leaf(leaf))
+        if info.name not in found.arrays and take is not None and take.source not in found.states.names and (
+                found.arrays[take.source].shape == tuple(info.shape)):
+            names[info.name] = take.source
+    return dataclasses.replace(found, states=found.states.renamed(names))
 
 
 def suggest_names(source: Any, like: Any = None) -> Dict[str, Any]:
@@ -241,7 +280,8 @@ def _entries(plan: Plan) -> Dict[str, Any]:
 
 def _choices(name: str, found: Source, target: Target) -> List[str]:
     """The parameters that could become ``name``: those of its shape, and of its kind if there are any."""
-    fit = [other for other, array in found.arrays.items() if _may_be(array.shape, target.shapes[name])]
+    fit = [other for other, array in found.arrays.items()
+           if other not in found.shared and _may_be(array.shape, target.shapes[name])]
     dotted = any('.' in other for other in found.arrays)
     alike = [other for other in fit if torch_leaf(split(other, dotted)[1]) == name.rpartition('.')[2]]
     return alike or fit
@@ -281,7 +321,7 @@ def _updates(running_var: str, plan: Plan, found: Source) -> int:
 
 def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
     """What was assumed, and what is left to the user."""
-    lines = list(found.facts.notes)
+    lines = [*found.notes, *found.facts.notes()]
     names: Dict[Take, str] = {}
     for name, take in plan.items():
         first = names.setdefault(take._replace(source=found.shared.get(take.source, take.source)), name)
@@ -292,7 +332,7 @@ def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
                      'with "view"')
     fixed = [name for name, take in plan.items() if take.ones]
     if fixed:
-        lines.append(f'fix_gamma: {one_of(fixed)} are 1 and were not trained; set requires_grad=False')
+        lines.append(f'fix_gamma: {some_of(fixed)} are 1, whatever the arrays say')
     if any(take.repeat > 1 for take in plan.values()):
         lines.append('group norm: PyTorch trains one number per channel where Gluon had one per group: equal until the next update')
     if any(name.endswith('running_var') for name in plan):
@@ -302,11 +342,12 @@ def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
     if whole:
         lines.append(f'{" and ".join(map(repr, whole))}: integers, as in Gluon; PyTorch does not train them')
     used = {take.source for take in plan.values()}
+    given_up = set(dropped)
+    told = {*given_up, *found.shared, *used}
     lines += [f'{name!r} in Gluon has the values of {other!r}, which was converted: it was assumed to be the same parameter'
-              for name, other in found.alike.items() if not {name, other} <= used and name not in [*dropped, *found.shared]
-              and name not in used]
+              for name, other in found.alike.items() if name not in told]
     lines += [f'{name!r} in Gluon is {other!r}, which was converted' for name, other in found.shared.items()
-              if name not in used and name not in dropped]
+              if name not in used and name not in given_up]
     lines += [f'{name!r} in Gluon was dropped, as the map says' for name in dropped]
     return lines
 
@@ -333,9 +374,9 @@ def _follow(model: TorchModel, states: OptimizerStates, allow_lossy: bool) -> Op
         raise ValueError(f'The optimizer states must belong to the parameters of {model.found.what}. Received: those of '
                          f'{one_of(list(infos)[:8])}, ... Read them with the names of the weights as params=.')
     if untrained:
-        result.report.append(f'not in the optimizer of the run: {one_of(untrained)}; pass only the others to the one in PyTorch')
-    left = [name for name in states.slots if name not in {take.source for take in model.plan.values()} and name not in model.dropped
-            and model.found.shared.get(name) is None]
+        result.report.append(f'not in the optimizer of the run: {some_of(untrained)}; pass only the others to the one in PyTorch')
+    known = {*(take.source for take in model.plan.values()), *model.dropped, *model.found.shared}
+    left = [name for name in states.slots if name not in known]
     if left:
         raise ValueError(f'The optimizer has states of {one_of(left[:8])}, not in {model.found.what}. Are they from another net?')
     return result

@@ -29,7 +29,11 @@ class Rnn(NamedTuple):
         >>> Rnn('gru', hidden=2).parts(3 * 2 * (5 + 2) + 2 * 6, 'gru_parameters')[:2]
         [('weight_ih_l0', 0, (6, 5)), ('weight_hh_l0', 30, (6, 2))]
         """
-        rows, out, ways = GATES[self.mode] * self.hidden, self.projection or self.hidden, 2 if self.bidirectional else 1
+        no_size = (f'The vector {name!r} must have as many elements as {self.words()} has parameters. Received: {size}, which no '
+                   'number of inputs makes. Is the mode, "hidden", "layers" or "bidirectional" another?')
+        rows, out, ways = GATES.get(self.mode, 0) * self.hidden, self.projection or self.hidden, 2 if self.bidirectional else 1
+        if min(rows, out, self.layers) < 1 or 2 * rows * ways * self.layers > size:  # fewer than its biases
+            raise ValueError(no_size)
 
         def layout(inputs: int) -> List[Tuple[str, Shape]]:
             arrays: List[Tuple[str, Shape]] = []
@@ -46,8 +50,7 @@ class Rnn(NamedTuple):
         rest = size - sum(math.prod(shape) for _, shape in layout(0))
         inputs = rest // (rows * ways)
         if rest <= 0 or inputs * rows * ways != rest:
-            raise ValueError(f'The vector {name!r} must have as many elements as {self.words()} has parameters. Received: {size}, '
-                             'which fits no number of inputs. Is the mode, "hidden", "layers" or "bidirectional" wrong?')
+            raise ValueError(no_size)
         found, begin = [], 0
         for leaf, shape in layout(inputs):
             found.append((leaf, begin, shape))

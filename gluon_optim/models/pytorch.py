@@ -4,14 +4,15 @@ PyTorch is imported only to read a ``.pt``.
 """
 import json
 import os
+import reprlib
 import struct
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Union
+from typing import Any, Collection, Dict, List, Mapping, Optional, Union
 
 import numpy
 
 from ..schema import one_of
-from ..states import container
+from ..states import container, json_text
 from ..states.atomic import replacing
 from ..states.errors import UnreadableFile
 from ..states.files import OpenFile, Path, open_once
@@ -30,7 +31,7 @@ class Target:
     what: str
     shapes: Dict[str, Shape]
     ordered: bool = True
-    halves: List[str] = field(default_factory=list)          # names of half-precision parameters
+    halves: Collection[str] = ()                             # names of half-precision parameters
     trained: Optional[List[str]] = None                      # names of parameters; None: cannot be distinguished from buffers
     tied: Dict[str, str] = field(default_factory=dict)       # name -> another name of the same parameter
     groups: Dict[str, int] = field(default_factory=dict)     # group norm -> number of groups
@@ -61,7 +62,7 @@ def _of_state_dict(what: str, state_dict: Mapping[str, Any]) -> Target:
         raise TypeError(f'`like` must hold arrays by name, as model.state_dict() does. Received: {what} with '
                         f'{one_of(strange[:4])}. Save only the state_dict of the model.')
     target = Target(what, {name: tuple(map(int, value.shape)) for name, value in state_dict.items()})
-    target.halves = [name for name, value in state_dict.items() if str(value.dtype).split('.')[-1] in ('float16', 'bfloat16')]
+    target.halves = {name for name, value in state_dict.items() if str(value.dtype).split('.')[-1] in ('float16', 'bfloat16')}
     first: Dict[Any, str] = {}
     for name, value in state_dict.items():
         address = value.data_ptr() if hasattr(value, 'data_ptr') else 0  # 0: on the meta device, or empty
@@ -75,8 +76,7 @@ def _of_saved(path: Union[Path, OpenFile]) -> Target:
     with open_once(path) as file:
         name = repr(file.path)
         if file.head[8:9] == b'{':
-            size = int.from_bytes(file.head[:8], 'little')
-            return _of_header(name, file.file.read(8 + min(size, container.MAX_HEADER))[8:])
+            return _of_header(file)
         try:
             import torch
         except ImportError as error:
@@ -91,15 +91,26 @@ def _of_saved(path: Union[Path, OpenFile]) -> Target:
     return _of_state_dict(name, value)
 
 
-def _of_header(name: str, text: bytes) -> Target:
+def _of_header(file: OpenFile) -> Target:
     """The header of a safetensors file, which stores its arrays in its own order."""
+    name, size = repr(file.path), int.from_bytes(file.head[:8], 'little')
+    if size > container.MAX_HEADER:
+        raise UnreadableFile(f'{name} must be a safetensors file with a header of up to {container.MAX_HEADER} bytes. '
+                             f'Received: {size}.')
     try:
-        tensors = {name: entry for name, entry in json.loads(text.decode()).items() if name != '__metadata__'}
-        shapes = {name: tuple(int(size) for size in entry['shape']) for name, entry in tensors.items()}
-        halves = [name for name, entry in tensors.items() if entry['dtype'] in ('F16', 'BF16')]
+        header = json_text.loads(file.file.read(8 + size)[8:], 'its header')
+        tensors = {name: entry for name, entry in header.items() if name != '__metadata__'}
+        shapes = {name: _shape(entry['shape']) for name, entry in tensors.items()}
+        halves = {name for name, entry in tensors.items() if entry['dtype'] in ('F16', 'BF16')}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableFile(f'{name} must be a safetensors file. Received: a header that cannot be read ({error}).') from error
     return Target(name, shapes, ordered=False, halves=halves)
+
+
+def _shape(sizes: Any) -> Shape:
+    if not isinstance(sizes, list) or len(sizes) > 64 or not all(type(size) is int and size >= 0 for size in sizes):
+        raise ValueError(f'a shape must be a list of up to 64 whole numbers. Received: {reprlib.repr(sizes)}')
+    return tuple(sizes)
 
 
 # Writing

@@ -27,7 +27,7 @@ from ..rules.mx import DROP_INS
 from ..rules.mx.base import MXRule
 from ..rules.mx.nadam import momentum
 from ..rules.runtimes import runs_on
-from ..schema import Values, check_known, one_of
+from ..schema import Hyper, Values, check_known, one_of
 from ..states.model import ParameterInfo
 from ..states.mxnet_files.builtins import BUILTINS, Builtin
 from .executors import check_weight
@@ -119,12 +119,17 @@ class DropIn(Runner):
     # -- hyper-parameters -------------------------------------------------------------------------------------------
 
     def _given(self) -> Dict[str, Any]:
-        given = {hyper.name: getattr(self, self.attributes.get(hyper.name, hyper.name))
-                 for hyper in self.rule.hypers[1:] + BASE_HYPERS}
+        given = {hyper.name: getattr(self, attribute) for hyper, attribute in zip(self._hypers(), self._attributes())}
         for name in self.off_at_zero:
             if isinstance(given[name], numbers.Real) and given[name] <= 0:
                 given[name] = None
         return given
+
+    def _hypers(self) -> Tuple[Hyper, ...]:
+        return self.rule.hypers[1:] + BASE_HYPERS
+
+    def _attributes(self) -> List[str]:
+        return [self.attributes.get(hyper.name, hyper.name) for hyper in self._hypers()]
 
     def set_hyperparameters(self, h: Values) -> None:
         super().set_hyperparameters(Values(**{self.attributes.get(name, name): value for name, value in h.asdict().items()}))
@@ -437,8 +442,17 @@ def restore_builtins() -> None:
     """
     registry = mx_optimizer.Optimizer.opt_registry
     registry.update((name, cls.replaces) for name, cls in CLASSES.items() if registry[name] is cls)
-    if not _in_use and mx_optimizer.Updater.set_states is _set_states_and_drop_in:
-        mx_optimizer.Updater.set_states = _set_states
+    _give_back_loading()
+
+
+def twin(optimizer: mx_optimizer.Optimizer) -> Optional[DropIn]:
+    """A drop-in with the attributes of ``optimizer``, to read its states and write them, if it is of a class that has one."""
+    if _of(optimizer) is None:
+        return None
+    copied: DropIn = drop_in(optimizer)
+    _in_use.discard(copied)  # nobody trains with it
+    _give_back_loading()
+    return copied
 
 
 def drop_in(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
@@ -469,6 +483,13 @@ _set_states = mx_optimizer.Updater.set_states  # MXNet's
 def _take_over_loading() -> None:
     """Let updaters that ran a drop-in, or whose optimizer is accelerated, go on with a drop-in after loading states."""
     mx_optimizer.Updater.set_states = _set_states_and_drop_in
+
+
+def _give_back_loading() -> None:
+    """Let MXNet load as it does on its own, where no drop-in is in use."""
+    registry = mx_optimizer.Optimizer.opt_registry
+    if not _in_use and not any(registry.get(name) is cls for name, cls in CLASSES.items()):
+        mx_optimizer.Updater.set_states = _set_states
 
 
 @functools.wraps(_set_states)

@@ -11,7 +11,7 @@ import math
 import os
 import random
 import warnings
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet
 import numpy
@@ -22,10 +22,12 @@ from ..schema import check_int
 from ..states import container
 from ..states.errors import StateFileError
 from ..states.manifest import run_record
-from ..states.matching import match
+from ..states.matching import completes, match
 from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
-from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, producer, start
-from .weights import remember, write_weight
+from .lr_scheduler import keep
+from .trainer import LoadReport, Pieces, contexts_of, export_states, facts_of, other_names, plan_import, producer, shape_of, start
+from .typing import BlockLike, ParameterLike, TrainerLike
+from .weights import initialize, remember, write_weight
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
@@ -50,9 +52,9 @@ class Restored(Dict[str, Any]):
         return True  # ``if restored:`` asks whether there was a checkpoint, not whether ``extra`` is empty
 
 
-def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, extra: Optional[Dict[str, Any]] = None, *,
-                    step: Optional[int] = None, epoch: Optional[int] = None, batch: Optional[int] = None,
-                    metrics: Optional[Dict[str, float]] = None, reseed: bool = True) -> None:
+def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+                    extra: Optional[Dict[str, Any]] = None, *, step: Optional[int] = None, epoch: Optional[int] = None,
+                    batch: Optional[int] = None, metrics: Optional[Dict[str, float]] = None, reseed: bool = True) -> None:
     """Save everything that the run needs to go on as if nothing had happened.
 
     Parameters
@@ -100,8 +102,8 @@ def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
     container.write(path, take(run, net, trainer, Pieces, reseed), run)
 
 
-def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, strict: bool = True,
-                    hyperparameters: str = 'file') -> Restored:
+def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+                    strict: bool = True, hyperparameters: str = 'file') -> Restored:
     """Restore what `save_checkpoint` saved, on whatever devices net and trainer have.
 
     Everything is checked first. Then parameters are loaded, then the optimizer's states; float16 weights that are not their
@@ -144,21 +146,22 @@ def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
 
 # Out of a run
 
-def take(run: Run, net: Any, trainer: Any, copy: Callable[[Any], Array], reseed: bool) -> OptimizerStates:
+def take(run: Run, net: Optional[BlockLike], trainer: Optional[TrainerLike], copy: Callable[[Any], Array],
+         reseed: bool) -> OptimizerStates:
     """The states as they are now; weights and random state are put into ``run``. ``copy`` makes of an NDArray what
     `container.write` can write."""
     _check_subjects(net, trainer)
-    states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer()) if trainer is None
+    states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer(), facts=facts_of(net)) if trainer is None
               else export_states(trainer, net, copy))
     for name, parameter in parameters(net, trainer).items():
         arrays = _data(name, parameter)
         copies = arrays if any(_differ(arrays[0], other) for other in arrays[1:]) else arrays[:1]
-        run.weights.append(Weight(name, parameter.name, [copy(array) for array in copies]))
+        run.weights.append(Weight(name, parameter.name, [copy(array) for array in copies], parameter.grad_req))
     run.random = _reseed(contexts_of(trainer)) if reseed and trainer is not None else None
     return states
 
 
-def _check_subjects(net: Any, trainer: Any) -> None:
+def _check_subjects(net: Optional[BlockLike], trainer: Optional[TrainerLike]) -> None:
     if net is None and trainer is None:
         raise ValueError('`net` or `trainer` must be given. Received: neither. Pass what the checkpoint is of.')
     if not isinstance(trainer, (gluon.Trainer, type(None))):
@@ -200,7 +203,7 @@ def _checked_metrics(metrics: Any) -> Dict[str, float]:
     return numbers
 
 
-def parameters(net: Any, trainer: Any) -> Dict[str, Any]:
+def parameters(net: Optional[BlockLike], trainer: Optional[TrainerLike]) -> Dict[str, ParameterLike]:
     """The parameters of net and trainer under the names that `load_states` gives them; a shared one has its first place."""
     pairs: List[Tuple[str, Any]] = []
     if net is not None:
@@ -219,17 +222,21 @@ def parameters(net: Any, trainer: Any) -> Dict[str, Any]:
     return named
 
 
-def _data(name: str, parameter: Any) -> List[Any]:
+def _data(name: str, parameter: ParameterLike) -> List[Any]:
     """The parameter's array on each device."""
     if parameter._deferred_init:
         raise ValueError(f'Shapes of parameters must be known. Received: the deferred parameter {name}. '
                          'Run one forward pass first: net(batch).')
-    if parameter._data is None:
+    _check_initialized(name, parameter)
+    return list(parameter.list_data())
+
+
+def _check_initialized(name: str, parameter: Any) -> None:
+    if parameter._data is None and not parameter._deferred_init:
         raise ValueError(f'Parameters must be initialized. Received: {name}, which is not. Call net.initialize(ctx=...) first.')
     if parameter._stype != 'default':
         raise ValueError(f'Parameters must be dense. Received: {name}, which is {parameter._stype}. '
                          'Use net.save_parameters, net.load_parameters, go.save_states and go.load_states.')
-    return list(parameter.list_data())
 
 
 def _differ(a: Any, b: Any) -> bool:
@@ -238,8 +245,8 @@ def _differ(a: Any, b: Any) -> bool:
 
 # Into a run
 
-def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Any, trainer: Any, strict: bool,
-            hyperparameters: str) -> Restored:
+def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Optional[BlockLike],
+            trainer: Optional[TrainerLike], strict: bool, hyperparameters: str) -> Restored:
     """`load_checkpoint` of what has been read."""
     if run is None:
         raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds optimizer states only. Use load_states.')
@@ -248,17 +255,20 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
         raise ValueError(f'Cannot load {os.fspath(path)!r} into a trainer: it was saved without one. Load it with net= alone.')
     weights = [weight._replace(copies=weight.copies[:1]) if weight.name in states.master else weight for weight in run.weights]
     present = parameters(net, trainer)
+    others = other_names([weight.name for weight in weights], list(present), states, net)
+    weights, states = [w._replace(name=others.get(w.name, w.name)) for w in weights], states.renamed(others)
     set_weights = _plan_weights(weights, present, strict)
-    set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else None
-    set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None and run.random is not None else None
-    if set_states:
-        set_states.warn()
-
-    # everything is known to fit: from here on net and trainer change, or everything is put back
     report = None
-    with contextlib.ExitStack() as undo:
-        remember(undo, present.values())
+    with contextlib.ExitStack() as undo:  # what is done below is taken back where something fails
+        set_weights.initialize(undo)
+        set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else None
+        set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None and run.random is not None else None
         if set_states:
+            set_states.warn()
+
+        # everything is known to fit: from here on net and trainer change
+        remember(undo, (parameter for parameter in present.values() if parameter._data is not None))
+        if trainer is not None:
             start(trainer, undo)  # the first step would make the copies of each device those of the first one
         set_weights.apply()
         if set_states:
@@ -282,6 +292,13 @@ class WeightsPlan(NamedTuple):
     values: List[Tuple[Any, List[numpy.ndarray]]]   # parameters, and their values on each device
     skipped: List[str]                              # one sentence for each that does not fit
 
+    def initialize(self, undo: contextlib.ExitStack) -> None:
+        """Give arrays to parameters whose shapes were left out, as `Block.load_parameters` does."""
+        for parameter, values in self.values:
+            if parameter._data is None:
+                keep(undo, vars(parameter))
+                initialize(parameter, values[0])
+
     def apply(self) -> None:
         for parameter, values in self.values:
             write_weight(parameter, values)
@@ -289,23 +306,31 @@ class WeightsPlan(NamedTuple):
 
 def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool) -> WeightsPlan:
     names = list(present)
-    data = {name: _data(name, parameter) for name, parameter in present.items()}
-    pairs, note = match([_info(w.name, w.full_name, w.copies[0]) for w in weights],
-                        [_info(name, present[name].name, data[name][0]) for name in names])
+    for name, parameter in present.items():
+        _check_initialized(name, parameter)
+    infos = [ParameterInfo(name, parameter.name, shape_of(parameter), numpy.dtype(parameter.dtype).name)
+             for name, parameter in present.items()]
+    pairs, note = match([_info(w.name, w.full_name, w.copies[0]) for w in weights], infos)
     if note:
         warnings.warn(note, stacklevel=4)
-    fitting = {names[i]: weights[j].copies for i, j in pairs.items()
-               if _kind(data[names[i]][0]) == _kind(weights[j].copies[0])}
+    fitting = {names[i]: weights[j].copies for i, j in pairs.items() if _fits(present[names[i]], infos[i], weights[j].copies[0])}
     problems = [f'{name} is not in the file' for i, name in enumerate(names) if i not in pairs]
     problems += [f'{weight.name} is in the file only' for j, weight in enumerate(weights) if j not in pairs.values()]
-    problems += [f'{names[i]} is {_words(data[names[i]][0])}, in the file {_words(weights[j].copies[0])}'
-                 for i, j in pairs.items() if names[i] not in fitting]
+    problems += [f'{names[i]} is {_words(infos[i].dtype, infos[i].shape)}, in the file {_words(copy.dtype, copy.shape)}'
+                 for i, j in pairs.items() if names[i] not in fitting for copy in weights[j].copies[:1]]
     if strict and problems:
         more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
         raise ValueError(f'The checkpoint must be of the same parameters. Received: {"; ".join(problems[:8])}{more}. '
                          'Nothing was changed. Pass strict=False to load what fits.')
+    return WeightsPlan([(present[name], _for_devices(copies, len(present[name].list_ctx()))) for name, copies in fitting.items()],
+                       problems)
 
-    return WeightsPlan([(present[name], _for_devices(copies, len(data[name]))) for name, copies in fitting.items()], problems)
+
+def _fits(parameter: Any, info: ParameterInfo, value: numpy.ndarray) -> bool:
+    """Whether the saved value can become that of the parameter, whose shape may have been left out."""
+    alike = info.shape == value.shape if parameter._data is not None else 0 not in value.shape and completes(
+        value.shape, parameter.shape)
+    return alike and info.dtype == numpy.dtype(value.dtype).name
 
 
 def _for_devices(copies: List[numpy.ndarray], devices: int) -> List[numpy.ndarray]:
@@ -319,12 +344,8 @@ def _info(name: str, full_name: str, array: Any) -> ParameterInfo:
     return ParameterInfo(name, full_name, tuple(array.shape), numpy.dtype(array.dtype).name)
 
 
-def _kind(array: Any) -> Tuple[Any, ...]:
-    return numpy.dtype(array.dtype).name, tuple(array.shape)
-
-
-def _words(array: Any) -> str:
-    return f'{numpy.dtype(array.dtype).name}{list(array.shape)}'
+def _words(dtype: Any, shape: Sequence[int]) -> str:
+    return f'{numpy.dtype(dtype).name}{list(shape)}'
 
 
 # Random state

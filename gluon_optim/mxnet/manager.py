@@ -18,6 +18,7 @@ from ..states.errors import StateFileError
 from ..states.model import OptimizerStates, Run
 from .checkpoint import Restored, checked_run, restore, take
 from .trainer import Pieces
+from .typing import BlockLike, TrainerLike
 
 __all__ = ['CheckpointManager']
 
@@ -118,9 +119,9 @@ class CheckpointManager:
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
-    def save(self, step: int, net: Any = None, trainer: Any = None, extra: Optional[Dict[str, Any]] = None, *,
-             epoch: Optional[int] = None, batch: Optional[int] = None, metrics: Optional[Dict[str, float]] = None,
-             force: bool = False, reseed: bool = True) -> bool:
+    def save(self, step: int, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+             extra: Optional[Dict[str, Any]] = None, *, epoch: Optional[int] = None, batch: Optional[int] = None,
+             metrics: Optional[Dict[str, float]] = None, force: bool = False, reseed: bool = True) -> bool:
         """Save a checkpoint if ``step`` is a multiple of ``save_every``, ``force`` is true, or SIGTERM came (`on_sigterm`).
 
         The other arguments are those of `save_checkpoint`. Afterwards checkpoints that need not be kept are deleted. Returns
@@ -229,8 +230,8 @@ class CheckpointManager:
 
     # -- restoring --------------------------------------------------------------------------------------------------
 
-    def restore(self, step: int, net: Any = None, trainer: Any = None, strict: bool = True, hyperparameters: str = 'file'
-                ) -> Restored:
+    def restore(self, step: int, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None, strict: bool = True,
+                hyperparameters: str = 'file') -> Restored:
         """Restore the checkpoint of ``step``, as `load_checkpoint` does; with a trainer, to go on from there.
 
         Then the run is at ``step``, and the next `save` first sets the checkpoints of later steps aside: they are renamed to
@@ -250,8 +251,8 @@ class CheckpointManager:
             self._abandoned = [later for later in steps if later > step]
         return restored
 
-    def restore_latest(self, net: Any = None, trainer: Any = None, strict: bool = True, hyperparameters: str = 'file'
-                       ) -> Optional[Restored]:
+    def restore_latest(self, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None, strict: bool = True,
+                       hyperparameters: str = 'file') -> Optional[Restored]:
         """Restore the newest checkpoint that is complete and sound, as `load_checkpoint` does; None where there is none yet.
 
         Damaged ones are logged as warnings to 'gluon_optim' and passed over. Raises StateFileError when all are damaged,

@@ -1,8 +1,11 @@
 """A rule as an `mx.optimizer.Optimizer`: `Runner`, what all of them do, and `RuleOptimizer`, the base of this package's own."""
+import contextlib
 import inspect
 import math
+import operator
+import sys
 import warnings
-from typing import Any, ClassVar, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, ClassVar, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy
 
@@ -14,9 +17,12 @@ from ..rules.base import BASE_HYPERS, Rule, scalars
 from ..schema import Values, check_known, one_of
 from ..states.model import ParameterInfo
 from .executors import Executor, Update, check_weight
+from .typing import TrainerLike
 from .weights import keep_kvstore
 
 __all__ = ['RuleOptimizer', 'Runner']
+
+ROWS = 256  # sets of coefficients that are kept
 
 # what every MXNet optimizer accepts and no rule declares
 BASE_ARGUMENTS = ('lr_scheduler', 'begin_num_update', 'multi_precision', 'param_idx2name', 'param_dict', 'sym')
@@ -30,15 +36,23 @@ class Runner(mx_optimizer.Optimizer):
     """
 
     rule: ClassVar[Type[Rule]]
-    _process_only: ClassVar[Tuple[str, ...]] = ('_executor', '_checked', '_warned', '_followed')  # never saved
-    _checked: Tuple[Optional[Dict[str, Any]], Values]
+    _process_only: ClassVar[Tuple[str, ...]] = (  # never saved
+        '_executor', '_read', '_checked', '_warned', '_followed', '_rows', '_rows_of', '_singly')
+    _checked: Tuple[Any, Values]
 
     def _set_up(self) -> None:
         """What lives as long as the process."""
         self._executor = Executor(self.rule, self.split_state, self.slot_dtype)
+        self._read = operator.attrgetter(*self._attributes())
         self._checked = (None, Values())
         self._warned = False
         self._followed: Tuple[Any, Any] = (None, None)  # the parameters, and the contexts that they were on
+        self._rows: Dict[Any, Dict[str, float]] = {}  # coefficients of the last steps with the hyper-parameters `_rows_of`
+        self._rows_of: Any = None
+        self._singly = False
+        if 'mxnet.gluon.trainer' in sys.modules:  # a parameter server has none, and is still importing `mxnet`
+            from .kvstore import update_together
+            update_together()
 
     def __getstate__(self) -> Dict[str, Any]:
         state = super().__getstate__()
@@ -62,6 +76,10 @@ class Runner(mx_optimizer.Optimizer):
         """The hyper-parameters as they are now, but for the learning rate."""
         raise NotImplementedError
 
+    def _attributes(self) -> List[str]:
+        """The attributes that `_given` reads."""
+        raise NotImplementedError
+
     def set_hyperparameters(self, h: Values) -> None:
         """Make ``h`` hold; its learning rate is not looked at where there is a scheduler."""
         for name, value in h.asdict().items():
@@ -76,9 +94,9 @@ class Runner(mx_optimizer.Optimizer):
         Raises ValueError or TypeError as the constructor does.
         """
         rate = self.lr if self.lr_scheduler is None else self.lr_scheduler.base_lr
-        now = dict(self._given(), learning_rate=rate)
-        if now != self._checked[0]:
-            self._checked = now, self.rule.hyperparameters(**now)
+        attributes = rate, self._read(self)
+        if attributes != self._checked[0]:
+            self._checked = attributes, self.rule.hyperparameters(**self._given(), learning_rate=rate)
         return self._checked[1]
 
     # -- update counts ----------------------------------------------------------------------------------------------
@@ -124,7 +142,7 @@ class Runner(mx_optimizer.Optimizer):
                 self._move(trainer)
         self._followed = self.param_dict, contexts
 
-    def _move(self, trainer: Any) -> None:
+    def _move(self, trainer: TrainerLike) -> None:
         """Let whatever devices come next begin where the run is now."""
         self.set_update_counts(self.update_counts(), self.num_update)
         self.set_shared_state(self.shared_state())
@@ -172,7 +190,7 @@ class Runner(mx_optimizer.Optimizer):
         if not indices:
             return
         h = self.hyperparameters()
-        key = (tuple(indices), str(weights[0].context))
+        key = (tuple(indices), weights[0].context)
         prepared = self._executor.prepare(key, Update(weights, gradients, states), h, mixed)
         prepared.run(*self._coefficients(h, indices, weights[0].dtype))
 
@@ -181,17 +199,49 @@ class Runner(mx_optimizer.Optimizer):
         parameter uses."""
         before = self._progress(), list(map(self._index_update_count.get, indices))
         try:
-            keys = self._count(indices)
+            keys = self._count_singly(indices) if self._singly else self._count(indices)
             distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-            for _, rate, wd, *_ in distinct:
-                if not (math.isfinite(rate) and math.isfinite(wd)):
-                    raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for '
-                                     f'update {self.num_update}. Look at lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
-            table = [self._row(h, key, dtype) for key in distinct]
+            table = [self._known_row(h, key, dtype) for key in distinct]
         except Exception:  # a scheduler's own as well: an update that does not happen is not counted
             self._uncount(indices, *before)
             raise
         return table, [distinct[key] for key in keys] if len(table) > 1 else [0] * len(keys)
+
+    def _count_singly(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
+        counts = set(map(self._index_update_count.get, indices))
+        if len(counts) == 1 and not self.shared_state():
+            return self._count(indices)  # the same, sooner
+        return [key for index in indices for key in self._count([index])]
+
+    @contextlib.contextmanager
+    def counting_singly(self) -> Iterator[None]:
+        """Count the parameters of a list one after the other, as if MXNet had asked for each alone.
+
+        Where their counts differ a scheduler sees another one, and lars finds the ratio of rates for the first parameter only.
+        """
+        self._singly = True
+        try:
+            yield
+        finally:
+            self._singly = False
+
+    def _known_row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
+        """`_row`, computed once for all parameters that MXNet asks for one by one."""
+        if h is not self._rows_of or len(self._rows) > ROWS:
+            self._rows_of, self._rows = h, {}
+        row = self._rows.get((key, dtype))
+        if row is None:
+            _, rate, wd, *_ = key
+            if not (math.isfinite(rate) and math.isfinite(wd)):
+                raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for '
+                                 f'update {self.num_update}. Look at lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
+            row = self._row(h, key, dtype)
+            if set(row) != set(self._executor.coefficients):
+                raise ValueError(f'`coefficients` of {self.rule.name!r} must return the same names for every t: '
+                                 f'{one_of(self._executor.coefficients)}. Received for t={key[0]}: {one_of(row)}. '
+                                 'Return all of them each time. Nothing was updated.')
+            self._rows[key, dtype] = row
+        return row
 
     def _uncount(self, indices: Sequence[Any], progress: Dict[str, Any], counts: Sequence[Optional[int]]) -> None:
         """Put back what `_count` has changed."""
@@ -297,6 +347,9 @@ class RuleOptimizer(Runner):
 
     def _given(self) -> Dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}
+
+    def _attributes(self) -> List[str]:
+        return list(self._names)
 
     def create_state(self, index: Any, weight: Any) -> Tuple[Any, ...]:
         """A tuple of the rule's slots for ``weight``, in the order of ``rule.slots``; shape (1,) for one number."""

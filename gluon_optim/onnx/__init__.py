@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise ImportError("gluon_optim.onnx needs the package onnx: pip install 'gluon-optim[onnx]'") from error
 
-from .states import TARGETS, from_onnx, read, to_onnx, unpack, write
+from .states import from_onnx, read, to_onnx, unpack, write
 from .step import export_step, initial_slots
 
-__all__ = ['TARGETS', 'export_step', 'from_onnx', 'initial_slots', 'read', 'to_onnx', 'unpack', 'write']
+__all__ = ['export_step', 'from_onnx', 'initial_slots', 'read', 'to_onnx', 'unpack', 'write']

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from .. import rules
-from ..mapping.classes import APPROXIMATE, EXACT, Foreign, mirror
+from ..mapping.classes import APPROXIMATE, EXACT, Foreign, own_class
 from ..mapping.losses import what_is_lost, what_to_say
 from ..mapping.selection import normalize, select
 from ..mapping.state_dict import fresh_entry, to_state_dict, weight_of
@@ -25,7 +25,7 @@ from . import preview
 from .operators import Parameter, Step
 from .step import MANIFEST, TYPES, infos, model_of, nodes
 
-__all__ = ['TARGETS', 'from_onnx', 'read', 'to_onnx', 'unpack', 'write']
+__all__ = ['from_onnx', 'read', 'to_onnx', 'unpack', 'write']
 
 LARGEST = 2 ** 31 - 2 ** 20  # bytes: Protocol Buffers are limited to 2 GiB
 # which fields of a model lead to the bytes of an initializer: its graph and training_info's algorithm, initializer, raw_data
@@ -66,7 +66,7 @@ def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[It
     ValueError
         If the states do not fit the rule or the weights, something would be lost, or the file would exceed 2 GiB.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -90,7 +90,7 @@ def write(path: Path, states: OptimizerStates, target: str = 'mirror', params: O
 
     The arguments besides ``path`` are those of `to_onnx`.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -115,7 +115,7 @@ def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
     ValueError
         If the model was not made by `to_onnx`, or parts of it are missing.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -134,7 +134,7 @@ def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, numpy.
 
     ``path`` is the file.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -174,7 +174,7 @@ def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy
 
     Raises ValueError for a model that `to_onnx` has not made.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -208,9 +208,9 @@ def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[s
     check_known('target', target, TARGETS, ValueError)
     states, rule, h = normalize(states, allow_lossy)
     chosen = select(states, params)
-    form = _form(rule, h, target)
-    lost = what_is_lost(form, rule, h, states, chosen)
-    entries = to_state_dict(form, rule, h, states, chosen)['state']
+    foreign = _as_foreign(rule, h, target)
+    lost = what_is_lost(foreign, rule, h, states, chosen)
+    entries = to_state_dict(foreign, rule, h, states, chosen)['state']
     held = {info.name: _weight(info, entries.get(position, {}), weights) for position, info in enumerate(chosen)}
     last, parameters, arrays = max(states.counts.get(info.name, 0) for info in chosen), [], {}
     for position, info in enumerate(chosen):
@@ -226,7 +226,7 @@ def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[s
     known = {name: weight for name, weight in held.items() if weight is not None}
     model = _training_model(TARGETS[target](rule, h.replace(rescale_grad=1.0), parameters), known, arrays,
                             record.record_of(states, chosen))
-    states.report.extend(line for line in ['lost: ' + line for line in lost] + _say(form, h, states, chosen, digits)
+    states.report.extend(line for line in ['lost: ' + line for line in lost] + _say(foreign, h, states, chosen, digits)
                          if line not in states.report)
     return Converted(model, known, arrays)
 
@@ -324,13 +324,13 @@ def _states(model: 'onnx.ModelProto', arrays: Dict[str, numpy.ndarray]) -> Optim
     return states
 
 
-def _form(rule: Type[Rule], h: Values, target: str) -> Foreign:
+def _as_foreign(rule: Type[Rule], h: Values, target: str) -> Foreign:
     """How a step model stores ``rule``: everything, under our own names."""
     own = {slot.name: slot.name for slot in rule.slots(h)}
     path = 'the ONNX model'
     if target == 'preview':
         path += f' with {preview.check(rule, h).op} of {preview.DOMAIN}'
-    return mirror(rule, h.asdict())._replace(path=path, slots=own)
+    return own_class(rule, h.asdict())._replace(path=path, slots=own)
 
 
 def _weight(info: ParameterInfo, entry: Mapping[str, Any], weights: Optional[Mapping[str, Any]]) -> Optional[numpy.ndarray]:
@@ -345,10 +345,10 @@ def _weight(info: ParameterInfo, entry: Mapping[str, Any], weights: Optional[Map
     return weight_of(info, weights)
 
 
-def _say(form: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo], digits: Sequence[str]) -> List[str]:
+def _say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo], digits: Sequence[str]) -> List[str]:
     """What the user must do by hand: lines for the report."""
     alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # multipliers are in the model
-    lines = what_to_say(form, h, dataclasses.replace(states, scheduler=None, master={}), alike)
+    lines = what_to_say(foreign, h, dataclasses.replace(states, scheduler=None, master={}), alike)
     if digits:
         lines[0] = lines[0].replace(f': {EXACT};', f': {APPROXIMATE};')
     fresh = [info.name for info in chosen if info.name not in states.slots]

@@ -83,7 +83,7 @@ def model_of(graph: Any, manifest: Mapping[str, Any], algorithm: Any = None) -> 
     """A model that imports what the nodes of ``graph`` or ``algorithm`` need."""
     domains = {node.domain for node in [*graph.node, *(algorithm.node if algorithm else ())]} - {''}
     opsets = [helper.make_opsetid('', OPSET), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
-    model = helper.makemodel_of(graph, opset_imports=opsets, ir_version=IR_VERSION,
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION,
                               producer_name='gluon_optim', producer_version=__version__)
     if manifest:
         helper.set_model_props(model, {MANIFEST: json.dumps(manifest)})

@@ -9,7 +9,7 @@ from .. import rules
 from ..mapping.classes import mirrored
 from ..mapping.optax_file import MULTIPLIERS
 from ..rules import Rule
-from ..schema import Hyper, Slot, Values, check_known
+from ..schema import Hyper, Slot, Values, check_known, compute_type
 
 __all__ = ['RuleState', 'create', 'masters_of', 'widest']
 
@@ -146,7 +146,7 @@ class Transformation:
     def _one(self, weight: Any, gradient: Any, master: Any, slots: Mapping[str, Any], coefficients: Mapping[str, Any]
              ) -> Tuple[Any, Dict[str, Any], Any]:
         """Update, new slots and new master of one parameter."""
-        dtype = _compute_type(weight)
+        dtype = compute_type(weight.dtype)
         c = {name: jnp.asarray(value, dtype) for name, value in coefficients.items()}
         old = weight.astype(dtype) if master is None else master
         rule = self.rule.on_masters() if master is not None and weight.dtype == jnp.float16 else self.rule
@@ -195,17 +195,12 @@ def _is_half(weight: Any) -> bool:
     return str(weight.dtype) in ('float16', 'bfloat16')
 
 
-def _compute_type(weight: Any) -> Any:
-    """The type of a parameter's slots and of its update: float64 for float64, otherwise float32."""
-    return jnp.float64 if weight.dtype == jnp.float64 else jnp.float32
-
-
 def _initial(slot: Slot, weight: Any) -> Any:
     """What ``slot`` holds before the first update of ``weight``: always a separate array, or donation would fail."""
-    dtype = _compute_type(weight)
+    dtype = compute_type(weight.dtype)
     if slot.init == 'weight':
         return jnp.array(weight, dtype, copy=True)
-    return jnp.full(weight.shape if slot.like == 'weight' else (), slot.init, dtype)
+    return jnp.full(slot.shape(weight.shape), slot.init, dtype)
 
 
 def _parameter(param: Any) -> Any:

@@ -42,7 +42,7 @@ def to_optax(states: OptimizerStates, target: str = 'mirror', params: Any = None
     ValueError
         If the states do not fit the rule, something would be lost, or JAX would round float64.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -71,7 +71,7 @@ def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
 
     Raises ValueError as `to_optax` does.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -160,7 +160,7 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
                         "Take it out of the chain's state.")
     rule = rules.get(optimizer)
     h = rule.hyperparameters(**hypers)
-    form = optax_file.form(rule, h)
+    foreign = optax_file.as_foreign(rule, h)
     shown = next((x for x in (params, names, *state.slots.values()) if x is not None), None)
     paths, tree = jax.tree_util.tree_flatten_with_path(shown)
     likes: List[Any] = [like if params is not None else None for _, like in paths]
@@ -175,11 +175,11 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
         entry['step'] = numpy.array(state.count)
     infos = all(isinstance(like, ParameterInfo) for like in likes) and bool(likes)
     split = groups(likes) if infos else {(1.0, 1.0): list(range(len(likes)))}
-    param_groups = [dict(form.group(h.replace(learning_rate=h.learning_rate * lr_mult, wd=h.wd * wd_mult)), params=positions)
+    param_groups = [dict(foreign.group(h.replace(learning_rate=h.learning_rate * lr_mult, wd=h.wd * wd_mult)), params=positions)
                     for (lr_mult, wd_mult), positions in split.items()]
     given = [dataclasses.replace(like, name=name) for like, name in zip(likes, known)] if infos else dict(zip(known, likes))
     state_dict = {'state': dict(enumerate(entries)), 'param_groups': param_groups}
-    states = from_state_dict(form, rule, state_dict, given, num_update)
+    states = from_state_dict(foreign, rule, state_dict, given, num_update)
     states.producer['jax'] = jax.__version__
     return states
 

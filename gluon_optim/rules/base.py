@@ -99,8 +99,9 @@ class Rule:
     ``slots(h)``
         Tuple of `Slot`; may depend on the hyper-parameters (for example, no slot without momentum).
     ``coefficients(xp, h, t)``
-        Dictionary of scalars for a parameter's update number ``t`` = 1, 2, .... ``h.learning_rate``, ``h.wd`` and
-        ``t`` may be traced (JAX, ONNX), so do not use Python's ``if`` on them; all others are Python numbers.
+        Dictionary of scalars for the update number ``t`` = 1, 2, ... of a parameter, with the same keys for every ``t``.
+        ``h.learning_rate``, ``h.wd`` and ``t`` may be traced (JAX, ONNX), so do not use Python's ``if`` on them; all others
+        are Python numbers.
     ``step(xp, h, c, w, g, s)``
         The update: weight ``w``, gradient ``g``, slots ``s.<name>``, coefficients ``c.<name>``, and only the switches
         of ``h``. Returns the new weight and a dictionary of new slots. Pure: nothing in place, no branch on an

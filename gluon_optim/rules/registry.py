@@ -54,7 +54,15 @@ def add(rule: Type[Rule], name: Optional[str] = None) -> None:
 
 
 def register(what: Union[str, Type[Rule]]) -> Any:
-    """Class decorator for your own rule where MXNet is not installed; see `gluon_optim.mxnet.registry.register`."""
+    """Class decorator for a rule of one's own, where there is no MXNet; see `gluon_optim.mxnet.registry.register`.
+
+    ``what`` is the class, or a name for it. Raises ValueError for a name that is taken, TypeError for what is not a rule:
+
+    >>> register(int)
+    Traceback (most recent call last):
+      ...
+    TypeError: `register` takes a gluon_optim.Rule where MXNet is not installed. Received: <class 'int'>. Derive from it.
+    """
     if isinstance(what, str):
         return lambda rule: _registered(rule, what)
     return _registered(what, None)

@@ -10,6 +10,7 @@ from .graph import trace
 
 __all__ = ['validate']
 
+TRIED = 1, 2, 50  # updates: the first, one with a past, and one of a run that has settled
 ADVICE = ('xp has sum, sqrt, abs, sign, exp, minimum, maximum, where; arrays have + - * / and comparisons; nothing may work in '
           'place or branch on values. A rule that needs more must set lowerable = False. ')
 
@@ -35,10 +36,14 @@ def validate(rule: Type[Rule], name: str) -> None:
         sound = all(slot.like in ('weight', 'scalar') for slot in slots)
         trial.expect(sound, 'slots', "like='weight' or 'scalar', or the rule must set lowerable = False", repr(slots))
 
-    expected = 'a function of (xp, h, t) that returns a dictionary of names and numbers'
-    c = trial.attempt('coefficients', expected, lambda: rule.coefficients(scalars, h, 1))
-    sound = isinstance(c, dict) and all(isinstance(key, str) and isinstance(value, numbers.Real) for key, value in c.items())
-    trial.expect(sound, 'coefficients', expected, repr(c))
+    expected = 'a function of (xp, h, t) that returns a dictionary of names and numbers, the same names for every t'
+    first: Any = None
+    for t in TRIED:
+        c = trial.attempt('coefficients', expected, lambda: rule.coefficients(scalars, h, t))  # noqa: B023 called here
+        sound = isinstance(c, dict) and all(isinstance(key, str) and isinstance(value, numbers.Real) for key, value in c.items())
+        trial.expect(sound, 'coefficients', expected, repr(c))
+        first = first or c
+        trial.expect(set(c) == set(first), 'coefficients', expected, f'{one_of(first)} for t=1, {one_of(c)} for t={t}')
 
     if rule.lowerable:
         expected = ('a function of (xp, h, c, w, g, s) that returns the new weight and a dictionary of the new slots '

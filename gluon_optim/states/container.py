@@ -12,10 +12,11 @@ import math
 import os
 import struct
 import zlib
-from typing import Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar, Union
+from typing import Any, BinaryIO, Callable, Dict, Mapping, Optional, Tuple, TypeVar, Union
 
 import numpy
 
+from . import json_text
 from .atomic import replacing
 from .errors import StateFileError
 from .files import CONTAINER_START, OpenFile, Path, open_once
@@ -29,6 +30,7 @@ from .manifest import (
     TENSOR,
     UNSIGNED,
     VERSION,
+    VERSIONS,
     Entry,
     check,
     check_record,
@@ -232,8 +234,9 @@ def _parse(header: bytes) -> Tuple[Dict[str, Any], Dict[str, Entry]]:
     manifest = _loads(metadata['gluon_optim'].encode())
     if not isinstance(manifest, dict) or manifest.get('format') not in (FORMAT, CHECKPOINT):
         raise StateFileError(f'the manifest must have the format {FORMAT!r} or {CHECKPOINT!r}. {DAMAGED}')
-    if manifest.get('version') != VERSION:
-        raise StateFileError(f'the format version must be {VERSION}. Received: {show(manifest.get("version"))}. '
+    version = manifest.get('version')
+    if type(version) is not int or version not in VERSIONS:
+        raise StateFileError(f'the format version must be {" or ".join(map(str, VERSIONS))}. Received: {show(version)}. '
                              'Install the gluon_optim that wrote the file, or a newer one.')
     entries = {}
     for key, tensor in tensors.items():
@@ -243,35 +246,10 @@ def _parse(header: bytes) -> Tuple[Dict[str, Any], Dict[str, Entry]]:
 
 
 def _loads(text: bytes) -> Any:
-    """JSON without repeated keys, NaN, infinities, numbers beyond 64 bits, or text that is not UTF-8."""
-    def unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-        values = dict(pairs)
-        if len(values) != len(pairs):
-            raise StateFileError(f'duplicate key in the header. {DAMAGED}')
-        return values
-
-    def number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-        def parse(digits: str) -> Any:
-            value = kind(digits) if len(digits) <= 32 else math.inf  # converting a million digits takes seconds
-            if not -2**63 <= value < 2**63 and (kind is int or math.isinf(value)):
-                raise StateFileError('a number in the header must be finite and fit into 64 bits. '
-                                     f'Received: {digits[:40]}. {DAMAGED}')
-            return value
-        return parse
-
-    def constant(name: str) -> None:
-        raise StateFileError(f'a number in the header must be finite. Received: {name}. {DAMAGED}')
-
     try:
-        value = json.loads(text.decode('utf-8'), object_pairs_hook=unique, parse_int=number(int), parse_float=number(float),
-                           parse_constant=constant)
-        json.dumps(value, ensure_ascii=False).encode()  # unpaired surrogates and too deep nesting fail here
-    except StateFileError:
-        raise
-    except (ValueError, RecursionError) as error:
-        received = f'{type(error).__name__}: {str(error)[:200]}'
-        raise StateFileError(f'the header must be JSON in UTF-8. Received: {received}. {DAMAGED}') from None
-    return value
+        return json_text.loads(text, 'the header')
+    except StateFileError as error:
+        raise StateFileError(f'{error} {DAMAGED}') from None
 
 
 def _check_layout(entries: Mapping[str, Entry], size: int) -> None:

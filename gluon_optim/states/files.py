@@ -58,11 +58,6 @@ class OpenFile:
     kind: Kind
     head: bytes = field(repr=False)    # its first bytes
 
-    def rewound(self) -> BinaryIO:
-        """The file, at its first byte."""
-        self.file.seek(0)
-        return self.file
-
 
 @contextlib.contextmanager
 def open_once(source: Union[Path, OpenFile]) -> Iterator[OpenFile]:
@@ -74,17 +69,21 @@ def open_once(source: Union[Path, OpenFile]) -> Iterator[OpenFile]:
         source.file.seek(0)
         yield source
         return
-    path = os.fspath(source)
-    if os.path.isdir(path):
-        raise UnreadableFile(f'Cannot read {path!r}: it must be a file. Received: a folder, a pipe or a device.')
+    path = os.fsdecode(source)
+    _check_regular(path, os.stat(path))  # some devices do something when they are opened
     with opened(path) as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableFile(f'Cannot read {path!r}: it must be a file. Received: a folder, a pipe or a device.')
+        _check_regular(path, status)
         head = file.read(256)
         kind = _kind(file, path, head, status.st_size)
         file.seek(0)
         yield OpenFile(path, file, status.st_size, kind, head)
+
+
+def _check_regular(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        what = 'a folder' if stat.S_ISDIR(status.st_mode) else 'a pipe' if stat.S_ISFIFO(status.st_mode) else 'a device or a socket'
+        raise UnreadableFile(f'Cannot read {path!r}: it must be a file. Received: {what}.')
 
 
 def _kind(file: BinaryIO, path: str, head: bytes, size: int) -> Kind:

@@ -37,8 +37,9 @@ def read_states(path: Union[Path, OpenFile], params: Any = None, allow: Collecti
         if it cannot be opened.
 
     >>> import tempfile, gluon_optim as go
+    >>> from gluon_optim.states import container
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     container.write(folder + '/trainer.states', OptimizerStates('adamw', {'wd': 0.1}, 7, [], {}, {}))
+    ...     container.write(folder + '/trainer.states', go.OptimizerStates('adamw', {'wd': 0.1}, 7, [], {}, {}))
     ...     go.read_states(folder + '/trainer.states')
     <OptimizerStates: adamw at update 7, 0 parameters>
     """

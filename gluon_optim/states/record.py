@@ -43,7 +43,7 @@ def take(states: OptimizerStates, record: Mapping[str, Any], slots: Sequence[Slo
     Parameters without a state when the record was made get none, unless they have been updated since.
     """
     for info in states.parameters:
-        shapes = {f'{info.name}/{slot.name}': tuple(info.shape) if slot.like == 'weight' else () for slot in slots}
+        shapes = {f'{info.name}/{slot.name}': slot.shape(info.shape) for slot in slots}
         missing = [key for key in shapes if key not in arrays]
         if missing:
             raise StateFileError(f'the arrays {one_of(missing)} must be there. Received: a file without them. Convert again.')

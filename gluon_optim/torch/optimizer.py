@@ -5,11 +5,11 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from .. import rules
-from ..mapping.classes import mirror
+from ..mapping.classes import own_class
 from ..mapping.state_dict import check_entry
 from ..rules import Rule
 from ..rules.base import scalars
-from ..schema import Hyper, Slot, Values, check_known
+from ..schema import Hyper, Slot, Values, check_known, compute_type
 
 __all__ = ['RuleOptimizer', 'create', 'param_groups']
 
@@ -75,6 +75,8 @@ class RuleOptimizer(Optimizer):
 
     Parameters are the ``rule``, and ``params`` and ``hypers`` as for `create`, which raises the same errors.
 
+    >>> import torch
+    >>> from gluon_optim.torch import create
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = create('novograd', [weight], lr=0.1)
     >>> weight.grad = torch.tensor([3.0, 4.0])
@@ -122,20 +124,20 @@ class RuleOptimizer(Optimizer):
             if key in named:
                 raise TypeError(f'`{key}` is given twice: {name} means the same. Leave one out.')
             named[key] = value
-        known = [*mirror(self.rule, {**others, **named}).keys, MULTI_PRECISION.name, *ALIASES]
+        known = [*own_class(self.rule, {**others, **named}).keys, MULTI_PRECISION.name, *ALIASES]
         for name in given:
             check_known('argument', name, known, owner=self.rule.name)
         return named
 
     def _checked(self, group: Mapping[str, Any], partly: bool = False) -> Dict[str, Any]:
         """All hyper-parameters of a group as plain numbers and switches; ``partly`` fills in defaults."""
-        form = mirror(self.rule, group)
-        h = self.rule.hyperparameters(**form.hypers(group, partly))
+        foreign = own_class(self.rule, group)
+        h = self.rule.hyperparameters(**foreign.hypers(group, partly))
         multi_precision = MULTI_PRECISION.check(group.get(MULTI_PRECISION.name, MULTI_PRECISION.default))
-        return dict(form.group(h), multi_precision=multi_precision)
+        return dict(foreign.group(h), multi_precision=multi_precision)
 
     def _hypers(self, group: Mapping[str, Any]) -> Values:
-        return self.rule.hyperparameters(**mirror(self.rule, group).hypers(group))
+        return self.rule.hyperparameters(**own_class(self.rule, group).hypers(group))
 
     @untraced
     @torch.no_grad()
@@ -155,7 +157,7 @@ class RuleOptimizer(Optimizer):
             static, by_count = self.rule.static(h), {}
             for param, gradient in pairs:
                 state = self._state(param, static.slots, group['multi_precision'])
-                t, precision = int(state['step']) + 1, 'float64' if param.dtype == torch.float64 else 'float32'
+                t, precision = int(state['step']) + 1, compute_type(param.dtype)
                 key = t, precision
                 if key not in by_count:
                     by_count[key] = self.rule.all_coefficients(self.rule.numbers(scalars, precision), h, t)
@@ -164,7 +166,7 @@ class RuleOptimizer(Optimizer):
 
     def _update(self, static: Any, coefficients: Mapping[str, Any], param: torch.Tensor, gradient: torch.Tensor,
                 state: Dict[str, Any]) -> None:
-        dtype = compute_type(param)
+        dtype = _slot_type(param)
         weight = state['master'] if 'master' in state else param.to(dtype)
         slots = {slot.name: state[_key(slot)] for slot in static.slots}
         rule = self.rule.on_masters() if 'master' in state and param.dtype == torch.float16 else self.rule
@@ -218,8 +220,8 @@ class RuleOptimizer(Optimizer):
 
     def _loaded(self, param: torch.Tensor, key: Any, entry: Mapping[str, Any], group: Mapping[str, Any]) -> Dict[str, Any]:
         """One parameter's state from a state_dict, checked and copied to the parameter's device without rounding."""
-        dtype, slots = compute_type(param), self.rule.slots(self._hypers(group))
-        types = check_entry(mirror(self.rule, group), slots, f'parameter {key}', param.shape,
+        dtype, slots = _slot_type(param), self.rule.slots(self._hypers(group))
+        types = check_entry(own_class(self.rule, group), slots, f'parameter {key}', param.shape,
                                         str(dtype).split('.')[-1], entry)
         loaded = dict(entry, step=torch.tensor(float(entry['step']), dtype=torch.float32))
         for word, name in types.items():
@@ -278,6 +280,8 @@ def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) 
 
     Raises ValueError where the numbers of parameters differ.
 
+    >>> import torch
+    >>> from gluon_optim.torch import param_groups
     >>> params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
     >>> state_dict = torch.optim.SGD([{'params': params[:1], 'lr': 0.1}, {'params': params[1:], 'lr': 0.2}]).state_dict()
     >>> [len(group['params']) for group in param_groups(state_dict, params)]
@@ -290,9 +294,10 @@ def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) 
     return [{'params': [params[position] for position in group['params']]} for group in state_dict['param_groups']]
 
 
-def compute_type(param: torch.Tensor) -> torch.dtype:
-    """The type of a parameter's slots and of its update: float64 for float64, otherwise float32."""
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
+def _slot_type(param: torch.Tensor) -> torch.dtype:
+    """The type of a parameter's slots and of its update."""
+    found: torch.dtype = getattr(torch, compute_type(param.dtype))
+    return found
 
 
 def _key(slot: Slot) -> str:
@@ -302,9 +307,10 @@ def _key(slot: Slot) -> str:
 def _initial(slot: Slot, weight: torch.Tensor) -> torch.Tensor:
     """What ``slot`` holds before the first update of ``weight``."""
     if slot.init == 'weight':
-        return weight.detach().to(compute_type(weight), copy=True)
-    like = weight.detach() if slot.like == 'weight' else weight.detach().new_empty(())
-    return torch.full_like(like, float(slot.init), dtype=compute_type(weight))
+        return weight.detach().to(_slot_type(weight), copy=True)
+    shape = slot.shape(weight.shape)
+    like = weight.detach() if shape == weight.shape else weight.detach().new_empty(shape)
+    return torch.full_like(like, float(slot.init), dtype=_slot_type(weight))
 
 
 def _check_param(param: Any) -> None:

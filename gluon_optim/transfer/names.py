@@ -1,11 +1,10 @@
 """``--params`` in all its forms: names of parameters, and perhaps their arrays."""
-import json
 import os
 from typing import Any, List, Mapping, NamedTuple, Optional
 
 import numpy
 
-from ..states import mxnet_files
+from ..states import json_text, mxnet_files
 from ..states.files import Kind, OpenFile, open_once
 
 __all__ = ['Params', 'read_params']
@@ -68,8 +67,8 @@ def _lines(file: OpenFile) -> List[str]:
 
 def _json_list(path: str, text: str) -> List[str]:
     try:
-        names = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        names = json_text.loads(text.encode(), 'it')
+    except ValueError as error:
         raise _no_names(path, f'a file that looks like JSON but is invalid ({error})') from None
     if not all(isinstance(name, str) for name in names):
         raise _no_names(path, 'a list containing non-strings')

@@ -4,6 +4,7 @@ MXNet 1.9.1 passes numbers to its operators as text, and reads most of them in s
 weights: for beta2=0.999 its 1 - beta2 is 1.3e-5 too small. These rules do the same wherever they run, so that a run continues
 in PyTorch as it would have in MXNet: `MXNumbers` is their namespace for coefficients, `AsRead` the one for symbols.
 """
+import contextlib
 import functools
 from typing import Any, ClassVar, Dict
 
@@ -15,6 +16,8 @@ from ..base import Rule, _Scalars, bias_correction, clipped, scalars
 __all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'correction',
            'factor', 'half_norm', 'operator_correction', 'parameter', 'parameters', 'rate', 'rescaled', 'rounded', 'working']
 
+_REALS: Dict[str, Any] = {'float32': numpy.float32, 'float64': numpy.float64}
+_NOTHING = contextlib.nullcontext()  # to be ignored
 MOST_DIGITS = 19  # of a fraction; MXNet's parser drops the rest
 
 
@@ -25,18 +28,27 @@ def as_parsed(x: float, precision: str = 'float32') -> float:
     >>> as_parsed(0.1) == float(numpy.float32(0.1)), as_parsed(8.49e-06) == float(numpy.float32(8.49e-06))
     (True, False)
     """
-    real = numpy.dtype(precision).type
+    real = _REALS[precision]
     digits, _, exponent = repr(abs(float(x))).partition('e')
     whole, _, fraction = digits.partition('.')
     value, fraction = real(int(whole)), fraction[:MOST_DIGITS]
     if fraction:
         value += real(int(fraction) / 10.0 ** len(fraction))
     if exponent:
-        eights, ones = divmod(abs(int(exponent)), 8)
-        with numpy.errstate(over='ignore', under='ignore'):
-            scale = functools.reduce(numpy.multiply, [real(1e8)] * eights + [real(10)] * ones, real(1))
+        power = abs(int(exponent))
+        scale = _power_of_ten(power, precision)
+        with numpy.errstate(over='ignore', under='ignore') if power >= 30 else _NOTHING:
             value = value / scale if exponent[0] == '-' else value * scale
     return float(value) if x >= 0 else -float(value)
+
+
+@functools.lru_cache(maxsize=None)
+def _power_of_ten(exponent: int, precision: str) -> Any:
+    """10^exponent, as MXNet's parser multiplies it up in that precision."""
+    real = _REALS[precision]
+    eights, ones = divmod(exponent, 8)
+    with numpy.errstate(over='ignore'):
+        return functools.reduce(numpy.multiply, [real(1e8)] * eights + [real(10)] * ones, real(1))
 
 
 class MXNumbers(_Scalars):

@@ -13,7 +13,7 @@ from typing import Any, Callable, Collection, Dict, List, NoReturn, Optional, Tu
 import numpy
 
 from ..errors import UnreadableFile
-from .ndarray_format import MAX_ARRAYS, Source, read_ndarray
+from .ndarray_format import MAX_ARRAYS, FilePart, read_ndarray
 
 __all__ = ['Array', 'Object', 'load']
 
@@ -88,7 +88,7 @@ class Array:
         return self.machine.decode(self.content)
 
 
-def load(source: Source, allow: Collection[str] = ()) -> Any:
+def load(source: FilePart, allow: Collection[str] = ()) -> Any:
     """The value of the pickle in ``source``: None, bool, int, float, str, list, tuple, dict, `Array` and `Object`.
 
     Further classes, besides MXNet's and ours, can be named in ``allow``; they also become `Object`.
@@ -97,7 +97,7 @@ def load(source: Source, allow: Collection[str] = ()) -> Any:
 
 
 class _Machine:
-    def __init__(self, source: Source, allow: Collection[str]):
+    def __init__(self, source: FilePart, allow: Collection[str]):
         self.source, self.allow = source, frozenset(allow)
         self.file, self.allowance = source.file, source.allowance
         self.stack: List[Any] = []
@@ -425,7 +425,7 @@ class _Machine:
             source = self.source.part(content.begin, content.size)
         elif type(content) is bytes or (type(content) is Blob and content.is_bytes):
             data = content if type(content) is bytes else self._encoded(content)  # type: ignore[arg-type]
-            source = Source(io.BytesIO(data), f'{self.source.name}, an array in text form', 0, len(data), self.source.allowance)
+            source = FilePart(io.BytesIO(data), f'{self.source.name}, an array in text form', 0, len(data), self.source.allowance)
         else:
             self.fail('an NDArray without data (its parameter was never initialized).')
         array = read_ndarray(source)

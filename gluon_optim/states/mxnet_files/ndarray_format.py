@@ -12,7 +12,7 @@ import numpy
 
 from ..errors import UnreadableFile
 
-__all__ = ['Allowance', 'Source', 'read_list', 'read_ndarray', 'read_npz']
+__all__ = ['Allowance', 'FilePart', 'read_list', 'read_ndarray', 'read_npz']
 
 LIST_MAGIC = 0x112
 LEGACY, STORAGE_TYPES, NUMPY_SHAPES = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # older files begin with the number of dimensions
@@ -32,11 +32,11 @@ class Allowance:
         self.size = self.left = size
 
 
-class Source:
+class FilePart:
     """A part of a binary file, read forward; every error names the file and the byte.
 
-    Everything made from the file must be reported to ``Source.charge``, so that no file takes more than the allowance,
-    however often it refers to the same bytes and however large it claims its arrays to be.
+    ``FilePart.charge`` must be told of everything that is made from the file, so that no file becomes more than the
+    allowance, however often it refers to the same bytes or however large it says that its arrays are.
     """
 
     def __init__(self, file: BinaryIO, name: str, begin: int, end: int, allowance: Allowance):
@@ -52,9 +52,9 @@ class Source:
     def fail(self, message: str, at: int = -1) -> NoReturn:
         raise UnreadableFile(f'Cannot read {self.name}: at byte {self.at() if at < 0 else at}: {message}')
 
-    def part(self, begin: int, size: int) -> 'Source':
+    def part(self, begin: int, size: int) -> 'FilePart':
         """The ``size`` bytes starting at ``begin``."""
-        return Source(self.file, self.name, begin, begin + size, self.allowance)
+        return FilePart(self.file, self.name, begin, begin + size, self.allowance)
 
     def charge(self, nbytes: int) -> None:
         self.allowance.left -= nbytes
@@ -101,7 +101,7 @@ _STORED = {'bfloat16': '<u2', '?': 'u1'}
 
 
 def converted(array: numpy.ndarray, dtype: str) -> numpy.ndarray:
-    """What `Source.raw` read, as a NumPy type: bfloat16, which NumPy lacks, becomes float32, which holds it exactly."""
+    """What `FilePart.raw` read, as NumPy has it: bfloat16, which NumPy lacks, becomes float32, which holds it exactly."""
     if dtype == 'bfloat16':
         return (array.astype('<u4') << 16).view('<f4')
     return array != 0 if dtype == '?' else array
@@ -121,7 +121,7 @@ def product(numbers: Iterable[int]) -> int:
 
 # One NDArray
 
-def read_ndarray(source: Source) -> numpy.ndarray:
+def read_ndarray(source: FilePart) -> numpy.ndarray:
     """One array as MXNet's `NDArray::Save` writes it, of any version, storage type and device; sparse ones become dense."""
     begin = source.at()
     magic, = source.unpack('I', 'the beginning of an array')
@@ -148,7 +148,7 @@ def read_ndarray(source: Source) -> numpy.ndarray:
     return _sparse(source, storage, dtype, shape)
 
 
-def _shape(source: Source, code: str) -> Tuple[int, ...]:
+def _shape(source: FilePart, code: str) -> Tuple[int, ...]:
     ndim, = source.unpack('i', 'a number of dimensions')
     if not -1 <= ndim <= MAX_DIMENSIONS:
         source.fail(f'an array can have up to {MAX_DIMENSIONS} dimensions. Received: {ndim}.', source.at() - 4)
@@ -158,14 +158,14 @@ def _shape(source: Source, code: str) -> Tuple[int, ...]:
     return shape
 
 
-def _dtype(source: Source) -> str:
+def _dtype(source: FilePart) -> str:
     flag, = source.unpack('i', 'a data type')
     if flag not in DTYPES:
         source.fail(f'the data type must be one of {DTYPES}. Received: {flag}.', source.at() - 4)
     return DTYPES[flag]
 
 
-def _sparse(source: Source, storage: int, dtype: str, shape: Sequence[int]) -> numpy.ndarray:
+def _sparse(source: FilePart, storage: int, dtype: str, shape: Sequence[int]) -> numpy.ndarray:
     described = []
     for what in ('row numbers',) if storage == ROW_SPARSE else ('row pointers', 'column numbers'):
         index_dtype = _dtype(source)
@@ -177,7 +177,7 @@ def _sparse(source: Source, storage: int, dtype: str, shape: Sequence[int]) -> n
     return dense(source, shape, values, *[source.array(*description) for description in described])
 
 
-def dense(source: Source, shape: Sequence[int], values: numpy.ndarray, *indices: numpy.ndarray) -> numpy.ndarray:
+def dense(source: FilePart, shape: Sequence[int], values: numpy.ndarray, *indices: numpy.ndarray) -> numpy.ndarray:
     """The dense form of row_sparse data (values, row numbers) or csr data (values, row pointers, column numbers)."""
     columns = indices[-1]
     expected = (*columns.shape, *shape[1:]) if len(indices) == 1 else columns.shape
@@ -203,7 +203,7 @@ def dense(source: Source, shape: Sequence[int], values: numpy.ndarray, *indices:
 
 # Files of arrays
 
-def read_list(source: Source) -> Tuple[List[numpy.ndarray], List[str]]:
+def read_list(source: FilePart) -> Tuple[List[numpy.ndarray], List[str]]:
     """The arrays and names in a file of `mx.nd.save`; no names if it was given a list."""
     magic, reserved, count = source.unpack('QQQ', 'the beginning of the file')
     if magic != LIST_MAGIC or reserved != 0:
@@ -222,12 +222,12 @@ def read_list(source: Source) -> Tuple[List[numpy.ndarray], List[str]]:
     return arrays, names
 
 
-def _check_count(source: Source, count: int, each: int) -> None:
+def _check_count(source: FilePart, count: int, each: int) -> None:
     if count > MAX_ARRAYS or count * each > source.left():
         source.fail(f'the file claims {count} arrays, but {source.left()} bytes follow; the limit is {MAX_ARRAYS} arrays.')
 
 
-def _text(source: Source, data: bytes) -> str:
+def _text(source: FilePart, data: bytes) -> str:
     source.charge(4 * len(data))
     try:
         return data.decode('utf-8')
@@ -248,7 +248,7 @@ _NPY = re.compile(rb"\{'descr': (?:'[<|](?P<code>[fiu][1248]|b1)'|\[\('(?P<bfloa
                   rb"'fortran_order': False, 'shape': \((?P<shape>(?:\d{1,18}(?:, \d{1,18})*,?)?)\), \} *\n")
 
 
-def read_npz(source: Source) -> Dict[str, numpy.ndarray]:
+def read_npz(source: FilePart) -> Dict[str, numpy.ndarray]:
     """The arrays of a zip file of .npy members, as written by MXNet 2's `npx.savez` and NumPy's `savez`.
 
     Members must be stored, not compressed, and fill the file without gap or overlap, which rules out zip bombs.
@@ -270,7 +270,7 @@ def read_npz(source: Source) -> Dict[str, numpy.ndarray]:
     return _join_sparse(source, found)
 
 
-def _directory(source: Source) -> Tuple[List[_Member], int]:
+def _directory(source: FilePart) -> Tuple[List[_Member], int]:
     """The members in file order, and the position of the directory."""
     source.need(22, 'a zip file')
     end = source.end - 22
@@ -291,7 +291,7 @@ def _directory(source: Source) -> Tuple[List[_Member], int]:
     return members, offset
 
 
-def _entry(part: Source) -> _Member:
+def _entry(part: FilePart) -> _Member:
     begin = part.at()
     (magic, flags, method, crc, packed, size, name_size, extra_size, comment,
      offset) = part.unpack('4s4x2H4x3I3H8xI', 'an entry of the zip directory')
@@ -308,14 +308,14 @@ def _entry(part: Source) -> _Member:
     return _Member(wide[2], name, flags, crc, wide[0])
 
 
-def _zip64(part: Source, extra: bytes) -> Tuple[int, ...]:
+def _zip64(part: FilePart, extra: bytes) -> Tuple[int, ...]:
     kind, size = struct.unpack('<HH', extra[:4]) if len(extra) >= 4 else (0, 0)
     if kind != 1 or size != len(extra) - 4 or size % 8 not in (0, 4):
         part.fail('an entry of the zip directory is missing the sizes of a large file.')
     return struct.unpack(f'<{size // 8}Q', extra[4:4 + size // 8 * 8])
 
 
-def _member(source: Source, member: _Member, end: int) -> numpy.ndarray:
+def _member(source: FilePart, member: _Member, end: int) -> numpy.ndarray:
     """The array of one member, which ends at ``end``; the header before it and the checksum must agree with the directory."""
     part = source.part(member.offset, end - member.offset)
     magic, flags, method, crc, size, name_size, extra_size = part.unpack('4s2x2H4xI4xI2H', 'a zip member')
@@ -344,7 +344,7 @@ def _member(source: Source, member: _Member, end: int) -> numpy.ndarray:
     return converted(array, dtype)
 
 
-def _npy_header(data: Source) -> bytes:
+def _npy_header(data: FilePart) -> bytes:
     start = data.take(8, 'the beginning of an array')
     if start not in (b'\x93NUMPY\1\0', b'\x93NUMPY\2\0', b'\x93NUMPY\3\0'):
         data.fail(f'a zip member must be a NumPy array. Received: {start!r}.', data.at() - 8)
@@ -352,7 +352,7 @@ def _npy_header(data: Source) -> bytes:
     return start + length + data.take(min(int.from_bytes(length, 'little'), 4096), 'the header of an array')
 
 
-def _npy_type(data: Source, header: bytes) -> Tuple[str, Tuple[int, ...]]:
+def _npy_type(data: FilePart, header: bytes) -> Tuple[str, Tuple[int, ...]]:
     match = _NPY.fullmatch(header, 10 if header[6] == 1 else 12)
     if match is None:
         data.fail(f'the header of an array must give a numeric type, C order and a shape. Received: {header[10:110]!r}.')
@@ -363,7 +363,7 @@ def _npy_type(data: Source, header: bytes) -> Tuple[str, Tuple[int, ...]]:
     return {'b1': '?', 'bfloat16': 'bfloat16'}.get(code, '<' + code), shape
 
 
-def _join_sparse(source: Source, found: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarray]:
+def _join_sparse(source: FilePart, found: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarray]:
     """Sparse arrays are spread over several members: name/format, /data, /shape, /indices, and for csr /indptr."""
     for name in [key[:-len('/format')] for key in found if key.endswith('/format')]:
         _, values, sizes, columns, pointers = (

@@ -14,10 +14,11 @@ from ...schema import Values, one_of
 from ..errors import UnreadableFile
 from ..files import ZIP_MAGIC, Kind, OpenFile, Path, open_once
 from ..model import OptimizerStates, ParameterInfo
+from ..nesting import take_apart
 from .builtins import BUILTINS, Layout
 from .inert_pickle import Array, Object, load
 from .names import Params, assign
-from .ndarray_format import Allowance, Source, read_list, read_npz
+from .ndarray_format import Allowance, FilePart, read_list, read_npz
 
 __all__ = ['UnreadableFile', 'read_params', 'read_states']
 
@@ -120,8 +121,8 @@ def _what_it_is(kind: Kind) -> str:
     return 'It is a safetensors file.' if kind.is_ours or kind is Kind.SAFETENSORS else 'It does not begin like an MXNet file.'
 
 
-def _source(file: OpenFile, limit: Optional[int]) -> Source:
-    return Source(file.file, repr(file.path), 0, file.size, Allowance(max(2 * file.size, SMALL) if limit is None else limit))
+def _source(file: OpenFile, limit: Optional[int]) -> FilePart:
+    return FilePart(file.file, repr(file.path), 0, file.size, Allowance(max(2 * file.size, SMALL) if limit is None else limit))
 
 
 def _without_prefixes(arrays: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarray]:
@@ -157,7 +158,7 @@ def _arrays(state: Any, layout: Layout) -> Dict[str, Array]:
 class _Reader:
     """One unpickled file; the arrays are still in it."""
 
-    def __init__(self, source: Source, states: Dict[Any, Any], optimizer: Optional[Object]):
+    def __init__(self, source: FilePart, states: Dict[Any, Any], optimizer: Optional[Object]):
         self.source, self.states, self.optimizer = source, states, optimizer
         self.attributes: Dict[str, Any] = optimizer.attributes if optimizer else {}
         self.report: List[str] = []
@@ -189,6 +190,7 @@ class _Reader:
             counts={info.name: counts.get(key, 0) for info, key in zip(infos, keys)},
             slots={names[key]: slots[key] for key in names}, master={names[key]: masters[key] for key in names if key in masters},
             scheduler=self._scheduler(), variables=self._variables(names),
+            trees={names[key]: tree for key, tree in self._trees().items()},
             producer={'mxnet': f'{self.version}.x'} if self.optimizer else {}, report=[*self.report, *report])
 
     # -- the optimizer ------------------------------------------------------------------------------------------------
@@ -205,7 +207,8 @@ class _Reader:
                                "called 'mxnet.adamw' here.")
             return 'mxnet.adamw'
         if self.builtin is None:
-            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are called 0, 1, ...')
+            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are numbered '
+                               'by position.')
         return self.class_name
 
     def _hypers(self) -> Dict[str, Any]:
@@ -327,7 +330,7 @@ class _Reader:
         elif self.builtin is not None:
             layouts = self.builtin.layouts(self.version)
         else:
-            return lambda state: (self._numbered(state), None)
+            return lambda state: (self._nested(state)[1], None)
         last = self.builtin is not None and self.builtin.is_master_last(self.version)
 
         def split(state: Any) -> Tuple[Dict[str, Array], Optional[Array]]:
@@ -342,17 +345,30 @@ class _Reader:
                              'and a master.')
         return split
 
-    def _numbered(self, state: Any) -> Dict[str, Array]:
-        """The arrays of a state of unknown meaning, by position; None counts as a position too."""
-        return {str(place): leaf for place, leaf in enumerate(self._leaves(state, 0)) if leaf is not None}
-
-    def _leaves(self, state: Any, depth: int) -> List[Optional[Array]]:
-        self._visit(depth)
-        if type(state) in (tuple, list):
-            return [leaf for part in state for leaf in self._leaves(part, depth + 1)]
-        if state is not None and type(state) is not Array:
+    def _nested(self, state: Any) -> Tuple[Any, Dict[str, Array]]:
+        """The tree of a state of unknown meaning, and its arrays by their places."""
+        self._walk(state, 0)
+        if state is not None and type(state) not in (tuple, list, dict, Array):
             self.source.fail('the state of a parameter must consist of arrays.')
-        return [state]
+        try:
+            return take_apart(state, Array)
+        except TypeError as error:
+            self.source.fail(f'the state of a parameter must consist of arrays: {error}.')
+
+    def _walk(self, state: Any, depth: int) -> None:
+        self._visit(depth)
+        for part in state.values() if type(state) is dict else state if type(state) in (tuple, list) else ():
+            self._walk(part, depth + 1)
+
+    def _trees(self) -> Dict[Any, Any]:
+        """How the states of an optimizer nest that is neither MXNet's nor ours."""
+        if self.optimizer is None or self.ours is not None or self.builtin is not None:
+            return {}
+        others = [name for name, value in self.attributes.items() if name not in BOOKKEEPING and type(value) not in PLAIN]
+        if others:
+            self.report.append(f'The attributes {one_of(others[:8])} of {self.class_name} are not numbers or texts, and were not '
+                               'read.')
+        return {key: self._nested(state)[0] for key, state in self.states.items()}
 
     def _states(self, hypers: Dict[str, Any]) -> Tuple[Dict[Any, Dict[str, numpy.ndarray]], Dict[Any, numpy.ndarray]]:
         """Slots and masters of all parameters, by key."""
