@@ -249,7 +249,7 @@ def test_damaged_ones_are_reported_and_passed_over(folder, caplog):
     assert restored.step == 1 and runs.facts(net, trainer) == wanted
     warned = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
     assert [line.split('step-')[1][0] for line in warned] == ['4', '3', '2']
-    assert all('passing over a damaged checkpoint' in line for line in warned) and 'CRC-32' in warned[0]
+    assert all('skipping a damaged checkpoint' in line for line in warned) and 'CRC-32' in warned[0]
     damage(folder / 'step-1.safetensors', 'cut')
     with pytest.raises(StateFileError, match='4 damaged ones, the newest: .*CRC-32.* Move them away'):
         manager.restore_latest(net, trainer)

@@ -288,10 +288,10 @@ def test_a_scheduler_given_up_or_exchanged_is_said(path):
         "The scheduler is none in the trainer and mxnet.lr_scheduler.CosineScheduler in the file: the file's holds."]
     for scheduler, mine in ((None, 'none'), (S.PolyScheduler(20), 'mxnet.lr_scheduler.PolyScheduler')):
         assert told(lambda: go.load_states(trainer_of(scheduler), path, hyperparameters='current')) == [  # noqa: B023
-            f"The scheduler is {mine} in the trainer and mxnet.lr_scheduler.CosineScheduler in the file: the trainer's holds."]
+            f"The scheduler is {mine} in the trainer and mxnet.lr_scheduler.CosineScheduler in the file: the trainer's applies."]
     go.save_states(trainer_of(None), path)
     assert told(lambda: go.load_states(trainer_of(S.PolyScheduler(20)), path, hyperparameters='current')) == [
-        "The scheduler is mxnet.lr_scheduler.PolyScheduler in the trainer and none in the file: the trainer's holds."]
+        "The scheduler is mxnet.lr_scheduler.PolyScheduler in the trainer and none in the file: the trainer's applies."]
 
 
 def test_a_schedule_that_begins_later(path):

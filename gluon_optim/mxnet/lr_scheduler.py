@@ -1,4 +1,4 @@
-"""Learning rate schedulers in and out of state files: by class path and attributes, never by pickle.
+"""Learning rate schedulers to and from state files: by class path and attributes, never by pickle.
 
 MXNet's schedulers are stateful: past its end a CosineScheduler keeps the rate at which it arrived, and a fresh one would
 answer with the rate from which it started. So all attributes are saved and put back.
@@ -114,7 +114,7 @@ class SchedulerPlan(NamedTuple):
 
 
 def keep(undo: contextlib.ExitStack, changing: Dict[Any, Any]) -> None:
-    """Let ``undo`` put back the entries that ``changing`` has now."""
+    """Let ``undo`` restore the current entries of ``changing``."""
     before = dict(changing)
 
     def put_back() -> None:
