@@ -129,10 +129,10 @@ def test_a_save_that_fails_after_going_back_loses_nothing(folder, pair, monkeypa
 
 def test_steps_that_cannot_be_restored(folder, pair):
     manager = go.CheckpointManager(folder)
-    with pytest.raises(ValueError, match='Received: step=3. There are none'):
+    with pytest.raises(ValueError, match='Received: step=3. Available: none'):
         manager.restore(3, *pair)
     save(manager, pair, 1, 2)
-    with pytest.raises(ValueError, match='Received: step=3. There are 1, 2'):
+    with pytest.raises(ValueError, match='Received: step=3. Available: 1, 2'):
         manager.restore(3, *pair)
     with pytest.raises(ValueError, match='`step` must be a whole number'):
         manager.restore('2', *pair)

@@ -135,7 +135,7 @@ def plan_scheduler(present: Any, begin: int, saved: Optional[Dict[str, Any]], nu
     if mode == 'current':
         if present is not None:
             _check_distance(present, num_update, ASKED)
-        notes = _differences(present, begin, saved, num_update, "the trainer's holds")
+        notes = _differences(present, begin, saved, num_update, "the trainer's applies")
         return SchedulerPlan(present, [], 0 if present is None else num_update, notes)
     if saved is None and present is None:
         return SchedulerPlan(None, [], 0, [])
@@ -154,7 +154,7 @@ def plan_scheduler(present: Any, begin: int, saved: Optional[Dict[str, Any]], nu
         _check(scheduler, saved['class'], num_update)
         if type(scheduler) in DECAYING:  # it would decay at the next update; however far that is, it has done so now
             changes = [(present, vars(scheduler))]
-    notes = _differences(present, begin, saved, num_update, "the file's holds")
+    notes = _differences(present, begin, saved, num_update, "the file's applies")
     return SchedulerPlan(scheduler, [], 0, notes) if present is None else SchedulerPlan(present, changes, 0, notes)
 
 
