@@ -50,6 +50,7 @@ import numpy
 
 from ..requirements import missing
 from ..schema import one_of, some_of
+from ..states import safetensors_files
 from ..states.atomic import Path, replacing
 from ..states.model import OptimizerStates, ParameterInfo
 from .gluon import Source, source_of, with_states
@@ -57,7 +58,7 @@ from .maps import check_map, from_map, read_map, take_dropped
 from .matching import check_layouts, matched, one_for_tied, rests_on_order, settled, with_tied
 from .names import conventional, split, torch_leaf
 from .plan import Plan, Shape, Take
-from .pytorch import COUNTER, Target, target_of, write_safetensors
+from .pytorch import COUNTER, Target, target_of
 
 __all__ = ['TorchModel', 'model_to_torch', 'suggest_names']
 
@@ -131,7 +132,7 @@ class TorchModel:
         ending = os.path.splitext(os.fspath(path))[1]
         to = to or {'.safetensors': 'safetensors', '.pt': 'torch', '.pth': 'torch'}.get(ending)
         if to == 'safetensors':
-            write_safetensors(path, self.weights)
+            safetensors_files.write(path, self.weights)
         elif to == 'torch':
             state_dict = self.state_dict()
             import torch
