@@ -83,8 +83,10 @@ try:
     import gluon_optim.mxnet.trainer
 except ImportError as error:
     print(error)
-go.register(type('Mine', (go.Rule,), {{'name': 'mine', 'summary': 'mine', 'hypers': (go.Hyper('learning_rate', 1.0, '[0, inf)'), go.Hyper('wd', 0.0, '[0, inf)')),
-        'slots': staticmethod(lambda h: ()), 'coefficients': staticmethod(lambda xp, h, t: {{'lr': h.learning_rate, 'wd': h.wd}}),
+hypers = go.Hyper('learning_rate', 1.0, '[0, inf)'), go.Hyper('wd', 0.0, '[0, inf)')
+go.register(type('Mine', (go.Rule,), {{
+    'name': 'mine', 'summary': 'mine', 'hypers': hypers, 'slots': staticmethod(lambda h: ()),
+    'coefficients': staticmethod(lambda xp, h, t: {{'lr': h.learning_rate, 'wd': h.wd}}),
     'step': staticmethod(lambda xp, h, c, w, g, s: (w - c.lr * (g + c.wd * w), {{}}))}}))
 print('mine' in go.list_optimizers())
 ''').splitlines()

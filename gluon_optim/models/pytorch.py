@@ -1,7 +1,4 @@
-"""The names and shapes of a PyTorch module, from it or its file, and a safetensors file of weights.
-
-PyTorch is imported only where a ``.pt`` is read.
-"""
+"""The names and shapes of a PyTorch module, from it or its file, and a safetensors file of weights. PyTorch is not imported."""
 import json
 import os
 import reprlib
@@ -12,9 +9,9 @@ from typing import Any, Collection, Dict, List, Mapping, Optional, Union
 import numpy
 
 from ..schema import one_of
-from ..states import container, json_text
+from ..states import container, json_text, torch_files
 from ..states.atomic import replacing
-from ..states.errors import UnreadableFile
+from ..states.errors import UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import chunks
 from .plan import Shape
@@ -57,7 +54,7 @@ def target_of(like: Any) -> Optional[Target]:
 
 
 def _of_state_dict(what: str, state_dict: Mapping[str, Any]) -> Target:
-    strange = [name for name, value in state_dict.items() if not hasattr(value, 'shape')]
+    strange = [name for name, value in state_dict.items() if not hasattr(value, 'shape') or not isinstance(name, str)]
     if strange:
         raise TypeError(f'`like` must hold arrays under their names, as model.state_dict() does. Received: {what} with '
                         f'{one_of(strange[:4])}. Save the state_dict of the model alone.')
@@ -73,19 +70,11 @@ def _of_state_dict(what: str, state_dict: Mapping[str, Any]) -> Target:
 
 
 def _of_saved(path: Union[Path, OpenFile]) -> Target:
-    with open_once(path) as file:
+    with open_once(path) as file, reading(file.path):
         name = repr(file.path)
         if file.head[8:9] == b'{':
             return _of_header(file)
-        try:
-            import torch
-        except ImportError as error:
-            raise ImportError(f'Reading {name} needs PyTorch. Give a .safetensors file, or write a map.') from error
-        try:
-            value = torch.load(file.file, map_location='cpu', weights_only=True)
-        except Exception as error:  # of whatever kind: the file is not what it should be
-            raise UnreadableFile(f'{name} must be the state_dict of a model, as torch.save(model.state_dict(), path) writes it. '
-                                 f'Received: {type(error).__name__}: {" ".join(str(error).split())[:200]}') from error
+        value = torch_files.read(file)
     if not isinstance(value, Mapping):
         raise UnreadableFile(f'{name} must be the state_dict of a model. Received: a {type(value).__name__}.')
     return _of_state_dict(name, value)

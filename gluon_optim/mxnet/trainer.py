@@ -283,6 +283,9 @@ def check_savable(trainer: TrainerLike, net: Optional[BlockLike] = None) -> None
     optimizer.hyperparameters()
     if isinstance(optimizer, Stranger):
         optimizer.others()
+        held = _updaters(trainer)[0].states if trainer._kv_initialized else {}
+        for index, state in held.items():
+            optimizer.take_apart(trainer._params[index].name, state)
 
 
 def finish_deferred(undo: contextlib.ExitStack, trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike]) -> None:
