@@ -1,4 +1,4 @@
-"""Optimizers for MXNet Gluon, state that survives, and the way to PyTorch, ONNX and JAX.
+"""Optimizers for MXNet Gluon, training state that survives a crash, and a way to PyTorch, ONNX and JAX.
 
     import gluon_optim as go
     trainer = gluon.Trainer(net.collect_params(), 'novograd', {'learning_rate': 0.01})
@@ -15,7 +15,7 @@ from . import rules
 
 __version__ = '1.0.0'
 
-# public name -> where it lives; loaded when it is first used
+# public name -> the module that defines it; loaded on first use
 _PUBLIC = {
     'Hyper': 'schema', 'Slot': 'schema', 'Rule': 'rules.base',
     'OptimizerStates': 'states.model',
@@ -81,7 +81,7 @@ def _register_optimizers() -> None:
         from .mxnet import registry  # noqa: F401
     except ImportError as error:
         _broken.add('mxnet')
-        warnings.warn(f'{error} What needs no MXNet works without it.', RuntimeWarning, stacklevel=3)
+        warnings.warn(f'{error} The parts that do not need MXNet still work.', RuntimeWarning, stacklevel=3)
 
 
 _register_optimizers()

@@ -1,4 +1,4 @@
-"""The commands that look into files: inspect, diff, verify."""
+"""The commands that examine files: inspect, diff, verify."""
 import contextlib
 import json
 import os
@@ -23,19 +23,19 @@ PICTURES = ('.png', '.svg', '.pdf')
 
 def add_commands(commands: Any) -> None:
     """Add the commands to an ``argparse`` parser's ``commands``."""
-    command = add_command(commands, 'inspect', _inspect, 'what is in a file of states, parameters or a checkpoint')
+    command = add_command(commands, 'inspect', _inspect, 'show the contents of a file of states, parameters or a checkpoint')
     command.add_argument('--plot', metavar='FILE', help='also write a picture of the magnitudes of each slot, layer by layer '
                          f'({", ".join(PICTURES)})')
 
     command = commands.add_parser('diff', help='compare two files',
-                                  description='Compare two files: exit code 0 if all is equal, 1 if not.')
+                                  description='Compare two files: exit code 0 if they are equal, 1 if not.')
     command.add_argument('a', help=READABLE)
     command.add_argument('b', help='likewise, of any kind')
     add_common(command)
     command.set_defaults(run=_diff)
 
-    add_command(commands, 'verify', _verify, 'check that a file is sound and complete',
-             f'{NAMELESS_FILES}. For other files: the parameters that must be there')
+    add_command(commands, 'verify', _verify, 'check that a file is intact and complete',
+             f'{NAMELESS_FILES}. For other files: the parameters that must be present')
 
 
 def _inspect(options: Namespace) -> int:
@@ -63,7 +63,7 @@ def _inspect(options: Namespace) -> int:
 
 
 def _multipliers(contents: inspection.Contents) -> Dict[str, Dict[str, str]]:
-    """'lr_mult' and 'wd_mult' of each parameter, where not all are 1."""
+    """'lr_mult' and 'wd_mult' of each parameter, if not all are 1."""
     infos = contents.states.parameters if contents.states else []
     found = {key: {info.name: f'{getattr(info, key):g}' for info in infos} for key in ('lr_mult', 'wd_mult')}
     return {key: mults for key, mults in found.items() if set(mults.values()) - {'1'}}
@@ -106,7 +106,7 @@ def _verify(options: Namespace) -> int:
     if options.json:
         print(dumps(facts))
     else:
-        how = 'every byte has its checksum' if checked else 'it can be read as a whole; files of this kind have no checksums'
+        how = 'every byte matches its checksum' if checked else 'all of it can be read; files of this kind have no checksums'
         say(f'{contents.kind.value}: {how}')
         say(f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else ''))
         for line in found:
@@ -115,7 +115,7 @@ def _verify(options: Namespace) -> int:
 
 
 def _whole(path: str, write: Any) -> None:
-    """``write`` to another name with the same ending, and give it its own when it is complete."""
+    """``write`` to a temporary name with the same extension, and rename it once it is complete."""
     root, ending = os.path.splitext(path)
     partial = f'{root}.{os.getpid()}.partial{ending}'
     try:

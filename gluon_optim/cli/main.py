@@ -12,7 +12,7 @@ from .text import escaped, in_options, say
 
 __all__ = ['main']
 
-EXIT_CODES = ('Exit codes. 0: done. 1: refused, and nothing was written; or the answer is no (diff: not equal, verify: incomplete, '
+EXIT_CODES = ('Exit codes. 0: done. 1: refused, and nothing was written; or the answer is no (diff: different, verify: incomplete, '
               'list: no such name). 2: options or a file that cannot be used. Errors go to standard error.')
 
 
@@ -24,7 +24,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         if sys.stdout is not None:  # a shell has closed it: >&-
             sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader, `head` for example, has had enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, KeyError, TypeError, OSError, ImportError, MemoryError) as error:

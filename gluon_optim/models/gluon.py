@@ -1,4 +1,4 @@
-"""Parameters of Gluon, and what is known about their layers: from files, symbols and Blocks. MXNet is not imported."""
+"""Gluon parameters, and what files, symbols and Blocks say about their layers. MXNet is not imported."""
 import os
 import re
 import weakref
@@ -21,7 +21,7 @@ __all__ = ['Facts', 'Source', 'facts_of', 'of_checkpoint', 'source_of', 'with_st
 class Facts:
     """What is known about layers besides their arrays, by names of parameters; from a symbol, a Block or a checkpoint."""
 
-    ones: Set[str] = field(default_factory=set)              # gammas that are 1 whatever their arrays say: fix_gamma
+    ones: Set[str] = field(default_factory=set)              # gammas that are 1 regardless of their arrays: fix_gamma
     epsilon: Dict[str, float] = field(default_factory=dict)  # of the layer of a gamma
     momentum: Dict[str, float] = field(default_factory=dict)  # likewise, MXNet's: PyTorch's is 1 - momentum
     channels_last: Set[str] = field(default_factory=set)     # weights of convolutions in NHWC and the like
@@ -29,7 +29,7 @@ class Facts:
     shared: Dict[str, str] = field(default_factory=dict)     # name -> another name of the same parameter
     unknown: List[str] = field(default_factory=list)         # gammas of which nothing is known
     frozen: List[str] = field(default_factory=list)          # parameters that get no gradient
-    order: List[str] = field(default_factory=list)           # in which the net uses them; empty where there was no net
+    order: List[str] = field(default_factory=list)           # the order in which the net uses them; empty where there was no net
 
     def record(self) -> Dict[str, Any]:
         """As a checkpoint has them (docs/FORMAT.md), under the first name of each parameter."""
@@ -73,8 +73,8 @@ class Source:
     arrays: Dict[str, numpy.ndarray]
     ordered: bool = True                                     # whether their order is that of the layers
     shared: Dict[str, str] = field(default_factory=dict)     # name -> another name of the same parameter
-    alike: Dict[str, str] = field(default_factory=dict)      # name -> another with the same values: perhaps the same parameter
-    once: bool = False                                       # whether a shared parameter is there under its first name only
+    alike: Dict[str, str] = field(default_factory=dict)      # name -> another name with the same values: perhaps the same parameter
+    once: bool = False                                       # whether a shared parameter occurs only under its first name
     facts: Facts = field(default_factory=Facts)
     notes: List[str] = field(default_factory=list)           # for the report
     states: Optional[OptimizerStates] = None
@@ -102,7 +102,7 @@ def _of_file(path: Union[Path, OpenFile]) -> Source:
         if file.kind.is_ours:
             states, run = container.read_checkpoint(file)
             if run is None:
-                raise ValueError(f'{file.path!r} holds optimizer states only, no weights. Give the .params file of the net, or a '
+                raise ValueError(f'{file.path!r} holds only optimizer states, no weights. Pass the .params file of the net, or a '
                                  'file of save_checkpoint.')
             return of_checkpoint(repr(file.path), states, run)
         if not file.kind.holds_parameters:
@@ -112,7 +112,7 @@ def _of_file(path: Union[Path, OpenFile]) -> Source:
     symbol = re.sub(r'(-\d{4})?\.params$', '', path) + '-symbol.json'
     if os.path.lexists(symbol):
         facts = _of_symbol(symbol)
-        if set(found.arrays) <= set(facts.order):  # else it is of another net, or the file has names of places
+        if set(found.arrays) <= set(facts.order):  # else it belongs to another net, or the file has structural names
             found.facts = facts
             if list(found.arrays) == sorted(found.arrays):  # by MXNet 2; the order of 1.x is that of the net's definition
                 found.arrays = {name: found.arrays[name] for name in facts.order if name in found.arrays}
@@ -147,7 +147,7 @@ def with_states(source: Source, states: OptimizerStates) -> Source:
     if wrong:
         name, shape = wrong[0], source.arrays[wrong[0]].shape
         raise ValueError(f'The master of {name!r} must have the shape of the weight, {shape}. Received: {arrays[name].shape}. '
-                         'Are the states of another net?')
+                         'Do the states belong to another net?')
     return replace(source, arrays=arrays, states=states)
 
 
@@ -161,12 +161,12 @@ LEAVES = ('weight', 'gamma', 'bias', 'beta')  # as layers define them
 
 
 def _checked(source: Source) -> Source:
-    """With what follows from names and arrays: whether they are in order, and which may be there twice."""
+    """``source`` with what follows from names and arrays: whether they are in order, and which may occur twice."""
     if not source.arrays:
-        raise ValueError(f'There must be parameters to convert. Received: none in {source.what}.')
+        raise ValueError(f'Nothing to convert: there are no parameters in {source.what}.')
     names = list(source.arrays)
     if not source.facts.order and len(names) > 1 and names == sorted(names):
-        # MXNet 2 sorts names when it saves; the numbers in a Sequential still tell its order
+        # MXNet 2 sorts names when it saves; the numbers in a Sequential still give its order
         source.ordered = _numbered(names)
         source.arrays = {name: source.arrays[name] for name in sorted(names, key=_natural)}
     if not source.facts.order:  # no net and no symbol
@@ -174,7 +174,7 @@ def _checked(source: Source) -> Source:
     seen: Dict[Any, str] = {}
     for name, array in source.arrays.items():
         if name in source.shared or not array.size or (array == array.flat[0]).all():
-            continue  # two arrays of zeros are no shared parameter
+            continue  # two zero arrays need not be the same parameter
         key = array.shape, array.dtype.str, array.reshape(-1)[:8].tobytes()
         first = seen.setdefault(key, name)
         if first != name and numpy.array_equal(array, source.arrays[first]):
@@ -202,7 +202,7 @@ def _numbered(names: Collection[str]) -> bool:
 
 
 def _array(name: str, value: Any) -> numpy.ndarray:
-    """NumPy's array of what may be one of MXNet's; bfloat16 becomes float32."""
+    """A NumPy array from what may be an MXNet array; bfloat16 becomes float32."""
     array = value.asnumpy() if hasattr(value, 'asnumpy') else numpy.asarray(value)
     if array.dtype.names or array.dtype.name == 'bfloat16':  # MXNet's, or that of ml_dtypes
         return (array.view('<u2').astype('<u4') << 16).view('<f4')
@@ -246,7 +246,7 @@ def facts_of(block: Any) -> Facts:
 
 
 def _look(block: Any, prefix: str, facts: Facts, parameters: Mapping[str, Any]) -> None:
-    """Add what the layers of ``block`` know about themselves."""
+    """Add what the layers of ``block`` say about themselves."""
     if any(cls.__name__ == 'SymbolBlock' for cls in type(block).__mro__):
         _look_at_symbol(block, prefix, facts)
         return
@@ -289,7 +289,7 @@ EPSILONS = {'BatchNorm': 1e-3, 'InstanceNorm': 1e-3, 'LayerNorm': 1e-5, 'GroupNo
 
 
 def _of_symbol(path: str) -> Facts:
-    """What a symbol tells about the parameters of its layers."""
+    """What a symbol says about the parameters of its layers."""
     remedy = 'It is the symbol beside the parameters. Repair it, or move it away: the parameters can be converted without it.'
     try:
         return _read_graph(json_text.read(path, 'the symbol'))

@@ -1,4 +1,4 @@
-"""ONNX: an optimizer's update as a model of standard operators, and states of a Gluon run into ONNX files and back.
+"""ONNX: an optimizer's update as a model of standard operators, and the states of a Gluon run to and from ONNX files.
 
 >>> import gluon_optim.onnx
 >>> model = gluon_optim.onnx.export_step('sgd_torch', {'weight': (3,)}, momentum=0.9)

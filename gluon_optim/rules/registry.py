@@ -1,4 +1,4 @@
-"""The rules by name. `gluon_optim.rules.catalog` enters this package's own, `add` a user's."""
+"""The rules by name. `gluon_optim.rules.catalog` registers this package's own, `add` a user's."""
 from typing import Any, Dict, List, Optional, Type, Union
 
 from ..schema import check_known, lower_name
@@ -41,8 +41,8 @@ def names(drop_ins: bool = False) -> List[str]:
 
 
 def add(rule: Type[Rule], name: Optional[str] = None) -> None:
-    """Add a user's own rule under ``name`` or its own. A name that is taken is refused; the same class may come again,
-    as it does in a notebook. A class that is no rule is refused: it is run once.
+    """Add a user's rule under ``name``, or under the rule's own name. A name that is taken is refused; the same class may be
+    added again, as in a notebook. The rule is run once to check that it is valid.
 
     Raises TypeError for a class that does not work as a rule, ValueError for a name that is taken or not in lower case.
 

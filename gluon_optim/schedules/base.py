@@ -1,4 +1,4 @@
-"""The form in which a schedule is written: once, as a pure function of the number t = 1, 2, ... of the update."""
+"""How a schedule is written: once, as a pure function of the update number t = 1, 2, ..."""
 from typing import Any, ClassVar, Mapping, Tuple
 
 from ..schema import Hyper, Values
@@ -7,10 +7,10 @@ __all__ = ['Schedule', 'warmed_up']
 
 
 class Schedule:
-    """Base of all schedules. A subclass declares and defines; it is never instantiated.
+    """Base class of all schedules. A subclass holds declarations and functions; it is never instantiated.
 
     ``name``, ``summary``
-        The key in the table, and one line for people.
+        The key in the table, and a one-line description.
     ``hypers``
         Tuple of `Hyper` under MXNet's words (``base_lr``, ``warmup_steps``, ``final_lr``, ``step``, ``factor``).
     ``rate(xp, h, t)``
@@ -43,7 +43,7 @@ class Schedule:
 
 
 def warmed_up(xp: Any, h: Values, t: Any, rate: Any) -> Any:
-    """``rate``, and before update ``h.warmup_steps`` what MXNet's schedulers have there: a line from ``warmup_begin_lr`` to
+    """``rate``, and before update ``h.warmup_steps`` the warm-up of MXNet's schedulers: a line from ``warmup_begin_lr`` to
     ``warmup_final_lr``, or its beginning throughout (``warmup_mode='constant'``)."""
     if not h.warmup_steps:
         return rate
