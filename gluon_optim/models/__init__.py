@@ -223,7 +223,7 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
         if target is not None:
             plan, found = one_for_tied(plan, found, target)
     if target is not None:
-        found = _named_as_tied(plan, found, target)
+        found = _named_as_tied(plan, found)
         check_layouts(plan, found, target)
     notes = rests_on_order(plan, found, target) if target is not None and names is None else []
     model = _made(plan, dropped, found, target, notes)
@@ -233,8 +233,8 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
     return model
 
 
-def _named_as_tied(plan: Plan, found: Source, target: Target) -> Source:
-    """``found`` with its states under the names of its weights, where ``target`` shows that two names are one parameter."""
+def _named_as_tied(plan: Plan, found: Source) -> Source:
+    """``found`` with its states under the names of its weights, where ``plan`` shows that two names are one parameter."""
     if found.states is None:
         return found
     dotted, names = any('.' in name for name in found.states.names), {}
