@@ -239,13 +239,13 @@ class CheckpointManager:
 
     # -- restoring --------------------------------------------------------------------------------------------------
 
-    def restore(self, step: int, net: Any = None, trainer: Any = None, strict: bool = True, hyperparameters: str = 'file'
-                ) -> Restored:
+    def restore(self, step: int, net: Any = None, trainer: Any = None, strict: bool = True, hyperparameters: str = 'file',
+                states: bool = True) -> Restored:
         """Restore the checkpoint of ``step``, as `load_checkpoint` does; with a trainer, to go on from there.
 
         Then the run is at ``step``, and the next `save` first sets the checkpoints of later steps aside: they are renamed to
         ``step-<step>.safetensors.abandoned``, which `restore_latest` does not see and nobody deletes. Until then, and
-        without a trainer, the folder is left as it is.
+        without a trainer or with ``states=False``, the folder is left as it is.
 
         Raises ValueError where there is no such checkpoint or it does not fit, StateFileError where it is damaged.
         """
@@ -256,13 +256,13 @@ class CheckpointManager:
             raise ValueError(f'`step` must be one whose checkpoint is in {self.directory!r}. Received: step={step}. '
                              f'There are {", ".join(map(str, steps)) or "none"}.')
         path = self.path(step)
-        restored = restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
-        if trainer is not None:
+        restored = restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters, states)
+        if trainer is not None and states:
             self._abandoned = [later for later in steps if later > step]
         return restored
 
-    def restore_latest(self, net: Any = None, trainer: Any = None, strict: bool = True, hyperparameters: str = 'file'
-                       ) -> Optional[Restored]:
+    def restore_latest(self, net: Any = None, trainer: Any = None, strict: bool = True, hyperparameters: str = 'file',
+                       states: bool = True) -> Optional[Restored]:
         """Restore the newest checkpoint that is complete and sound, as `load_checkpoint` does; None where there is none yet.
 
         Damaged ones are logged as warnings to 'gluon_optim' and passed over. Raises StateFileError when all are damaged,
@@ -274,15 +274,15 @@ class CheckpointManager:
         for step in reversed(self.steps()):
             path = self.path(step)
             try:
-                states, run = container.read_checkpoint(path)
+                found, run = container.read_checkpoint(path)
             except FileNotFoundError:
                 continue  # its writer has deleted it just now
             except StateFileError as error:
                 failures.append(str(error))
                 log.warning('passing over a damaged checkpoint: %s', error)
                 continue
-            restored = restore(path, states, run, net, trainer, strict, hyperparameters)
-            if trainer is not None:
+            restored = restore(path, found, run, net, trainer, strict, hyperparameters, states)
+            if trainer is not None and states:
                 self._abandoned = []  # later ones are damaged
             return restored
         if failures:
