@@ -362,11 +362,11 @@ print(peak() - before)
 # What is read
 
 @pytest.mark.parametrize('data, words', [
-    (b'', 'no container'),
-    (b'\x10', 'no container'),
-    (b'\x80\x02}q\x00.', 'no container'),
-    (struct.pack('<Q', 2) + b'{}', 'no container'),
-    (safetensors_numpy.save({'a': np.zeros(2)}), 'no container'),
+    (b'', 'not a gluon_optim file'),
+    (b'\x10', 'not a gluon_optim file'),
+    (b'\x80\x02}q\x00.', 'not a gluon_optim file'),
+    (struct.pack('<Q', 2) + b'{}', 'not a gluon_optim file'),
+    (safetensors_numpy.save({'a': np.zeros(2)}), 'not a gluon_optim file'),
 ])
 def test_other_files(path, data, words):
     with pytest.raises(StateFileError, match=words):
@@ -387,12 +387,12 @@ def edit(old, new, times=1):
 
 
 @pytest.mark.parametrize('change_header, words', [
-    (edit(b'\\"version\\":2', b'\\"version\\":3'), 'version of the format must be 1 or 2. Received: 3'),
+    (edit(b'\\"version\\":2', b'\\"version\\":3'), 'format version must be 1 or 2. Received: 3'),
     (edit(b'\\"version\\":2', b'\\"version\\":true'), 'version'),
     (edit(b'\\"version\\":2', b'\\"version\\":1'), 'keys'),
     (edit(b'gluon_optim.states', b'other.states'), 'format'),
-    (edit(b'\\"num_update\\":112', b'\\"num_update\\":112,\\"num_update\\":112'), 'twice'),
-    (edit(b'"dtype":"F32"', b'"dtype":"F32","dtype":"F32"'), 'twice'),
+    (edit(b'\\"num_update\\":112', b'\\"num_update\\":112,\\"num_update\\":112'), 'duplicate'),
+    (edit(b'"dtype":"F32"', b'"dtype":"F32","dtype":"F32"'), 'duplicate'),
     (edit(b'"dtype":"F32"', b'"dtype":"F33"'), 'F33'),
     (edit(b'"dtype":"F32"', b'"dtype":["F32"]'), 'dtype'),
     (edit(b'"dtype":"F32"', b'"dtype":"I16"'), 'must be at'),
@@ -406,7 +406,7 @@ def edit(old, new, times=1):
     (edit(b'\\"hypers\\":{', b'\\"hypers\\":{\\"x\\":' + b'[' * 100000 + b']' * 100000 + b','), 'JSON'),
     (edit(b'\\"hypers\\":{', b'\\"hypers\\":{\\"x\\":\\"\\\\ud800\\",'), 'surrogates'),
     (edit(b'\\"novograd\\"', b'\\"novo\xff\\"'), 'UTF-8'),
-    (edit(b'{"__metadata__":{', b'{"__metadata__":{"a":"b",'), 'no container'),
+    (edit(b'{"__metadata__":{', b'{"__metadata__":{"a":"b",'), 'not a gluon_optim file'),
     (edit(b'},"', b',"more":"x"},"'), 'no others'),
     (edit(b'\\"name\\":\\"1.bias\\"', b'\\"name\\":\\"../1.bias\\"'), "'..'"),
     (edit(b'\\"name\\":\\"1.bias\\"', b'\\"name\\":\\"net/0.weight\\"'), 'twice'),
@@ -464,9 +464,9 @@ def test_a_list_of_names_without_end_is_refused_in_time(path):
     (('[0,8]', '[0,8]'), 8, "'w/b' .* must be at bytes 8 to 16 of the data. Received: 0 to 8"),     # the same bytes twice
     (('[0,8]', '[16,24]'), 24, "'w/b' .* must be at bytes 8 to 16 of the data. Received: 16 to 24"),  # bytes that nothing covers
     (('[8,16]', '[0,8]'), 16, None),                                                                 # another order is as good
-    (('[0,8]', '[8,16]'), 15, 'the data must have 16 bytes. Received: 15. The file is cut off'),
+    (('[0,8]', '[8,16]'), 15, 'the data must have 16 bytes. Received: 15. The file is truncated'),
     (('[0,8]', '[8,16]'), 17, 'the data must have 16 bytes. Received: 17. The file is longer'),
-    (('[0,8]', '[8,16]'), 0, 'cut off'),
+    (('[0,8]', '[8,16]'), 0, 'truncated'),
 ])
 def test_the_data_are_covered_exactly(path, offsets, data, words):
     container.write(path, OptimizerStates('adamw', {}, 1, [ParameterInfo('w', 'w', (2,), 'float32')], {'w': 1},

@@ -111,8 +111,8 @@ def test_hyperparameters_of_a_stranger():
     net, trainer = runs.make({'optimizer': 'bertadam'})
     runs.train(net, trainer, 1)
     states = export_states(trainer, net)
-    for mode, words, beta1 in (('file', "beta1 is 0.5 in the trainer and 0.9 in the file: the file's holds", 0.9),
-                               ('current', "beta1 is 0.5 in the trainer and 0.9 in the file: the trainer's holds", 0.5)):
+    for mode, words, beta1 in (('file', "beta1 is 0.5 in the trainer and 0.9 in the file: the file's applies", 0.9),
+                               ('current', "beta1 is 0.5 in the trainer and 0.9 in the file: the trainer's applies", 0.5)):
         net, trainer = runs.make({'optimizer': 'bertadam'})
         trainer._optimizer.beta1 = 0.5
         with pytest.warns(UserWarning, match=words):

@@ -1,9 +1,9 @@
 """Drop-ins for the optimizers of MXNet 1.9.1: the same results, state and pickle, updated by compiled loops.
 
 `accelerate` makes the built-in names create them; `gluon_optim.create` always does. Each class is a subclass of the one
-that it replaces: constructor, states, multipliers and counts are MXNet's own code, the update is a rule of
-`gluon_optim.rules.mx`. What MXNet keeps on the optimizer (the momentum schedule of nadam, the rates of lars, the gradients
-of lbsgd) is kept there, one for each device.
+that it replaces: constructor, states, multipliers and counts are MXNet's own code, the update is a rule from
+`gluon_optim.rules.mx`. What MXNet keeps on the optimizer (nadam's momentum schedule, lars's rates, lbsgd's gradients)
+stays there, once per device.
 """
 import copy
 import copyreg
@@ -27,7 +27,7 @@ from ..rules.mx import DROP_INS
 from ..rules.mx.base import MXRule
 from ..rules.mx.nadam import momentum
 from ..rules.runtimes import runs_on
-from ..schema import Values, check_known, one_of
+from ..schema import Hyper, Values, check_known, one_of
 from ..states.model import ParameterInfo
 from ..states.mxnet_files.builtins import BUILTINS, Builtin
 from .executors import check_weight
@@ -36,14 +36,14 @@ from .optimizer import Runner
 __all__ = ['accelerate', 'create', 'drop_in', 'restore_builtins']
 
 if not hasattr(mx_optimizer, 'SGD'):
-    raise ImportError('The drop-ins are for the optimizers of MXNet 1.9.1, and this is another version. '
+    raise ImportError('The drop-ins are for the optimizers of MXNet 1.9.1, but this is another version. '
                       'Use its own: mx.optimizer.create.')
 
 _in_use: 'weakref.WeakSet[DropIn]' = weakref.WeakSet()
 
 
 class DropIn(Runner):
-    """Base of all drop-ins; a subclass derives from it and from the class of MXNet that it replaces.
+    """Base class of all drop-ins; a subclass derives from it and from the MXNet class that it replaces.
 
     ``declared``
         What the class of MXNet keeps, and how it nests that: its entry in `BUILTINS`. Its ``variables`` are state of the
@@ -51,7 +51,7 @@ class DropIn(Runner):
     ``attributes``
         Arguments that MXNet keeps under another name.
     ``off_at_zero``
-        Arguments of which MXNet ignores 0 and negative values.
+        Arguments for which MXNet ignores 0 and negative values.
     ``single_slots``
         Whether MXNet makes float32 slots for weights of any type, and then cannot update others. Here they are float64
         for float64 weights.
@@ -92,7 +92,7 @@ class DropIn(Runner):
         _in_use.add(self)
         _take_over_loading()
 
-    # -- pickling: as the class of MXNet ----------------------------------------------------------------------------
+    # -- pickling: as MXNet's class ----------------------------------------------------------------------------
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # not copyreg.__newobj__, which refuses another class than that of the object
@@ -109,7 +109,7 @@ class DropIn(Runner):
 
     @property
     def aggregate_num(self) -> int:
-        """How many parameters the updater hands over at once: all. MXNet's own number is what is pickled."""
+        """The number of parameters that the updater passes at once: all. MXNet's own number is the one that is pickled."""
         return 2 ** 31 - 1
 
     @aggregate_num.setter
@@ -119,12 +119,17 @@ class DropIn(Runner):
     # -- hyper-parameters -------------------------------------------------------------------------------------------
 
     def _given(self) -> Dict[str, Any]:
-        given = {hyper.name: getattr(self, self.attributes.get(hyper.name, hyper.name))
-                 for hyper in self.rule.hypers[1:] + BASE_HYPERS}
+        given = {hyper.name: getattr(self, attribute) for hyper, attribute in zip(self._hypers(), self._attributes())}
         for name in self.off_at_zero:
             if isinstance(given[name], numbers.Real) and given[name] <= 0:
                 given[name] = None
         return given
+
+    def _hypers(self) -> Tuple[Hyper, ...]:
+        return self.rule.hypers[1:] + BASE_HYPERS
+
+    def _attributes(self) -> List[str]:
+        return [self.attributes.get(hyper.name, hyper.name) for hyper in self._hypers()]
 
     def set_hyperparameters(self, h: Values) -> None:
         super().set_hyperparameters(Values(**{self.attributes.get(name, name): value for name, value in h.asdict().items()}))
@@ -147,7 +152,7 @@ class DropIn(Runner):
         master = None
         if mixed:
             if not (isinstance(state, (tuple, list)) and len(state) == 2):
-                raise ValueError(f'{self.rule.name} with multi_precision keeps a float32 master per float16 parameter. Received a '
+                raise ValueError(f'{self.rule.name} with multi_precision keeps a float32 master per float16 parameter. Received: a '
                                  'state without. Load states that were saved with multi_precision=True, or start without states.')
             state, master = state if self.declared.master_last else state[::-1]
         arrays = state if isinstance(self.declared.state, tuple) and isinstance(state, (tuple, list)) else (state,)
@@ -164,13 +169,13 @@ class DropIn(Runner):
     # -- what belongs to the optimizer as a whole -------------------------------------------------------------------
 
     def shared_state(self) -> Dict[str, Any]:
-        """The variables of the device that was updated last."""
+        """The variables of the most recently updated device."""
         return {name: copy.copy(getattr(self, name)) for name in self.declared.variables}
 
     def set_shared_state(self, values: Mapping[str, Any]) -> None:
         super().set_shared_state(values)
-        self._device: Any = None                                            # whose they are; None: not known yet
-        self._parked: Dict[Any, Dict[str, Any]] = {None: self.shared_state()}  # those of other devices; None: of a new one
+        self._device: Any = None                                            # the device they belong to; None: not known yet
+        self._parked: Dict[Any, Dict[str, Any]] = {None: self.shared_state()}  # those of other devices; None: those for a new one
 
     def _set_current_context(self, device_id: int) -> None:
         super()._set_current_context(device_id)
@@ -202,23 +207,23 @@ class DropIn(Runner):
 
     def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         rates = self._rates(indices)
-        counts = self._index_update_count  # begin_num_update included
+        counts = self._index_update_count  # including begin_num_update
         return list(zip([counts[index] for index in indices], rates, self._get_wds(indices)))
 
     def _rates(self, indices: Sequence[Any]) -> List[float]:
-        """Count, and ask for the rates, in MXNet's order: the scheduler sees what has been counted so far."""
+        """Count and query the rates in MXNet's order: the scheduler sees what has been counted so far."""
         size = self._counted_together()
         if self.lr_scheduler is not None and size < len(indices):
             begin: int = self.begin_num_update
             seen: List[int] = [self._index_update_count.get(index, begin) for index in indices]
-            if seen[0] < max(seen):  # else the first parameter counts for all
+            if seen[0] < max(seen):  # otherwise the first parameter counts for all
                 return [rate for i in range(0, len(indices), size) for rate in self._rates(indices[i:i + size])]
         self._update_count(indices)
         rates: List[float] = self._get_lrs(indices)
         return rates
 
     def _counted_together(self) -> int:
-        """For how many parameters MXNet asks for rates at once."""
+        """The number of parameters for which MXNet queries rates at once."""
         return 1
 
     def _row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
@@ -258,7 +263,7 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
         super().set_hyperparameters(Values(**{name: value for name, value in h.asdict().items() if name != 'begin_epoch'}))
 
     def variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
-        """The sum of gradients of each parameter and how many they are, under the names that MXNet's own files get too."""
+        """Each parameter's sum of gradients and their number, under the same names as for MXNet's own files."""
         found = {}
         for index, held in self.cumgrads.items():
             total = held['cum_grad']  # the number 0 after an update
@@ -283,7 +288,7 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
     def _cumulate_gradient(self, grad: Any, index: Any) -> Dict[str, Any]:
         held = self._get_cum_gradient(index)
         if isinstance(held.get('cum_grad'), NDArray):
-            held['cum_grad'] = held['cum_grad'].as_in_context(grad.context)  # saved on another device, perhaps
+            held['cum_grad'] = held['cum_grad'].as_in_context(grad.context)  # perhaps saved on another device
         elif not held and self.batch_scale > 1:
             grad = grad.copy()  # MXNet keeps the array itself
         cumulated: Dict[str, Any] = super()._cumulate_gradient(grad, index)
@@ -305,7 +310,7 @@ class NAG(WithMomentum, mx_optimizer.NAG):
 
 class LARS(WithMomentum, mx_optimizer.LARS):
     def _counted_together(self) -> int:
-        return 2 ** 31 - 1  # asking twice would forget the last rate
+        return 2 ** 31 - 1  # a second query would lose the last rate
 
     def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         keys = super()._count(indices)
@@ -371,10 +376,10 @@ class RMSProp(DropIn, mx_optimizer.RMSProp):
     single_slots = True
 
     def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
-        return slots if master is None else (master, slots)  # what is not needed is not there
+        return slots if master is None else (master, slots)  # what is not needed is left out
 
 
-# Who gets them -------------------------------------------------------------------------------------------------------
+# Creating them -------------------------------------------------------------------------------------------------------
 
 def create(name: str, *args: Any, **kwargs: Any) -> DropIn:
     """The drop-in for the built-in optimizer ``name``, with MXNet's arguments."""
@@ -389,8 +394,8 @@ def accelerate(*names: str) -> None:
     *names : str
         Such as 'adam', 'sgd'. Without any: all that have a drop-in.
 
-    States that MXNet saved are continued by the drop-in, and the other way round. What exists already stays what it is,
-    until it loads states.
+    The drop-ins continue states that MXNet saved, and vice versa. Optimizers that already exist do not change until they
+    load states.
 
     Raises ValueError for a name that is not one of MXNet's built-in optimizers.
 
@@ -406,7 +411,7 @@ def accelerate(*names: str) -> None:
         _check_name(name)
     registry = mx_optimizer.Optimizer.opt_registry
     for name in map(str.lower, names or CLASSES):
-        if registry[name] is CLASSES[name].replaces:  # who registered another under that name wants that one
+        if registry[name] is CLASSES[name].replaces:  # a class registered by the user under that name stays
             registry[name] = CLASSES[name]
     _take_over_loading()
 
@@ -416,18 +421,18 @@ def _check_name(name: Any) -> None:
         raise TypeError(f'`accelerate` takes names of optimizers, one of {one_of(sorted(CLASSES))}. Received: {name!r}.')
     if name.lower() in rules.names() and name.lower() not in CLASSES:
         raise ValueError(f'{name!r} is an optimizer of gluon_optim, not a drop-in for one of MXNet. There is nothing to replace: '
-                         f'gluon_optim.create({name!r}) makes it. The drop-ins are {one_of(sorted(CLASSES))}.')
+                         f'gluon_optim.create({name!r}) creates it. The drop-ins are {one_of(sorted(CLASSES))}.')
     check_known('built-in optimizer', name.lower(), CLASSES, ValueError)
     registered, cls = mx_optimizer.Optimizer.opt_registry[name.lower()], CLASSES[name.lower()]
     if registered not in (cls, cls.replaces):
         raise ValueError(f'{name!r} must be the optimizer of MXNet. Received: a name under which '
-                         f'{registered.__module__}.{registered.__qualname__} was registered. Give that another name.')
+                         f'{registered.__module__}.{registered.__qualname__} was registered. Use another name for that.')
 
 
 def restore_builtins() -> None:
-    """Undo `accelerate`: the built-in names create MXNet's classes again. Drop-ins that exist stay.
+    """Undo `accelerate`: the built-in names create MXNet's classes again. Existing drop-ins stay.
 
-    Raises nothing, also where there is nothing to undo.
+    Raises nothing, even if there is nothing to undo.
 
     >>> import gluon_optim as go, mxnet as mx
     >>> go.accelerate('sgd')
@@ -451,7 +456,7 @@ def twin(optimizer: mx_optimizer.Optimizer) -> Optional[DropIn]:
 
 
 def drop_in(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
-    """The drop-in in the state of ``optimizer``, if it is of a class that has one; else ``optimizer`` itself."""
+    """The drop-in with the state of ``optimizer`` if its class has one; otherwise ``optimizer`` itself."""
     cls = _of(optimizer)
     if cls is None:
         return optimizer
@@ -476,7 +481,7 @@ _set_states = mx_optimizer.Updater.set_states  # MXNet's
 
 
 def _take_over_loading() -> None:
-    """Let updaters that ran a drop-in, or whose optimizer is accelerated, go on with a drop-in after loading states."""
+    """Make updaters that ran a drop-in, or have an accelerated optimizer, continue with a drop-in after loading states."""
     mx_optimizer.Updater.set_states = _set_states_and_drop_in
 
 

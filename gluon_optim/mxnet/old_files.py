@@ -1,16 +1,17 @@
-"""MXNet's own `.states` files as the states of a trainer: they know parameters by their index, and no weights."""
+"""MXNet's own `.states` files as a trainer's states: they identify parameters by index and hold no weights."""
 import os
-from typing import Any, List
+from typing import List
 
 from ..states import container, mxnet_files
 from ..states.files import Kind, open_once
 from ..states.model import OptimizerStates, ParameterInfo
+from .typing import TrainerLike
 
 __all__ = ['read_for']
 
 
-def read_for(path: container.Path, trainer: Any, present: List[ParameterInfo]) -> OptimizerStates:
-    """The states in a file of ours or, named as the parameters ``present`` of ``trainer``, in one of MXNet 1.x or 2.x.
+def read_for(path: container.Path, trainer: TrainerLike, present: List[ParameterInfo]) -> OptimizerStates:
+    """The states in one of our files or, named like ``present``, the parameters of ``trainer``, in one of MXNet 1.x or 2.x.
 
     Raises StateFileError for a damaged file, ValueError for one that does not fit or does not contain its optimizer.
     """
@@ -22,9 +23,9 @@ def read_for(path: container.Path, trainer: Any, present: List[ParameterInfo]) -
         states = mxnet_files.read_states(file, [info.name for info in present], allow)
     if not states.optimizer:
         raise ValueError(f'Cannot load {os.fspath(path)!r}: it was saved without its optimizer, so that update counts and '
-                         'hyper-parameters are not in it. Use trainer.load_states, which begins to count anew.')
+                         'hyper-parameters are not in it. Use trainer.load_states, which restarts the counts.')
     known = {info.name: info for info in states.parameters}
-    # a parameter that is not trained has an index, and nothing in the file
+    # an untrained parameter has an index but nothing in the file
     silent = [info for info, parameter in zip(present, trainer._params)
               if info.name not in known and (parameter.grad_req == 'null' or not known)]
     states.parameters = [_described(info, states) for info in present if info.name in known or info in silent]

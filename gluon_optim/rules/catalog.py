@@ -1,4 +1,4 @@
-"""What there is: the optimizers, one file each, and what each one's declarations say about it."""
+"""The list of optimizers, and what each one's declarations say about it."""
 import fnmatch
 import inspect
 import re
@@ -37,10 +37,10 @@ registry.DROP_INS.update(mx.DROP_INS)
 
 
 class OptimizerInfo(NamedTuple):
-    """What is known of one optimizer, read off its rule.
+    """What is known about one optimizer, taken from its rule.
 
-    ``runtimes`` are where it runs; ``equals`` the implementations that compute the same; ``exceptions`` what a user might
-    expect and does not hold, with the reason.
+    ``runtimes`` lists where it runs; ``equals`` the implementations that compute the same; ``exceptions`` what a user might
+    expect but does not hold, with the reason.
     """
 
     name: str
@@ -73,7 +73,7 @@ class OptimizerInfo(NamedTuple):
 
     @property
     def memory(self) -> str:
-        """Bytes of state per weight, with the defaults: float32 slots; masters of float16 weights not counted."""
+        """Bytes of state per weight with the default arguments and float32 slots, not counting masters of float16 weights."""
         per_weight = 4 * sum(slot.like == 'weight' for slot in self.slots)
         per_tensor = 4 * sum(slot.like == 'scalar' for slot in self.slots)
         return f'{per_weight} bytes per weight' + (f' and {per_tensor} per parameter' if per_tensor else '')
@@ -91,7 +91,7 @@ def list_optimizers(pattern: str = '*') -> List[str]:
 
 
 def optimizer_info(name: str) -> OptimizerInfo:
-    """All that is declared about an optimizer; ValueError for an unknown name.
+    """Everything declared about an optimizer; ValueError for an unknown name.
 
     Raises TypeError for a name that is not a string.
 
@@ -106,6 +106,6 @@ def optimizer_info(name: str) -> OptimizerInfo:
 def formula(rule: Type[Rule]) -> str:
     """The indented blocks of a rule's docstring."""
     body = inspect.cleandoc(rule.__doc__ or '').partition('\n')[2].strip('\n')
-    if body.startswith('    '):  # else nothing but the formula follows the first line: its indentation went with the docstring's
+    if body.startswith('    '):  # otherwise only the formula follows the first line, and cleandoc removed its indentation
         body = '\n'.join(line[4:] for line in body.splitlines() if line.startswith('    ') or not line)
     return re.sub(r'\n{2,}', '\n\n', body).strip()

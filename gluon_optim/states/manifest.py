@@ -1,4 +1,4 @@
-"""The manifest of a file of states: from states, back to states, and what it must look like."""
+"""The manifest of a state file: made from states, turned back into states, and checked."""
 import collections
 import math
 import reprlib
@@ -10,8 +10,9 @@ from .errors import StateFileError
 from .model import Array, OptimizerStates, ParameterInfo, Run, Weight
 from .nesting import leaves
 
-__all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'METADATA', 'TENSOR', 'UNSIGNED', 'VERSION', 'VERSIONS',
-           'check', 'check_record', 'manifest_of', 'run_of', 'run_record', 'show', 'states_of', 'weight_keys']
+__all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'INFO', 'METADATA', 'RECORD', 'TENSOR', 'UNSIGNED',
+           'VERSION', 'VERSIONS', 'check', 'check_record', 'manifest_of', 'plain', 'run_of', 'run_record', 'show', 'states_of',
+           'weight_keys']
 
 FORMAT = 'gluon_optim.states'
 CHECKPOINT = 'gluon_optim.checkpoint'
@@ -20,11 +21,11 @@ VERSIONS = (1, 2)     # that are read
 DTYPES = {'F16': 'float16', 'F32': 'float32', 'F64': 'float64', 'I8': 'int8', 'I16': 'int16', 'I32': 'int32',
            'I64': 'int64', 'U8': 'uint8', 'U16': 'uint16', 'U32': 'uint32', 'U64': 'uint64'}
 CODES = {name: code for code, name in DTYPES.items()}
-_WEIGHT_DTYPES = (*CODES, 'bool', 'bfloat16')  # of weights, which are not in the file: what frameworks can have
-DAMAGED = 'The file is damaged or was edited: take another copy of it.'
-UNSIGNED = '0' * 64  # in the place of the signature while it is computed
+_WEIGHT_DTYPES = (*CODES, 'bool', 'bfloat16')  # types of weights, which are not in the file: whatever frameworks support
+DAMAGED = 'The file is damaged or was edited: use another copy of it.'
+UNSIGNED = '0' * 64  # replaces the signature while it is computed
 
-Entry = Tuple[str, Tuple[int, ...], int, int]  # of one array: dtype, shape, begin, end
+Entry = Tuple[str, Tuple[int, ...], int, int]  # one array: dtype, shape, begin, end
 
 
 def weight_keys(name: str, copies: int) -> List[str]:
@@ -33,7 +34,7 @@ def weight_keys(name: str, copies: int) -> List[str]:
 
 
 def manifest_of(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str, Array]) -> Dict[str, Any]:
-    """The manifest, but for its signature and the checksums of ``arrays``. StateFileError for what JSON cannot hold."""
+    """The manifest without its signature and the checksums of ``arrays``. StateFileError for anything JSON cannot hold."""
     strangers = sorted({*states.counts, *states.slots, *states.master, *states.trees} - set(states.names))
     if strangers:
         raise StateFileError(f'counts, slots, trees and masters must belong to parameters. Received: {strangers!r}, '
@@ -44,40 +45,40 @@ def manifest_of(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str
         'version': VERSION,
         'producer': dict(states.producer),
         'optimizer': states.optimizer,
-        'hypers': _plain(states.hypers, 'hypers'),
-        'num_update': _plain(states.num_update, 'num_update'),
-        'scheduler': _plain(states.scheduler, 'scheduler'),
-        'loss_scaler': _plain(states.loss_scaler, 'loss_scaler'),
+        'hypers': plain(states.hypers, 'hypers'),
+        'num_update': plain(states.num_update, 'num_update'),
+        'scheduler': plain(states.scheduler, 'scheduler'),
+        'loss_scaler': plain(states.loss_scaler, 'loss_scaler'),
         'parameters': [{
             'name': p.name,
             'full_name': p.full_name,
-            'shape': _plain(p.shape, p.name),
+            'shape': plain(p.shape, p.name),
             'dtype': p.dtype,
-            'lr_mult': _plain(p.lr_mult, p.name),
-            'wd_mult': _plain(p.wd_mult, p.name),
+            'lr_mult': plain(p.lr_mult, p.name),
+            'wd_mult': plain(p.wd_mult, p.name),
             'grad_req': p.grad_req,
-            'count': _plain(states.counts.get(p.name, 0), p.name),
+            'count': plain(states.counts.get(p.name, 0), p.name),
             'slots': list(states.slots[p.name]) if p.name in states.slots else None,
-            'tree': _plain(states.trees.get(p.name), p.name),
+            'tree': plain(states.trees.get(p.name), p.name),
             'master': p.name in states.master,
         } for p in states.parameters],
         'variables': list(states.variables),
-        'attributes': _plain(states.attributes, 'attributes'),
-        'facts': _plain(states.facts, 'facts'),
+        'attributes': plain(states.attributes, 'attributes'),
+        'facts': plain(states.facts, 'facts'),
         'crc32': dict.fromkeys(arrays, '0' * 8),
         **({'run': run_record(run)} if run else {}),
     }
 
 
 def run_record(run: Run) -> Dict[str, Any]:
-    """A run as JSON has it, but for its arrays. StateFileError for what JSON cannot hold."""
-    record = {name: _plain(getattr(run, name), name) for name in ('step', 'epoch', 'batch', 'metrics', 'random', 'extra')}
+    """A run as JSON values, without its arrays. StateFileError for anything JSON cannot hold."""
+    record = {name: plain(getattr(run, name), name) for name in ('step', 'epoch', 'batch', 'metrics', 'random', 'extra')}
     return dict(record, weights=[{'name': w.name, 'full_name': w.full_name, 'copies': len(w.copies), 'grad_req': w.grad_req}
                                  for w in run.weights])
 
 
-def _plain(value: Any, where: str) -> Any:
-    """``value`` as JSON has it, or an error that names the attribute which JSON cannot hold."""
+def plain(value: Any, where: str) -> Any:
+    """``value`` in plain JSON types, or an error that names the attribute JSON cannot hold."""
     if isinstance(value, numpy.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -85,9 +86,9 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return [_plain(x, where) for x in value]
+        return [plain(x, where) for x in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(x, f'{where}.{key}') for key, x in value.items()}
+        return {key: plain(x, f'{where}.{key}') for key, x in value.items()}
     raise StateFileError(f'{where} must consist of numbers, strings, lists and dictionaries with string keys. '
                          f'Received: {value!r} of type {type(value).__name__}.')
 
@@ -116,7 +117,7 @@ def states_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) 
 
 
 def run_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Optional[Run]:
-    """The run of a checkpoint, None for a file of states."""
+    """The run of a checkpoint, or None for a state file."""
     if 'run' not in manifest:
         return None
     record = dict(manifest['run'])
@@ -125,10 +126,10 @@ def run_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> 
     return Run(**record)
 
 
-# What a manifest must look like: checked by the reader, and by the writer before anything is written
+# The checks of a manifest: done by the reader, and by the writer before anything is written
 
 def check(manifest: Any, entries: Mapping[str, Entry]) -> None:
-    """Refuse a manifest with missing, unknown or impossible contents, or that lists other arrays than ``entries``."""
+    """Refuse a manifest with missing, unknown or impossible contents, or one that lists arrays other than ``entries``."""
     version = manifest['version']
     check_record(manifest, (_CHECKPOINT if manifest['format'] == CHECKPOINT else _MANIFEST)[version], 'the manifest')
     listed = [f'_optimizer/{variable}' for variable in manifest['variables']]
@@ -142,17 +143,17 @@ def check(manifest: Any, entries: Mapping[str, Entry]) -> None:
             listed.append(f'{record["name"]}/master')
             _, shape, _, _ = entries.get(listed[-1], (None, None, 0, 0))
             if shape is not None and shape != tuple(record['shape']):
-                raise StateFileError(f'{show(listed[-1])} must have the shape {record["shape"]} of its parameter. '
+                raise StateFileError(f'{show(listed[-1])} must have the shape of its parameter, {record["shape"]}. '
                                      f'Received: {list(shape)}.')
     listed += _check_run(manifest['run'], version, entries) if 'run' in manifest else []
     for what, keys in (('names of parameters', [r['name'] for r in manifest['parameters']]), ('arrays of the manifest', listed)):
         repeated = [key for key, number in collections.Counter(keys).items() if number > 1]
         if repeated:
-            raise StateFileError(f'the {what} must differ. Received twice: {show(repeated)}.')
+            raise StateFileError(f'the {what} must be unique. Received twice: {show(repeated)}.')
     for what, given in (('checksums', set(manifest['crc32'])), ('arrays in the file', set(entries))):
         odd = sorted(given ^ set(listed))
         if odd:
-            raise StateFileError(f'the {what} must be those that the manifest lists. In one of the two only: {show(odd)}.')
+            raise StateFileError(f'the {what} must be those listed in the manifest. In only one of the two: {show(odd)}.')
 
 
 def _check_attributes(attributes: Mapping[str, Any], variables: List[str]) -> None:
@@ -166,22 +167,22 @@ def _check_attributes(attributes: Mapping[str, Any], variables: List[str]) -> No
 
 
 def _check_run(run: Any, version: int, entries: Mapping[str, Entry]) -> List[str]:
-    """The keys of the arrays that the run of a checkpoint lists."""
+    """The keys of the arrays listed by a checkpoint's run."""
     check_record(run, _RUN, 'the run')
     listed: List[str] = []
     for record in run['weights']:
         check_record(record, _WEIGHT[version], 'a weight of the manifest')
         if len(listed) + record['copies'] > len(entries):
-            raise StateFileError(f'the weights must be arrays of the file. Received: more than its {len(entries)}. {DAMAGED}')
+            raise StateFileError(f'the weights must be arrays in the file. Received: more than its {len(entries)}. {DAMAGED}')
         keys = weight_keys(record['name'], record['copies'])
         if len({entries[key][:2] for key in keys if key in entries}) > 1:
-            raise StateFileError(f'the copies of {show(record["name"])} must have one shape and type. {DAMAGED}')
+            raise StateFileError(f'the copies of {show(record["name"])} must have the same shape and type. {DAMAGED}')
         listed += keys
     return listed
 
 
 Check = Callable[[Any], bool]
-show = reprlib.Repr().repr  # a corrupt value can be of any size
+show = reprlib.Repr().repr  # a corrupt value can have any size
 
 
 def check_record(record: Any, schema: Mapping[str, Check], where: str) -> None:
@@ -219,7 +220,7 @@ def _word(x: Any) -> bool:
 
 
 def _name(x: Any) -> bool:
-    """printable text; between slashes neither nothing nor '.' nor '..', before the first one not '_optimizer' or the like"""
+    """printable text; no part between slashes may be empty, '.' or '..', and the first must not be '_optimizer' or similar"""
     return _word(x) and not {'', '.', '..'} & set(x.split('/')) and x.split('/')[0] not in _RESERVED
 
 
@@ -244,13 +245,18 @@ def _numbers(x: Any) -> bool:
 
 
 def _positive(x: Any) -> bool:
-    """a whole number from 1 to 2**53"""
+    """an integer from 1 to 2**53"""
     return _natural(x) and x > 0
 
 
 def _natural(x: Any) -> bool:
-    """a whole number from 0 to 2**53"""
+    """an integer from 0 to 2**53"""
     return type(x) is int and 0 <= x <= 2**53
+
+
+def _naturals(x: Any) -> bool:
+    """an object of whole numbers from 0 to 2**53"""
+    return isinstance(x, dict) and all(map(_natural, x.values()))
 
 
 def _number(x: Any) -> bool:
@@ -264,13 +270,13 @@ def _flag(x: Any) -> bool:
 
 
 def _shape(x: Any) -> bool:
-    """up to 32 whole numbers"""
-    # the product over nonzero sizes too must be one that NumPy can count
+    """up to 32 integers"""
+    # the product of the nonzero sizes must also be one that NumPy can count
     return isinstance(x, list) and len(x) <= 32 and all(map(_natural, x)) and math.prod(max(n, 1) for n in x) <= 2**53
 
 
 def _range(x: Any) -> bool:
-    """two whole numbers"""
+    """two integers"""
     return isinstance(x, list) and len(x) == 2 and all(map(_natural, x))
 
 
@@ -290,7 +296,7 @@ def _list(x: Any) -> bool:
 
 
 def _scheduler(x: Any) -> bool:
-    """an object of the two keys 'class', a printable text, and 'attributes', an object"""
+    """an object with the two keys 'class', a printable text, and 'attributes', an object"""
     return isinstance(x, dict) and set(x) == {'class', 'attributes'} and _word(x['class']) and _mapping(x['attributes'])
 
 
@@ -300,7 +306,7 @@ def _signature(x: Any) -> bool:
 
 
 def _checksums(x: Any) -> bool:
-    """an object of texts of 8 lower-case hexadecimal digits"""
+    """an object of texts with 8 lower-case hexadecimal digits each"""
     return isinstance(x, dict) and all(isinstance(v, str) and len(v) == 8 and set(v) <= set('0123456789abcdef') for v in x.values())
 
 
@@ -370,5 +376,13 @@ TENSOR: Dict[str, Check] = {'dtype': _one_of(DTYPES), 'shape': _shape, 'data_off
 _RUN: Dict[str, Check] = {
     'step': _optional(_natural), 'epoch': _optional(_natural), 'batch': _optional(_natural), 'metrics': _numbers,
     'random': _optional(_mapping), 'extra': _mapping, 'weights': _list,
+}
+# what files of other formats say of states: see `record`
+RECORD: Dict[str, Check] = {
+    'optimizer': _word, 'hypers': _mapping, 'num_update': _natural, 'scheduler': _optional(_scheduler),
+    'loss_scaler': _optional(_mapping), 'producer': _texts, 'parameters': _list, 'counts': _naturals, 'fresh': _list,
+}
+INFO: Dict[str, Check] = {
+    'name': _text, 'full_name': _text, 'shape': _shape, 'dtype': _one_of(_WEIGHT_DTYPES), 'lr_mult': _number, 'wd_mult': _number,
 }
 _RESERVED = ('_optimizer', '_parameters', '_copies', '__metadata__')  # first parts of other keys

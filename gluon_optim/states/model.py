@@ -1,4 +1,4 @@
-"""What a training run's optimizer holds, as NumPy arrays under names: no framework, no device."""
+"""A training run's optimizer state as named NumPy arrays, independent of framework and device."""
 import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
@@ -9,16 +9,16 @@ from ..display import Rows, table, text, without_none
 
 __all__ = ['NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Run', 'Weight', 'chunks', 'digest']
 
-STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # ends of names of what no optimizer updates
-NO_OPTIMIZER = 'none'  # the name of the optimizer in a checkpoint of a net alone
-Array = Any  # a numpy.ndarray, or what has `shape`, `dtype` and `chunks()`: an array of a device that is copied in pieces
+STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # name endings of parameters that no optimizer updates
+NO_OPTIMIZER = 'none'  # the optimizer's name in a checkpoint of a net alone
+Array = Any  # a numpy.ndarray, or anything with `shape`, `dtype` and `chunks()`: a device's array, copied in pieces
 
 
 @dataclass
 class ParameterInfo:
     """One parameter as its trainer knew it, in trainer order."""
 
-    name: str                      # the key of everything below: structural where the net was given, else Parameter.name
+    name: str                      # the key of everything below: structural if the net was given, else Parameter.name
     full_name: str                 # Parameter.name
     shape: Tuple[int, ...]
     dtype: str                     # of the weight: 'float16', 'float32', 'float64'
@@ -32,10 +32,10 @@ class OptimizerStates:
     """An optimizer's state, ready to be saved, inspected or converted.
 
     ``optimizer``   registered name, e.g. 'novograd'
-    ``hypers``      every hyper-parameter by MXNet's name; learning_rate, wd, rescale_grad, clip_gradient included
-    ``num_update``  MXNet's global update number, what a scheduler sees (begin_num_update included)
+    ``hypers``      every hyper-parameter under MXNet's name, including learning_rate, wd, rescale_grad and clip_gradient
+    ``num_update``  MXNet's global update number, which a scheduler sees (begin_num_update included)
     ``names``       parameters in trainer order
-    ``counts``      updates that each parameter has seen (t of its last update; begin_num_update not included)
+    ``counts``      number of updates of each parameter (t of its last update; begin_num_update not included)
     ``slots``       name -> slot -> array
     ``master``      name -> float32 weights, for parameters trained with multi_precision
     ``scheduler``   {'class': path, 'attributes': {...}} or None
@@ -43,13 +43,14 @@ class OptimizerStates:
     ``trees``       name -> how MXNet nests its slots ('0', '1.0', ...), for optimizers that have no rule here
     ``attributes``  of such optimizers, those that are not plain values: name -> tree (`gluon_optim.states.nesting`)
     ``facts``       what a conversion must know of the net's layers (docs/FORMAT.md), None where it is unknown
-    ``report``      what the reader or a conversion has to say, one string a line
+    ``report``      messages from the reader or a conversion, one string per line
     ``parameters``  one `ParameterInfo` for each name: shape and dtype of the weight, lr_mult, wd_mult
     ``loss_scaler``  what AMP's loss scaler holds, or None
     ``producer``    name -> version of the programs that wrote the file
 
     Raises nothing: states are checked where they are written, loaded or converted.
 
+    >>> import numpy
     >>> info = ParameterInfo('0.weight', 'dense0_weight', (3, 2), 'float32')
     >>> states = OptimizerStates('sgd_torch', {'momentum': 0.9}, 7, [info], {'0.weight': 7},
     ...                          {'0.weight': {'momentum_buffer': numpy.zeros((3, 2), 'float32')}})
@@ -122,7 +123,7 @@ class OptimizerStates:
 
 
 class Weight(NamedTuple):
-    """A parameter's value. ``copies`` has one array, or one of each device where they differ (running statistics)."""
+    """A parameter's value. ``copies`` has one array, or one per device where they differ (running statistics)."""
 
     name: str
     full_name: str
@@ -132,12 +133,12 @@ class Weight(NamedTuple):
 
 @dataclass
 class Run:
-    """What a checkpoint holds besides the optimizer's states: the net, and where the run stands.
+    """What a checkpoint holds besides the optimizer's states: the net, and the progress of the run.
 
-    ``step, epoch, batch``  as the user counts them, None where not given
-    ``metrics``             name -> value, by which the best checkpoint is kept
+    ``step, epoch, batch``  as the user counts them, None if not given
+    ``metrics``             name -> value, used to keep the best checkpoint
     ``random``              the seed that MXNet was given when this was saved, and the states of NumPy's and Python's generators
-    ``extra``               the user's own, as JSON has it
+    ``extra``               the user's own data, as JSON values
     """
 
     weights: List[Weight]
@@ -178,9 +179,9 @@ def chunks(array: Array) -> Iterator[numpy.ndarray]:
 
 
 def digest(states: OptimizerStates) -> str:
-    """SHA-256 (hexadecimal) over what decides how training goes on: the optimizer's name, ``num_update``, and by sorted
+    """SHA-256 (hexadecimal) over what determines how training continues: the optimizer's name, ``num_update``, and by sorted
     name the type and shape of the weight, its count, and types, shapes and bytes of slots, master and the optimizer's
-    variables. Not over hyper-parameters, rates, the order of parameters, or anything about devices.
+    variables. Hyper-parameters, rates, the order of parameters and anything about devices are not included.
     """
     def add(arrays: Dict[str, Array]) -> None:
         for key, array in sorted(arrays.items()):

@@ -1,8 +1,9 @@
-"""A picture of how large the arrays of a state are, layer by layer."""
+"""A picture of the magnitudes in a state's arrays, layer by layer."""
 from typing import Any, Dict, List, Tuple
 
 import numpy
 
+from ..requirements import missing
 from .inspection import WHOLE, Contents, arrays_of
 
 __all__ = ['draw']
@@ -11,22 +12,22 @@ _COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00')
 
 
 def draw(contents: Contents, path: str) -> None:
-    """Write a picture, of the type that the ending of ``path`` says, with one panel for each slot.
+    """Write a picture with one panel per slot, in the format given by the extension of ``path``.
 
-    Along each panel are the parameters in trainer order. A line reaches from the 5th to the 95th percentile of the
-    magnitudes of the elements, zeros left out, a dot marks the median; an open circle at the bottom means all zeros, a
-    cross that some elements are not finite.
+    Each panel shows the parameters in trainer order. A line runs from the 5th to the 95th percentile of the elements'
+    magnitudes, leaving out zeros, and a dot marks the median; an open circle at the bottom means all zeros, a cross that
+    some elements are not finite.
 
-    Raises ValueError where there is nothing to draw, or for an unknown ending, ImportError without matplotlib.
+    Raises ValueError if there is nothing to draw or the extension is unknown, ImportError without matplotlib.
     """
     panels = _panels(contents)
     if not panels:
-        raise ValueError(f'There must be arrays to draw. Received: {contents.path!r}, which has none.')
+        raise ValueError(f'Nothing to draw: {contents.path!r} holds no arrays.')
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("a picture needs matplotlib: pip install 'gluon-optim[plot]'") from None
+    except ImportError as error:
+        raise missing('a picture', 'matplotlib', 'plot', error) from None
     names = list(arrays_of(contents))
     names = [name for name in names if any(name in panel for panel in panels.values())]
     width = min(max(7.0, 0.19 * len(names) + 1.5), 60.0)
@@ -71,7 +72,7 @@ def _draw_panel(axes: Any, key: str, arrays: List[Any], color: str) -> None:
 
 
 def _span(array: numpy.ndarray) -> Tuple[float, float, float]:
-    """5th, 50th and 95th percentile of the magnitudes that are finite and not 0; zeros where there are none."""
+    """5th, 50th and 95th percentile of the finite, nonzero magnitudes; zeros if there are none."""
     magnitudes = numpy.abs(array.reshape(-1))
     magnitudes = magnitudes[numpy.isfinite(magnitudes) & (magnitudes > 0)].astype('float64')
     if not magnitudes.size:
