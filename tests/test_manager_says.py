@@ -116,3 +116,27 @@ def test_seeds_of_a_checkpoint_are_those_that_mxnet_takes_on_all_devices(seed, f
     assert plan.seed == seed
     mx.random.seed(plan.seed + len(contexts) - 1, contexts[-1])  # the largest that is given to MXNet
     assert all(np.array_equal(a, b) for a, b in zip(state[0], np.random.get_state())) and state[1] == random.getstate()  # noqa: NPY002
+
+
+def weights(net):
+    return {name: parameter.data().asnumpy().tolist() for name, parameter in net._collect_params_with_prefix().items()}
+
+
+@pytest.mark.parametrize('on_kvstore', [False, True])
+def test_weights_alone_into_another_optimizer(folder, pair, on_kvstore):
+    """states=False: the other trainer's own states, counts and rates stay, and the random generators."""
+    go.CheckpointManager(folder).save(5, *pair)
+    with pytest.raises(ValueError, match="are of 'adamw', the trainer runs 'novograd'"):
+        go.load_checkpoint(folder / 'step-5.safetensors', *runs.make({'optimizer': 'novograd', 'plain': True}))
+    for load in (lambda *other: go.load_checkpoint(folder / 'step-5.safetensors', *other, states=False),
+                 lambda *other: go.CheckpointManager(folder).restore_latest(*other, states=False),
+                 lambda *other: go.CheckpointManager(folder).restore(5, *other, states=False)):
+        options = {'kvstore': mx.kv.create('local'), 'update_on_kvstore': True} if on_kvstore else {}
+        net, trainer = runs.make({'optimizer': 'novograd', 'plain': True, **options})
+        runs.train(net, trainer, 2)
+        digest, position = go.states_digest(trainer, net), np.random.get_state()[2]  # noqa: NPY002
+        restored = load(net, trainer)
+        assert weights(net) == weights(pair[0]) and go.states_digest(trainer, net) == digest and restored.states is None
+        assert np.random.get_state()[2] == position and trainer._optimizer.num_update == 2  # noqa: NPY002
+        runs.train(net, trainer, 1)
+        assert weights(net) != weights(pair[0]) and trainer._optimizer.num_update == 3

@@ -48,6 +48,7 @@ from typing import Any, Dict, List, Optional
 
 import numpy
 
+from ..display import Rows, table, text, without_none
 from ..requirements import missing
 from ..schema import one_of, some_of
 from ..states import safetensors_files
@@ -65,7 +66,7 @@ __all__ = ['TorchModel', 'model_to_torch', 'suggest_names']
 STATISTICS = ('running_mean', 'running_var')
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class TorchModel:
     """A net's parameters with PyTorch's names and layouts.
 
@@ -86,11 +87,24 @@ class TorchModel:
     weights: Dict[str, numpy.ndarray]
     rows: List[Dict[str, Any]]
     report: List[str]
-    plan: Plan = dataclasses.field(repr=False)
-    found: Source = dataclasses.field(repr=False)
-    target: Optional[Target] = dataclasses.field(repr=False, default=None)
+    plan: Plan
+    found: Source
+    target: Optional[Target] = None
     dropped: List[str] = dataclasses.field(default_factory=list)
-    ordered: bool = dataclasses.field(repr=False, default=True)
+    ordered: bool = True
+
+    def _rows(self) -> Rows:
+        frozen = self.frozen
+        return without_none([('from', self.found.what), ('for', self.target.what if self.target else None),
+                             ('optimizer', self.found.states), ('frozen', some_of(frozen) if frozen else None),
+                             *(('report', line) for line in self.report)])
+
+    def __repr__(self) -> str:
+        return text(f'<TorchModel: {len(self.weights)} arrays>', self._rows())
+
+    def _repr_html_(self) -> str:
+        arrays = [(row['name'], f'{row["dtype"]}{row["shape"]} {row["how"]}') for row in self.rows]
+        return table(f'TorchModel: {len(self.weights)} arrays', [*self._rows(), *arrays])
 
     @property
     def frozen(self) -> List[str]:

@@ -116,7 +116,7 @@ def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
 
 
 def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
-                    strict: bool = True, hyperparameters: str = 'file') -> Restored:
+                    strict: bool = True, hyperparameters: str = 'file', states: bool = True) -> Restored:
     """Restore what `save_checkpoint` saved, on whatever devices net and trainer have.
 
     Everything is checked first. Then the parameters are loaded, then the optimizer's states; float16 weights that differ
@@ -130,6 +130,10 @@ def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
         Without it only the net's parameters are loaded, for example for inference.
     strict, hyperparameters
         As for `load_states`. With ``strict=False`` weights that do not fit are left alone too, and are listed in ``skipped``.
+
+    states : bool
+        False restores the parameters of net and trainer and nothing else, as to train them on with another optimizer: the trainer's
+        own states, counts and schedule stay, and so do the random generators.
 
     Returns
     -------
@@ -151,10 +155,10 @@ def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
     ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
-    >>> restored, restored.step, str(restored.states)
-    ({'fold': 3}, 7, 'restored 2 of 2 parameters at step 1')
+    >>> restored['fold'], restored.step, str(restored.states)
+    (3, 7, 'restored 2 of 2 parameters at step 1')
     """
-    return restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
+    return restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters, states)
 
 
 def _called(run: Run) -> str:
@@ -263,15 +267,17 @@ def _differ(a: Any, b: Any) -> bool:
 # Into a run
 
 def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Optional[BlockLike],
-            trainer: Optional[TrainerLike], strict: bool, hyperparameters: str) -> Restored:
+            trainer: Optional[TrainerLike], strict: bool, hyperparameters: str, with_states: bool = True) -> Restored:
     """`load_checkpoint` of what has been read."""
     if run is None:
         raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds only optimizer states. Use load_states.')
     _check_subjects(net, trainer)
-    if trainer is not None and states.optimizer == NO_OPTIMIZER:
-        raise ValueError(f'Cannot load {os.fspath(path)!r} into a trainer: it was saved without one. Load it with only net=.')
-    weights = [weight._replace(copies=weight.copies[:1]) if weight.name in states.master else weight for weight in run.weights]
     present = parameters(net, trainer)
+    trainer = trainer if with_states else None
+    if trainer is not None and states.optimizer == NO_OPTIMIZER:
+        raise ValueError(f'Cannot load {os.fspath(path)!r} into a trainer: it was saved without one. Load it with only net=, or '
+                         'pass states=False.')
+    weights = [weight._replace(copies=weight.copies[:1]) if weight.name in states.master else weight for weight in run.weights]
     others = other_names([weight.name for weight in weights], list(present), states, net)
     weights, states = [w._replace(name=others.get(w.name, w.name)) for w in weights], states.renamed(others)
     set_weights = _plan_weights(weights, present, strict)

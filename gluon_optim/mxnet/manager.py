@@ -241,12 +241,12 @@ class CheckpointManager:
     # -- restoring --------------------------------------------------------------------------------------------------
 
     def restore(self, step: int, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None, strict: bool = True,
-                hyperparameters: str = 'file') -> Restored:
+                hyperparameters: str = 'file', states: bool = True) -> Restored:
         """Restore the checkpoint of ``step``, as `load_checkpoint` does; with a trainer, to continue from there.
 
         The run is then at ``step``, and the next `save` first sets the checkpoints of later steps aside: they are renamed to
         ``step-<step>.safetensors.abandoned``, which `restore_latest` ignores and nothing deletes. Until then, and without a
-        trainer, the folder is unchanged.
+        trainer or with ``states=False``, the folder is unchanged.
 
         Raises ValueError if there is no such checkpoint or it does not fit, StateFileError if it is damaged.
         """
@@ -257,13 +257,13 @@ class CheckpointManager:
             raise ValueError(f'`step` must have a checkpoint in {self.directory!r}. Received: step={step}. '
                              f'Available: {", ".join(map(str, steps)) or "none"}.')
         path = self.path(step)
-        restored = restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
-        if trainer is not None:
+        restored = restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters, states)
+        if trainer is not None and states:
             self._abandoned = [later for later in steps if later > step]
         return restored
 
     def restore_latest(self, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None, strict: bool = True,
-                       hyperparameters: str = 'file') -> Optional[Restored]:
+                       hyperparameters: str = 'file', states: bool = True) -> Optional[Restored]:
         """Restore the newest intact checkpoint, as `load_checkpoint` does; None if there is none yet.
 
         Damaged ones are skipped, with a warning logged to 'gluon_optim'. Raises StateFileError if all are damaged,
@@ -275,15 +275,15 @@ class CheckpointManager:
         for step in reversed(self.steps()):
             path = self.path(step)
             try:
-                states, run = container.read_checkpoint(path)
+                found, run = container.read_checkpoint(path)
             except FileNotFoundError:
                 continue  # its writer has just deleted it
             except StateFileError as error:
                 failures.append(str(error))
                 log.warning('skipping a damaged checkpoint: %s', error)
                 continue
-            restored = restore(path, states, run, net, trainer, strict, hyperparameters)
-            if trainer is not None:
+            restored = restore(path, found, run, net, trainer, strict, hyperparameters, states)
+            if trainer is not None and states:
                 self._abandoned = []  # later ones are damaged
             return restored
         if failures:

@@ -15,6 +15,7 @@ import numpy
 from mxnet import gluon, kvstore
 from mxnet import ndarray as nd
 
+from ..display import Rows, table, text
 from ..models.gluon import facts_of as facts_of_block
 from ..schema import Slot, Values, one_of, some_of
 from ..states import container
@@ -33,7 +34,7 @@ log = logging.getLogger('gluon_optim')
 _PIECE = 1 << 18  # number of elements copied from a device at once
 
 
-@dataclass
+@dataclass(repr=False)
 class LoadReport:
     """What `load_states` did; ``str(report)`` is the line that it logs."""
 
@@ -45,6 +46,16 @@ class LoadReport:
     mismatched: List[str] = field(default_factory=list)     # in both: one sentence each why it does not fit
     rewritten: List[str] = field(default_factory=list)      # weights that were not the rounded master, but now are
     warnings: List[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return text(f'<LoadReport: {self}>', self._rows())
+
+    def _repr_html_(self) -> str:
+        return table(f'LoadReport: {self}', self._rows())
+
+    def _rows(self) -> Rows:
+        lists = [(word, getattr(self, word)) for word in ('missing', 'unexpected', 'mismatched', 'rewritten')]
+        return [*((word, some_of(names)) for word, names in lists if names), *(('warning', line) for line in self.warnings)]
 
     def __str__(self) -> str:
         return f'restored {len(self.restored)} of {self.total} parameters at step {self.step}'

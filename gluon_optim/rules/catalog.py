@@ -4,6 +4,7 @@ import inspect
 import re
 from typing import Any, Dict, List, NamedTuple, Tuple, Type
 
+from ..display import Rows, table, text, without_none
 from ..schema import Hyper, Slot
 from . import mx, registry
 from .adabelief import AdaBelief
@@ -51,6 +52,19 @@ class OptimizerInfo(NamedTuple):
     runtimes: Tuple[str, ...]
     equals: Tuple[str, ...]
     exceptions: Dict[str, str]
+
+    def __repr__(self) -> str:
+        return text(f'<OptimizerInfo: {self.name}, {self.summary}>', self._rows())
+
+    def _repr_html_(self) -> str:
+        return table(f'{self.name}: {self.summary}', self._rows())
+
+    def _rows(self) -> Rows:
+        formula = [('' if k else 'formula', line.strip()) for k, line in enumerate(self.formula.splitlines()[:8])]
+        arguments = ', '.join(f'{h.name} {h.default!r}' for h in self.hypers)
+        return without_none([('paper', self.paper), *formula, ('arguments', arguments),
+                             ('slots', ', '.join(slot.name for slot in self.slots)), ('runs on', ', '.join(self.runtimes)),
+                             ('equals', ', '.join(self.equals)), ('exceptions', ', '.join(self.exceptions))])
 
     def asdict(self) -> Dict[str, Any]:
         """Plain dictionaries and lists, for JSON."""

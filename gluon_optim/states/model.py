@@ -5,6 +5,8 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tup
 
 import numpy
 
+from ..display import Rows, table, text, without_none
+
 __all__ = ['NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Run', 'Weight', 'chunks', 'digest']
 
 STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # name endings of parameters that no optimizer updates
@@ -78,6 +80,14 @@ class OptimizerStates:
         return (f'<OptimizerStates: {self.optimizer or "unknown optimizer"} at update {self.num_update}, '
                 f'{len(self.parameters)} parameters>')
 
+    def _repr_html_(self) -> str:
+        hypers = {name: value for name, value in self.hypers.items() if value is not None}
+        rows = [('hyper-parameters', ', '.join(f'{name} {value!r}' for name, value in hypers.items())),
+                ('scheduler', (self.scheduler or {}).get('class')), *(('', line) for line in self.report[:4])]
+        rows += [(info.name, f'{info.dtype}{list(info.shape)}, {self.counts.get(info.name, 0)} updates, '
+                  f'{", ".join(self.slots.get(info.name) or ()) or "no slots"}') for info in self.parameters]
+        return table(repr(self)[1:-1], without_none(rows))
+
     @property
     def names(self) -> List[str]:
         return [parameter.name for parameter in self.parameters]
@@ -138,6 +148,19 @@ class Run:
     metrics: Dict[str, float] = field(default_factory=dict)
     random: Optional[Dict[str, Any]] = None
     extra: Dict[str, Any] = field(default_factory=dict)
+
+    def _rows(self) -> Rows:
+        position = {name: value for name in ('step', 'epoch', 'batch') for value in [getattr(self, name)] if value is not None}
+        words = ', '.join(f'{name} {value}' for name, value in position.items())
+        return without_none([('position', words), ('metrics', self.metrics), ('extra', self.extra)])
+
+    def __repr__(self) -> str:
+        return text(f'<Run: {len(self.weights)} weights>', self._rows())
+
+    def _repr_html_(self) -> str:
+        weights = [(weight.name, f'{numpy.dtype(copy.dtype).name}{list(copy.shape)}')
+                   for weight in self.weights for copy in weight.copies[:1]]
+        return table(f'Run: {len(self.weights)} weights', [*self._rows(), *weights])
 
 
 def chunks(array: Array) -> Iterator[numpy.ndarray]:
