@@ -70,7 +70,7 @@ def loads(text: bytes, what: str) -> Any:
         value = json.loads(text.decode('utf-8'), object_pairs_hook=unique, parse_int=number(int), parse_float=number(float),
                            parse_constant=constant)
         if width == 4:
-            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is not text
     except StateFileError:
         raise
     except RecursionError:
