@@ -30,7 +30,7 @@ SEED = 0
 
 
 class Setting(NamedTuple):
-    """``hypers`` for `gluon.Trainer`; ``tuned`` names the one that `--tune` tunes; ``decay``: does the rate fall as a cosine."""
+    """``hypers`` for `gluon.Trainer`; ``tuned`` is the one that `--tune` tunes; ``decay``: whether its rate falls as a cosine."""
     family: str
     hypers: Dict[str, Any]
     batch_size: int = BATCH_SIZE

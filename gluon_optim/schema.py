@@ -127,6 +127,8 @@ class Slot(NamedTuple):
         The key that PyTorch's state_dict uses for this quantity.
     doc : str
 
+    Raises nothing: `register` tries a rule before it accepts it, and raises TypeError where its slots do not work.
+
     >>> Slot('row_sums', 'rows').shape((3, 4)), Slot('norm', 'scalar').shape((3, 4))
     ((3,), ())
     """
@@ -189,6 +191,8 @@ def one_of(names: Iterable[Any]) -> str:
 def some_of(names: Collection[Any], most: int = 6) -> str:
     """Names as `one_of` lists them, and of more than ``most`` the first ones and how many there are.
 
+    Raises nothing.
+
     >>> some_of('abcdef', most=3)
     "'a', 'b', 'c', ... (6)"
     """
@@ -202,12 +206,20 @@ _WORDS = {'lr': ('learning_rate',), 'weight_decay': ('wd',), 'eps': ('epsilon',)
 
 
 def lower_name(name: Any) -> Any:
-    """``name`` lower-cased; other objects are returned unchanged."""
+    """``name`` lower-cased; other objects are returned unchanged.
+
+    Raises nothing.
+
+    >>> lower_name('AdamW'), lower_name(3)
+    ('adamw', 3)
+    """
     return name.lower() if isinstance(name, str) else name
 
 
 def compute_type(dtype: Any) -> str:
     """The type in which a weight of type ``dtype`` is updated, and of its slots: float64 for float64, otherwise float32.
+
+    Raises nothing.
 
     >>> compute_type('float64'), compute_type('float16')
     ('float64', 'float32')
@@ -216,7 +228,15 @@ def compute_type(dtype: Any) -> str:
 
 
 def check_int(name: str, value: Any, least: int = 0) -> int:
-    """``value``, a Python or NumPy integer, as a Python one; ValueError for anything else, or a value below ``least``."""
+    """``value``, a Python or NumPy integer, as a Python one; ValueError for anything else, or a value below ``least``.
+
+    ``name`` is what the error calls it, ``least`` the smallest that is allowed. Raises ValueError.
+
+    >>> check_int('step', -1)
+    Traceback (most recent call last):
+      ...
+    ValueError: `step` must be a whole number, 0 or more. Received: step=-1.
+    """
     try:
         if not isinstance(value, bool) and operator.index(value) >= least:
             return operator.index(value)
@@ -226,7 +246,13 @@ def check_int(name: str, value: Any, least: int = 0) -> int:
 
 
 def error_text(error: BaseException) -> str:
-    """An error's message, without the numbers and quotes that Python adds."""
+    """An error's message, without the numbers and quotes that Python adds.
+
+    ``error`` is any exception; raises nothing.
+
+    >>> error_text(KeyError('no such name'))
+    'no such name'
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f': {error.filename!r}' if error.filename else '')
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__

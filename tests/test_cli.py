@@ -376,7 +376,7 @@ def test_those_that_are_chosen_are_counted(run, saved):
 def test_without_the_package_of_the_target(run, saved, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'torch', None)
     monkeypatch.delitem(sys.modules, 'gluon_optim.torch', raising=False)
-    refused(run('convert', saved, '--to', 'torch'), 1, "pip install 'gluon-optim[torch]'")
+    refused(run('convert', saved, '--to', 'torch'), 1, "pip install '.[torch]'")
     assert os.listdir(tmp_path) == ['run.safetensors']
 
 
@@ -486,7 +486,7 @@ def test_the_ending_of_a_picture_comes_first(saved):
     done = process('-c', code, 'inspect', saved, '--plot', 'p.xyz')
     assert done.returncode == 2 and "'.png', '.svg', '.pdf'" in done.stderr and "'p.xyz'" in done.stderr
     done = process('-c', code, 'inspect', saved, '--plot', 'p.png')
-    assert done.returncode == 1 and "pip install 'gluon-optim[plot]'" in done.stderr
+    assert done.returncode == 1 and "pip install '.[plot]'" in done.stderr
 
 
 def test_the_script_is_the_same_convert(saved, tmp_path):

@@ -1,8 +1,10 @@
 """The container of optimizer states: exact, complete or invisible, and closed to anything damaged or forged."""
+import errno
 import hashlib
 import json
 import os
 import random
+import re
 import signal
 import stat
 import struct
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import work
 
-from gluon_optim.states import container
+from gluon_optim.states import atomic, container
 from gluon_optim.states.errors import StateFileError
 from gluon_optim.states.files import kind_of
 from gluon_optim.states.model import OptimizerStates, ParameterInfo, digest
@@ -561,3 +563,81 @@ def test_mutations(path, intact):
     """Damaged files are refused with our error; forged ones with a right signature are refused or read as safetensors does."""
     read = fuzz(path, intact, int(os.environ.get('GLUON_OPTIM_MUTATIONS', 10000)))
     assert read > 10  # harmless forgeries, such as another rate: else the forging itself is broken
+
+
+def temporaries(folder):
+    return [name for name in os.listdir(folder) if name.endswith('.tmp')]
+
+
+def test_a_private_file_is_private_while_it_is_written(path):
+    container.write(path, example())
+    path.chmod(0o600)
+    seen = []
+
+    class Watching(Failing):
+        def chunks(self):
+            seen.extend(stat.S_IMODE(os.stat(path.parent / name).st_mode) for name in temporaries(path.parent))
+            yield np.zeros(4, 'float32')
+
+    opened = os.open
+
+    def watched(name, flags, mode=0o777, **options):
+        descriptor = opened(name, flags, mode, **options)
+        if str(name).endswith('.tmp'):
+            seen.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        return descriptor
+
+    states = example(1)
+    states.slots['frozen"\\'] = {'mean': Watching(None)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'open', watched)
+        container.write(path, states)
+    assert seen and set(seen) == {0o600} and stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_folder_that_cannot_be_synchronised(path):
+    """The file is there: the error says so, and does not look like one of a file that was not written."""
+    container.write(path, example())
+    synchronise = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, 'Input/output error')
+        synchronise(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'fsync', fsync)
+        with pytest.raises(OSError, match='the file is in its place, whole, but its folder') as caught:
+            container.write(path, example(1))
+    assert caught.value.errno == errno.EIO and caught.value.filename == str(path)
+    assert_same(container.read(path), example(1))
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize('when', ['before the claim', 'while it is claimed'])
+def test_who_cleans_up_does_not_take_a_file_that_is_being_written(path, when):
+    """Between its creation and its claim a temporary file looks like the leftover of a killed writer."""
+    everything = re.compile('.*')
+    claim, cleaned = atomic._claim, []
+
+    def slow(descriptor):
+        if not cleaned:
+            cleaned.append(True)
+            if when == 'before the claim':
+                atomic.remove_leftovers(path.parent, everything)
+            else:  # the other process holds the lock, and will delete the file in a moment
+                name = temporaries(path.parent)[0]
+                with open(path.parent / name, 'r+b') as file:
+                    held, _ = claim(file.fileno())
+                    found = claim(descriptor)
+                    os.unlink(path.parent / name)
+                os.close(held)
+                return found
+        return claim(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, '_claim', slow)
+        container.write(path, example())
+    assert cleaned
+    assert_same(container.read(path), example())
+    assert os.listdir(path.parent) == [path.name]

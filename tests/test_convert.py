@@ -25,8 +25,8 @@ from gluon_optim.states.mxnet_files import writer
 from gluon_optim.states.protobuf import Place, header, skim, varint
 from gluon_optim.transfer import verify
 from gluon_optim.transfer.names import Params, read_params
+from gluon_optim.transfer.programs import PROGRAMS
 from gluon_optim.transfer.read import read
-from gluon_optim.transfer.targets import PROGRAMS
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = ROOT / 'tests' / 'legacy' / '1.9.1'
@@ -322,7 +322,7 @@ def without(package, *arguments):
 def test_what_runs_the_file_must_be_there(run, adamw, tmp_path, target, package):
     need(target)
     done = without(package, 'convert', 'run.safetensors', '--to', target, '--verify', '3')
-    refused(done, 1, f"pip install 'gluon-optim[{target}]'")
+    refused(done, 1, f"pip install '.[{target}]'")
     assert os.listdir(tmp_path) == ['run.safetensors']
 
 
@@ -477,7 +477,7 @@ def test_the_package_of_a_target_must_be_there(run, adamw, tmp_path, target):
     need(target)
     assert run('convert', 'run.safetensors', '--to', target)[0] == 0
     for arguments in (['run.safetensors', '--to', target, '-o', 'x'], ['run' + ENDINGS[target], '--to', 'mxnet', '-o', 'x']):
-        refused(without(target, 'convert', *arguments), 1, f"pip install 'gluon-optim[{target}]'")
+        refused(without(target, 'convert', *arguments), 1, f"pip install '.[{target}]'")
     assert not (tmp_path / 'x').exists()
 
 

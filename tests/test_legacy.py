@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import work
 
+from gluon_optim.states.file_part import SMALL
 from gluon_optim.states.files import Kind, kind_of
 from gluon_optim.states.mxnet_files import inert_pickle, ndarray_format
 from gluon_optim.states.mxnet_files import reader as legacy
@@ -735,7 +736,7 @@ def test_hostile_pickles(tmp_path, monkeypatch, what):
     refuse_soon(path)
     assert os.listdir(tmp_path) == ['file']
     if re.search('claims|dictionaries|one array|wide|memo|laughs|digits|marks|counts', what):  # tracing is slow
-        assert traced(lambda: refuse(path)) < 2 * path.stat().st_size + legacy.SMALL * 5 // 4
+        assert traced(lambda: refuse(path)) < 2 * path.stat().st_size + SMALL * 5 // 4
 
 
 GUARD = '''
@@ -842,7 +843,7 @@ def check_mutations(tmp_path, count, seed):
                 if kind_of(name) is Kind.NPZ and all(key in wanted(name) for key in read):
                     whole = {key: bfloat16(array) if 'bfloat16' in name.name else array for key, array in wanted(name).items()}
                     assert_equal(read, {key: whole[key] for key in read})
-            assert sum(array.nbytes for array in arrays) <= max(2 * len(data), legacy.SMALL)
+            assert sum(array.nbytes for array in arrays) <= max(2 * len(data), SMALL)
         except UnreadableFile as error:
             refused += 1
             assert 'Cannot read' in str(error)

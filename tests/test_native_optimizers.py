@@ -184,3 +184,43 @@ def test_counts_go_on_for_a_parameter_that_was_not_trained_from_the_start(tmp_pa
     go.load_states(resumed, tmp_path / 's', net=other)
     assert resumed._optimizer._index_update_count == trainer._optimizer._index_update_count
     np.testing.assert_equal(go.states_digest(resumed, other), go.states_digest(trainer, net))
+
+
+# Conversion
+
+def test_conversion_needs_a_rule_and_says_so(resumed, tmp_path):
+    torch = pytest.importorskip('torch')
+    states = go.read_states(resumed[0] / 'bertadam')
+    with pytest.raises(ValueError, match=r"Received: 'bertadam'.*states\.as_rule\('adamw'\)"):
+        go.to_torch(states)
+    taken = states.as_rule('adamw')
+    assert (taken.hypers['epsilon'], taken.hypers['learning_rate']) == (1e-6, 0.05)
+    assert list(taken.slots['0.weight']) == ['mean', 'var']
+    assert taken.slots['0.weight']['var'] is states.slots['0.weight']['1'] and not taken.trees
+    assert taken.report[0] == "bertadam is taken for adamw, as you say: its arrays are 'mean', 'var', in this order"
+    optimizer = go.torch.create('adamw', [torch.nn.Parameter(torch.zeros(info.shape)) for info in taken.parameters])
+    optimizer.load_state_dict(go.to_torch(taken))
+    assert states.as_rule('adamw', epsilon=0.5).hypers['epsilon'] == 0.5
+    half = go.read_states(resumed[0] / 'bertadam-halfTrue').as_rule('adamw')
+    assert half.master['0.weight'].dtype == np.float32 and list(half.slots['0.weight']) == ['mean', 'var']
+    with pytest.raises(ValueError, match='as many arrays as the rule has slots, 0: .*Received: 2'):
+        states.as_rule('sgd_torch')
+    with pytest.raises(ValueError, match="must be of an optimizer without a rule here. Received: those of 'adam'"):
+        go.read_states(resumed[0] / 'adam').as_rule('adamw')
+    with pytest.raises(ValueError, match="'mean' of '0.weight' must have the shape"):
+        states.slots['0.weight']['0'] = np.zeros(3, 'float32')
+        states.as_rule('adamw')
+
+
+def test_conversion_on_the_command_line(resumed, tmp_path):
+    pytest.importorskip('torch')
+
+    def convert(*options):
+        return subprocess.run([sys.executable, '-m', 'gluon_optim.cli', 'convert',
+                               str(resumed[0] / 'bertadam'), '--to', 'torch', '-o', str(tmp_path / 'x.pt'), *options],
+                              capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}, check=False)
+
+    refused = convert()
+    assert refused.returncode == 1 and 'say which: --as adamw' in refused.stderr and not (tmp_path / 'x.pt').exists()
+    done = convert('--as', 'adamw')
+    assert done.returncode == 0 and 'bertadam is taken for adamw' in done.stdout, done.stderr

@@ -27,7 +27,7 @@ import gluon_optim as go
 from gluon_optim import cli, rules
 
 PACKAGE = go.__name__
-MODULES = [name for name in go.__all__ if name not in go._PUBLIC]
+MODULES = sorted(go._MODULES)
 
 
 # Public names
@@ -222,12 +222,15 @@ def allowed(hyper):
     return ', '.join(f'`{value!r}`' for value in hyper.domain)
 
 
+SHAPES = {'weight': 'that of the weight', 'scalar': 'one number: (1,)', 'rows': 'the first axis of the weight',
+          'columns': 'the other axes of the weight'}
+
+
 def state(info):
     if not info.slots:
         return 'None with the default arguments.'
-    rows = [[f'`{slot.name}`', 'like the weight' if slot.like == 'weight' else 'one number: (1,)',
-             'the weight' if slot.init == 'weight' else f'{slot.init:g}', slot.doc, f'`{slot.torch or slot.name}`']
-            for slot in info.slots]
+    rows = [[f'`{slot.name}`', SHAPES[slot.like], 'the weight' if slot.init == 'weight' else f'{slot.init:g}', slot.doc,
+             f'`{slot.torch or slot.name}`'] for slot in info.slots]
     return (f'With the default arguments: {info.memory}. Slots are float32, and float64 for float64 weights; `multi_precision` '
             'adds float32 masters of float16 weights.\n\n'
             + table(['slot', 'shape', 'at first', 'meaning', 'in PyTorch'], rows))

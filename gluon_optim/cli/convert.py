@@ -9,9 +9,9 @@ from ..states import atomic
 from ..states.files import OpenFile
 from ..transfer import job
 from ..transfer.names import Params, read_params
+from ..transfer.programs import CLASS_TARGETS, PROGRAMS, Job
 from ..transfer.read import NAMELESS
 from ..transfer.refused import Refused, refusing
-from ..transfer.targets import CLASS_TARGETS, PROGRAMS, Job
 from . import models
 from .options import NAMELESS_FILES, add_command, check_used, opened, progress, read_contents
 from .paths import keep_apart, output_for
@@ -47,6 +47,9 @@ def add_conversion(command: ArgumentParser) -> None:
                          help='replay N steps on both sides, and write nothing if they differ; needs the runtime for the file '
                          '(--to mxnet: read it again, for any N)')
     command.add_argument('--allow-lossy', action='store_true', help='convert even if something is lost, and say what')
+    command.add_argument('--as', metavar='NAME', dest='as_rule',
+                         help='of the states of an optimizer that has no rule here: the name in `gluon-optim list` of the one that '
+                         'computes the same')
     command.add_argument('--report', metavar='FILE', help='write what was converted, assumed and lost to FILE, as JSON')
     models.add_options(command)
 
@@ -61,9 +64,10 @@ def _steps(text: str) -> int:
 def _check_conversion(options: Namespace, file: OpenFile, model: bool, params: Params) -> None:
     """Refuse options that do not fit together, or do not fit the file: they would be ignored."""
     if model:
-        for name in ('target', 'mxnet_version', 'verify', 'params', 'optimizer', 'source', 'allow'):
+        for name in ('target', 'mxnet_version', 'verify', 'params', 'optimizer', 'source', 'allow', 'as_rule'):
             if getattr(options, name):
-                raise ValueError(f'--{name.replace("_", "-")} is for optimizer states. Received: a model to write. Leave it '
+                option = name.replace('_rule', '').replace('_', '-')
+                raise ValueError(f'--{option} is for optimizer states. Received: a model to write. Leave it '
                                  'out, or pass --what optimizer if the file holds both.')
         return
     classes = PROGRAMS[options.to].classes
@@ -103,6 +107,9 @@ def _convert_states(options: Namespace, file: OpenFile, params: Params, output: 
     if contents.states is None:
         raise Refused(f'{options.file!r} holds only parameters, no optimizer states. Convert the state file, and '
                       'pass this one as --params.')
+    if options.as_rule is not None:
+        with refusing():
+            contents.states = contents.states.as_rule(options.as_rule)
     names = params.names
     if names and options.to != 'mxnet' and file.kind in NAMELESS:  # names of all in the trainer
         names = [name for name in names if name in contents.states.names]

@@ -10,8 +10,8 @@ from ..states.files import Kind, OpenFile, open_once
 from ..states.inspection import Contents
 from ..states.progress import watched
 from ..transfer.names import Params
+from ..transfer.programs import CLASS_TARGETS
 from ..transfer.read import NAMELESS, READABLE, read
-from ..transfer.targets import CLASS_TARGETS
 from .text import escaped
 
 __all__ = ['NAMELESS_FILES', 'add_command', 'add_common', 'check_used', 'opened', 'progress', 'read_contents']

@@ -2,8 +2,8 @@
 import os
 from typing import Mapping, Optional
 
+from ..transfer.programs import PROGRAMS
 from ..transfer.refused import Refused
-from ..transfer.targets import PROGRAMS
 
 __all__ = ['check_absent', 'keep_apart', 'output_for']
 

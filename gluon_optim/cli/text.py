@@ -13,6 +13,7 @@ ARGUMENT = re.compile(r'(?<![\w.])(?:`(params|target|optimizer|names|like|weight
 OPTIONS = {'`names`': 'params', '`weights`': 'params', 'names=': 'map'}  # options with names that differ from the argument's
 PHRASES = (('allow_lossy=True', '--allow-lossy'), ('suggest_names', '--map suggest'), ('like= the module or a', '--like a'),
            ('`params` as a dictionary of names to weights', '--params a .params file with the weights'),
+           ("states.as_rule('adamw')", '--as adamw'), ('gluon_optim.list_optimizers()', '`gluon-optim list`'),
            ('Set states.', 'In Python, set states.'))
 
 

@@ -17,8 +17,8 @@ import numpy
 from .. import rules
 from ..rules import Rule
 from ..schema import Values
-from ..states import atomic, mxnet_files, record
-from ..states.errors import StateFileError
+from ..states import atomic, json_text, mxnet_files, record
+from ..states.errors import StateFileError, UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import OptimizerStates, ParameterInfo
 from .classes import Foreign, own_class
@@ -120,32 +120,41 @@ def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, Any]]:
     Raises StateFileError for a damaged or incomplete file or a different kind of file, OSError if it cannot be opened.
     """
     with open_once(path) as file:
-        arrays, name_of_file = mxnet_files.read_params(file), repr(file.path)
+        arrays, path = mxnet_files.read_params(file), file.path
     try:
-        about = json.loads(arrays.pop(JSON).tobytes().decode())
-        if about['version'] != VERSION:
-            raise StateFileError(f'its version must be {VERSION}. Received: {about["version"]!r}. Install a newer gluon_optim.')
-        states = record.states_of(about['states'])
-        rule = rules.get(states.optimizer)
-        h = rule.hyperparameters(**states.hypers)
-        for name in states.names:
-            count = arrays.pop(f'counts/{name}', arrays.get('count'))
-            if count is None:
-                raise StateFileError(f"the number of updates of {name!r} must be there as 'count' or {'counts/' + name!r}.")
-            states.counts[name] = int(count)
-        renamed = {}
-        for key in [key for key in arrays if key.startswith(('slots/', 'master/'))]:
-            kind, _, rest = key.partition('/')
-            slot, _, name = rest.partition('/') if kind == 'slots' else ('master', '', rest)
-            renamed[f'{name}/{slot}'] = arrays.pop(key)
-        before = max(about['states']['counts'].values(), default=0)
-        updates = max(states.counts.values(), default=0) - before
-        states.num_update += updates
-        record.take(states, about['states'], rule.slots(h), renamed, updates)
-        return states, about['arguments']
+        with reading(path, KeyError, TypeError):
+            return _read(arrays)
+    except UnreadableFile:
+        raise
     except (KeyError, TypeError, ValueError) as error:
-        reason = error if isinstance(error, ValueError) else f'{JSON} must be present and complete. Received: {error!r}.'
-        raise StateFileError(f'Cannot read {name_of_file}: {reason}') from None
+        reason = error if isinstance(error, ValueError) else f'{JSON} must be there, and complete. Received: {error!r}.'
+        raise StateFileError(f'Cannot read {path!r}: {reason}') from None
+
+
+def _read(arrays: Dict[str, numpy.ndarray]) -> Tuple[OptimizerStates, Dict[str, Any]]:
+    about = json_text.loads(arrays.pop(JSON).tobytes(), JSON)
+    if about['version'] != VERSION:
+        raise StateFileError(f'its version must be {VERSION}. Received: {about["version"]!r}. Install a newer gluon_optim.')
+    states = record.states_of(about['states'])
+    rule = rules.get(states.optimizer)
+    h = rule.hyperparameters(**states.hypers)
+    for name in states.names:
+        count = arrays.pop(f'counts/{name}', arrays.get('count'))
+        if count is None:
+            raise StateFileError(f"the number of updates of {name!r} must be there as 'count' or {'counts/' + name!r}.")
+        if count.shape != () or not 0 <= count <= 2**53 or count % 1:
+            raise StateFileError(f'the number of updates of {name!r} must be a whole number. Received: {count!r}.')
+        states.counts[name] = int(count)
+    renamed = {}
+    for key in [key for key in arrays if key.startswith(('slots/', 'master/'))]:
+        kind, _, rest = key.partition('/')
+        slot, _, name = rest.partition('/') if kind == 'slots' else ('master', '', rest)
+        renamed[f'{name}/{slot}'] = arrays.pop(key)
+    before = max(about['states']['counts'].values(), default=0)
+    updates = max(states.counts.values(), default=0) - before
+    states.num_update += updates
+    record.take(states, about['states'], rule.slots(h), renamed, updates)
+    return states, about['arguments']
 
 
 # Parts

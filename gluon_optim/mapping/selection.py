@@ -4,6 +4,7 @@ from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Type
 from .. import rules
 from ..rules import Rule
 from ..schema import Values, check_known, one_of
+from ..states.as_rule import has_rule
 from ..states.model import STATISTICS, OptimizerStates, ParameterInfo
 from ..states.mxnet_files import mxnet2
 from .classes import Foreign
@@ -40,6 +41,10 @@ def normalize(states: OptimizerStates, allow_lossy: bool = False) -> Tuple[Optim
     Raises what `mxnet2.as_rule` raises, and ValueError or TypeError if the hyper-parameters are not the rule's.
     """
     states = mxnet2.as_rule(states, allow_lossy)
+    if states.optimizer and not has_rule(states):
+        raise ValueError('The optimizer must be one of gluon_optim.list_optimizers(), or it is unknown what its arrays mean. '
+                         f'Received: {states.optimizer!r}. If it computes what one of them does, say which: '
+                         "states.as_rule('adamw'). If it is your own rule, import the module that registers it first.")
     rule = rules.get(states.optimizer)
     h = rule.hyperparameters(**states.hypers)
     base_lr = (states.scheduler or {}).get('attributes', {}).get('base_lr')

@@ -48,6 +48,7 @@ from typing import Any, Dict, List, Optional
 
 import numpy
 
+from ..requirements import missing
 from ..schema import one_of, some_of
 from ..states.atomic import Path, replacing
 from ..states.model import OptimizerStates, ParameterInfo
@@ -116,8 +117,7 @@ class TorchModel:
         try:
             import torch
         except ImportError as error:
-            raise ImportError("The state_dict of a model needs PyTorch: pip install 'gluon-optim[torch]'. Without it, save a "
-                              '.safetensors file.') from error
+            raise missing('The state_dict of a model (not a .safetensors file)', 'PyTorch', 'torch', error) from error
         tensors: Dict[Any, Any] = {}
         return {name: tensors.setdefault(self.plan.get(name, name), torch.from_numpy(_writable(array)))
                 for name, array in self.weights.items()}

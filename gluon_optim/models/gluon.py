@@ -9,7 +9,7 @@ import numpy
 
 from ..schema import some_of
 from ..states import container, json_text, mxnet_files
-from ..states.errors import UnreadableFile
+from ..states.errors import UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import OptimizerStates, Run, Weight
 from .plan import Rnn
@@ -98,7 +98,7 @@ def source_of(source: Any) -> Source:
 
 
 def _of_file(path: Union[Path, OpenFile]) -> Source:
-    with open_once(path) as file:
+    with open_once(path) as file, reading(file.path):
         if file.kind.is_ours:
             states, run = container.read_checkpoint(file)
             if run is None:

@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from ..schema import check_known, one_of
 from ..states import json_text
+from ..states.file_part import SMALL
 from .gluon import Source
 from .matching import mismatch, wanted_names
 from .plan import ENTRY, GATES, RNN_ENTRY, Plan, Rnn, Shape, Take, unpacked
@@ -13,7 +14,6 @@ from .pytorch import Target
 __all__ = ['check_map', 'from_map', 'read_map', 'take_dropped']
 
 DROP = 'drop'
-SMALL = 32 << 20  # bytes of memory
 
 
 def read_map(names: Any) -> Dict[str, Any]:

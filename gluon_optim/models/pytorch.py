@@ -1,7 +1,4 @@
-"""The names and shapes of a PyTorch module, from the module or its file, and a safetensors file of weights.
-
-PyTorch is imported only to read a ``.pt``.
-"""
+"""The names and shapes of a PyTorch module, from it or its file, and a safetensors file of weights. PyTorch is not imported."""
 import json
 import os
 import reprlib
@@ -12,9 +9,9 @@ from typing import Any, Collection, Dict, List, Mapping, Optional, Union
 import numpy
 
 from ..schema import one_of
-from ..states import container, json_text
+from ..states import container, json_text, torch_files
 from ..states.atomic import replacing
-from ..states.errors import UnreadableFile
+from ..states.errors import UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import chunks
 from .plan import Shape
@@ -26,13 +23,13 @@ COUNTER = 'num_batches_tracked'
 
 @dataclass
 class Target:
-    """A PyTorch module's names and shapes, in its order."""
+    """The names that a PyTorch module has, with shapes, in its order."""
 
     what: str
     shapes: Dict[str, Shape]
     ordered: bool = True
     halves: Collection[str] = ()                             # names of half-precision parameters
-    trained: Optional[List[str]] = None                      # names of parameters; None: cannot be distinguished from buffers
+    trained: Optional[List[str]] = None                      # names of parameters; None: cannot be told from buffers
     tied: Dict[str, str] = field(default_factory=dict)       # name -> another name of the same parameter
     groups: Dict[str, int] = field(default_factory=dict)     # group norm -> number of groups
 
@@ -57,10 +54,10 @@ def target_of(like: Any) -> Optional[Target]:
 
 
 def _of_state_dict(what: str, state_dict: Mapping[str, Any]) -> Target:
-    strange = [name for name, value in state_dict.items() if not hasattr(value, 'shape')]
+    strange = [name for name, value in state_dict.items() if not hasattr(value, 'shape') or not isinstance(name, str)]
     if strange:
-        raise TypeError(f'`like` must hold arrays by name, as model.state_dict() does. Received: {what} with '
-                        f'{one_of(strange[:4])}. Save only the state_dict of the model.')
+        raise TypeError(f'`like` must hold arrays under their names, as model.state_dict() does. Received: {what} with '
+                        f'{one_of(strange[:4])}. Save the state_dict of the model alone.')
     target = Target(what, {name: tuple(map(int, value.shape)) for name, value in state_dict.items()})
     target.halves = {name for name, value in state_dict.items() if str(value.dtype).split('.')[-1] in ('float16', 'bfloat16')}
     first: Dict[Any, str] = {}
@@ -73,26 +70,18 @@ def _of_state_dict(what: str, state_dict: Mapping[str, Any]) -> Target:
 
 
 def _of_saved(path: Union[Path, OpenFile]) -> Target:
-    with open_once(path) as file:
+    with open_once(path) as file, reading(file.path):
         name = repr(file.path)
         if file.head[8:9] == b'{':
             return _of_header(file)
-        try:
-            import torch
-        except ImportError as error:
-            raise ImportError(f'Reading {name} needs PyTorch. Pass a .safetensors file, or write a map.') from error
-        try:
-            value = torch.load(file.file, map_location='cpu', weights_only=True)
-        except Exception as error:  # of any kind: the file is not what it should be
-            raise UnreadableFile(f'{name} must be the state_dict of a model, as torch.save(model.state_dict(), path) writes it. '
-                                 f'Received: {type(error).__name__}: {" ".join(str(error).split())[:200]}') from error
+        value = torch_files.read(file)
     if not isinstance(value, Mapping):
         raise UnreadableFile(f'{name} must be the state_dict of a model. Received: a {type(value).__name__}.')
     return _of_state_dict(name, value)
 
 
 def _of_header(file: OpenFile) -> Target:
-    """The header of a safetensors file, which stores its arrays in its own order."""
+    """The header of a safetensors file, which has its arrays in an order of its own."""
     name, size = repr(file.path), int.from_bytes(file.head[:8], 'little')
     if size > container.MAX_HEADER:
         raise UnreadableFile(f'{name} must be a safetensors file with a header of up to {container.MAX_HEADER} bytes. '
@@ -120,7 +109,7 @@ CODES = {'float64': 'F64', 'float32': 'F32', 'float16': 'F16', 'int64': 'I64', '
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
-    """Write ``path``, completely or not at all, array by array, without copying everything at once."""
+    """Write ``path``, whole or not at all, array by array: nothing is copied as a whole."""
     header: Dict[str, Any] = {'__metadata__': {'format': 'pt'}}
     end = 0
     order = sorted(arrays, key=lambda name: -arrays[name].itemsize)  # wide elements first, so that each array is aligned

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import random
+import time
 import warnings
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -38,7 +39,8 @@ class Restored(Dict[str, Any]):
     """The user's ``extra``, with everything else that was restored as attributes.
 
     ``step, epoch, batch`` as passed to `save_checkpoint`, otherwise None; ``metrics``; ``states`` is the
-    report of `load_states`; ``skipped`` has one sentence for each weight that did not fit (with ``strict=False``).
+    report of `load_states`; ``skipped`` has one sentence for each weight that did not fit (with ``strict=False``); ``path`` is that
+    of the file.
     """
 
     step: Optional[int]
@@ -47,6 +49,15 @@ class Restored(Dict[str, Any]):
     metrics: Dict[str, float]
     states: Optional[LoadReport]
     skipped: List[str]
+    path: str
+
+    def __repr__(self) -> str:
+        position = {name: value for name in ('step', 'epoch', 'batch') for value in [getattr(self, name)] if value is not None}
+        words = [f'{name} {value}' for name, value in position.items()] + [f'from {self.path!r}']
+        words += [str(self.states)] if self.states else []
+        words += [f'{len(self.skipped)} weights skipped'] if self.skipped else []
+        text = dict.__repr__(self)
+        return f'<Restored: {", ".join(words)}, extra {text if len(text) <= 200 else text[:200] + "..."}>'
 
     def __bool__(self) -> bool:
         return True  # ``if restored:`` asks whether there was a checkpoint, not whether ``extra`` is empty
@@ -99,7 +110,9 @@ def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
     ({'fold': 3}, 7)
     """
     run = checked_run(step, epoch, batch, metrics, extra)
+    begun = time.monotonic()
     container.write(path, take(run, net, trainer, Pieces, reseed), run)
+    log.info('saved %s in %.2f s: %s', _called(run), time.monotonic() - begun, os.fspath(path))
 
 
 def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
@@ -142,6 +155,10 @@ def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
     ({'fold': 3}, 7, 'restored 2 of 2 parameters at step 1')
     """
     return restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
+
+
+def _called(run: Run) -> str:
+    return 'a checkpoint' if run.step is None else f'step {run.step}'
 
 
 # Out of a run
@@ -280,7 +297,8 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
         report.log()
     restored = Restored(run.extra)
     restored.step, restored.epoch, restored.batch, restored.metrics = run.step, run.epoch, run.batch, run.metrics
-    restored.states, restored.skipped = report, set_weights.skipped
+    restored.states, restored.skipped, restored.path = report, set_weights.skipped, os.fspath(path)
+    log.info('restored %s from %s', _called(run), restored.path)
     for line in restored.skipped:
         log.warning('not loaded: %s', line)
     return restored

@@ -269,7 +269,7 @@ def _check(rule: Type[Rule], static: KernelKey, arrays: Arrays, slot_dtype: str)
             raise ValueError('One call updates weights of one dtype on one context. '
                              f'Received: {_name(first.dtype)} on {first.context} and {_name(weight.dtype)} on {weight.context}. '
                              'Call once for each.')
-        expected = [(weight.shape if slot.like == 'weight' else (1,), slot_dtype) for slot in static.slots]
+        expected = [(slot.shape(weight.shape) or (1,), slot_dtype) for slot in static.slots]
         received = [(a.shape, _name(a.dtype)) for a in slots] if isinstance(slots, (tuple, list)) else None
         if received != expected:
             raise ValueError(f'The state of parameter number {i} does not belong to {rule.name}. Expected the slots '

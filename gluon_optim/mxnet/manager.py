@@ -6,8 +6,10 @@ import os
 import re
 import signal
 import threading
+import time
 import warnings
-from typing import Any, Collection, Dict, Iterator, List, Optional, Set, Tuple
+import weakref
+from typing import Any, Callable, Collection, Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy
 from mxnet.base import _LIB, check_call
@@ -17,7 +19,7 @@ from ..states import atomic, container
 from ..states.errors import StateFileError
 from ..states.model import OptimizerStates, Run
 from .checkpoint import Restored, checked_run, restore, take
-from .trainer import Pieces
+from .trainer import Pieces, check_savable
 from .typing import BlockLike, TrainerLike
 
 __all__ = ['CheckpointManager']
@@ -89,7 +91,7 @@ class CheckpointManager:
         self._metrics: Dict[int, Dict[str, float]] = {}
         self._writing: Optional[_Writing] = None
         self._staging = Staging()
-        self._clean = False
+        self._asked: Optional[Callable[[], Any]] = None  # the trainer that is known to be one that can be saved, weakly
         self._terminated = False
         self._abandoned: Optional[List[int]] = None  # steps for the next save to set aside; None: nothing was restored or saved
         self._warned = False  # whether the warning that `keep_best` keeps nothing was given
@@ -127,10 +129,12 @@ class CheckpointManager:
         The other arguments are those of `save_checkpoint`. Afterwards checkpoints that need not be kept are deleted. Returns
         whether it saved.
 
+        Raises as `save_checkpoint` does: TypeError at the first call, whether it saves or not, for a trainer that cannot be saved.
         Warns if the folder holds later steps, from another run or branch, at the first save of a manager that has restored
         nothing; and if no checkpoint has the metric of ``keep_best``.
         """
         step = check_int('step', step)
+        self._ask(net, trainer)
         if not (force or self._terminated or step % self.save_every == 0):
             return False
         self.wait()
@@ -148,6 +152,12 @@ class CheckpointManager:
             log.warning('SIGTERM: saved step %d', step)
             self._leave()
         return True
+
+    def _ask(self, net: Any, trainer: Any) -> None:
+        """Raise, at once and not at the first step to be saved, where ``trainer`` cannot be saved."""
+        if trainer is not None and (self._asked is None or self._asked() is not trainer):
+            check_savable(trainer, net)
+            self._asked = weakref.ref(trainer)
 
     def wait(self) -> None:
         """Wait until the background writing is complete; raise its error, if any."""
@@ -186,11 +196,11 @@ class CheckpointManager:
             self._abandoned.pop()
 
     def _write(self, step: int, states: OptimizerStates, run: Run) -> None:
-        if not self._clean:
-            atomic.remove_leftovers(self.directory, _NAME)
-            self._clean = True
+        start = time.monotonic()
+        atomic.remove_leftovers(self.directory, _NAME)  # of others, and of a write of our own that failed
         self._set_aside()
         container.write(self.path(step), states, run)
+        log.info('saved step %d in %.2f s', step, time.monotonic() - start)
         self._metrics[step] = run.metrics
         self._delete_old(step)
 
@@ -241,6 +251,7 @@ class CheckpointManager:
         Raises ValueError if there is no such checkpoint or it does not fit, StateFileError if it is damaged.
         """
         self.wait()
+        self._ask(net, trainer)
         step, steps = check_int('step', step), self.steps()
         if step not in steps:
             raise ValueError(f'`step` must have a checkpoint in {self.directory!r}. Received: step={step}. '
@@ -259,6 +270,7 @@ class CheckpointManager:
         ValueError if the newest intact one does not fit, OSError if one cannot be read: it may be intact.
         """
         self.wait()
+        self._ask(net, trainer)
         failures = []
         for step in reversed(self.steps()):
             path = self.path(step)
@@ -273,7 +285,6 @@ class CheckpointManager:
             restored = restore(path, states, run, net, trainer, strict, hyperparameters)
             if trainer is not None:
                 self._abandoned = []  # later ones are damaged
-            log.info('restored the checkpoint %s', path)
             return restored
         if failures:
             raise StateFileError(f'No checkpoint in {self.directory!r} can be read. Received: {len(failures)} damaged ones, the '

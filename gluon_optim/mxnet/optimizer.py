@@ -357,7 +357,7 @@ class RuleOptimizer(Runner):
         dtype = 'float64' if weight.dtype == numpy.float64 else 'float32'
         return tuple(
             weight.astype(dtype) if slot.init == 'weight'
-            else nd.full(weight.shape if slot.like == 'weight' else (1,), slot.init, ctx=weight.context, dtype=dtype)
+            else nd.full(slot.shape(weight.shape) or (1,), slot.init, ctx=weight.context, dtype=dtype)
             for slot in self.rule.slots(self.hyperparameters()))
 
     def create_state_multi_precision(self, index: Any, weight: Any) -> Any:

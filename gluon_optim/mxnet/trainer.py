@@ -283,6 +283,9 @@ def check_savable(trainer: TrainerLike, net: Optional[BlockLike] = None) -> None
     optimizer.hyperparameters()
     if isinstance(optimizer, Stranger):
         optimizer.others()
+        held = _updaters(trainer)[0].states if trainer._kv_initialized else {}
+        for index, state in held.items():
+            optimizer.take_apart(trainer._params[index].name, state)
 
 
 def finish_deferred(undo: contextlib.ExitStack, trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike]) -> None:
@@ -515,7 +518,7 @@ def _misfit(trainer: TrainerLike, index: int, optimizer: Any, slots: Sequence[Sl
         have = 'has a float32 master' if master is not None else 'has no float32 master'
         return f'{present.name} {have} in the file, the trainer has multi_precision={bool(optimizer.multi_precision)}'
     dtype = optimizer.slot_dtype(numpy.dtype('float32' if master is not None else present.dtype))
-    needed = {slot.name: (dtype, present.shape if slot.like == 'weight' else ()) for slot in slots}
+    needed = {slot.name: (dtype, slot.shape(present.shape)) for slot in slots}
     arrays = dict(states.slots[saved.name])
     if master is not None:
         needed['master'], arrays['master'] = ('float32', present.shape), master

@@ -9,10 +9,12 @@
 
 Works with onnx 1.13 and later; the models run on ONNX Runtime 1.15 and later.
 """
+from ..requirements import missing
+
 try:
     import onnx as onnx  # `from gluon_optim.onnx import onnx` says what to install
 except ImportError as error:
-    raise ImportError("gluon_optim.onnx needs the package onnx: pip install 'gluon-optim[onnx]'") from error
+    raise missing('gluon_optim.onnx', 'the package onnx', 'onnx', error) from error
 
 from .states import from_onnx, read, to_onnx, unpack, write
 from .step import export_step, initial_slots

@@ -1,6 +1,5 @@
 """States of a Gluon run as an ONNX model that contains them and the update, and back; also as files."""
 import dataclasses
-import json
 import math
 import os
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, Union
@@ -17,10 +16,11 @@ from ..mapping.selection import normalize, select
 from ..mapping.state_dict import fresh_entry, to_state_dict, weight_of
 from ..rules import Rule
 from ..schema import Values, check_known, one_of
-from ..states import atomic, protobuf, record
-from ..states.errors import StateFileError
+from ..states import atomic, json_text, protobuf, record
+from ..states.errors import StateFileError, reading
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import OptimizerStates, ParameterInfo, chunks
+from ..states.protobuf import NUMBERS, WHOLE
 from . import preview
 from .operators import Parameter, Step
 from .step import MANIFEST, TYPES, infos, model_of, nodes
@@ -28,9 +28,12 @@ from .step import MANIFEST, TYPES, infos, model_of, nodes
 __all__ = ['from_onnx', 'read', 'to_onnx', 'unpack', 'write']
 
 LARGEST = 2 ** 31 - 2 ** 20  # bytes: Protocol Buffers are limited to 2 GiB
-# which fields of a model lead to the bytes of an initializer: its graph and training_info's algorithm, initializer, raw_data
-GRAPH: Dict[int, Any] = {5: {9: None}}
-MODEL: Dict[int, Any] = {7: GRAPH, 20: {2: GRAPH}}
+MAX_DIMENSIONS = 32  # NumPy 1 has no more
+# what is read of a model, by numbers of fields: its producer_name and metadata_props, and the initializers of its graph and of
+# training_info's algorithm, but for their raw_data (9), which stay in the file
+TEXTS = {1: WHOLE, 2: WHOLE}
+TENSOR = {1: NUMBERS, 2: WHOLE, 4: WHOLE, 5: NUMBERS, 7: NUMBERS, 8: WHOLE, 9: None, 10: WHOLE, 11: NUMBERS, 13: TEXTS, 14: WHOLE}
+MODEL = {2: WHOLE, 14: TEXTS, 7: {5: TENSOR}, 20: {2: {5: TENSOR}}}
 TARGETS: Dict[str, Type[Step]] = {'mirror': Step, 'preview': preview.PreviewStep}
 
 
@@ -146,15 +149,13 @@ def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, numpy.
     >>> read_back.counts, weights
     ({'weight': 1}, {'weight': array([1., 1.], dtype=float32)})
     """
-    with open_once(path) as file:
+    with open_once(path) as file, reading(file.path):
         try:
             places: List[Optional[protobuf.Place]] = []
             data = protobuf.skim(file.file, protobuf.Place(0, file.size), MODEL, places)
             model = onnx.ModelProto.FromString(data)
             tensors = _tensors(model)
-            folder = os.path.dirname(os.path.abspath(file.path))
-            arrays = {tensor.name: numpy_helper.to_array(tensor, folder) if place is None else _array(file.file, tensor, place)
-                      for tensor, place in zip(tensors, places)}
+            arrays = {tensor.name: _array(tensor, file, place) for tensor, place in zip(tensors, places)}
             weights = {tensor.name: arrays[tensor.name] for tensor in model.graph.initializer}
             return _states(model, arrays), weights
         except (DecodeError, ValueError, TypeError, KeyError) as error:
@@ -292,18 +293,41 @@ def _tensors(model: 'onnx.ModelProto') -> List[Any]:
     return [*model.graph.initializer, *(tensor for info in model.training_info for tensor in info.algorithm.initializer)]
 
 
-def _array(file: Any, tensor: Any, place: protobuf.Place) -> numpy.ndarray:
-    """The array of the initializer with its bytes at ``place``."""
+def _array(tensor: Any, file: OpenFile, place: Optional[protobuf.Place]) -> numpy.ndarray:
+    """The array of the initializer in ``file``, whose its bytes at ``place``, or in a file beside it, or in fields of numbers."""
+    if len(tensor.dims) > MAX_DIMENSIONS or min(tensor.dims, default=0) < 0:
+        raise StateFileError(f'{tensor.name!r} must have up to {MAX_DIMENSIONS} dimensions. Received: {list(tensor.dims[:40])}.')
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return _external(tensor, file)
+    return numpy_helper.to_array(tensor) if place is None else _raw(tensor, file, place)
+
+
+def _external(tensor: Any, file: OpenFile) -> numpy.ndarray:
+    """The array of an initializer that `onnx.save` has put into another file, in the folder of this one."""
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    name = given.get('location', '')
+    if name != os.path.basename(name) or name in ('', '.', '..'):
+        raise StateFileError(f'the bytes of {tensor.name!r} must be in the folder of the model. Received: {name!r}. Save the model '
+                             'again, as one file.')
+    with open_once(os.path.join(os.path.dirname(os.path.abspath(file.path)), name)) as other:
+        begin, size = (int(given.get(key, default)) if len(given.get(key, '')) < 20 else -1
+                       for key, default in (('offset', 0), ('length', other.size)))
+        return _raw(tensor, other, protobuf.Place(begin, size))
+
+
+def _raw(tensor: Any, file: OpenFile, place: protobuf.Place) -> numpy.ndarray:
     names = {number: name for name, number in TYPES.items()}
     if tensor.data_type not in names:
         raise StateFileError(f'{tensor.name!r} must be one of {one_of(TYPES)}. Received: type {tensor.data_type}.')
     dtype = numpy.dtype(names[tensor.data_type]).newbyteorder('<')
     if place.size != dtype.itemsize * math.prod(tensor.dims):
         raise StateFileError(f'{tensor.name!r} must have {math.prod(tensor.dims)} elements. Received: {place.size} bytes.')
+    if place.begin < 0 or place.begin + place.size > file.size:
+        raise StateFileError(f'{tensor.name!r} must be complete. The file {file.path!r} is cut off: take another copy.')
     array = numpy.empty(tuple(tensor.dims), dtype)
-    file.seek(place.begin)
-    if file.readinto(array.reshape(-1).view('uint8')) != place.size:
-        raise StateFileError(f'{tensor.name!r} must be complete. The file is truncated: use another copy.')
+    file.file.seek(place.begin)
+    if file.file.readinto(array.reshape(-1).view('uint8')) != place.size:  # type: ignore[attr-defined]
+        raise StateFileError(f'{tensor.name!r} must be complete. The file became shorter while it was read.')
     return array.astype(dtype.newbyteorder('='), copy=False)
 
 
@@ -313,7 +337,7 @@ def _states(model: 'onnx.ModelProto', arrays: Dict[str, numpy.ndarray]) -> Optim
         raise StateFileError(f'The model must be made by `to_onnx`, with training_info and {MANIFEST!r} in its metadata. '
                              f'Received: producer {model.producer_name!r} and {len(model.training_info)} training_info. '
                              'Pass the right model.')
-    known = json.loads(manifest)
+    known = json_text.loads(manifest.encode(), f'{MANIFEST!r} in its metadata')
     if 't' not in arrays:
         raise StateFileError("The model must have the initializer 't'. Received: a model without it. Convert again.")
     more = int(arrays['t']) - 1 - max(known['counts'].values())

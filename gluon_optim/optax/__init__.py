@@ -10,11 +10,13 @@
 
 Works with JAX 0.4.13, optax 0.1.5 and later, with and without ``jax_enable_x64``.
 """
+from ..requirements import missing
+
 try:
     import jax as jax  # `from gluon_optim.optax import jax` says what to install
     import optax as optax
 except ImportError as error:
-    raise ImportError("gluon_optim.optax needs JAX and optax: pip install 'gluon-optim[optax]'") from error
+    raise missing('gluon_optim.optax', 'JAX and optax', 'optax', error) from error
 
 from .optimizer import RuleState, create
 from .states import arguments, from_optax, load, save, to_optax

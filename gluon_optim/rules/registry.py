@@ -14,6 +14,8 @@ DROP_INS: Dict[str, Type[Rule]] = {}  # the rules of MXNet's own optimizers
 def get(name: str) -> Type[Rule]:
     """The rule registered as ``name`` (case does not matter).
 
+    Raises ValueError for an unknown name, TypeError for one that is not a string.
+
     >>> from gluon_optim.rules import get
     >>> get('novograd')
     <class 'gluon_optim.rules.novograd.NovoGrad'>
@@ -40,7 +42,16 @@ def names(drop_ins: bool = False) -> List[str]:
 
 def add(rule: Type[Rule], name: Optional[str] = None) -> None:
     """Add a user's rule under ``name``, or under the rule's own name. A name that is taken is refused; the same class may be
-    added again, as in a notebook. The rule is run once to check that it is valid."""
+    added again, as in a notebook. The rule is run once to check that it is valid.
+
+    Raises TypeError for a class that does not work as a rule, ValueError for a name that is taken or not in lower case.
+
+    >>> from gluon_optim import rules
+    >>> rules.add(type('Nothing', (rules.Rule,), {'name': 'Nothing'}))
+    Traceback (most recent call last):
+      ...
+    ValueError: The name of an optimizer must be in lower case, as MXNet looks it up. Received: 'Nothing'. Use 'nothing'.
+    """
     name = str(name or getattr(rule, 'name', rule.__name__.lower()))
     taken: Type[Rule] = {**DROP_INS, **RULES}.get(name, rule)
     if (taken.__module__, taken.__qualname__) != (rule.__module__, rule.__qualname__):

@@ -18,6 +18,15 @@ class Schedule:
         maximum, where. No Python ``if`` on ``t``. Past its end a schedule keeps its last value.
     ``of(attributes)``
         The hyper-parameters in the attributes of a scheduler of the class that this schedule describes.
+
+    Raises nothing: `schedule_of` and `gluon_optim.rate` check what they get.
+
+    >>> from gluon_optim.schedules import schedule_of
+    >>> schedule, h = schedule_of({'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
+    ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=0, base_lr=0.4, warmup_steps=0, warmup_begin_lr=0,
+    ...     warmup_final_lr=0.4, warmup_mode='linear')})
+    >>> schedule.name, h.factor
+    ('factor', 0.5)
     """
 
     name: ClassVar[str]

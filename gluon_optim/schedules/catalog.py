@@ -23,6 +23,13 @@ def schedule_of(scheduler: Any) -> Tuple[Type[Schedule], Values]:
 
     ``scheduler`` is an MXNet object, or a file's record of one: ``{'class': path, 'attributes': {...}}``, as in
     `OptimizerStates.scheduler`. Raises TypeError for a class whose rate is not known here.
+
+    >>> from gluon_optim.schedules import schedule_of
+    >>> schedule, h = schedule_of({'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
+    ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=0, base_lr=0.4, warmup_steps=0, warmup_begin_lr=0,
+    ...     warmup_final_lr=0.4, warmup_mode='linear')})
+    >>> schedule.name, h.step
+    ('factor', 10)
     """
     if isinstance(scheduler, Mapping) and {'class', 'attributes'} <= set(scheduler):
         path, attributes = str(scheduler['class']), scheduler['attributes']

@@ -18,7 +18,7 @@ import numpy
 
 from . import json_text
 from .atomic import replacing
-from .errors import StateFileError
+from .errors import StateFileError, UnreadableFile, reading
 from .files import CONTAINER_START, OpenFile, Path, open_once
 from .manifest import (
     CHECKPOINT,
@@ -189,7 +189,10 @@ def read_manifest(path: Union[Path, OpenFile]) -> Dict[str, Any]:
 def _opened(path: Union[Path, OpenFile], reader: Callable[[BinaryIO], T]) -> T:
     with open_once(path) as file:
         try:
-            return reader(file.file)
+            with reading(file.path):
+                return reader(file.file)
+        except UnreadableFile:
+            raise
         except StateFileError as error:
             raise type(error)(f'Cannot read {file.path!r}: {error}') from None
 

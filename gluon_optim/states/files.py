@@ -1,38 +1,41 @@
-"""A file, opened once: the kind that its first bytes indicate is passed along to everything that reads it."""
+"""A file, opened once: what its first bytes say it is goes with it to everyone who reads it."""
 import contextlib
 import enum
 import os
 import re
 import stat
-import zipfile
 from dataclasses import dataclass, field
-from typing import BinaryIO, Iterator, Union
+from typing import BinaryIO, Iterator, Optional, Union
 
 from .errors import UnreadableFile
+from .file_part import SMALL, Allowance, FilePart
 from .progress import opened
+from .zip_files import directory
 
-__all__ = ['Kind', 'OpenFile', 'Path', 'kind_of', 'open_once']
+__all__ = ['MAX_MEMBERS', 'TORCH_MAGIC', 'Kind', 'OpenFile', 'Path', 'kind_of', 'open_once']
 
 Path = Union[str, 'os.PathLike[str]']
 
 PARAMS_MAGIC = (0x112).to_bytes(8, 'little')
 ZIP_MAGIC = b'PK\3\4', b'PK\5\6'
 PICKLE = re.compile(rb'\x80[\2-\5]|\(*(dp\d|\}q)')
-# the signature of our header is at a fixed place, and so is what follows it
+# the signature of our header stands at a fixed place, and what follows it
 CONTAINER_START = b'{"__metadata__":{"gluon_optim":"{\\"header_sha256\\":\\"'
 CHECKPOINT_FORMAT = b'\\",\\"format\\":\\"gluon_optim.checkpoint\\"'
-OPTAX_MEMBER = 'gluon_optim.json.npy'
+OPTAX_MEMBER = b'gluon_optim.json.npy'
+TORCH_MAGIC = b'\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # of torch.save before it made zip files
+MAX_MEMBERS = 100_000  # of a zip file
 
 
 class Kind(enum.Enum):
-    """The kind of a file; the value is its name in reports."""
+    """What a file is; the value is what people and reports call it."""
 
-    CHECKPOINT = 'checkpoint'          # ours: a net and states
+    CHECKPOINT = 'checkpoint'          # ours: a net, and states
     STATES = 'states'                  # ours
-    SAFETENSORS = 'safetensors'        # another project's
-    MXNET_STATES = 'MXNet states'      # a pickle from Trainer.save_states or the like
-    PARAMS = 'parameters'              # from mx.nd.save
-    NPZ = 'npz'                        # from npx.savez or NumPy
+    SAFETENSORS = 'safetensors'        # of somebody else
+    MXNET_STATES = 'MXNet states'      # a pickle of Trainer.save_states and its like
+    PARAMS = 'parameters'              # of mx.nd.save
+    NPZ = 'npz'                        # of npx.savez, or of NumPy
     PYTORCH = 'PyTorch states'
     ONNX = 'ONNX model'
     OPTAX = 'optax states'
@@ -44,13 +47,13 @@ class Kind(enum.Enum):
 
     @property
     def holds_parameters(self) -> bool:
-        """Whether it is a file of named arrays and nothing else."""
+        """Whether it is a file of arrays under their names, and nothing else."""
         return self in (Kind.PARAMS, Kind.NPZ)
 
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A regular file, open for reading and positioned at its start."""
+    """A regular file that is open for reading, at its beginning."""
 
     path: str
     file: BinaryIO = field(repr=False)
@@ -58,12 +61,16 @@ class OpenFile:
     kind: Kind
     head: bytes = field(repr=False)    # its first bytes
 
+    def source(self, limit: Optional[int] = None) -> FilePart:
+        """All of it, of which up to ``limit`` bytes of memory may be made: left out, twice its size, or 32 MiB if that is more."""
+        return FilePart(self.file, repr(self.path), 0, self.size, Allowance(max(2 * self.size, SMALL) if limit is None else limit))
+
 
 @contextlib.contextmanager
 def open_once(source: Union[Path, OpenFile]) -> Iterator[OpenFile]:
-    """``source`` itself if it is already open, else the file at that path until the block ends.
+    """``source`` itself if it is open already, else the file at that path until the block ends.
 
-    Raises UnreadableFile for a folder, a pipe or a device, without waiting for it; OSError if it cannot be opened.
+    Raises UnreadableFile for a folder, a pipe or a device, which nothing here waits for; OSError where it cannot be opened.
     """
     if isinstance(source, OpenFile):
         source.file.seek(0)
@@ -89,8 +96,10 @@ def _check_regular(path: str, status: os.stat_result) -> None:
 def _kind(file: BinaryIO, path: str, head: bytes, size: int) -> Kind:
     if head.startswith(PARAMS_MAGIC):
         return Kind.PARAMS
+    if head.startswith(TORCH_MAGIC):
+        return Kind.PYTORCH
     if head.startswith(ZIP_MAGIC):
-        return _kind_of_zip(file)
+        return _kind_of_zip(FilePart(file, repr(path), 0, size, Allowance(SMALL)))
     if head.startswith(CONTAINER_START, 8):
         format_at = 8 + len(CONTAINER_START) + 64
         return Kind.CHECKPOINT if head.startswith(CHECKPOINT_FORMAT, format_at) else Kind.STATES
@@ -101,17 +110,17 @@ def _kind(file: BinaryIO, path: str, head: bytes, size: int) -> Kind:
     return Kind.ONNX if head and os.path.splitext(path)[1] == '.onnx' else Kind.UNKNOWN
 
 
-def _kind_of_zip(file: BinaryIO) -> Kind:
+def _kind_of_zip(source: FilePart) -> Kind:
     try:
-        names = zipfile.ZipFile(file).namelist()
-    except Exception:  # zipfile may raise anything for a damaged directory; the .npz reader reports what is wrong
+        names = {member.name for member in directory(source, MAX_MEMBERS)[0]}
+    except UnreadableFile:  # the reader of .npz says what is wrong with it
         return Kind.NPZ
     if OPTAX_MEMBER in names:
         return Kind.OPTAX
-    return Kind.PYTORCH if any(name.endswith('/data.pkl') for name in names) else Kind.NPZ
+    return Kind.PYTORCH if any(name.endswith(b'/data.pkl') for name in names) else Kind.NPZ
 
 
 def kind_of(path: Path) -> Kind:
-    """The kind of the file at ``path``. Raises what `open_once` raises."""
+    """What the file at ``path`` is. Raises as `open_once` does."""
     with open_once(path) as file:
         return file.kind

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Tuple, Union
 
 from ..schema import one_of
 from .errors import StateFileError, UnreadableFile
+from .file_part import SMALL
 from .files import OpenFile, Path, open_once
 
 __all__ = ['loads', 'read']
@@ -14,7 +15,6 @@ __all__ = ['loads', 'read']
 MAX_DEPTH = 100    # the manifests here need a tenth of that
 MAX_DIGITS = 32    # of a number: converting a million of them takes seconds
 LONGEST = 32 << 20  # bytes of a file of JSON
-SMALL = 32 << 20   # bytes of memory that any text may become, beyond twice its size
 # how much memory, at most, comes with each of these, which are one for each value and more
 COSTS = {b'{': 250, b'[': 80, b',': 40}
 

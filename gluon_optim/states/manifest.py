@@ -10,8 +10,9 @@ from .errors import StateFileError
 from .model import Array, OptimizerStates, ParameterInfo, Run, Weight
 from .nesting import leaves
 
-__all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'METADATA', 'TENSOR', 'UNSIGNED', 'VERSION', 'VERSIONS',
-           'check', 'check_record', 'manifest_of', 'run_of', 'run_record', 'show', 'states_of', 'weight_keys']
+__all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'INFO', 'METADATA', 'RECORD', 'TENSOR', 'UNSIGNED',
+           'VERSION', 'VERSIONS', 'check', 'check_record', 'manifest_of', 'plain', 'run_of', 'run_record', 'show', 'states_of',
+           'weight_keys']
 
 FORMAT = 'gluon_optim.states'
 CHECKPOINT = 'gluon_optim.checkpoint'
@@ -44,26 +45,26 @@ def manifest_of(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str
         'version': VERSION,
         'producer': dict(states.producer),
         'optimizer': states.optimizer,
-        'hypers': _plain(states.hypers, 'hypers'),
-        'num_update': _plain(states.num_update, 'num_update'),
-        'scheduler': _plain(states.scheduler, 'scheduler'),
-        'loss_scaler': _plain(states.loss_scaler, 'loss_scaler'),
+        'hypers': plain(states.hypers, 'hypers'),
+        'num_update': plain(states.num_update, 'num_update'),
+        'scheduler': plain(states.scheduler, 'scheduler'),
+        'loss_scaler': plain(states.loss_scaler, 'loss_scaler'),
         'parameters': [{
             'name': p.name,
             'full_name': p.full_name,
-            'shape': _plain(p.shape, p.name),
+            'shape': plain(p.shape, p.name),
             'dtype': p.dtype,
-            'lr_mult': _plain(p.lr_mult, p.name),
-            'wd_mult': _plain(p.wd_mult, p.name),
+            'lr_mult': plain(p.lr_mult, p.name),
+            'wd_mult': plain(p.wd_mult, p.name),
             'grad_req': p.grad_req,
-            'count': _plain(states.counts.get(p.name, 0), p.name),
+            'count': plain(states.counts.get(p.name, 0), p.name),
             'slots': list(states.slots[p.name]) if p.name in states.slots else None,
-            'tree': _plain(states.trees.get(p.name), p.name),
+            'tree': plain(states.trees.get(p.name), p.name),
             'master': p.name in states.master,
         } for p in states.parameters],
         'variables': list(states.variables),
-        'attributes': _plain(states.attributes, 'attributes'),
-        'facts': _plain(states.facts, 'facts'),
+        'attributes': plain(states.attributes, 'attributes'),
+        'facts': plain(states.facts, 'facts'),
         'crc32': dict.fromkeys(arrays, '0' * 8),
         **({'run': run_record(run)} if run else {}),
     }
@@ -71,12 +72,12 @@ def manifest_of(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str
 
 def run_record(run: Run) -> Dict[str, Any]:
     """A run as JSON values, without its arrays. StateFileError for anything JSON cannot hold."""
-    record = {name: _plain(getattr(run, name), name) for name in ('step', 'epoch', 'batch', 'metrics', 'random', 'extra')}
+    record = {name: plain(getattr(run, name), name) for name in ('step', 'epoch', 'batch', 'metrics', 'random', 'extra')}
     return dict(record, weights=[{'name': w.name, 'full_name': w.full_name, 'copies': len(w.copies), 'grad_req': w.grad_req}
                                  for w in run.weights])
 
 
-def _plain(value: Any, where: str) -> Any:
+def plain(value: Any, where: str) -> Any:
     """``value`` in plain JSON types, or an error that names the attribute JSON cannot hold."""
     if isinstance(value, numpy.generic):
         value = value.item()
@@ -85,9 +86,9 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return [_plain(x, where) for x in value]
+        return [plain(x, where) for x in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(x, f'{where}.{key}') for key, x in value.items()}
+        return {key: plain(x, f'{where}.{key}') for key, x in value.items()}
     raise StateFileError(f'{where} must consist of numbers, strings, lists and dictionaries with string keys. '
                          f'Received: {value!r} of type {type(value).__name__}.')
 
@@ -253,6 +254,11 @@ def _natural(x: Any) -> bool:
     return type(x) is int and 0 <= x <= 2**53
 
 
+def _naturals(x: Any) -> bool:
+    """an object of whole numbers from 0 to 2**53"""
+    return isinstance(x, dict) and all(map(_natural, x.values()))
+
+
 def _number(x: Any) -> bool:
     """a number"""
     return type(x) in (int, float)
@@ -370,5 +376,13 @@ TENSOR: Dict[str, Check] = {'dtype': _one_of(DTYPES), 'shape': _shape, 'data_off
 _RUN: Dict[str, Check] = {
     'step': _optional(_natural), 'epoch': _optional(_natural), 'batch': _optional(_natural), 'metrics': _numbers,
     'random': _optional(_mapping), 'extra': _mapping, 'weights': _list,
+}
+# what files of other formats say of states: see `record`
+RECORD: Dict[str, Check] = {
+    'optimizer': _word, 'hypers': _mapping, 'num_update': _natural, 'scheduler': _optional(_scheduler),
+    'loss_scaler': _optional(_mapping), 'producer': _texts, 'parameters': _list, 'counts': _naturals, 'fresh': _list,
+}
+INFO: Dict[str, Check] = {
+    'name': _text, 'full_name': _text, 'shape': _shape, 'dtype': _one_of(_WEIGHT_DTYPES), 'lr_mult': _number, 'wd_mult': _number,
 }
 _RESERVED = ('_optimizer', '_parameters', '_copies', '__metadata__')  # first parts of other keys

@@ -82,6 +82,23 @@ class OptimizerStates:
     def names(self) -> List[str]:
         return [parameter.name for parameter in self.parameters]
 
+    def as_rule(self, name: str, **hypers: Any) -> 'OptimizerStates':
+        """The states as those of the rule ``name``, of which you know that it computes what an optimizer without a rule did.
+
+        Its arrays become the rule's slots in their order, its attributes the hyper-parameters of the same names; ``hypers`` are
+        those that it calls otherwise. ``report`` says what was taken on your word.
+
+        Raises ValueError for states that have a rule, an unknown name, and arrays of another number or shape than the rule's slots.
+
+        >>> info = ParameterInfo('w', 'w', (2,), 'float32')
+        >>> arrays = {'0': numpy.zeros(2, 'float32'), '1': numpy.ones(2, 'float32')}
+        >>> states = OptimizerStates('bertadam', {'beta1': 0.8}, 3, [info], {'w': 3}, {'w': arrays})
+        >>> states.as_rule('adamw').hypers['beta1'], list(states.as_rule('adamw').slots['w'])
+        (0.8, ['mean', 'var'])
+        """
+        from .as_rule import as_rule
+        return as_rule(self, name, hypers)
+
     def renamed(self, names: Mapping[str, str]) -> 'OptimizerStates':
         """The same states with other names for the parameters in ``names``; itself where there are none."""
         if not names:

@@ -3,6 +3,7 @@ from typing import Any, Dict, List, Tuple
 
 import numpy
 
+from ..requirements import missing
 from .inspection import WHOLE, Contents, arrays_of
 
 __all__ = ['draw']
@@ -25,8 +26,8 @@ def draw(contents: Contents, path: str) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("a picture needs matplotlib: pip install 'gluon-optim[plot]'") from None
+    except ImportError as error:
+        raise missing('a picture', 'matplotlib', 'plot', error) from None
     names = list(arrays_of(contents))
     names = [name for name in names if any(name in panel for panel in panels.values())]
     width = min(max(7.0, 0.19 * len(names) + 1.5), 60.0)

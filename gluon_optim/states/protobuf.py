@@ -3,11 +3,13 @@
 The protobuf package keeps a message, its serialized form and its arrays in memory at once. Here a message is written around
 arrays that stay where they are, and read without the arrays, giving only their positions.
 """
-from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from .errors import UnreadableFile
 
-__all__ = ['Place', 'header', 'skim']
+__all__ = ['NUMBERS', 'WHOLE', 'Place', 'header', 'skim']
+
+WHOLE, NUMBERS = 'whole', 'whole numbers'
 
 
 class Place(NamedTuple):
@@ -35,27 +37,43 @@ def header(field: int, size: int) -> bytes:
     return varint(field << 3 | 2) + varint(size)
 
 
-def skim(file: BinaryIO, place: Place, path: Mapping[int, Optional[Dict[int, Any]]], found: List[Optional[Place]]) -> bytes:
-    """The message at ``place`` without the arrays in it.
+Fields = Mapping[int, Any]  # what is in a field, by its number: WHOLE, NUMBERS, Fields of the message in it, or None for an array
 
-    ``path`` says which fields lead to them: number -> the same for the message in that field, or None for an array. For
-    each message that may have an array, one entry is appended to ``found``: its place, or None if it has none.
 
-    Raises UnreadableFile if the file is not a message.
+class Room:
+    """How much may still become of a file: messages and packed numbers are many times as large in memory."""
+
+    def __init__(self) -> None:
+        self.messages, self.numbers = 50_000, 4 << 20
+
+    def take(self, messages: int, numbers: int) -> None:
+        self.messages, self.numbers = self.messages - messages, self.numbers - numbers
+        if min(self.messages, self.numbers) < 0:
+            raise UnreadableFile('the file has too many parts: the limits are 50000 arrays, and 4 MiB of whole numbers that are '
+                                 'not stored as arrays are.')
+
+
+def skim(file: BinaryIO, place: Place, fields: Fields, found: List[Optional[Place]], room: Optional[Room] = None) -> bytes:
+    """Of the message at ``place`` those of its ``fields`` that are named, without the arrays in it.
+
+    For each message that may have an array, one entry is appended to ``found``: its place, or None if it has none.
+
+    Raises UnreadableFile if the file is not a message, or would become much larger in memory than it is.
     """
-    pieces, array = [], None
+    pieces, array, room = [], None, room or Room()
     for field, whole, body in _fields(file, place):
-        if field in path and body is not None:
-            inner = path[field]
-            if inner is None:
-                array = body
-                continue
-            data = skim(file, body, inner, found)
+        inner = fields.get(field, '')
+        if inner is None and body is not None:
+            array = body
+        elif isinstance(inner, dict) and body is not None:
+            room.take(1, 0)
+            data = skim(file, body, inner, found, room)
             pieces += [header(field, len(data)), data]
-        else:
+        elif inner in (WHOLE, NUMBERS):
+            room.take(0, whole.size if inner == NUMBERS else 0)
             file.seek(whole.begin)
             pieces.append(file.read(whole.size))
-    if None in path.values():
+    if None in fields.values():
         found.append(array)
     return b''.join(pieces)
 

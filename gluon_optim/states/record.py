@@ -6,6 +6,7 @@ import numpy
 
 from ..schema import Slot, one_of
 from .errors import StateFileError
+from .manifest import INFO, RECORD, check_record, plain
 from .model import OptimizerStates, ParameterInfo
 
 __all__ = ['record_of', 'states_of', 'take']
@@ -13,8 +14,9 @@ __all__ = ['record_of', 'states_of', 'take']
 
 def record_of(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
     """Everything except the arrays, for the parameters ``chosen``; ``fresh`` lists those without a state yet."""
-    return dict(optimizer=states.optimizer, hypers=states.hypers, num_update=states.num_update, scheduler=states.scheduler,
-                loss_scaler=states.loss_scaler, producer=states.producer, parameters=[dataclasses.asdict(info) for info in chosen],
+    parts = {key: plain(getattr(states, key), key) for key in ('hypers', 'num_update', 'scheduler', 'loss_scaler')}
+    return dict(parts, optimizer=states.optimizer, producer=states.producer,
+                parameters=[dataclasses.asdict(info) for info in chosen],
                 counts={info.name: states.counts.get(info.name, 0) for info in chosen},
                 fresh=[info.name for info in chosen if info.name not in states.slots])
 
@@ -24,6 +26,9 @@ def states_of(record: Mapping[str, Any], updates: int = 0) -> OptimizerStates:
 
     Raises StateFileError if the record was not made by `record_of`.
     """
+    check_record(record, RECORD, 'the record of the states')
+    for info in record['parameters']:
+        check_record(info, INFO, 'a parameter of the record')
     try:
         parameters = [ParameterInfo(**dict(info, shape=tuple(info['shape']))) for info in record['parameters']]
         counts = {info.name: record['counts'][info.name] + updates for info in parameters}
@@ -42,6 +47,7 @@ def take(states: OptimizerStates, record: Mapping[str, Any], slots: Sequence[Slo
 
     Parameters without a state when the record was made get none, unless they have been updated since.
     """
+    fresh = set(record['fresh'])
     for info in states.parameters:
         shapes = {f'{info.name}/{slot.name}': slot.shape(info.shape) for slot in slots}
         missing = [key for key in shapes if key not in arrays]
@@ -53,7 +59,7 @@ def take(states: OptimizerStates, record: Mapping[str, Any], slots: Sequence[Slo
                                  'Convert again.')
         own = {slot.name: arrays.pop(key) for slot, key in zip(slots, shapes)}
         master = arrays.pop(f'{info.name}/master', None)
-        if info.name in record['fresh'] and not updates:
+        if info.name in fresh and not updates:
             continue
         states.slots[info.name] = own
         if master is not None:

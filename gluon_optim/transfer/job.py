@@ -4,14 +4,13 @@ import os
 import shutil
 from typing import Any, Dict
 
-from .. import rules
 from ..mapping.classes import APPROXIMATE, EXACT, find
 from ..mapping.selection import normalize, select
 from ..states.model import NO_OPTIMIZER, OptimizerStates
 from ..states.mxnet_files import writer
+from .programs import PROGRAMS, Job
 from .read import read
 from .refused import Refused, refusing
-from .targets import PROGRAMS, Job
 from .verify import Outcome, Replay, rates, replay, weights_of
 
 __all__ = ['convert', 'needs_weights', 'size_of']
@@ -23,7 +22,7 @@ def convert(job: Job, to: str) -> Dict[str, Any]:
     Raises Refused if something does not fit or would be lost, a package is missing, or the file cannot be written.
     """
     with refusing():
-        _check_optimizer(job, to)
+        _check_optimizer(job)
         if to != 'mxnet':
             job = job._replace(states=normalize(job.states, job.allow_lossy)[0])
         states = job.states
@@ -39,17 +38,13 @@ def convert(job: Job, to: str) -> Dict[str, Any]:
             + ([f'verified: {outcome}'] if outcome else [])}
 
 
-def _check_optimizer(job: Job, to: str) -> None:
+def _check_optimizer(job: Job) -> None:
     name, path = job.states.optimizer, job.contents.path
     if not name:
         raise Refused(f'{path!r} does not contain its optimizer: the meaning of its arrays and the update counts are unknown. Save '
                       'it again with trainer.save_states.')
     if name == NO_OPTIMIZER:
         raise Refused(f'{path!r} is a checkpoint of a net alone, without an optimizer. Pass --what model to convert its weights.')
-    if to != 'mxnet' and name not in rules.names(drop_ins=True):
-        raise Refused(f'The optimizer must be one of `gluon-optim list`. Received: {name!r}. If it is your own, convert in Python, '
-                      'after importing the module that registers it: '
-                      f'gluon_optim.to_{to}(gluon_optim.read_states({path!r})).')
 
 
 def _verified(job: Job, to: str) -> Outcome:

@@ -3,8 +3,8 @@ from typing import Any, Collection, Dict, List, Mapping, Optional, Union
 
 from ..mapping import optax_file
 from ..schema import one_of
-from ..states import container, mxnet_files
-from ..states.errors import UnreadableFile
+from ..states import container, mxnet_files, torch_files
+from ..states.errors import UnreadableFile, reading
 from ..states.files import Kind, OpenFile, Path, open_once
 from ..states.inspection import Contents
 from ..states.model import OptimizerStates
@@ -43,7 +43,7 @@ def read(source: Union[Path, OpenFile], params: Any = None, optimizer: Optional[
     OSError
         Where it cannot be opened.
     """
-    with open_once(source) as file:
+    with open_once(source) as file, reading(file.path, TypeError, KeyError):  # of `params` and `optimizer`
         if file.kind is Kind.OPTAX:
             return Contents(file.path, file.kind, optax_file.read(file)[0])
         if file.kind is Kind.PYTORCH:
@@ -73,7 +73,7 @@ def _beginning(file: OpenFile) -> str:
 
 def _read_torch(file: OpenFile, params: Any, optimizer: Optional[str], target: Optional[str], allow_lossy: bool) -> OptimizerStates:
     from ..torch import from_torch
-    state_dict = _optimizer_in(_unpickled(file), file.path)
+    state_dict = torch_files.arrays(_optimizer_in(torch_files.read(file), file.path), file)
     groups = state_dict['param_groups']
     if isinstance(params, Mapping):
         params = _of_the_optimizer(params, groups)
@@ -83,18 +83,6 @@ def _read_torch(file: OpenFile, params: Any, optimizer: Optional[str], target: O
     if params is None and not all('param_names' in group for group in groups):
         states.report.append(NO_NAMES)
     return states
-
-
-def _unpickled(file: OpenFile) -> Any:
-    from ..torch import torch
-    try:
-        return torch.load(file.file, map_location='cpu', weights_only=True)
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:  # torch.load raises anything for a damaged pickle, and UnpicklingError for one that would run code
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-        raise UnreadableFile(f'Cannot read {file.path!r}: it must be a state_dict of an optimizer, which torch.load('
-                             f'weights_only=True) reads. Received: {reason}') from None
 
 
 def _optimizer_in(value: Any, path: str) -> Mapping[str, Any]:

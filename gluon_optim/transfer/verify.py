@@ -10,6 +10,7 @@ import numpy
 
 from .. import rules
 from ..mapping.classes import find
+from ..requirements import missing
 from ..rules.base import initial_slot
 from ..schema import compute_type
 from ..states.model import OptimizerStates, ParameterInfo
@@ -175,7 +176,7 @@ def _onnx(run: Replay, path: str) -> Begun:
         try:
             runtime = importlib.import_module('onnxruntime')
         except ImportError as error:
-            raise ImportError("to verify an ONNX model needs ONNX Runtime: pip install 'gluon-optim[onnx]'") from error
+            raise missing('to verify an ONNX model', 'ONNX Runtime', 'onnx', error) from error
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         evaluate = runtime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider']).run
@@ -227,4 +228,4 @@ def _class_at(path: str) -> Any:
         return getattr(importlib.import_module(package), name)
     except (ImportError, AttributeError, RuntimeError, ValueError) as error:
         raise ImportError(f'to verify needs the package that has {path or "the class"}: pip install '
-                          f'{package.split(".")[0]}') from error
+                          f'{package.split(".")[0]}. Importing it failed with: {error}') from error

@@ -8,14 +8,15 @@ import codecs
 import io
 import re
 import struct
-from typing import Any, Callable, Collection, Dict, List, NoReturn, Optional, Tuple, Union
+from typing import Any, Callable, Collection, List, Mapping, NoReturn, Optional, Tuple, Union
 
 import numpy
 
 from ..errors import UnreadableFile
-from .ndarray_format import MAX_ARRAYS, FilePart, read_ndarray
+from ..file_part import FilePart
+from .ndarray_format import MAX_ARRAYS, read_ndarray
 
-__all__ = ['Array', 'Object', 'load']
+__all__ = ['Array', 'Blob', 'Machine', 'Name', 'Object', 'load']
 
 MAX_STEPS = 500_000  # about 25 000 arrays, which take half a second
 MAX_STACK = 10_000  # pickle itself empties its stack after every 1000 items
@@ -80,8 +81,8 @@ class Array:
 
     __slots__ = ('machine', 'content')
 
-    def __init__(self, machine: '_Machine'):
-        self.machine, self.content = machine, None  # type: _Machine, Any
+    def __init__(self, machine: 'Machine'):
+        self.machine, self.content = machine, None  # type: Machine, Any
 
     def read(self) -> numpy.ndarray:
         """The array itself, decoded now."""
@@ -93,10 +94,18 @@ def load(source: FilePart, allow: Collection[str] = ()) -> Any:
 
     Further classes, besides MXNet's and ours, can be named in ``allow``; they also become `Object`.
     """
-    return _Machine(source, allow).run()
+    return Machine(source, allow).run()
 
 
-class _Machine:
+class Machine:
+    """What carries out a pickle. One for the files of another program has other tables, and other makers of values."""
+
+    origin = 'MXNet'
+    max_steps = MAX_STEPS
+    names: Mapping[str, str] = NAMES
+    calls: Mapping[str, Callable[[Any, Tuple[Any, ...]], Any]]           # set below, as are
+    instructions: Mapping[bytes, Callable[[Any], None]]
+
     def __init__(self, source: FilePart, allow: Collection[str]):
         self.source, self.allow = source, frozenset(allow)
         self.file, self.allowance = source.file, source.allowance
@@ -106,10 +115,11 @@ class _Machine:
         self.memo: List[Any] = []
         self.decoded = 0
 
-    def run(self) -> Any:
-        read, instructions = self.file.read, INSTRUCTIONS
+    def run(self, alone: bool = True) -> Any:
+        """The value of the pickle that begins here, which must be ``alone`` in its part of the file."""
+        read, instructions = self.file.read, self.instructions
         begin = self.source.at()
-        for _ in range(MAX_STEPS):
+        for _ in range(self.max_steps):
             code = read(1)
             if code == b'.':
                 break
@@ -120,13 +130,13 @@ class _Machine:
                 instruction(self)
             except UnreadableFile:
                 raise
-            except (ValueError, IndexError, struct.error) as error:  # UnicodeDecodeError is a ValueError
+            except (ValueError, IndexError, OverflowError, struct.error) as error:  # UnicodeDecodeError is a ValueError
                 self.fail(f'the pickle instruction {code!r} cannot be executed here ({type(error).__name__}).')
         else:
-            self.fail(f'the pickle has more than {MAX_STEPS} instructions.')
+            self.fail(f'the pickle has more than {self.max_steps} instructions.')
         if len(self.stack) != 1 or self.marks:
             self.fail('the pickle ends in the middle of a value.')
-        if self.source.left():
+        if alone and self.source.left():
             self.fail(f'{self.source.left()} bytes follow the end of the pickle, which started at {begin}.')
         return self.stack.pop()
 
@@ -136,8 +146,8 @@ class _Machine:
     def _unknown(self, code: bytes) -> NoReturn:
         if not code:
             self.fail('the pickle is truncated.')
-        self.fail(f'{REFUSED.get(code, "this is not a pickle instruction")} ({code!r}), which no MXNet file contains. '
-                  'Nothing was imported or run.')
+        self.fail(f'{REFUSED.get(code, "this is not a pickle instruction")} ({code!r}), which no file of {self.origin} '
+                  'contains. Nothing was imported or run.')
 
     # -- stack ------------------------------------------------------------------------------------------------------
 
@@ -321,13 +331,19 @@ class _Machine:
         if type(module) is not str or type(name) is not str:
             self.fail('a name in the pickle must be a string.')
         path = f'{module}.{name}'
-        kind = NAMES.get(path) or ('class' if CLASS_PATHS.fullmatch(path) or path in self.allow else '')
+        kind = self.names.get(path) or self.kind_of_class(path)
         if not kind or '.' in name:
-            path = path[:200]
-            self.fail(f'the file names {path!r}, which is not among the optimizers, schedulers and arrays of MXNet. Nothing was '
-                      f'imported or run. If it is a class of your own, pass allow=[{path!r}] to read its attributes; that does '
-                      'not import it either.')
+            self.fail_name(path[:200])
         self.push(Name(path, kind), OBJECT_SIZE)
+
+    def kind_of_class(self, path: str) -> str:
+        """What a name that is not in ``names`` means, '' where it is refused."""
+        return 'class' if CLASS_PATHS.fullmatch(path) or path in self.allow else ''
+
+    def fail_name(self, path: str) -> NoReturn:
+        self.fail(f'the file names {path!r}, which is not among the optimizers, schedulers and arrays of MXNet. Nothing was '
+                  f'imported or run. If it is a class of your own, pass allow=[{path!r}] to read its attributes; that does '
+                  'not import it either.')
 
     def stack_name(self) -> None:
         name = self.pop()
@@ -336,11 +352,12 @@ class _Machine:
     def call(self) -> None:
         """REDUCE: only for entries of `NAMES`, by functions of this machine, with the arguments found in honest files."""
         arguments, function = self.pop(), self.pop()
-        if type(arguments) is not tuple or type(function) is not Name or function.kind not in CALLS:
-            self.fail('the pickle calls something that no MXNet file calls. Nothing was run.')
-        value = CALLS[function.kind](self, arguments)
+        if type(arguments) is not tuple or type(function) is not Name or function.kind not in self.calls:
+            self.fail(f'the pickle calls something that no file of {self.origin} file calls. Nothing was run.')
+        value = self.calls[function.kind](self, arguments)
         if value is None:
-            self.fail(f'the pickle calls {function.path!r} with arguments that no MXNet file has. Nothing was run.')
+            self.fail(f'the pickle calls {function.path!r} with arguments that no file of {self.origin} file has. Nothing '
+                      'was run.')
         self.push(value, OBJECT_SIZE)
 
     def make_array(self, arguments: Tuple[Any, ...]) -> Optional[Array]:
@@ -449,29 +466,29 @@ _UNSET = object()
 B, H, I, Q, INT, DOUBLE = map(struct.Struct, ('<B', '<H', '<I', '<Q', '<i', '>d'))
 WIDE = {'raw-unicode-escape': re.compile(rb'\\u(?!00)|\\U(?!000000)'), 'utf-8': re.compile(rb'[\xc4-\xff]')}
 
-CALLS: Dict[str, Callable[[_Machine, Tuple[Any, ...]], Any]] = {
-    'array': _Machine.make_array, 'bytearray': _Machine.make_bytes, 'encode': _Machine.make_bytes,
-    'instance': _Machine.make_instance, 'user optimizer': _Machine.make_user_optimizer,
-    'dtype': _Machine.make_number_type, 'scalar': _Machine.make_number,
+Machine.calls = {
+    'array': Machine.make_array, 'bytearray': Machine.make_bytes, 'encode': Machine.make_bytes,
+    'instance': Machine.make_instance, 'user optimizer': Machine.make_user_optimizer,
+    'dtype': Machine.make_number_type, 'scalar': Machine.make_number,
 }
 
-INSTRUCTIONS: Dict[bytes, Callable[[_Machine], None]] = {
-    b'\x80': _Machine.protocol,
-    b'\x95': _Machine.frame,
-    b'(': _Machine.mark,
+Machine.instructions = {
+    b'\x80': Machine.protocol,
+    b'\x95': Machine.frame,
+    b'(': Machine.mark,
     b'N': lambda m: m.push(None),
     b'\x88': lambda m: m.push(True),
     b'\x89': lambda m: m.push(False),
-    b'I': _Machine.integer,
-    b'L': _Machine.integer,
-    b'\x8a': _Machine.long,
+    b'I': Machine.integer,
+    b'L': Machine.integer,
+    b'\x8a': Machine.long,
     b'J': lambda m: m.push(m.number(INT), NUMBER_SIZE),
     b'K': lambda m: m.push(m.number(B)),
     b'M': lambda m: m.push(m.number(H), NUMBER_SIZE),
     b'F': lambda m: m.push(float(m.line()), NUMBER_SIZE),
     b'G': lambda m: m.push(m.number(DOUBLE), NUMBER_SIZE),
-    b'S': _Machine.quoted_text,
-    b'V': _Machine.escaped_text,
+    b'S': Machine.quoted_text,
+    b'V': Machine.escaped_text,
     b'U': lambda m: m.text(m.number(B), 'latin-1'),
     b'T': lambda m: m.text(m.number(I), 'latin-1'),
     b'\x8c': lambda m: m.text(m.number(B), 'utf-8'),
@@ -495,17 +512,17 @@ INSTRUCTIONS: Dict[bytes, Callable[[_Machine], None]] = {
     b't': lambda m: m.push(tuple(m.pop_mark()), OBJECT_SIZE),
     b']': lambda m: m.push([], OBJECT_SIZE),
     b'l': lambda m: m.push(m.pop_mark(), OBJECT_SIZE),
-    b'a': _Machine.append,
+    b'a': Machine.append,
     b'e': lambda m: m.extend(m.pop_mark()),
     b'}': lambda m: m.push({}, 2 * OBJECT_SIZE),
-    b'd': _Machine.whole_dict,
-    b's': _Machine.set_item,
+    b'd': Machine.whole_dict,
+    b's': Machine.set_item,
     b'u': lambda m: m.set_items(m.pop_mark()),
     b'c': lambda m: m.name(m.line().decode(), m.line().decode()),
-    b'\x93': _Machine.stack_name,
-    b'R': _Machine.call,
-    b'\x81': _Machine.new_object,
-    b'b': _Machine.build,
+    b'\x93': Machine.stack_name,
+    b'R': Machine.call,
+    b'\x81': Machine.new_object,
+    b'b': Machine.build,
 }
 
 REFUSED = {

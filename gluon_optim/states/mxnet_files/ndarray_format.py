@@ -1,18 +1,18 @@
-"""MXNet's array formats, read without MXNet: one NDArray, the list of `mx.nd.save`, the zip file of `npx.savez`.
+"""MXNet's bytes for arrays, read without MXNet: one NDArray, the list of `mx.nd.save`, the zip file of `npx.savez`.
 
-Sizes claimed by a file are compared with the bytes actually present, and with a memory allowance, before anything is
-allocated. Arrays are read straight into their own memory: the file is never held as a whole.
+Sizes that a file claims are compared with the bytes that are there, and with an allowance of memory (see `FilePart`), before
+anything is allocated.
 """
 import re
-import struct
 import zlib
-from typing import Any, BinaryIO, Dict, Iterable, List, NamedTuple, NoReturn, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import numpy
 
-from ..errors import UnreadableFile
+from ..file_part import FilePart, converted, octets, product
+from ..zip_files import STREAMED, Member, check_stored, directory
 
-__all__ = ['Allowance', 'FilePart', 'read_list', 'read_ndarray', 'read_npz']
+__all__ = ['read_list', 'read_ndarray', 'read_npz']
 
 LIST_MAGIC = 0x112
 LEGACY, STORAGE_TYPES, NUMPY_SHAPES = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # older files begin with the number of dimensions
@@ -21,102 +21,8 @@ DTYPES = {0: '<f4', 1: '<f8', 2: '<f2', 3: 'u1', 4: '<i4', 5: 'i1', 6: '<i8', 7:
           BFLOAT16: 'bfloat16'}  # by mshadow's type flags
 DEVICES = {1: 'cpu', 2: 'gpu', 3: 'cpu_pinned', 5: 'cpu_shared'}
 ROW_SPARSE, CSR = 1, 2
-MAX_DIMENSIONS = 32  # the limit of NumPy 1
-MAX_ARRAYS = 30_000  # a network has a few thousand; this many take about half a second
-
-
-class Allowance:
-    """How many more bytes of memory the contents of a file may take."""
-
-    def __init__(self, size: int):
-        self.size = self.left = size
-
-
-class FilePart:
-    """A part of a binary file, read forward; every error names the file and the byte.
-
-    ``FilePart.charge`` must be told of everything that is made from the file, so that no file becomes more than the
-    allowance, however often it refers to the same bytes or however large it says that its arrays are.
-    """
-
-    def __init__(self, file: BinaryIO, name: str, begin: int, end: int, allowance: Allowance):
-        self.file, self.name, self.end, self.allowance = file, name, end, allowance
-        file.seek(begin)
-
-    def at(self) -> int:
-        return self.file.tell()
-
-    def left(self) -> int:
-        return self.end - self.file.tell()
-
-    def fail(self, message: str, at: int = -1) -> NoReturn:
-        raise UnreadableFile(f'Cannot read {self.name}: at byte {self.at() if at < 0 else at}: {message}')
-
-    def part(self, begin: int, size: int) -> 'FilePart':
-        """The ``size`` bytes starting at ``begin``."""
-        return FilePart(self.file, self.name, begin, begin + size, self.allowance)
-
-    def charge(self, nbytes: int) -> None:
-        self.allowance.left -= nbytes
-        if self.allowance.left < 0:
-            self.fail(f'what the file describes takes more than {self.allowance.size} bytes of memory. '
-                      'If you trust the file, pass a larger `limit`.')
-
-    def need(self, size: int, what: str) -> None:
-        """Refuse unless ``size`` more bytes are available."""
-        if size > self.left():
-            self.fail(f'{what} should take {size} bytes, but only {self.left()} are left.')
-
-    def take(self, size: int, what: str) -> bytes:
-        """The next ``size`` bytes."""
-        self.need(size, what)
-        data = self.file.read(size)
-        if len(data) != size:
-            self.fail(f'{what} ends early; is something else writing to the file?')
-        return data
-
-    def unpack(self, layout: str, what: str) -> Tuple[Any, ...]:
-        """Little-endian numbers, as `struct` describes them."""
-        layout = '<' + layout
-        return struct.unpack(layout, self.take(struct.calcsize(layout), what))
-
-    def raw(self, dtype: str, shape: Sequence[int], what: str) -> numpy.ndarray:
-        """An array of one of `DTYPES` from its bytes in C order, still in its stored form: see `converted`."""
-        stored = numpy.dtype(_STORED.get(dtype, dtype))
-        size = stored.itemsize * product(shape)
-        self.need(size, what)
-        if stored.itemsize * product(max(1, dimension) for dimension in shape) >= 1 << 62:
-            self.fail(f'{what} has an impossible size.')
-        self.charge(2 * size if dtype == 'bfloat16' else size)
-        array = numpy.empty(shape, stored)
-        if size and self.file.readinto(octets(array)) != size:  # type: ignore[attr-defined]
-            self.fail(f'{what} ends early; is something else writing to the file?')
-        return array
-
-    def array(self, dtype: str, shape: Sequence[int], what: str) -> numpy.ndarray:
-        return converted(self.raw(dtype, shape, what), dtype)
-
-
-_STORED = {'bfloat16': '<u2', '?': 'u1'}
-
-
-def converted(array: numpy.ndarray, dtype: str) -> numpy.ndarray:
-    """What `FilePart.raw` read, as NumPy has it: bfloat16, which NumPy lacks, becomes float32, which holds it exactly."""
-    if dtype == 'bfloat16':
-        return (array.astype('<u4') << 16).view('<f4')
-    return array != 0 if dtype == '?' else array
-
-
-def octets(array: numpy.ndarray) -> numpy.ndarray:
-    return array.reshape(-1).view('u1')
-
-
-def product(numbers: Iterable[int]) -> int:
-    """The exact product, unlike `numpy.prod` for large numbers."""
-    result = 1
-    for number in numbers:
-        result *= number
-    return result
+MAX_DIMENSIONS = 32  # NumPy 1 has no more
+MAX_ARRAYS = 30_000  # a network has some thousand; so many take about half a second
 
 
 # One NDArray
@@ -130,11 +36,11 @@ def read_ndarray(source: FilePart) -> numpy.ndarray:
         if storage not in (0, ROW_SPARSE, CSR):
             source.fail(f'the storage type must be 0 (dense), 1 (row_sparse) or 2 (csr). Received: {storage}.', begin + 4)
         if storage:
-            _shape(source, 'q')  # shape of the stored values, which MXNet may write too early; the indices give their number
+            _shape(source, 'q')  # of the stored values, but MXNet may write it too early; their number follows from the indices
         shape = _shape(source, 'q')
     else:
         if magic != LEGACY and magic > MAX_DIMENSIONS:
-            source.fail(f'an MXNet array cannot begin with {magic:#x}.', begin)
+            source.fail(f'an array of MXNet cannot begin with {magic:#x}.', begin)
         storage = 0
         shape = _shape(source, 'q') if magic == LEGACY else source.unpack(f'{magic}I', 'a shape')
     if not shape and magic != NUMPY_SHAPES:
@@ -204,7 +110,7 @@ def dense(source: FilePart, shape: Sequence[int], values: numpy.ndarray, *indice
 # Files of arrays
 
 def read_list(source: FilePart) -> Tuple[List[numpy.ndarray], List[str]]:
-    """The arrays and names in a file of `mx.nd.save`; no names if it was given a list."""
+    """The arrays and names of a file of `mx.nd.save`; no names where it was given a list."""
     magic, reserved, count = source.unpack('QQQ', 'the beginning of the file')
     if magic != LIST_MAGIC or reserved != 0:
         source.fail(f'the file must begin with the numbers {LIST_MAGIC} and 0. Received: {magic} and {reserved}.', 0)
@@ -224,7 +130,7 @@ def read_list(source: FilePart) -> Tuple[List[numpy.ndarray], List[str]]:
 
 def _check_count(source: FilePart, count: int, each: int) -> None:
     if count > MAX_ARRAYS or count * each > source.left():
-        source.fail(f'the file claims {count} arrays, but {source.left()} bytes follow; the limit is {MAX_ARRAYS} arrays.')
+        source.fail(f'the file claims {count} arrays; {source.left()} bytes follow, and {MAX_ARRAYS} arrays are the limit.')
 
 
 def _text(source: FilePart, data: bytes) -> str:
@@ -235,101 +141,48 @@ def _text(source: FilePart, data: bytes) -> str:
         source.fail('a name is not UTF-8 text.')
 
 
-class _Member(NamedTuple):
-    offset: int
-    name: bytes
-    flags: int
-    crc: int
-    size: int
-
-
-_STREAMED, _UTF8 = 0x8, 0x800  # zip member flags: sizes follow the data; the name is UTF-8
 _NPY = re.compile(rb"\{'descr': (?:'[<|](?P<code>[fiu][1248]|b1)'|\[\('(?P<bfloat16>bfloat16)', '<u2'\)\]), "
                   rb"'fortran_order': False, 'shape': \((?P<shape>(?:\d{1,18}(?:, \d{1,18})*,?)?)\), \} *\n")
 
 
 def read_npz(source: FilePart) -> Dict[str, numpy.ndarray]:
-    """The arrays of a zip file of .npy members, as written by MXNet 2's `npx.savez` and NumPy's `savez`.
+    """The arrays of a zip file of .npy members, as MXNet 2's `npx.savez` and NumPy's `savez` write it.
 
-    Members must be stored, not compressed, and fill the file without gap or overlap, which rules out zip bombs.
+    Members must be stored, not compressed, and fill the file without gap or overlap: no bomb can be built so.
     """
-    members, directory = _directory(source)
-    ends = [member.offset for member in members[1:]] + [directory]
+    members, end_of_members = directory(source, MAX_ARRAYS)
+    ends = [member.offset for member in members[1:]] + [end_of_members]
     found: Dict[str, numpy.ndarray] = {}
     position = 0
     for member, end in zip(members, ends):
+        check_stored(source, member)
         if member.offset != position:
             source.fail(f'a zip member should begin here, but the directory says {member.offset}.', position)
         name = _text(source, member.name)
         if not name.endswith('.npy') or name[:-4] in found:
-            source.fail(f'the zip member {name!r} is not an array, or occurs twice.', position)
+            source.fail(f'the zip member {name!r} is not an array, or is there twice.', position)
         found[name[:-4]] = _member(source, member, end)
         position = end
-    if position != directory:
+    if position != end_of_members:
         source.fail('the zip members do not fill the file.', position)
     return _join_sparse(source, found)
 
 
-def _directory(source: FilePart) -> Tuple[List[_Member], int]:
-    """The members in file order, and the position of the directory."""
-    source.need(22, 'a zip file')
-    end = source.end - 22
-    magic, _, _, _, count, size, offset, comment = source.part(end, 22).unpack('4s4H2IH', 'the end of the zip directory')
-    if magic != b'PK\5\6' or comment:
-        source.fail('the zip file is truncated: its directory should end here.', end)
-    if end >= 76 and source.part(end - 20, 4).take(4, 'a locator') == b'PK\6\7':
-        end -= 76
-        magic, count, size, offset, locator, where = source.part(end, 76).unpack('4s28xQQQ4s4xQ4x', 'the zip64 directory')
-        if magic != b'PK\6\6' or locator != b'PK\6\7' or where != end:
-            source.fail('the zip64 directory should end here.', end)
-    if offset + size != end or count > MAX_ARRAYS or 156 * count > source.end:
-        source.fail(f'the zip directory claims {count} members and {size} bytes starting at {offset}.', end)
-    part = source.part(offset, size)
-    members = sorted(_entry(part) for _ in range(count))
-    if part.left():
-        part.fail('bytes follow the last entry of the zip directory.')
-    return members, offset
-
-
-def _entry(part: FilePart) -> _Member:
-    begin = part.at()
-    (magic, flags, method, crc, packed, size, name_size, extra_size, comment,
-     offset) = part.unpack('4s4x2H4x3I3H8xI', 'an entry of the zip directory')
-    if magic != b'PK\1\2' or flags & ~(_STREAMED | _UTF8) or method or comment:
-        part.fail(f'an entry of the zip directory must be stored without compression, encryption and comment. '
-                  f'Received: method {method}, flags {flags:#x}.', begin)
-    name, extra = part.take(name_size, 'a name'), part.take(extra_size, 'extra fields')
-    wide = [size, packed, offset]
-    if 0xFFFFFFFF in wide:
-        values = iter(_zip64(part, extra))
-        wide = [next(values, -1) if value == 0xFFFFFFFF else value for value in wide]
-    if wide[0] != wide[1] or min(wide) < 0:
-        part.fail(f'a stored zip member must have one size. Received: {wide[0]} and {wide[1]}.', begin)
-    return _Member(wide[2], name, flags, crc, wide[0])
-
-
-def _zip64(part: FilePart, extra: bytes) -> Tuple[int, ...]:
-    kind, size = struct.unpack('<HH', extra[:4]) if len(extra) >= 4 else (0, 0)
-    if kind != 1 or size != len(extra) - 4 or size % 8 not in (0, 4):
-        part.fail('an entry of the zip directory is missing the sizes of a large file.')
-    return struct.unpack(f'<{size // 8}Q', extra[4:4 + size // 8 * 8])
-
-
-def _member(source: FilePart, member: _Member, end: int) -> numpy.ndarray:
+def _member(source: FilePart, member: Member, end: int) -> numpy.ndarray:
     """The array of one member, which ends at ``end``; the header before it and the checksum must agree with the directory."""
     part = source.part(member.offset, end - member.offset)
     magic, flags, method, crc, size, name_size, extra_size = part.unpack('4s2x2H4xI4xI2H', 'a zip member')
     name = part.take(name_size, 'a name')
     part.take(extra_size, 'extra fields')
-    begin, streamed = part.at(), member.flags & _STREAMED
+    begin, streamed = part.at(), member.flags & STREAMED
     agree = (magic, flags, method, name) == (b'PK\3\4', member.flags, 0, member.name)
     if not agree or not (streamed or (crc == member.crc and size in (member.size, 0xFFFFFFFF))):
         part.fail('a zip member differs from its entry in the directory.', member.offset)
     rest = end - begin - member.size
     if rest not in ((16, 24) if streamed else (0,)):
-        part.fail(f'a zip member of {member.size} bytes does not fill its space.', begin)
+        part.fail(f'a zip member of {member.size} bytes does not fill its place.', begin)
     data = source.part(begin, member.size)
-    # MXNet 2.0 writes the storage type of a sparse array with a garbled header; the other members reveal it too
+    # MXNet 2.0 writes the storage type of a sparse array with a garbled header; the other members tell it too
     is_format = member.name.endswith(b'/format.npy') and member.size < 1024
     header = data.take(member.size, 'a storage type') if is_format else _npy_header(data)
     dtype, shape = ('?', (0,)) if is_format else _npy_type(data, header)
@@ -337,7 +190,7 @@ def _member(source: FilePart, member: _Member, end: int) -> numpy.ndarray:
     if data.left():
         data.fail(f'{data.left()} bytes follow an array of shape {shape}.')
     if zlib.crc32(octets(array), zlib.crc32(header)) != member.crc:
-        part.fail(f'the bytes of {member.name!r} do not match its checksum.', begin)
+        part.fail(f'the bytes of {member.name!r} do not have its checksum.', begin)
     described = b'PK\7\x08', member.crc, member.size, member.size
     if streamed and source.part(begin + member.size, rest).unpack('4s3I' if rest == 16 else '4sI2Q', 'a checksum') != described:
         part.fail('a zip member differs from its entry in the directory.', begin + member.size)
@@ -364,7 +217,7 @@ def _npy_type(data: FilePart, header: bytes) -> Tuple[str, Tuple[int, ...]]:
 
 
 def _join_sparse(source: FilePart, found: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarray]:
-    """Sparse arrays are spread over several members: name/format, /data, /shape, /indices, and for csr /indptr."""
+    """Sparse arrays are spread over several members: name/format, /data, /shape, /indices, and /indptr of a csr."""
     for name in [key[:-len('/format')] for key in found if key.endswith('/format')]:
         _, values, sizes, columns, pointers = (
             found.pop(f'{name}/{part}', None) for part in ('format', 'data', 'shape', 'indices', 'indptr'))
@@ -372,6 +225,6 @@ def _join_sparse(source: FilePart, found: Dict[str, numpy.ndarray]) -> Dict[str,
             source.fail(f'the sparse array {name!r} is incomplete.', 0)
         shape = tuple(int(size) for size in sizes.reshape(-1))
         if min(shape, default=0) < 0 or name in found:
-            source.fail(f'the sparse array {name!r} has the shape {shape}, or occurs twice.', 0)
+            source.fail(f'the sparse array {name!r} has the shape {shape}, or is there twice.', 0)
         found[name] = dense(source, shape, values, *([columns] if pointers is None else [pointers, columns]))
     return found

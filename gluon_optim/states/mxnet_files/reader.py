@@ -11,19 +11,18 @@ import numpy
 from ... import rules
 from ...rules import Rule
 from ...schema import Values, one_of
-from ..errors import UnreadableFile
+from ..errors import UnreadableFile, reading
+from ..file_part import FilePart
 from ..files import ZIP_MAGIC, Kind, OpenFile, Path, open_once
 from ..model import OptimizerStates, ParameterInfo
 from ..nesting import take_apart
 from .builtins import BUILTINS, Layout
 from .inert_pickle import Array, Object, load
 from .names import Params, assign
-from .ndarray_format import Allowance, FilePart, read_list, read_npz
+from .ndarray_format import read_list, read_npz
 
 __all__ = ['UnreadableFile', 'read_params', 'read_states']
 
-# A file may not take more memory than this or twice its size, whichever is larger, unless the caller passes `limit`.
-SMALL = 32 << 20
 MAX_ITEMS = 100_000
 PLAIN = (int, float, bool, str, type(None))
 
@@ -49,8 +48,8 @@ def read_params(path: Union[Path, OpenFile], limit: Optional[int] = None) -> Dic
     UnreadableFile
         If the file is damaged or of another kind. The message says what is wrong and at which byte.
     """
-    with open_once(path) as file:
-        source = _source(file, limit)
+    with open_once(path) as file, reading(file.path):
+        source = file.source(limit)
         if file.kind is Kind.PARAMS:
             arrays, names = read_list(source)
         elif file.head.startswith(ZIP_MAGIC):
@@ -98,8 +97,8 @@ def read_states(path: Union[Path, OpenFile], params: Params = None, allow: Colle
     ValueError
         If ``params`` does not fit the file, or leaves open which state belongs to which parameter.
     """
-    with open_once(path) as file:
-        source = _source(file, limit)
+    with open_once(path) as file, reading(file.path, TypeError, KeyError):  # of `params`
+        source = file.source(limit)
         if file.kind is not Kind.MXNET_STATES:
             source.fail(f'the file must be from Trainer.save_states. {_what_it_is(file.kind)}', 0)
         value = load(source, [allow] if isinstance(allow, str) else allow)
@@ -119,10 +118,6 @@ def _what_it_is(kind: Kind) -> str:
     if kind is Kind.MXNET_STATES:
         return 'It is a pickle, probably of optimizer states: use read_states.'
     return 'It is a safetensors file.' if kind.is_ours or kind is Kind.SAFETENSORS else 'It does not begin like an MXNet file.'
-
-
-def _source(file: OpenFile, limit: Optional[int]) -> FilePart:
-    return FilePart(file.file, repr(file.path), 0, file.size, Allowance(max(2 * file.size, SMALL) if limit is None else limit))
 
 
 def _without_prefixes(arrays: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarray]:

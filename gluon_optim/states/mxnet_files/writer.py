@@ -43,6 +43,10 @@ def write_states(path: Path, states: OptimizerStates, version: int, names: Optio
     """
     if version not in (1, 2):
         raise ValueError(f'`version` must be 1 or 2. Received: version={version!r}.')
+    if states.trees:
+        raise ValueError('The optimizer must be one of gluon_optim.list_optimizers(), or it is unknown what its arrays mean. '
+                         f'Received: {states.optimizer!r}. '
+                         "If it computes what one of them does, say which: states.as_rule('adamw').")
     target = _class(states, version)
     lost = what_is_lost(states, version)
     if lost and not allow_lossy:
