@@ -317,7 +317,7 @@ class WeightsPlan(NamedTuple):
     skipped: List[str]                              # one sentence for each that does not fit
 
     def initialize(self, undo: contextlib.ExitStack) -> None:
-        """Give arrays to parameters whose shapes were left out, as `Block.load_parameters` does."""
+        """Initialize parameters with shapes left out, as `Block.load_parameters` does."""
         for parameter, values in self.values:
             if parameter._data is None:
                 keep(undo, vars(parameter))

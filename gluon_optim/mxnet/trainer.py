@@ -105,7 +105,7 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
     Parameters
     ----------
     trainer : gluon.Trainer
-        Must run the same optimizer. Parameters may be loaded before or after. Parameters whose shapes were left out
+        Must run the same optimizer. Parameters may be loaded before or after. Parameters with shapes left out
         (``in_units``) take them from the file, and are initialized.
     path, net
         As for `save_states`; the states in one of MXNet's ``.states`` files follow the trainer's order of parameters, and
@@ -300,7 +300,7 @@ def check_savable(trainer: TrainerLike, net: Optional[BlockLike] = None) -> None
 
 
 def finish_deferred(undo: contextlib.ExitStack, trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike]) -> None:
-    """Initialize the trainer's parameters whose shapes were left out and are in the file, as the first forward pass would.
+    """Initialize the trainer's parameters with shapes left out that the file has, as the first forward pass would.
 
     Those that do not fit stay as they are, for `plan_import` to refuse.
     """
@@ -399,7 +399,7 @@ def shape_of(parameter: ParameterLike) -> Tuple[int, ...]:
 
 
 def facts_of(net: Optional[BlockLike]) -> Optional[Dict[str, Any]]:
-    """What a conversion must know of the layers of ``net``, as files have it; None where there is no net."""
+    """What a conversion must know about the layers of ``net``, in the form used in files; None without a net."""
     return None if net is None else facts_of_block(net).record()
 
 
@@ -546,7 +546,7 @@ def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Valu
         saved: Values = optimizer.rule.hyperparameters(**states.hypers)
     except (TypeError, ValueError) as error:
         raise ValueError(f'The hyper-parameters in the file must be those of {optimizer.rule.name}. {error} '
-                         'Pass hyperparameters="current" to go on with the trainer\'s.') from error
+                         'Pass hyperparameters="current" to keep the trainer\'s.') from error
     if set(saved.asdict()) != set(now.asdict()):
         raise ValueError(f'The file has the hyper-parameters {one_of(saved.asdict())}, the trainer {one_of(now.asdict())}. '
                          'Create the trainer with the same `base`.')
