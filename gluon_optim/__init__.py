@@ -27,8 +27,9 @@ _PUBLIC = {
     'read_states': 'states.reader', 'read_checkpoint': 'states.container',
     'to_torch': 'torch', 'from_torch': 'torch', 'to_onnx': 'onnx', 'from_onnx': 'onnx', 'to_optax': 'optax', 'from_optax': 'optax',
     'model_to_torch': 'models', 'suggest_names': 'models',
+    'rate': 'schedules',
 }
-_MODULES = ('models', 'torch', 'onnx', 'optax', 'rules', 'schema', 'states')
+_MODULES = ('models', 'torch', 'onnx', 'optax', 'rules', 'schedules', 'schema', 'states')
 
 __all__ = sorted([*_PUBLIC, *_MODULES])
 

@@ -2,14 +2,18 @@
 
 Everything that needs to know a name, a default, a range or a shape reads it from here: the constructors, the checkpoint
 manifest, the converters, the command line and the tables of the README. Nothing here imports a framework.
+
+>>> from gluon_optim.schema import Hyper
+>>> Hyper('momentum', 0.9, '[0, 1)').check(0.5)
+0.5
 """
 import difflib
 import math
 import numbers
 import operator
-from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
-__all__ = ['Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of']
+__all__ = ['Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of', 'some_of']
 
 
 class Interval(NamedTuple):
@@ -52,6 +56,8 @@ class Hyper(NamedTuple):
     A switch is static: rules branch on it with Python's ``if``. A number reaches the arrays through
     ``Rule.coefficients`` only, so one compiled kernel serves all its values.
 
+    `check` raises ValueError for a value that is not allowed, TypeError for one of another type.
+
     >>> Hyper('beta1', 0.95, '[0, 1)').check(1.2)
     Traceback (most recent call last):
       ...
@@ -89,7 +95,7 @@ class Hyper(NamedTuple):
             raise self._refuse(ValueError, value)
         return float(value)
 
-    def _refuse(self, error: type, value: Any) -> Exception:
+    def _refuse(self, error: Type[Exception], value: Any) -> Exception:
         advice = 'one of them' if self.is_switch else 'a number in that range'
         off = ', None to switch it off' if self.optional else ''
         return error(f'`{self.name}` must be {self.allowed}. Received: {self.name}={value!r}. '
@@ -139,6 +145,8 @@ class Slot(NamedTuple):
 class Values:
     """Named values, read as attributes: hyper-parameters ``h.beta1``, coefficients ``c.lr``, slots ``s.mean``.
 
+    Raises AttributeError for a name that is not there, with those that are.
+
     >>> h = Values(beta1=0.9, amsgrad=False)
     >>> h.beta1, 'beta2' in h, h
     (0.9, False, Values(beta1=0.9, amsgrad=False))
@@ -170,10 +178,22 @@ class Values:
 def one_of(names: Iterable[Any]) -> str:
     """Names as an error message lists them.
 
+    ``names`` may be any objects; raises nothing.
+
     >>> one_of(['a', 'b', None])
     "'a', 'b', None"
     """
     return ', '.join(map(repr, names))
+
+
+def some_of(names: Collection[Any], most: int = 6) -> str:
+    """Names as `one_of` lists them, and of more than ``most`` the first ones and how many there are.
+
+    >>> some_of('abcdef', most=3)
+    "'a', 'b', 'c', ... (6)"
+    """
+    shown = one_of(list(names)[:most])
+    return shown if len(names) <= most else f'{shown}, ... ({len(names)})'
 
 
 # other frameworks' words for MXNet's
@@ -212,7 +232,8 @@ def error_text(error: BaseException) -> str:
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
 
 
-def check_known(what: str, name: Any, known: Iterable[str], error: type = TypeError, owner: Optional[str] = None) -> None:
+def check_known(what: str, name: Any, known: Iterable[str], error: Type[Exception] = TypeError, owner: Optional[str] = None
+                ) -> None:
     """Raise ``error`` unless ``name`` is one of ``known``; say which known names are near. TypeError for what is no string.
 
     >>> check_known('optimizer', 'novgrad', ['novograd', 'adamw'], ValueError)

@@ -1,10 +1,26 @@
-"""For all tests: what one registers, the next does not see; and how a command is run."""
+"""For all tests: what one registers, the next does not see; none runs for ever; and how a command is run."""
+import faulthandler
+import os
 import sys
 
 import pytest
 
 from gluon_optim import cli
 from gluon_optim.rules import registry
+
+KILL = 900  # seconds; protects the machine from what never ends, and judges no test: those that take long take a tenth of it
+
+
+def pytest_configure(config):
+    global stderr
+    stderr = os.dup(2)  # pytest captures the other one
+
+
+@pytest.fixture(autouse=True)
+def kill_what_never_ends():
+    faulthandler.dump_traceback_later(KILL, exit=True, file=stderr)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)

@@ -167,12 +167,14 @@ def late(states, count):
     return states
 
 
-def assert_near(found, states, weights, travelled):
-    """``found`` by name are weights, or masters where there are any. Short ways are no longer than a few roundings of a weight:
-    runtimes round a product and a sum once, or in another order. ftml computes each weight anew as -z/d, from sums of which
-    little is left: in float32 NumPy itself is up to 8e-6 of the sum of updates away from float64 there; in float64 ftml is
-    held to 1e-12 like all."""
-    roundings = 40 if states.optimizer == 'ftml' else 4
+def assert_near(found, states, weights, travelled, roundings=None):
+    """``found`` by name are weights, or masters where there are any. Where steps are tiny, a few roundings of the largest weight
+    are allowed: runtimes round a product and a sum once, or in another order, and PyTorch 2.13 does not round one float32 root
+    in six to the nearest number (it is up to 0.75 of a spacing away; NumPy's and the kernels' roots are exact).
+
+    ftml computes each weight anew as -z/d, from sums of which little is left: in float32 NumPy itself is up to 8e-6 of the sum
+    of updates away from float64 there; in float64 ftml is held to 1e-12 like all."""
+    roundings = roundings or (40 if states.optimizer == 'ftml' else 4)
     for info in states.parameters:
         expected = states.master.get(info.name, weights[info.name])
         array = np.asarray(found[info.name])

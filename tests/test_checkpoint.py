@@ -362,7 +362,7 @@ def test_other_refusals(path):
     deferred = mx.gluon.nn.Dense(2)
     deferred.initialize()
     with pytest.raises(ValueError, match='Run one forward pass'):
-        go.load_checkpoint(path, net=deferred)
+        go.save_checkpoint(path, net=deferred)
     with pytest.raises(ValueError, match='Call net.initialize'):
         go.load_checkpoint(path, net=mx.gluon.nn.Dense(2, in_units=3))
 

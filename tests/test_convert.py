@@ -26,7 +26,7 @@ from gluon_optim.states.protobuf import Place, header, skim, varint
 from gluon_optim.transfer import verify
 from gluon_optim.transfer.names import Params, read_params
 from gluon_optim.transfer.read import read
-from gluon_optim.transfer.targets import TARGETS
+from gluon_optim.transfer.targets import PROGRAMS
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = ROOT / 'tests' / 'legacy' / '1.9.1'
@@ -291,7 +291,7 @@ def test_files_for_mxnet_are_read_again(run, adamw, to, options, monkeypatch):
 def test_a_file_that_goes_on_differently_is_not_kept(run, adamw, tmp_path, target, change, monkeypatch):
     """What is written is not what is in the states: the replay must tell, for every way in which it may be wrong."""
     need(target, running=True)
-    write = TARGETS[target].write
+    write = PROGRAMS[target].write
 
     def wrong(job, path):
         states = container.read(tmp_path / 'run.safetensors')
@@ -305,7 +305,7 @@ def test_a_file_that_goes_on_differently_is_not_kept(run, adamw, tmp_path, targe
             states.slots['bias']['var'] *= 1.001
         write(job._replace(states=states), path)
 
-    monkeypatch.setitem(TARGETS, target, TARGETS[target]._replace(write=wrong))
+    monkeypatch.setitem(PROGRAMS, target, PROGRAMS[target]._replace(write=wrong))
     refused(run('convert', 'run.safetensors', '--to', target, '--verify', '20'), 1, 'of the sum of its updates', 'was not kept')
     assert os.listdir(tmp_path) == ['run.safetensors']
 

@@ -18,6 +18,7 @@ from gluon_optim import rules  # noqa: E402
 from gluon_optim.mxnet import builtin, executors  # noqa: E402
 from gluon_optim.rules.base import scalars  # noqa: E402
 from gluon_optim.rules.mx.base import as_parsed  # noqa: E402
+from gluon_optim.rules.runtimes import runs_on  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 import dropin_runs as runs  # noqa: E402
@@ -152,7 +153,7 @@ def test_twelve_steps_are_mxnets(name, options, dtype, base):
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float64', 'float16'])
-@pytest.mark.parametrize('name', [name for name in OPTIONS if rules.get(name).lowerable])
+@pytest.mark.parametrize('name', [name for name in OPTIONS if runs_on(rules.get(name), 'kernels')])
 def test_without_compiled_loops(name, dtype, monkeypatch):
     """On MXNet's operators, as on GPUs."""
     if dtype == 'float64' and name in SINGLE_SLOTS:
@@ -165,7 +166,7 @@ def test_without_compiled_loops(name, dtype, monkeypatch):
     compare(pair, limit=10, norms=name in WITH_NORMS or dtype == 'float64')
 
 
-@pytest.mark.parametrize('name', [name for name in OPTIONS if rules.get(name).lowerable])
+@pytest.mark.parametrize('name', [name for name in OPTIONS if runs_on(rules.get(name), 'kernels')])
 def test_a_wrong_coefficient_is_noticed(name, monkeypatch):
     """The comparison can fail: 1 % more of any one coefficient shows in some case."""
     rule, right = rules.get(name), rules.get(name).all_coefficients

@@ -15,9 +15,10 @@ from gluon_optim.lowering import numba_runtime as runtime
 from gluon_optim.lowering.plan import cut
 from gluon_optim.rules.base import initial_slot, scalars
 from gluon_optim.rules.graph import trace
+from gluon_optim.rules.runtimes import runs_on
 
 SHAPES = [(7, 5), (1,), (3, 70001), (5,), (0, 3), (2, 65536)]  # one element, none, several items, exactly two items
-LOWERABLE = [name for name in rules.names() if rules.get(name).lowerable]
+LOWERABLE = [name for name in rules.names() if runs_on(rules.get(name), 'kernels')]
 
 
 def namespace(dtype):
@@ -63,7 +64,7 @@ class Run:
             arrays = dict(self.slots[i], weight=self.masters[i] if self.masters else self.weights[i], gradient=gradients[i],
                           half=self.weights[i])
             self.batch.addresses[:, i] = [arrays[role].ctypes.data for role in self.kernel.roles]
-        self.batch.run(np.array([list(c.values()) for c in table]), rows)
+        self.batch.run([[c[name] for name in self.kernel.coefficients] for c in table], rows)
         xp = namespace(self.precision)
         for i, (w, slots) in enumerate(self.expected):
             c = {name: self.precision.type(value) for name, value in table[rows[i]].items()}

@@ -72,7 +72,7 @@ def test_metadata(metadata):
     assert metadata['Name'].replace('_', '-') == 'gluon-optim'
     assert metadata['Requires-Python'] == '>=3.8'
     assert 'Apache-2.0' in (metadata['License'] or metadata['License-Expression'])
-    assert {'torch', 'onnx', 'optax', 'plot', 'bench', 'test'} <= set(metadata.get_all('Provides-Extra'))
+    assert {'torch', 'onnx', 'optax', 'plot', 'bench', 'docs', 'test'} <= set(metadata.get_all('Provides-Extra'))
 
 
 def test_the_wheel_contains_the_whole_package_and_nothing_else(wheel):

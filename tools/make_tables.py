@@ -39,10 +39,15 @@ def conversions():
     yield '| optimizer | `target` | class | result | conditions |'
     yield '|---|---|---|---|---|'
     for form in sorted(FOREIGN, key=lambda form: (form.rule, form.target)):
-        *better, last = form.labels
-        result = '; '.join([f'{label.name} if {label.when}' for label in better] + ['else ' * bool(better) + last.name])
-        conditions = '; '.join(form.conditions(rules.get(form.rule)))
-        yield f"| `{form.rule}` | `'{form.target}'` | `{form.path}` | {result} | {conditions} |"
+        yield '| ' + ' | '.join(conversion(form)) + ' |'
+
+
+def conversion(form):
+    """The cells of a row: optimizer, target, class, result, conditions."""
+    *better, last = form.labels
+    result = '; '.join([f'{label.name} if {label.when}' for label in better] + ['else ' * bool(better) + last.name])
+    conditions = '; '.join(form.conditions(rules.get(form.rule)))
+    return [f'`{form.rule}`', f"`'{form.target}'`", f'`{form.path}`', result, conditions]
 
 
 def refused():

@@ -1,5 +1,6 @@
 """The commands that say what there is: list, info."""
 import json
+from argparse import Namespace
 from typing import Any
 
 from ..rules import catalog
@@ -22,7 +23,7 @@ def add_commands(commands: Any) -> None:
     command.set_defaults(run=_info)
 
 
-def _list(options: Any) -> int:
+def _list(options: Namespace) -> int:
     names = catalog.list_optimizers(options.pattern)
     if options.json:
         print(json.dumps(names))
@@ -35,7 +36,7 @@ def _list(options: Any) -> int:
     return 0
 
 
-def _info(options: Any) -> int:
+def _info(options: Namespace) -> int:
     info = catalog.optimizer_info(options.name)
     if options.json:
         print(json.dumps(info.asdict(), indent=2))

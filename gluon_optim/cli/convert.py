@@ -1,7 +1,7 @@
 """The command that writes states, or a model, for another program: convert."""
-import argparse
 import contextlib
 import os
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import Any, Callable, Dict, Iterator, Optional
 
 from ..schema import one_of
@@ -11,7 +11,7 @@ from ..transfer import job
 from ..transfer.names import Params, read_params
 from ..transfer.read import NAMELESS
 from ..transfer.refused import Refused, refusing
-from ..transfer.targets import CLASS_TARGETS, TARGETS, Job
+from ..transfer.targets import CLASS_TARGETS, PROGRAMS, Job
 from . import models
 from .options import NAMELESS_FILES, add_command, check_used, opened, progress, read_contents
 from .paths import keep_apart, output_for
@@ -30,9 +30,9 @@ def add_commands(commands: Any) -> None:
     add_conversion(command)
 
 
-def add_conversion(command: argparse.ArgumentParser) -> None:
+def add_conversion(command: ArgumentParser) -> None:
     """The options of ``convert`` besides its file."""
-    command.add_argument('--to', required=True, choices=sorted({*TARGETS, *models.TARGETS}),
+    command.add_argument('--to', required=True, choices=sorted({*PROGRAMS, *models.ENDINGS}),
                          help="target program; safetensors: a model's weights, "
                          'mxnet: states, in a file of gluon_optim')
     command.add_argument('-o', '--output', metavar='FILE',
@@ -54,11 +54,11 @@ def add_conversion(command: argparse.ArgumentParser) -> None:
 def _steps(text: str) -> int:
     steps = int(text) if text.isdigit() else 0
     if not 1 <= steps <= 10_000:
-        raise argparse.ArgumentTypeError(f'must be a number of steps, 1 to 10000. Received: {text}')
+        raise ArgumentTypeError(f'must be a number of steps, 1 to 10000. Received: {text}')
     return steps
 
 
-def _check_conversion(options: Any, file: OpenFile, model: bool, params: Params) -> None:
+def _check_conversion(options: Namespace, file: OpenFile, model: bool, params: Params) -> None:
     """Refuse options that do not go together, or with the file: they would be ignored."""
     if model:
         for name in ('target', 'mxnet_version', 'verify', 'params', 'optimizer', 'source', 'allow'):
@@ -66,7 +66,7 @@ def _check_conversion(options: Any, file: OpenFile, model: bool, params: Params)
                 raise ValueError(f'--{name.replace("_", "-")} is for optimizer states. Received: a model to be written. Leave it '
                                  'out, or give --what optimizer if the file holds both.')
         return
-    classes = TARGETS[options.to].classes
+    classes = PROGRAMS[options.to].classes
     if options.target is not None and options.target not in classes:
         raise ValueError(f'--target must be {" or ".join(map(repr, classes))} with --to {options.to}. '
                          f'Received: {options.target!r}.')
@@ -77,7 +77,7 @@ def _check_conversion(options: Any, file: OpenFile, model: bool, params: Params)
         check_used(options, file, names=('params',))
 
 
-def _convert(options: Any) -> int:
+def _convert(options: Namespace) -> int:
     with opened(options.file) as file:
         model = models.writes_model(options, file)
         params = Params() if model else read_params(options.params)
@@ -97,7 +97,7 @@ def _convert(options: Any) -> int:
     return 0
 
 
-def _convert_states(options: Any, file: OpenFile, params: Params, output: str) -> Dict[str, Any]:
+def _convert_states(options: Namespace, file: OpenFile, params: Params, output: str) -> Dict[str, Any]:
     with refusing(reading=True):
         contents = read_contents(file, options, params)
     if contents.states is None:

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+from argparse import Namespace
 from typing import Any, Dict, List, Sequence
 
 from ..schema import one_of
@@ -37,7 +38,7 @@ def add_commands(commands: Any) -> None:
              f'{NAMELESS_FILES}. For other files: the parameters that must be there')
 
 
-def _inspect(options: Any) -> int:
+def _inspect(options: Namespace) -> int:
     if options.plot and os.path.splitext(options.plot)[1].lower() not in PICTURES:
         raise ValueError(f'--plot must end in one of {one_of(PICTURES)}. Received: {options.plot!r}.')
     keep_apart({'--plot': options.plot}, {'the input': options.file, '--params': options.params})
@@ -72,7 +73,7 @@ def _measured(row: inspection.Row) -> Sequence[str]:
     return ('-', '', '', '') if row.array is None else (row.array, f'{row.norm:.6g}', f'{row.zeros:.1%}', f'{row.nonfinite:.1%}')
 
 
-def _diff(options: Any) -> int:
+def _diff(options: Namespace) -> int:
     with opened(options.a) as one, opened(options.b) as other:
         check_used(options, one, other)
         params = read_params(options.params)
@@ -89,7 +90,7 @@ def _diff(options: Any) -> int:
     return 1 if differences else 0
 
 
-def _verify(options: Any) -> int:
+def _verify(options: Namespace) -> int:
     with opened(options.file) as file:
         check_used(options, file, names=('optimizer', 'source', 'allow'))
         params = read_params(options.params)

@@ -20,7 +20,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        code = options.run(options)
+        code: int = options.run(options)
         if sys.stdout is not None:  # a shell has closed it: >&-
             sys.stdout.flush()
         return code
@@ -31,7 +31,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         message = in_options(error_text(error), reading=not isinstance(error, Refused) or error.reading)
         if sys.stderr is not None:
             say('gluon-optim: ' + ' '.join(message.split()), sys.stderr)
-        return getattr(error, 'exit_code', 2)
+        return int(getattr(error, 'exit_code', 2))
     except KeyboardInterrupt:
         return 130
 

@@ -1,7 +1,7 @@
 """The part of `gluon-optim convert` that writes models: weights for PyTorch, and drafts of maps."""
-import argparse
 import json
 import os
+from argparse import ArgumentParser, Namespace
 from typing import Any, Dict, Mapping, Optional
 
 from ..models import model_to_torch, suggest_names
@@ -15,16 +15,16 @@ from ..transfer.refused import Refused, refusing
 from .paths import check_absent
 from .text import in_options
 
-__all__ = ['SUGGEST', 'TARGETS', 'add_options', 'output_for', 'report_of', 'states_in_torch_order', 'writes_model']
+__all__ = ['ENDINGS', 'SUGGEST', 'add_options', 'output_for', 'report_of', 'states_in_torch_order', 'writes_model']
 
 SUGGEST = 'suggest'
 STATES = (Kind.MXNET_STATES, Kind.PYTORCH, Kind.OPTAX)  # kinds of files without weights
 WEIGHTS_ONLY = ('--to safetensors writes the weights of a model. For the optimizer write --to torch, or --to mxnet, which makes a '
                 'safetensors file of gluon_optim that holds states')
-TARGETS = {'safetensors': '.safetensors', 'torch': '.pt'}  # --to -> ending
+ENDINGS = {'safetensors': '.safetensors', 'torch': '.pt'}  # --to -> ending
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
+def add_options(command: ArgumentParser) -> None:
     """The options for models."""
     command.add_argument('--what', choices=('model', 'optimizer'),
                          help="--to torch of a checkpoint, which holds both: the model's state_dict, or the optimizer's (default)")
@@ -34,9 +34,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
                          f"'{SUGGEST}' writes a draft of one, to be edited")
 
 
-def writes_model(options: Any, file: OpenFile) -> bool:
+def writes_model(options: Namespace, file: OpenFile) -> bool:
     """Whether a model is to be written, or a map of one, and not states. ValueError for options that do not go together."""
-    if options.to not in TARGETS:
+    if options.to not in ENDINGS:
         given = [name for name in ('what', 'like', 'map') if getattr(options, name)]
         if given:
             raise ValueError(f'--{given[0]} goes with --to torch or safetensors. Received: --to {options.to}. Leave it out.')
@@ -49,17 +49,17 @@ def writes_model(options: Any, file: OpenFile) -> bool:
         raise ValueError(f'{WEIGHTS_ONLY}. Received: {options.file!r} and --params. Convert the .params file itself, or a '
                          'checkpoint, which has its weights, without --params.')
     if options.map == SUGGEST or options.to == 'safetensors' or options.what is not None:
-        return options.map == SUGGEST or options.what != 'optimizer'
+        return bool(options.map == SUGGEST or options.what != 'optimizer')
     return file.kind.holds_parameters
 
 
-def output_for(options: Any) -> str:
+def output_for(options: Namespace) -> str:
     """Where a model or a draft of a map goes if nothing is said."""
-    ending = '.map.json' if options.map == SUGGEST else TARGETS[options.to]
+    ending = '.map.json' if options.map == SUGGEST else ENDINGS[options.to]
     return check_absent(os.path.splitext(options.file)[0] + ending)
 
 
-def report_of(options: Any, file: OpenFile, output: str) -> Dict[str, Any]:
+def report_of(options: Namespace, file: OpenFile, output: str) -> Dict[str, Any]:
     """Write the model or the draft of a map that the options ask for; what to say about it, as JSON has it."""
     with refusing(reading=True):
         source, target = source_of(file), target_of(options.like)
@@ -74,7 +74,7 @@ def report_of(options: Any, file: OpenFile, output: str) -> Dict[str, Any]:
             'report': [in_options(line) for line in model.report]}
 
 
-def _suggest(options: Any, source: Any, target: Any, output: str) -> Dict[str, Any]:
+def _suggest(options: Namespace, source: Any, target: Any, output: str) -> Dict[str, Any]:
     draft = suggest_names(source, target)
     open_ones = [name for name, entry in draft.items() if isinstance(entry, Mapping) and 'choose' in entry]
     with atomic.replacing(output) as file:
@@ -86,7 +86,7 @@ def _suggest(options: Any, source: Any, target: Any, output: str) -> Dict[str, A
          'how': 'to be chosen' if name in open_ones else 'as proposed', 'shape': [], 'dtype': ''} for name, entry in draft.items()]}
 
 
-def states_in_torch_order(options: Any, contents: Contents) -> Optional[OptimizerStates]:
+def states_in_torch_order(options: Namespace, contents: Contents) -> Optional[OptimizerStates]:
     """The states under PyTorch's names if --like or --map ask for them, with the weights in ``contents`` likewise; else None."""
     if options.like is None and options.map is None:
         return None

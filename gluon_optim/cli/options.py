@@ -1,8 +1,8 @@
 """What the commands share: options of files, reading them, progress bars."""
-import argparse
 import contextlib
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from typing import Any, Callable, Collection, Iterator, Optional
 
 from ..schema import one_of
@@ -27,16 +27,16 @@ SPECIAL = {'params': (NAMELESS, "files without names, MXNet's .states and PyTorc
 
 
 def add_command(commands: Any, name: str, run: Callable[[Any], int], summary: str, params: str = NAMELESS_FILES
-                ) -> argparse.ArgumentParser:
+                ) -> ArgumentParser:
     """A command about one file."""
-    command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + '.')
+    command: ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + '.')
     command.add_argument('file', help=READABLE)
     add_common(command, params)
     command.set_defaults(run=run)
     return command
 
 
-def add_common(command: argparse.ArgumentParser, params: str = NAMELESS_FILES) -> None:
+def add_common(command: ArgumentParser, params: str = NAMELESS_FILES) -> None:
     command.add_argument('--params', metavar='NAMES', help=params)
     command.add_argument('--allow', metavar='CLASS', action='append', default=[],
                          help="of MXNet's .states: the import path of a class of your own in it, a scheduler's say; its "
@@ -47,7 +47,7 @@ def add_common(command: argparse.ArgumentParser, params: str = NAMELESS_FILES) -
     command.add_argument('--json', action='store_true', help='for machines')
 
 
-def check_used(options: Any, *files: OpenFile, names: Collection[str] = tuple(SPECIAL)) -> None:
+def check_used(options: Namespace, *files: OpenFile, names: Collection[str] = tuple(SPECIAL)) -> None:
     """Refuse those of the options ``names`` that none of the files has a use for: they would be ignored."""
     kinds = {file.kind for file in files}
     for name in names:
@@ -65,7 +65,7 @@ def opened(path: str) -> Iterator[OpenFile]:
         yield file
 
 
-def read_contents(file: OpenFile, options: Any, params: Optional[Params] = None) -> Contents:
+def read_contents(file: OpenFile, options: Namespace, params: Optional[Params] = None) -> Contents:
     """`transfer.read.read` with the options of the command line."""
     naming = params.naming() if params is not None and file.kind in NAMELESS else None
     return read(file, naming, options.optimizer, options.source, getattr(options, 'allow_lossy', False), options.allow)

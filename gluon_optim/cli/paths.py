@@ -3,14 +3,14 @@ import os
 from typing import Mapping, Optional
 
 from ..transfer.refused import Refused
-from ..transfer.targets import TARGETS
+from ..transfer.targets import PROGRAMS
 
 __all__ = ['check_absent', 'keep_apart', 'output_for']
 
 
 def output_for(path: str, to: str, mxnet_version: Optional[int]) -> str:
     """Where the result goes if nothing is said: beside the input, with the ending of its kind."""
-    ending = '.states' if to == 'mxnet' and mxnet_version else TARGETS[to].ending
+    ending = '.states' if to == 'mxnet' and mxnet_version else PROGRAMS[to].ending
     root = os.path.splitext(path)[0]
     return check_absent(f'{root}.mxnet{mxnet_version}{ending}' if ending == '.states' else root + ending)
 

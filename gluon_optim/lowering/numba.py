@@ -31,8 +31,8 @@ GROUP = 2 ** 19  # elements per thread that see all passes before the next do: i
 
 
 class Kernel(NamedTuple):
-    """A compiled kernel. ``roles`` names the rows of a batch's addresses: weight (its master, where there is one),
-    gradient, the slots, and half (the float16 weight that follows its master)."""
+    """A compiled kernel. ``roles`` names the rows of a batch's addresses: weight (its master, where there is one, and then
+    half, the float16 weight that follows it), gradient, and the slots."""
 
     address: int
     passes: int
@@ -80,16 +80,20 @@ class Batch:
         self._first_item = numpy.searchsorted(self._items[0], numpy.arange(len(sizes) + 1)).astype(numpy.int64)
         self._partial = numpy.empty((len(pieces), max(kernel.sums, 1)))
         self._kept = numpy.empty((len(sizes), max(kernel.kept, 1)), kernel.precision)
+        self._table = numpy.empty((1, len(kernel.coefficients)), kernel.precision)
+        self._rows = numpy.zeros(len(sizes), numpy.int64)
         self._lanes = 0
 
-    def run(self, coefficients: numpy.ndarray, rows: numpy.ndarray) -> None:
-        """Update all tensors; tensor i uses row ``rows[i]`` (int64) of ``coefficients`` (float64)."""
+    def run(self, coefficients: Any, rows: Sequence[int]) -> None:
+        """Update all tensors; tensor i uses row ``rows[i]`` of ``coefficients``, rows of numbers in the kernel's order."""
         lanes = numba_runtime.lane_count(self.elements)
+        if len(coefficients) > len(self._table):
+            self._table, self._lanes = numpy.empty((len(coefficients), len(self.kernel.coefficients)), self.kernel.precision), 0
         if lanes != self._lanes:
             self._assign(lanes)
-        table = numpy.ascontiguousarray(coefficients, self.kernel.precision)  # float64 until here: rounded once
-        self._words[:, 9:] = table.ctypes.data, rows.ctypes.data
-        numba_runtime.launch(self.kernel.address, self.kernel.passes, lanes, self._words)
+        self._table[:len(coefficients)] = coefficients  # float64 until here: rounded once
+        self._rows[:] = rows
+        numba_runtime.launch(self.kernel.address, self.kernel.passes, lanes, *self._launched)
 
     def _assign(self, lanes: int) -> None:
         """Divide items and tensors among ``lanes`` threads."""
@@ -101,8 +105,9 @@ class Batch:
         arrays = (self._items, self._first_item, self._partial, self._kept, self.addresses)
         # one row per group, as _PROLOGUE unpacks it
         self._words = numpy.array([[items.ctypes.data, tensors.ctypes.data, *[a.ctypes.data for a in arrays],
-                                    self._items.shape[1], self.addresses.shape[1], 0, 0]
+                                    self._items.shape[1], self.addresses.shape[1], self._table.ctypes.data, self._rows.ctypes.data]
                                    for items, tensors in zip(self._item_bounds, self._tensor_bounds)], numpy.int64)
+        self._launched = len(groups), self._words.ctypes.data, self._words.strides[0]
 
     def _groups(self, lanes: int) -> numpy.ndarray:
         """First and last + 1 of consecutive tensors of about GROUP elements per lane; all tensors where one pass does."""

@@ -7,66 +7,89 @@ number of lanes, and partial sums belong to items, so results do not depend on t
 """
 import os
 import threading
-from typing import Any, Callable
+from typing import Any, Callable, Sequence, Tuple, TypeVar
 
 import numba
 import numpy
 from llvmlite import binding, ir
 from numba import carray, njit, prange, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 
-__all__ = ['ITEM', 'accumulate', 'f32_at', 'f64_at', 'fetch_addresses', 'float_to_half', 'half_to_float', 'i64_at', 'launch',
-           'prefetch', 'u16_at']
+__all__ = ['DESCRIBED', 'ITEM', 'accumulate', 'describe', 'f32_at', 'f64_at', 'fetch_addresses', 'float_to_half', 'half_to_float',
+           'i64_at', 'launch', 'prefetch', 'u16_at']
 
 ITEM = 16384       # elements in one piece of work
-SMALL = 65536      # a launch over fewer elements than this is not worth waking a thread
+SMALL = 2 ** 18    # a launch over fewer elements gains nothing from a second thread, and waits long for it on a busy machine
+
+DIMENSIONS = 6     # of arrays that `describe` can tell apart
+DESCRIBED = 4 + DIMENSIONS
 
 _I64 = ir.IntType(64)
 
+# numba's decorators carry no types: those of this file say what they make of a function
+F = TypeVar('F', bound=Callable[..., Any])
+Generator = Callable[[Any, ir.IRBuilder, Any, Sequence[ir.Value]], ir.Value]   # (context, builder, signature, args)
+Typed = Tuple[Any, Generator]   # an intrinsic's signature, and what generates its instructions
 
-def compiled(**options: Any) -> Callable:
+
+def intrinsic(function: Callable[..., Typed]) -> Callable[..., Any]:
+    """``numba.extending.intrinsic``: ``function`` gets numba's types of the arguments, the result their values."""
+    made: Callable[..., Any] = numba_intrinsic(function)
+    return made
+
+
+def inlined(function: F) -> F:
+    """``numba.njit`` for what is always part of its caller."""
+    made: F = njit(inline='always')(function)
+    return made
+
+
+def compiled(**options: Any) -> Callable[[F], F]:
     """``numba.njit`` with the result kept on disk, where numba finds a folder to keep it in."""
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: F) -> F:
+        made: F
         try:
-            return njit(cache=True, nogil=True, error_model='numpy', **options)(function)
+            made = njit(cache=True, nogil=True, error_model='numpy', **options)(function)
         except RuntimeError:  # "no locator available": nowhere to write
-            return njit(nogil=True, error_model='numpy', **options)(function)
+            made = njit(nogil=True, error_model='numpy', **options)(function)
+        return made
     return decorate
 
 
-def _pointer(numba_type: types.Type, llvm_type: ir.Type) -> Callable:
+def _pointer(numba_type: types.Type, llvm_type: ir.Type) -> Callable[[int, int], numpy.ndarray]:
     @intrinsic
-    def pointer(typing_context, address):
-        def generate(context, builder, signature, args):
+    def pointer(typing_context: Any, address: types.Type) -> Typed:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
             return builder.inttoptr(args[0], llvm_type.as_pointer())
         return types.CPointer(numba_type)(types.int64), generate
 
-    @njit(inline='always')
-    def array_at(address, size):
+    @inlined
+    def array_at(address: int, size: int) -> numpy.ndarray:
         return carray(pointer(address), size)
     return array_at
 
 
 f32_at = _pointer(types.float32, ir.FloatType())
 f64_at = _pointer(types.float64, ir.DoubleType())
+i32_at = _pointer(types.int32, ir.IntType(32))
 u16_at = _pointer(types.uint16, ir.IntType(16))
 i64_at = _pointer(types.int64, _I64)
 
 
 @intrinsic
-def accumulate(typing_context, total, value):
+def accumulate(typing_context: Any, total: types.Type, value: types.Type) -> Typed:
     """total + value in float64, where the compiler may reorder: the one place where it may, so that sums vectorise and
     everything else stays equal to MXNet's operators bit for bit."""
-    def generate(context, builder, signature, args):
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
         return builder.fadd(args[0], args[1], flags=('reassoc',))
     return types.float64(types.float64, types.float64), generate
 
 
 @intrinsic
-def prefetch(typing_context, address):
+def prefetch(typing_context: Any, address: types.Type) -> Typed:
     """Begin to bring the line at ``address`` into the second cache (the first can wait for few at a time). Any address is
     allowed, also one past the end."""
-    def generate(context, builder, signature, args):
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
         number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
         function = builder.module.declare_intrinsic('llvm.prefetch', [pointer], kind)
@@ -76,25 +99,36 @@ def prefetch(typing_context, address):
 
 
 @intrinsic
-def _call(typing_context, function, stage, lane, words):
-    def generate(context, builder, signature, args):
+def _call(typing_context: Any, function: types.Type, stage: types.Type, lane: types.Type, words: types.Type) -> Typed:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
         pointer = builder.inttoptr(args[0], ir.FunctionType(_I64, [_I64] * 3).as_pointer())
         return builder.call(pointer, args[1:])
     return types.int64(types.int64, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic
-def _call_get_data(typing_context, function, handle, out):
-    def generate(context, builder, signature, args):
+def _get(typing_context: Any, function: types.Type, handle: types.Type, out: types.Type) -> Typed:
+    """Call ``int function(handle, out)`` of a C library."""
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
         pointer = builder.inttoptr(args[0], ir.FunctionType(ir.IntType(32), [_I64] * 2).as_pointer())
         return builder.sext(builder.call(pointer, args[1:]), _I64)
     return types.int64(types.int64, types.int64, types.int64), generate
 
 
-def _convert(source: types.Type, target: types.Type, instructions: Callable) -> Callable:
+@intrinsic
+def _get_two(typing_context: Any, function: types.Type, handle: types.Type, out: types.Type, other: types.Type) -> Typed:
+    """Call ``int function(handle, out, other)`` of a C library."""
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+        pointer = builder.inttoptr(args[0], ir.FunctionType(ir.IntType(32), [_I64] * 3).as_pointer())
+        return builder.sext(builder.call(pointer, args[1:]), _I64)
+    return types.int64(types.int64, types.int64, types.int64, types.int64), generate
+
+
+def _convert(source: types.Type, target: types.Type, instructions: Callable[[ir.IRBuilder, ir.Value], ir.Value]
+             ) -> Callable[[Any], Any]:
     @intrinsic
-    def convert(typing_context, value):
-        def generate(context, builder, signature, args):
+    def convert(typing_context: Any, value: types.Type) -> Typed:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
             return instructions(builder, args[0])
         return target(source), generate
     return convert
@@ -110,8 +144,8 @@ _float_to_half_f16c = _convert(types.float32, types.uint16, lambda builder, x: b
     builder.fptrunc(x, ir.HalfType()), ir.IntType(16)))
 
 
-@njit(inline='always')
-def _half_to_float_integer(half):
+@inlined
+def _half_to_float_integer(half: Any) -> Any:
     """IEEE float16 bits to float32, by integer operations."""
     sign = numpy.uint32(half & numpy.uint16(0x8000)) << numpy.uint32(16)
     rest = numpy.uint32(half & numpy.uint16(0x7fff)) << numpy.uint32(13)
@@ -121,8 +155,8 @@ def _half_to_float_integer(half):
     return _bits_float(numpy.uint32(bits | sign))
 
 
-@njit(inline='always')
-def _float_to_half_integer(value):
+@inlined
+def _float_to_half_integer(value: Any) -> Any:
     """float32 to IEEE float16 bits, rounded to nearest even, by integer operations."""
     bits = _float_bits(value)
     sign = bits & numpy.uint32(0x80000000)
@@ -148,7 +182,7 @@ float_to_half = _float_to_half_f16c if _has_f16c() else _float_to_half_integer
 
 # Two functions, not one with and without prange: numba's cache tells them apart by their names.
 @compiled(parallel=True)
-def _drive(kernel, passes, lanes, groups, words, stride, returned):
+def _drive(kernel: int, passes: int, lanes: int, groups: int, words: int, stride: int, returned: numpy.ndarray) -> None:
     for group in range(groups):
         for stage in range(passes):
             for lane in prange(lanes):
@@ -156,19 +190,43 @@ def _drive(kernel, passes, lanes, groups, words, stride, returned):
 
 
 @compiled()
-def _drive_alone(kernel, passes, groups, words, stride):
+def _drive_alone(kernel: int, passes: int, groups: int, words: int, stride: int) -> None:
     for group in range(groups):
         for stage in range(passes):
             _call(kernel, stage, 0, words + group * stride)
 
 
 @compiled()
-def fetch_addresses(get_data, handles, addresses):
+def fetch_addresses(get_data: int, handles: numpy.ndarray, addresses: numpy.ndarray) -> int:
     """Call ``int get_data(handle, void **out)`` for each handle; the index of the first failure, or -1."""
     for i in range(handles.size):
-        if _call_get_data(get_data, handles[i], addresses.ctypes.data + 8 * i) != 0:
+        if _get(get_data, handles[i], addresses.ctypes.data + 8 * i) != 0:
             return i
     return -1
+
+
+@compiled()
+def describe(functions: numpy.ndarray, handles: numpy.ndarray, found: numpy.ndarray) -> bool:
+    """Write the storage type, type, device, number of dimensions and shape of each array into a row of ``found``.
+
+    ``functions`` are the addresses of MXNet's MXNDArrayGetStorageType, GetDType, GetContext and GetShapeEx. Returns whether
+    the rows are what they were before; False also where one of them fails, or an array has too many dimensions.
+    """
+    answer = numpy.zeros(5, numpy.int64)
+    at = answer.ctypes.data
+    same = True
+    for i in range(handles.size):
+        failed = _get(functions[0], handles[i], at) | _get(functions[1], handles[i], at + 8)
+        failed |= _get_two(functions[2], handles[i], at + 16, at + 20) | _get_two(functions[3], handles[i], at + 24, at + 32)
+        if failed or not 0 <= answer[3] <= DIMENSIONS:
+            found[i, 3] = -1  # equal to none
+            return False
+        shape = i32_at(answer[4], DIMENSIONS)
+        for k in range(DESCRIBED):
+            value = answer[k] if k < 4 else shape[k - 4] if k - 4 < answer[3] else 0
+            same &= found[i, k] == value
+            found[i, k] = value
+    return same
 
 
 _home = os.getpid()
@@ -182,16 +240,18 @@ def lane_count(elements: int) -> int:
         return 1
     openmp = os.environ.get('OMP_NUM_THREADS', '')
     limit = int(openmp) if openmp.isdigit() else 0
-    return min(numba.get_num_threads(), limit or numba.get_num_threads())
+    threads: int = numba.get_num_threads()
+    return min(threads, limit or threads)
 
 
-def launch(kernel: int, passes: int, lanes: int, words: numpy.ndarray) -> None:
-    """Run all passes of the kernel at address ``kernel``, for one row of ``words`` after the other."""
+def launch(kernel: int, passes: int, lanes: int, groups: int, words: int, stride: int) -> None:
+    """Run all passes of the kernel at address ``kernel``, for one row of words after the other: ``groups`` rows at address
+    ``words``, ``stride`` bytes apart."""
     if lanes == 1:
-        _drive_alone(kernel, passes, len(words), words.ctypes.data, words.strides[0])
+        _drive_alone(kernel, passes, groups, words, stride)
     else:
         with _one_at_a_time:
-            _drive(kernel, passes, lanes, len(words), words.ctypes.data, words.strides[0], numpy.empty(lanes, numpy.int64))
+            _drive(kernel, passes, lanes, groups, words, stride, numpy.empty(lanes, numpy.int64))
 
 
 def split(costs: numpy.ndarray, parts: int) -> numpy.ndarray:

@@ -85,8 +85,8 @@ Pass = Union[ScalarPass, LoopPass]
 class Plan(NamedTuple):
     """The update of a list of tensors.
 
-    ``roles``         what a tensor is to the update: weight (its master, where there is one), gradient, the slots, and half
-                      (the float16 weight that follows its master)
+    ``roles``         what a tensor is to the update: weight (its master, where there is one, and then half, the float16
+                      weight that follows it), gradient, and the slots
     ``coefficients``  names, in the order of a row of the table that the kernel gets
     ``passes``        one after the other
     ``kept``          node -> its column in the table of numbers that are used outside the pass that computes them
@@ -192,7 +192,7 @@ def _order(roots: Set[Node], stop: Any) -> List[Node]:
 def plan(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage) -> Plan:
     """Trace ``rule`` and divide it into passes for tensors that are stored as ``storage``."""
     stages = cut(trace(rule, static, coefficients))
-    roles = (WEIGHT, GRADIENT, *(s.name for s in static.slots), *([HALF] if storage.master else []))
+    roles = (WEIGHT, *([HALF] if storage.master else []), GRADIENT, *(s.name for s in static.slots))
     passes: List[Pass] = []
     for k, stage in enumerate(stages):
         if stage.scalars:

@@ -13,7 +13,7 @@ from ..rules.base import BASE_HYPERS
 from ..rules.runtimes import mirrored
 from ..schema import Slot, Values, one_of
 
-__all__ = ['APPROXIMATE', 'CONSTANT_RATE', 'EXACT', 'FOREIGN', 'VANISHED', 'Computed', 'Foreign', 'Label', 'Need', 'find', 'mirror',
+__all__ = ['APPROXIMATE', 'CONSTANT_RATE', 'EXACT', 'FOREIGN', 'VANISHED', 'Computed', 'Foreign', 'Label', 'Need', 'find',
            'mirrored', 'reason']
 
 VANISHED = 1e-16                                   # what 1 minus it does not show
@@ -227,7 +227,7 @@ def no_decay(remedy: str) -> Need:
 
 
 def no_momentum(h: Values, t: int) -> bool:
-    return h.momentum == 0
+    return bool(h.momentum == 0)
 
 
 def root(name: str) -> Computed:
@@ -237,7 +237,7 @@ def root(name: str) -> Computed:
 
 def minus_rate(h: Values) -> float:
     """MXNet keeps the next step as momentum, sign and learning rate included."""
-    return -h.learning_rate
+    return -float(h.learning_rate)
 
 
 SCHEDULE = Label(CONSTANT_RATE)
@@ -456,7 +456,7 @@ def reason(rule: Type[Rule]) -> str:
     return REASONS.get(rule.name, 'no class elsewhere is known to compute it')
 
 
-def mirror(rule: Type[Rule], given: Mapping[str, Any]) -> Foreign:
+def own_class(rule: Type[Rule], given: Mapping[str, Any]) -> Foreign:
     """How our own PyTorch optimizer keeps ``rule``: everything, under MXNet's names but ``lr``."""
     if not mirrored(rule):
         raise ValueError(f'{rule.name!r} has no mirror: its update is more than the state of one parameter and sums over it. '
@@ -477,7 +477,7 @@ def find(rule: Type[Rule], target: str, given: Mapping[str, Any]) -> Foreign:
     ValueError: 'ftrl' has no equal in target='torch': no class elsewhere computes it. There is: target='mirror'.
     """
     if target == 'mirror':
-        return mirror(rule, given)
+        return own_class(rule, given)
     declared = {hyper.name for hyper in rule.declared(given)}
     fits = {foreign.target: foreign for foreign in FOREIGN if foreign.rule == rule.name and set(foreign.held) <= declared}
     if target not in fits:

@@ -5,7 +5,7 @@ import numpy
 
 from ..rules import Rule
 from ..rules.mx.base import DecayedFirst
-from ..schema import Values, one_of
+from ..schema import Values, one_of, some_of
 from ..states.model import OptimizerStates, ParameterInfo
 from .classes import APPROXIMATE, CONSTANT_RATE, VANISHED, Foreign
 from .selection import groups, own_hypers, split
@@ -86,20 +86,25 @@ def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Se
     """What goes on outside the optimizer and so is not in the converted state: lines for the report."""
     label = label_of(foreign, h, states, chosen)
     label = how_far(foreign, h, states, chosen) if label == APPROXIMATE else label
-    lines = [f"{foreign.path}: {label}; {len(chosen)} parameters, update {states.num_update}; in this order: "
-             f"{', '.join(info.name for info in chosen)}"]
+    lines = [f'{foreign.path}: {label}; {len(chosen)} parameters, update {states.num_update}; in this order: '
+             + ', '.join([info.name for info in chosen[:8]] + ['...'] * (len(chosen) > 8))]
     left_out = [name for name in states.names if name in states.slots and name not in {info.name for info in chosen}]
     if left_out:
-        lines.append(f'left out, although they have a state: {one_of(left_out)}')
+        lines.append(f'left out, although they have a state: {some_of(left_out)}')
     if foreign.condition:
         lines.append(f'{foreign.path}: {foreign.condition}')
     if foreign.build:
         lines.append(f'make {foreign.path} with {listed(foreign.made_with(h))}: no state can set that')
-    fresh = [info.name for info in chosen if info.name not in states.slots]
+    frozen = [info.name for info in chosen if info.grad_req == 'null']
+    if frozen:
+        lines.append(f'not trained in Gluon: {some_of(frozen)}; do not train them here either: requires_grad_(False) in PyTorch')
+    fresh = [info.name for info in chosen if info.name not in states.slots and info.grad_req != 'null']
     if fresh:
-        lines.append(f'no state yet, as in the file: {one_of(fresh)}' if len(fresh) == len(chosen) else
-                     f'without one update in {states.num_update}: {one_of(fresh)}. If Gluon did not train them (a frozen layer, '
-                     'scale=False), do not train them here either: requires_grad_(False) in PyTorch')
+        advice = '' if all(info.grad_req for info in chosen) else (
+            '. If Gluon did not train them (a frozen layer, scale=False), do not train them here either: requires_grad_(False) in '
+            'PyTorch')
+        lines.append(f'no state yet, as in the file: {some_of(fresh)}' if len(fresh) == len(chosen) else
+                     f'without one update in {states.num_update}: {some_of(fresh)}{advice}')
     if h.rescale_grad != 1:
         lines.append(f'rescale_grad={h.rescale_grad!r} is not carried over: MXNet multiplied gradients of the summed loss by it; '
                      'give those of the mean loss')

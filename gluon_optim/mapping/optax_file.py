@@ -21,7 +21,7 @@ from ..states import atomic, json_text, mxnet_files, record
 from ..states.errors import StateFileError, UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import OptimizerStates, ParameterInfo
-from .classes import Foreign, mirror
+from .classes import Foreign, own_class
 from .losses import what_is_lost, what_to_say
 from .selection import normalize
 from .state_dict import fresh_entry, to_state_dict, weight_of
@@ -50,7 +50,7 @@ def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Opti
     Raises ValueError where the states do not fit the rule, or something would be lost.
     """
     states, rule, h = normalize(states, allow_lossy)
-    mirrored = form(rule, h)
+    mirrored = as_foreign(rule, h)
     lost = what_is_lost(mirrored, rule, h, states, chosen)
     if lost and not allow_lossy:
         raise ValueError(f"optax would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without.")
@@ -78,10 +78,10 @@ def arguments(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[
     return dict(found, multi_precision=False) if halves - set(states.master) else found
 
 
-def form(rule: Type[Rule], h: Values) -> Foreign:
+def as_foreign(rule: Type[Rule], h: Values) -> Foreign:
     """How an optimizer of `create` keeps ``rule``: everything, under our own names."""
     own = {slot.name: slot.name for slot in rule.slots(h)}
-    return mirror(rule, h.asdict())._replace(path=f'gluon_optim.optax.create({rule.name!r})', slots=own)
+    return own_class(rule, h.asdict())._replace(path=f'gluon_optim.optax.create({rule.name!r})', slots=own)
 
 
 # Files
@@ -159,10 +159,10 @@ def _read(arrays: Dict[str, numpy.ndarray]) -> Tuple[OptimizerStates, Dict[str, 
 
 # Parts
 
-def _say(form: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
+def _say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
     """What the user has to do by hand: lines for the report."""
     alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # `arguments` has the multipliers
-    lines = what_to_say(form, h, dataclasses.replace(states, scheduler=None, master={}), alike)
+    lines = what_to_say(foreign, h, dataclasses.replace(states, scheduler=None, master={}), alike)
     if states.scheduler:
         lines.append(f"the scheduler {states.scheduler.get('class')} is not carried over: pass a schedule as learning_rate; it is "
                      f'called with the number of updates done, {states.num_update} at the next one')

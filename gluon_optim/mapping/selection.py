@@ -21,7 +21,8 @@ def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> Li
     if isinstance(names, str):
         raise TypeError(f'`params` must be a list of names. Received: {names!r}. Write [{names!r}].')
     known = {info.name: info for info in states.parameters}
-    names = list(names)
+    shared = {name: first for name, first in (states.facts or {}).get('shared', {}).items() if name not in known}
+    names = [shared.get(name, name) if isinstance(name, str) else name for name in names]
     for name in names:
         check_known('parameter', name, known, ValueError)
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -63,10 +64,10 @@ def groups(chosen: Sequence[ParameterInfo]) -> Dict[Tuple[float, float], List[in
     return found
 
 
-def split(form: Foreign, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[List[int]]:
+def split(foreign: Foreign, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[List[int]]:
     """Positions in ``chosen``, one list for each param group."""
     split = list(groups(chosen).values())
-    if form.pack:
+    if foreign.pack:
         counts = [states.counts.get(info.name, 0) for info in chosen]
         split = [[position for position in positions if counts[position] == count]
                  for positions in split for count in dict.fromkeys(counts[position] for position in positions)]

@@ -8,13 +8,13 @@ import numpy
 
 from ..rules import Rule
 from ..rules.base import initial_slot
-from ..schema import Slot, Values, one_of
+from ..schema import Slot, Values, compute_type, one_of
 from ..states.model import STATISTICS, OptimizerStates, ParameterInfo
 from .classes import APPROXIMATE, EXACT, VANISHED, Foreign
 from .losses import how_far, label_of, listed
 from .selection import own_hypers, split
 
-__all__ = ['check_entry', 'fresh_entry', 'from_state_dict', 'slot_type', 'to_state_dict', 'type_name', 'weight_of']
+__all__ = ['check_entry', 'fresh_entry', 'from_state_dict', 'to_state_dict', 'weight_of']
 
 
 def common_hypers(rule: Type[Rule], given: Sequence[Mapping[str, Any]], mults: Optional[Sequence[Tuple[float, float]]] = None
@@ -55,20 +55,20 @@ def _factors(name: str, values: Sequence[float], mults: Optional[Sequence[float]
     return base, mults
 
 
-def check_entry(form: Foreign, slots: Sequence[Slot], where: str, shape: Sequence[int], dtype: str, entry: Mapping[str, Any]
+def check_entry(foreign: Foreign, slots: Sequence[Slot], where: str, shape: Sequence[int], dtype: str, entry: Mapping[str, Any]
                 ) -> Dict[str, str]:
     """Check one parameter's entry of a state_dict; return which of its arrays are the rule's, and of which type they must be.
 
     ``dtype`` is the type of the slots. Keys that the class does not know are left alone. ValueError where an array is missing, has
     another shape, or would lose digits.
     """
-    shapes = {form.slot_key(slot): tuple(shape) if slot.like == 'weight' else () for slot in slots}
-    missing = [key for key in [*shapes, *(['step'] if form.counts else [])] if key not in entry]
+    shapes = {foreign.slot_key(slot): slot.shape(shape) for slot in slots}
+    missing = [key for key in [*shapes, *(['step'] if foreign.counts else [])] if key not in entry]
     if missing:
         raise ValueError(f'The state of {where} must hold {one_of(missing)}. Received: only {one_of(entry)}. '
                          'Is it the state of another optimizer, or of other hyper-parameters?')
     types = dict.fromkeys(shapes, dtype)
-    if form.masters and 'master' in entry:
+    if foreign.masters and 'master' in entry:
         shapes['master'], types['master'] = tuple(shape), 'float32'
     for key, wanted in shapes.items():
         if tuple(entry[key].shape) != wanted:
@@ -77,7 +77,7 @@ def check_entry(form: Foreign, slots: Sequence[Slot], where: str, shape: Sequenc
         if type_name(entry[key]) == 'float64' and types[key] == 'float32':
             raise ValueError(f'{key!r} of {where} must be float32, or it would lose digits. Received: float64. '
                              'Keep the parameter in float64 too, or round the state yourself.')
-    if form.counts and not (float(entry['step']) >= 0 and float(entry['step']) % 1 == 0):
+    if foreign.counts and not (float(entry['step']) >= 0 and float(entry['step']) % 1 == 0):
         raise ValueError(f"'step' of {where} must be a number of updates, 0 or more. Received: {float(entry['step'])}.")
     return types
 
@@ -109,74 +109,71 @@ def type_name(array: Any) -> str:
     return str(array.dtype).split('.')[-1]
 
 
-def to_state_dict(form: Foreign, rule: Type[Rule], h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]
+def to_state_dict(foreign: Foreign, rule: Type[Rule], h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]
                   ) -> Dict[str, Any]:
-    """The states as ``form`` keeps them: ids are positions in ``chosen``, one param group for each (lr_mult, wd_mult).
+    """The states as ``foreign`` keeps them: ids are positions in ``chosen``, one param group for each (lr_mult, wd_mult).
 
     Also one for each number of updates, if the class counts in its groups.
     """
-    if form.divisors and 'learning_rate' not in states.hypers:
-        raise ValueError(f"`learning_rate` of the last update must be known for {form.path}. Received: states without. "
+    if foreign.divisors and 'learning_rate' not in states.hypers:
+        raise ValueError(f"`learning_rate` of the last update must be known for {foreign.path}. Received: states without. "
                          "Set states.hypers['learning_rate'].")
-    entries = {position: _entry(form, rule, own_hypers(h, info), states, info) for position, info in enumerate(chosen)}
-    param_groups = [dict(form.group(own_hypers(h, chosen[positions[0]])), params=positions)
-                    for positions in split(form, states, chosen)]
+    entries = {position: _entry(foreign, rule, own_hypers(h, info), states, info) for position, info in enumerate(chosen)}
+    param_groups = [dict(foreign.group(own_hypers(h, chosen[positions[0]])), params=positions)
+                    for positions in split(foreign, states, chosen)]
     state_dict = {'state': {position: entry for position, entry in entries.items() if entry}, 'param_groups': param_groups}
-    return form.pack(state_dict) if form.pack else state_dict
+    return foreign.pack(state_dict) if foreign.pack else state_dict
 
 
-def _entry(form: Foreign, rule: Type[Rule], own: Values, states: OptimizerStates, info: ParameterInfo) -> Dict[str, Any]:
+def _entry(foreign: Foreign, rule: Type[Rule], own: Values, states: OptimizerStates, info: ParameterInfo) -> Dict[str, Any]:
     """One parameter's entry, empty where the class starts afresh. ValueError where the states are not those of the rule."""
     name, count, held = info.name, states.counts.get(info.name, 0), states.slots.get(info.name)
-    slots, dtype = rule.slots(own), slot_type(info.dtype)
+    slots, dtype = rule.slots(own), compute_type(info.dtype)
     if held is None and count:
         raise ValueError(f'{name!r} has seen {count} updates but has no slots: the states are incomplete. '
                          'Leave it out by `params`, which lists the names to convert.')
-    if not count and form.eager:
+    if not count and foreign.eager:
         held = {slot.name: initial_slot(slot, numpy.zeros(info.shape, dtype)) for slot in slots}
-    elif held is None or not (count or form.counts) or (form.pack and not count):
+    elif held is None or not (count or foreign.counts) or (foreign.pack and not count):
         return {}
     strangers = set(held) - {slot.name for slot in slots}
     if strangers:
-        raise ValueError(f'{name!r} must have the slots {one_of(slot.name for slot in slots)} of {form.rule}. '
+        raise ValueError(f'{name!r} must have the slots {one_of(slot.name for slot in slots)} of {foreign.rule}. '
                          f'Received: {one_of(held)}. Are the states those of other hyper-parameters?')
-    entry = {form.slot_key(slot): held[slot.name] for slot in slots if slot.name in held}
-    if form.counts:
-        entry['step'] = count if form.counts == 'number' else numpy.array(count, 'float32')
-    if form.masters and name in states.master:
+    entry = {foreign.slot_key(slot): held[slot.name] for slot in slots if slot.name in held}
+    if foreign.counts:
+        entry['step'] = count if foreign.counts == 'number' else numpy.array(count, 'float32')
+    if foreign.masters and name in states.master:
         entry['master'] = states.master[name]
-    check_entry(form, slots, repr(name), info.shape, dtype, entry)
-    entry.update({key: numpy.array(0, dtype) for key in form.vanished.values()})
+    check_entry(foreign, slots, repr(name), info.shape, dtype, entry)
+    entry.update({key: numpy.array(0, dtype) for key in foreign.vanished.values()})
     for slot in slots:
-        divisor = _divisor(form, slot, own, name)
+        divisor = _divisor(foreign, slot, own, name)
         if divisor != 1:
-            entry[form.slot_key(slot)] = numpy.asarray(numpy.divide(entry[form.slot_key(slot)], divisor, dtype='float64'), dtype)
+            key = foreign.slot_key(slot)
+            entry[key] = numpy.asarray(numpy.divide(entry[key], divisor, dtype='float64'), dtype)
     return entry
 
 
-def _divisor(form: Foreign, slot: Slot, own: Values, name: str) -> float:
-    """Our slot is so many times that of ``form``."""
-    divisor = form.divisors[slot.name](own) if slot.name in form.divisors else 1.0
+def _divisor(foreign: Foreign, slot: Slot, own: Values, name: str) -> float:
+    """Our slot is so many times that of ``foreign``."""
+    divisor = foreign.divisors[slot.name](own) if slot.name in foreign.divisors else 1.0
     if divisor == 0:
         raise ValueError(f'The learning rate of {name!r} must not be 0, or its {slot.name!r}, which is the rate times that of '
-                         f'{form.path}, tells nothing. Set `learning_rate` to that of the last update, or leave the parameter out.')
+                         f'{foreign.path}, tells nothing. Set `learning_rate` to that of the last update, or leave the parameter '
+                         'out.')
     return divisor
 
 
-def slot_type(dtype: str) -> str:
-    """The type of the slots of a weight of type ``dtype``: double for double, single for all others."""
-    return 'float64' if dtype == 'float64' else 'float32'
-
-
-def from_state_dict(form: Foreign, rule: Type[Rule], state_dict: Mapping[str, Any], params: Any, num_update: Optional[int],
+def from_state_dict(foreign: Foreign, rule: Type[Rule], state_dict: Mapping[str, Any], params: Any, num_update: Optional[int],
                     allow_lossy: bool = False, copy: bool = True) -> OptimizerStates:
     """The inverse of `to_state_dict`; ``params`` as `gluon_optim.torch.from_torch` describes them."""
-    state_dict = form.unpack(dict(state_dict)) if form.unpack else state_dict
+    state_dict = foreign.unpack(dict(state_dict)) if foreign.unpack else state_dict
     given = list(state_dict['param_groups'])
     likes = _likes(given, params)
     known = _known_mults(given, likes)
-    ours = [_checked(form, rule, group) for group in given]
-    if known and 'learning_rate' not in form.held:  # nor can it tell that of a group
+    ours = [_checked(foreign, rule, group) for group in given]
+    if known and 'learning_rate' not in foreign.held:  # nor can it tell that of a group
         ours = [dict(hypers, learning_rate=rule.hyper('learning_rate').default * lr_mult)
                 for hypers, (lr_mult, _) in zip(ours, known)]
     h, mults = common_hypers(rule, ours, known)
@@ -184,54 +181,55 @@ def from_state_dict(form: Foreign, rule: Type[Rule], state_dict: Mapping[str, An
     states = OptimizerStates(rule.name, h.asdict(), num_update or 0, [], {}, {})
     for key, (name, like) in likes.items():
         entry = {word: value for word, value in state_dict['state'].get(key, {}).items() if value is not None}
-        shape, dtype = _shape_and_type(name, like, form, rule.slots(h), entry)
+        shape, dtype = _shape_and_type(name, like, foreign, rule.slots(h), entry)
         states.parameters.append(ParameterInfo(name, getattr(like, 'full_name', name), shape, dtype, *mults_of[key]))
-        _take(states, form, rule, own_hypers(h, states.parameters[-1]), states.parameters[-1], entry, copy)
+        _take(states, foreign, rule, own_hypers(h, states.parameters[-1]), states.parameters[-1], entry, copy)
     if num_update is None:
         states.num_update = max(states.counts.values())
-    if not form.counts:
-        states.report.append(f'{form.path} keeps no counts: parameters with a state are given {states.num_update}')
-    if form.build:
-        states.report.append(f'the state of {form.path} does not tell with which arguments it was made; they are taken to be '
-                             + listed(form.made_with(h)))
-    label = label_of(form, h, states, states.parameters)
+    if not foreign.counts:
+        states.report.append(f'{foreign.path} keeps no counts: parameters with a state are given {states.num_update}')
+    if foreign.build:
+        states.report.append(f'the state of {foreign.path} does not tell with which arguments it was made; they are taken to be '
+                             + listed(foreign.made_with(h)))
+    label = label_of(foreign, h, states, states.parameters)
     if label == APPROXIMATE and not allow_lossy:
-        raise ValueError(f'{rule.name!r} would lose the exact step: {form.path} is {how_far(form, h, states, states.parameters)}. '
+        far = how_far(foreign, h, states, states.parameters)
+        raise ValueError(f'{rule.name!r} would lose the exact step: {foreign.path} is {far}. '
                          'Pass allow_lossy=True to go on.')
-    if label != EXACT or form.condition:
-        states.report.append('; '.join(filter(None, [f'{form.path}: {label}', form.condition])))
+    if label != EXACT or foreign.condition:
+        states.report.append('; '.join(filter(None, [f'{foreign.path}: {label}', foreign.condition])))
     if any(like is None for _, like in likes.values()):
         states.report.append('shapes and types of weights are those of the slots, for want of `params` that tell them')
     return states
 
 
-def _checked(form: Foreign, rule: Type[Rule], group: Mapping[str, Any]) -> Dict[str, Any]:
-    """Our hyper-parameters of a param group, of which ``form`` computes what stands there."""
-    hypers = form.hypers(group)
-    form.check(rule.hyperparameters(**hypers), group)
+def _checked(foreign: Foreign, rule: Type[Rule], group: Mapping[str, Any]) -> Dict[str, Any]:
+    """Our hyper-parameters of a param group, of which ``foreign`` computes what stands there."""
+    hypers = foreign.hypers(group)
+    foreign.check(rule.hyperparameters(**hypers), group)
     return hypers
 
 
-def _take(states: OptimizerStates, form: Foreign, rule: Type[Rule], own: Values, info: ParameterInfo, entry: Mapping[str, Any],
+def _take(states: OptimizerStates, foreign: Foreign, rule: Type[Rule], own: Values, info: ParameterInfo, entry: Mapping[str, Any],
           copy: bool) -> None:
     """Add one parameter's ``entry`` of a state_dict to ``states``."""
     states.counts[info.name], slots = 0, rule.slots(own)
-    if not entry and (form.counts or slots):  # a class that keeps neither counts nor slots has no entry at all
+    if not entry and (foreign.counts or slots):  # a class that keeps neither counts nor slots has no entry at all
         return
-    types = check_entry(form, slots, repr(info.name), info.shape, slot_type(info.dtype), entry)
-    for name, key in form.vanished.items():
+    types = check_entry(foreign, slots, repr(info.name), info.shape, compute_type(info.dtype), entry)
+    for name, key in foreign.vanished.items():
         if not abs(float(entry.get(key, 1.0))) < VANISHED:
             raise ValueError(f'{key!r} of {info.name!r} must be below {VANISHED:g}: {rule.name} has one for all parameters. '
                              f'Received: {float(entry.get(key, 1.0)):.2g}. Go on in PyTorch until it has vanished.')
         states.variables[name] = numpy.array(0.0)
-    if form.eager and form.counts and not int(entry['step']):  # there only because it has to be
+    if foreign.eager and foreign.counts and not int(entry['step']):  # there only because it has to be
         return
     make = numpy.array if copy else numpy.asarray
     arrays = {key: make(entry[key], dtype) for key, dtype in types.items()}
-    states.counts[info.name] = int(entry['step']) if form.counts else states.num_update or 1
-    states.slots[info.name] = {slot.name: arrays[form.slot_key(slot)] for slot in slots}
+    states.counts[info.name] = int(entry['step']) if foreign.counts else states.num_update or 1
+    states.slots[info.name] = {slot.name: arrays[foreign.slot_key(slot)] for slot in slots}
     for slot in slots:
-        divisor = _divisor(form, slot, own, info.name)
+        divisor = _divisor(foreign, slot, own, info.name)
         if divisor != 1:
             array = states.slots[info.name][slot.name]
             states.slots[info.name][slot.name] = numpy.asarray(numpy.multiply(array, divisor, dtype='float64'), array.dtype)
@@ -276,13 +274,14 @@ def _known_mults(given: Sequence[Mapping[str, Any]], likes: Mapping[Any, Tuple[s
     return [pairs[0] for pairs in found]
 
 
-def _shape_and_type(name: str, like: Any, form: Foreign, slots: Sequence[Slot], entry: Mapping[str, Any]
+def _shape_and_type(name: str, like: Any, foreign: Foreign, slots: Sequence[Slot], entry: Mapping[str, Any]
                     ) -> Tuple[Tuple[int, ...], str]:
     """Shape and type of a weight, from ``like`` or else from its state."""
     if like is not None:
         shape, dtype = tuple(like.shape), like.dtype if isinstance(like.dtype, str) else type_name(like)
     else:
-        held = [entry[key] for key in ['master', *(form.slot_key(slot) for slot in slots if slot.like == 'weight')] if key in entry]
+        alike = [foreign.slot_key(slot) for slot in slots if slot.like == 'weight']
+        held = [entry[key] for key in ['master', *alike] if key in entry]
         if not held:
             raise ValueError(f'The state does not tell the shape of {name!r}. Pass `params` as a dictionary of names to weights.')
         shape, dtype = tuple(held[0].shape), 'float16' if 'master' in entry else type_name(held[0])

@@ -35,6 +35,11 @@ Reading and ``model.save('net.safetensors')`` need NumPy alone; `TorchModel.stat
 same arrays in both. Channels-last convolutions are transposed where the Block, the symbol beside the file or the shapes of ``like``
 say so. A Dense that follows the Flatten of a channels-last net must be mapped by ``view``, as above: its inputs are in another
 order, which nothing shows.
+
+>>> import numpy, gluon_optim as go
+>>> model = go.model_to_torch({'0.gamma': numpy.ones(2, 'float32'), '0.running_mean': numpy.zeros(2, 'float32')})
+>>> list(model.weights)
+['0.weight', '0.running_mean']
 """
 import dataclasses
 import os
@@ -42,7 +47,7 @@ from typing import Any, Dict, List, Optional
 
 import numpy
 
-from ..schema import one_of
+from ..schema import one_of, some_of
 from ..states.atomic import Path, replacing
 from ..states.model import OptimizerStates, ParameterInfo
 from .gluon import Source, source_of, with_states
@@ -64,6 +69,15 @@ class TorchModel:
     ``weights``   name -> NumPy array, running statistics and ``num_batches_tracked`` included, in the order of the module
     ``rows``      for each: ``name``, ``from`` (Gluon's name), ``shape``, ``dtype`` and ``how`` it was laid out anew
     ``report``    what was assumed, and what is yours to do, one sentence a line
+    ``frozen``    names of parameters that Gluon does not train (``grad_req='null'``, fix_gamma); `freeze` does the same to a module
+
+    Made by `model_to_torch`. ``plan``, ``found``, ``target``, ``dropped`` and ``ordered`` are for its methods, which say what
+    they raise.
+
+    >>> import gluon_optim as go
+    >>> model = go.model_to_torch({'0.gamma': numpy.ones(2, 'float32'), '0.beta': numpy.zeros(2, 'float32')})
+    >>> [(row['name'], row['from']) for row in model.rows]
+    [('0.weight', '0.gamma'), ('0.bias', '0.beta')]
     """
 
     weights: Dict[str, numpy.ndarray]
@@ -74,6 +88,27 @@ class TorchModel:
     target: Optional[Target] = dataclasses.field(repr=False, default=None)
     dropped: List[str] = dataclasses.field(default_factory=list)
     ordered: bool = dataclasses.field(repr=False, default=True)
+
+    @property
+    def frozen(self) -> List[str]:
+        null = {*self.found.facts.frozen, *(self.found.shared.get(name, name) for name in self.found.facts.frozen)}
+        return [name for name, take in self.plan.items() if name.rpartition('.')[2] not in STATISTICS
+                and (take.ones or null & {take.source, self.found.shared.get(take.source, take.source)})]
+
+    def freeze(self, module: Any) -> Any:
+        """Call ``requires_grad_(False)`` on the parameters of ``module`` that are `frozen`, and return the module.
+
+        Raises ValueError, before anything is changed, where the module has no parameter of such a name.
+        """
+        parameters = dict(module.named_parameters())
+        tied = {} if self.target is None else self.target.tied
+        names = {tied.get(name, name) for name in self.frozen}
+        missing = sorted(names - set(parameters))
+        if missing:
+            raise ValueError(f'`module` must be the one that the weights are for. Received: one without {some_of(missing)}.')
+        for name in names:
+            parameters[name].requires_grad_(False)
+        return module
 
     def state_dict(self) -> Dict[str, Any]:
         """The weights as PyTorch's tensors, for ``module.load_state_dict``; parameters that are shared are one tensor."""
@@ -176,7 +211,7 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
     if names is not None:
         entries = read_map(names)
         dropped = take_dropped(entries, found)
-        plan = from_map(entries, found, target)
+        plan = from_map(entries, found)
     elif target is None:
         plan = conventional(found, None)
     else:
@@ -186,17 +221,36 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
         if target is not None:
             plan, found = one_for_tied(plan, found, target)
     if target is not None:
+        found = _named_as_tied(plan, found, target)
         check_layouts(plan, found, target)
     notes = rests_on_order(plan, found, target) if target is not None and names is None else []
     model = _made(plan, dropped, found, target, notes)
     model.ordered = target.ordered if target is not None else names is not None or found.ordered
+    if model.frozen:
+        model.report.append(f'not trained in Gluon: {some_of(model.frozen)}; freeze(module) sets requires_grad=False there')
     return model
+
+
+def _named_as_tied(plan: Plan, found: Source, target: Target) -> Source:
+    """``found`` with its states under the names of its weights, where ``target`` shows that two names are one parameter."""
+    if found.states is None:
+        return found
+    dotted, names = any('.' in name for name in found.states.names), {}
+    for info in found.states.parameters:
+        prefix, leaf = split(info.name, dotted)
+        take = plan.get(prefix + torch_leaf(leaf))
+        if info.name not in found.arrays and take is not None and take.source not in found.states.names and (
+                found.arrays[take.source].shape == tuple(info.shape)):
+            names[info.name] = take.source
+    return dataclasses.replace(found, states=found.states.renamed(names))
 
 
 def suggest_names(source: Any, like: Any = None) -> Dict[str, Any]:
     """A draft of the map for ``names``; source and like as for `model_to_torch`.
 
     Where several parameters fit, or none, the entry is ``{"choose": [...]}``, and is to be replaced by one of them.
+
+    Raises ValueError and OSError for a source that cannot be read, as `model_to_torch` does.
 
     >>> suggest_names({'0.weight': numpy.ones((2, 3)), '0.bias': numpy.ones(2)}, like={'fc.weight': numpy.ones((2, 3))})
     {'fc.weight': {'choose': ['0.weight']}}
@@ -225,7 +279,8 @@ def _entries(plan: Plan) -> Dict[str, Any]:
 
 def _choices(name: str, found: Source, target: Target) -> List[str]:
     """What may become ``name``: of its shape, and of its kind if there are such."""
-    fit = [other for other, array in found.arrays.items() if _may_be(array.shape, target.shapes[name])]
+    fit = [other for other, array in found.arrays.items()
+           if other not in found.shared and _may_be(array.shape, target.shapes[name])]
     dotted = any('.' in other for other in found.arrays)
     alike = [other for other in fit if torch_leaf(split(other, dotted)[1]) == name.rpartition('.')[2]]
     return alike or fit
@@ -265,7 +320,7 @@ def _updates(running_var: str, plan: Plan, found: Source) -> int:
 
 def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
     """What was assumed, and what is the user's to do."""
-    lines = list(found.facts.notes)
+    lines = [*found.notes, *found.facts.notes()]
     names: Dict[Take, str] = {}
     for name, take in plan.items():
         first = names.setdefault(take._replace(source=found.shared.get(take.source, take.source)), name)
@@ -276,7 +331,7 @@ def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
                      'with "view"')
     fixed = [name for name, take in plan.items() if take.ones]
     if fixed:
-        lines.append(f'fix_gamma: {one_of(fixed)} are 1 and were not trained; set requires_grad=False')
+        lines.append(f'fix_gamma: {some_of(fixed)} are 1, whatever the arrays say')
     if any(take.repeat > 1 for take in plan.values()):
         lines.append('group norm: PyTorch trains a number per channel where Gluon had one per group: equal until the next update')
     if any(name.endswith('running_var') for name in plan):
@@ -318,7 +373,7 @@ def _follow(model: TorchModel, states: OptimizerStates, allow_lossy: bool) -> Op
         raise ValueError(f'The optimizer states must be of the parameters of {model.found.what}. Received: those of '
                          f'{one_of(list(infos)[:8])}, ... Read them with params= the names of the weights.')
     if untrained:
-        result.report.append(f'not in the optimizer of the run: {one_of(untrained)}; give the one in PyTorch the others only')
+        result.report.append(f'not in the optimizer of the run: {some_of(untrained)}; give the one in PyTorch the others only')
     known = {*(take.source for take in model.plan.values()), *model.dropped, *model.found.shared}
     left = [name for name in states.slots if name not in known]
     if left:

@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from ..schema import check_known, one_of
 from ..states import json_text
-from ..states.source import SMALL
+from ..states.file_part import SMALL
 from .gluon import Source
 from .matching import mismatch, wanted_names
 from .plan import ENTRY, GATES, RNN_ENTRY, Plan, Rnn, Shape, Take, unpacked
@@ -36,7 +36,7 @@ def take_dropped(entries: Dict[str, Any], found: Source) -> List[str]:
     return dropped
 
 
-def from_map(entries: Mapping[str, Any], found: Source, target: Optional[Target]) -> Plan:
+def from_map(entries: Mapping[str, Any], found: Source) -> Plan:
     """The plan that a map describes; ValueError for what it cannot mean."""
     plan: Plan = {}
     room = SMALL + 2 * sum(array.nbytes for array in found.arrays.values())

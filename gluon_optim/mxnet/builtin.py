@@ -27,7 +27,8 @@ from ..rules.mx import DROP_INS
 from ..rules.mx.base import MXRule
 from ..rules.mx.nadam import momentum
 from ..rules.runtimes import runs_on
-from ..schema import Values, check_known, one_of
+from ..schema import Hyper, Values, check_known, one_of
+from ..states.model import ParameterInfo
 from ..states.mxnet_files.builtins import BUILTINS, Builtin
 from .executors import check_weight
 from .optimizer import Runner
@@ -118,12 +119,17 @@ class DropIn(Runner):
     # -- hyper-parameters -------------------------------------------------------------------------------------------
 
     def _given(self) -> Dict[str, Any]:
-        given = {hyper.name: getattr(self, self.attributes.get(hyper.name, hyper.name))
-                 for hyper in self.rule.hypers[1:] + BASE_HYPERS}
+        given = {hyper.name: getattr(self, attribute) for hyper, attribute in zip(self._hypers(), self._attributes())}
         for name in self.off_at_zero:
             if isinstance(given[name], numbers.Real) and given[name] <= 0:
                 given[name] = None
         return given
+
+    def _hypers(self) -> Tuple[Hyper, ...]:
+        return self.rule.hypers[1:] + BASE_HYPERS
+
+    def _attributes(self) -> List[str]:
+        return [self.attributes.get(hyper.name, hyper.name) for hyper in self._hypers()]
 
     def set_hyperparameters(self, h: Values) -> None:
         super().set_hyperparameters(Values(**{self.attributes.get(name, name): value for name, value in h.asdict().items()}))
@@ -199,7 +205,7 @@ class DropIn(Runner):
             indices, weights, gradients, states = zip(*dense)
             super()._update(indices, weights, gradients, states, mixed)
 
-    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         rates = self._rates(indices)
         counts = self._index_update_count  # begin_num_update included
         return list(zip([counts[index] for index in indices], rates, self._get_wds(indices)))
@@ -213,13 +219,14 @@ class DropIn(Runner):
             if seen[0] < max(seen):  # else the first parameter counts for all
                 return [rate for i in range(0, len(indices), size) for rate in self._rates(indices[i:i + size])]
         self._update_count(indices)
-        return self._get_lrs(indices)
+        rates: List[float] = self._get_lrs(indices)
+        return rates
 
     def _counted_together(self) -> int:
         """For how many parameters MXNet asks for rates at once."""
         return 1
 
-    def _row(self, h: Values, key: Tuple, dtype: Any) -> Dict[str, float]:
+    def _row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
         t, rate, wd, *supplied = key
         values = dict(zip(self.rule.supplied, supplied), learning_rate=rate, wd=wd)
         numbers = self.rule.numbers(scalars, 'float64' if dtype == numpy.float64 else 'float32')
@@ -239,7 +246,7 @@ class WithMomentum(DropIn):
 
 class SGD(WithMomentum, mx_optimizer.SGD):
     def _counted_together(self) -> int:
-        return max(self.__dict__['aggregate_num'], 1)
+        return max(int(self.__dict__['aggregate_num']), 1)
 
 
 class SGLD(DropIn, mx_optimizer.SGLD):
@@ -249,7 +256,7 @@ class SGLD(DropIn, mx_optimizer.SGLD):
 class LBSGD(DropIn, mx_optimizer.LBSGD):
     @property
     def begin_epoch(self) -> float:
-        return self.init_updates / self.updates_per_epoch
+        return float(self.init_updates / self.updates_per_epoch)
 
     def set_hyperparameters(self, h: Values) -> None:
         self.init_updates = int(h.begin_epoch * h.updates_per_epoch)
@@ -264,14 +271,19 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
             found[f'num_cums:{names[index]}'] = numpy.array(held['num_cums'], 'int64')
         return found
 
-    def set_variables(self, variables: Mapping[str, numpy.ndarray], names: Mapping[Any, str]) -> None:
-        cumgrads = {}
-        for index, name in names.items():
-            if f'cum_grad:{name}' in variables:
-                total = variables[f'cum_grad:{name}']
-                cumgrads[index] = {'cum_grad': nd_array(total, dtype=total.dtype) if total.shape else total.item(),
-                                   'num_cums': variables[f'num_cums:{name}'].item()}
-        self.set_shared_state({'cumgrads': cumgrads})
+    def read_variables(self, variables: Mapping[str, numpy.ndarray], pairs: Mapping[Any, ParameterInfo]) -> Dict[str, Any]:
+        self._check_variables((key.partition(':')[0] for key in variables), ('cum_grad', 'num_cums'))
+        cumgrads = {index: held for index, held in self.cumgrads.items() if index not in pairs}
+        for index, info in pairs.items():
+            total, number = variables.get(f'cum_grad:{info.name}'), variables.get(f'num_cums:{info.name}')
+            if total is None and number is None:
+                continue
+            if total is None or number is None or not (_is_sum(total, info.shape) and _is_number(number)):
+                raise ValueError(f'lbsgd keeps a sum of gradients of the shape {list(info.shape)} for {info.name}, or 0, and how '
+                                 f'many they are. Received from the file: cum_grad {total!r:.200} and num_cums {number!r:.200}. '
+                                 'Restore another file.')
+            cumgrads[index] = {'cum_grad': nd_array(total, dtype=total.dtype) if total.shape else 0, 'num_cums': number.item()}
+        return {'cumgrads': cumgrads}
 
     def _cumulate_gradient(self, grad: Any, index: Any) -> Dict[str, Any]:
         held = self._get_cum_gradient(index)
@@ -279,7 +291,17 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
             held['cum_grad'] = held['cum_grad'].as_in_context(grad.context)  # saved on another device, perhaps
         elif not held and self.batch_scale > 1:
             grad = grad.copy()  # MXNet keeps the array itself
-        return super()._cumulate_gradient(grad, index)
+        cumulated: Dict[str, Any] = super()._cumulate_gradient(grad, index)
+        return cumulated
+
+
+def _is_sum(total: numpy.ndarray, shape: Tuple[int, ...]) -> bool:
+    """Whether ``total`` can be a sum of gradients; MXNet keeps the number 0 after an update."""
+    return (total.shape == shape and total.dtype.kind == 'f') or (total.shape == () and bool(total == 0))
+
+
+def _is_number(number: numpy.ndarray) -> bool:
+    return number.shape == () and number.dtype.kind in 'iu' and bool(number >= 0)
 
 
 class NAG(WithMomentum, mx_optimizer.NAG):
@@ -290,7 +312,7 @@ class LARS(WithMomentum, mx_optimizer.LARS):
     def _counted_together(self) -> int:
         return 2 ** 31 - 1  # asking twice would forget the last rate
 
-    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         keys = super()._count(indices)
         correct = self.momentum_correction and self.last_lr != 0
         correction = self.cur_lr / self.last_lr if correct else 1.0
@@ -317,7 +339,7 @@ class Adamax(DropIn, mx_optimizer.Adamax):
 
 
 class Nadam(DropIn, mx_optimizer.Nadam):
-    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         h = self.hyperparameters()
         keys = []
         for t, rate, wd in super()._count(indices):
@@ -408,11 +430,29 @@ def _check_name(name: Any) -> None:
 
 
 def restore_builtins() -> None:
-    """Undo `accelerate`: the built-in names create MXNet's classes again. Drop-ins that exist stay."""
+    """Undo `accelerate`: the built-in names create MXNet's classes again. Drop-ins that exist stay.
+
+    Raises nothing, also where there is nothing to undo.
+
+    >>> import gluon_optim as go, mxnet as mx
+    >>> go.accelerate('sgd')
+    >>> go.restore_builtins()
+    >>> type(mx.optimizer.create('sgd')).__module__
+    'mxnet.optimizer.optimizer'
+    """
     registry = mx_optimizer.Optimizer.opt_registry
     registry.update((name, cls.replaces) for name, cls in CLASSES.items() if registry[name] is cls)
-    if not _in_use and mx_optimizer.Updater.set_states is _set_states_and_drop_in:
-        mx_optimizer.Updater.set_states = _set_states
+    _give_back_loading()
+
+
+def twin(optimizer: mx_optimizer.Optimizer) -> Optional[DropIn]:
+    """A drop-in with the attributes of ``optimizer``, to read its states and write them, if it is of a class that has one."""
+    if _of(optimizer) is None:
+        return None
+    copied: DropIn = drop_in(optimizer)
+    _in_use.discard(copied)  # nobody trains with it
+    _give_back_loading()
+    return copied
 
 
 def drop_in(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
@@ -443,6 +483,13 @@ _set_states = mx_optimizer.Updater.set_states  # MXNet's
 def _take_over_loading() -> None:
     """Let updaters that ran a drop-in, or whose optimizer is accelerated, go on with a drop-in after loading states."""
     mx_optimizer.Updater.set_states = _set_states_and_drop_in
+
+
+def _give_back_loading() -> None:
+    """Let MXNet load as it does on its own, where no drop-in is in use."""
+    registry = mx_optimizer.Optimizer.opt_registry
+    if not _in_use and not any(registry.get(name) is cls for name, cls in CLASSES.items()):
+        mx_optimizer.Updater.set_states = _set_states
 
 
 @functools.wraps(_set_states)

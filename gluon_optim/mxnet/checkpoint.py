@@ -5,12 +5,13 @@
 
 docs/CHECKPOINTS.md describes the file, and which guarantees hold when.
 """
+import contextlib
 import logging
 import math
 import os
 import random
 import warnings
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet
 import numpy
@@ -21,16 +22,19 @@ from ..schema import check_int
 from ..states import container
 from ..states.errors import StateFileError
 from ..states.manifest import run_record
-from ..states.matching import match
+from ..states.matching import completes, match
 from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
-from .trainer import LoadReport, Pieces, contexts_of, export_states, plan_import, producer, to_mxnet
+from .lr_scheduler import keep
+from .trainer import LoadReport, Pieces, contexts_of, export_states, facts_of, other_names, plan_import, producer, shape_of, start
+from .typing import BlockLike, ParameterLike, TrainerLike
+from .weights import initialize, remember, write_weight
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
 log = logging.getLogger('gluon_optim')
 
 
-class Restored(dict):
+class Restored(Dict[str, Any]):
     """The user's ``extra``, and in attributes what else was restored.
 
     ``step, epoch, batch`` as they were given to `save_checkpoint`, None where they were not; ``metrics``; ``states`` is the
@@ -48,9 +52,9 @@ class Restored(dict):
         return True  # ``if restored:`` asks whether there was a checkpoint, not whether ``extra`` is empty
 
 
-def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, extra: Optional[Dict[str, Any]] = None, *,
-                    step: Optional[int] = None, epoch: Optional[int] = None, batch: Optional[int] = None,
-                    metrics: Optional[Dict[str, float]] = None, reseed: bool = True) -> None:
+def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+                    extra: Optional[Dict[str, Any]] = None, *, step: Optional[int] = None, epoch: Optional[int] = None,
+                    batch: Optional[int] = None, metrics: Optional[Dict[str, float]] = None, reseed: bool = True) -> None:
     """Save everything that the run needs to go on as if nothing had happened.
 
     Parameters
@@ -78,13 +82,28 @@ def save_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
     Raises TypeError or ValueError for what cannot be saved (an optimizer of MXNet, a scheduler without ``get_config``,
     parameters without a shape, ``extra`` that is not JSON, ``metrics`` that are no numbers), OSError where the file system
     refuses.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
+    ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
+    >>> restored, restored.step
+    ({'fold': 3}, 7)
     """
     run = checked_run(step, epoch, batch, metrics, extra)
     container.write(path, take(run, net, trainer, Pieces, reseed), run)
 
 
-def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, strict: bool = True,
-                    hyperparameters: str = 'file') -> Restored:
+def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+                    strict: bool = True, hyperparameters: str = 'file') -> Restored:
     """Restore what `save_checkpoint` saved, on whatever devices net and trainer have.
 
     Everything is checked first. Then parameters are loaded, then the optimizer's states; float16 weights that are not their
@@ -106,27 +125,43 @@ def load_checkpoint(path: container.Path, net: Any = None, trainer: Any = None, 
 
     Raises StateFileError (a ValueError) for a damaged file or one that is no checkpoint, ValueError where something does not
     fit. Nothing has been changed then.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
+    ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
+    >>> restored, restored.step, str(restored.states)
+    ({'fold': 3}, 7, 'restored 2 of 2 parameters at step 1')
     """
     return restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
 
 
 # Out of a run
 
-def take(run: Run, net: Any, trainer: Any, copy: Callable[[Any], Array], reseed: bool) -> OptimizerStates:
+def take(run: Run, net: Optional[BlockLike], trainer: Optional[TrainerLike], copy: Callable[[Any], Array],
+         reseed: bool) -> OptimizerStates:
     """The states as they are now; weights and random state are put into ``run``. ``copy`` makes of an NDArray what
     `container.write` can write."""
     _check_subjects(net, trainer)
-    states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer()) if trainer is None
+    states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer(), facts=facts_of(net)) if trainer is None
               else export_states(trainer, net, copy))
     for name, parameter in parameters(net, trainer).items():
         arrays = _data(name, parameter)
         copies = arrays if any(_differ(arrays[0], other) for other in arrays[1:]) else arrays[:1]
-        run.weights.append(Weight(name, parameter.name, [copy(array) for array in copies]))
+        run.weights.append(Weight(name, parameter.name, [copy(array) for array in copies], parameter.grad_req))
     run.random = _reseed(contexts_of(trainer)) if reseed and trainer is not None else None
     return states
 
 
-def _check_subjects(net: Any, trainer: Any) -> None:
+def _check_subjects(net: Optional[BlockLike], trainer: Optional[TrainerLike]) -> None:
     if net is None and trainer is None:
         raise ValueError('`net` or `trainer` must be given. Received: neither. Pass what the checkpoint is of.')
     if not isinstance(trainer, (gluon.Trainer, type(None))):
@@ -168,7 +203,7 @@ def _checked_metrics(metrics: Any) -> Dict[str, float]:
     return numbers
 
 
-def parameters(net: Any, trainer: Any) -> Dict[str, Any]:
+def parameters(net: Optional[BlockLike], trainer: Optional[TrainerLike]) -> Dict[str, ParameterLike]:
     """The parameters of net and trainer under the names that `load_states` gives them; a shared one has its first place."""
     pairs: List[Tuple[str, Any]] = []
     if net is not None:
@@ -187,17 +222,21 @@ def parameters(net: Any, trainer: Any) -> Dict[str, Any]:
     return named
 
 
-def _data(name: str, parameter: Any) -> List[Any]:
+def _data(name: str, parameter: ParameterLike) -> List[Any]:
     """The parameter's array on each device."""
     if parameter._deferred_init:
         raise ValueError(f'Shapes of parameters must be known. Received: the deferred parameter {name}. '
                          'Run one forward pass first: net(batch).')
-    if parameter._data is None:
+    _check_initialized(name, parameter)
+    return list(parameter.list_data())
+
+
+def _check_initialized(name: str, parameter: Any) -> None:
+    if parameter._data is None and not parameter._deferred_init:
         raise ValueError(f'Parameters must be initialized. Received: {name}, which is not. Call net.initialize(ctx=...) first.')
     if parameter._stype != 'default':
         raise ValueError(f'Parameters must be dense. Received: {name}, which is {parameter._stype}. '
                          'Use net.save_parameters, net.load_parameters, go.save_states and go.load_states.')
-    return parameter.list_data()
 
 
 def _differ(a: Any, b: Any) -> bool:
@@ -206,8 +245,8 @@ def _differ(a: Any, b: Any) -> bool:
 
 # Into a run
 
-def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Any, trainer: Any, strict: bool,
-            hyperparameters: str) -> Restored:
+def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Optional[BlockLike],
+            trainer: Optional[TrainerLike], strict: bool, hyperparameters: str) -> Restored:
     """`load_checkpoint` of what has been read."""
     if run is None:
         raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds optimizer states only. Use load_states.')
@@ -215,72 +254,98 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
     if trainer is not None and states.optimizer == NO_OPTIMIZER:
         raise ValueError(f'Cannot load {os.fspath(path)!r} into a trainer: it was saved without one. Load it with net= alone.')
     weights = [weight._replace(copies=weight.copies[:1]) if weight.name in states.master else weight for weight in run.weights]
-    set_weights, skipped = _plan_weights(weights, parameters(net, trainer), strict)
-    set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else None
-    set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None else None
+    present = parameters(net, trainer)
+    others = other_names([weight.name for weight in weights], list(present), states, net)
+    weights, states = [w._replace(name=others.get(w.name, w.name)) for w in weights], states.renamed(others)
+    set_weights = _plan_weights(weights, present, strict)
+    report = None
+    with contextlib.ExitStack() as undo:  # what is done below is taken back where something fails
+        set_weights.initialize(undo)
+        set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else None
+        set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None and run.random is not None else None
+        if set_states:
+            set_states.warn()
 
-    # everything is known to fit: from here on net and trainer change
-    set_copies = set_weights()
-    report = set_states() if set_states else None
-    set_copies()
-    if set_random:
-        set_random()
+        # everything is known to fit: from here on net and trainer change
+        remember(undo, (parameter for parameter in present.values() if parameter._data is not None))
+        if trainer is not None:
+            start(trainer, undo)  # the first step would make the copies of each device those of the first one
+        set_weights.apply()
+        if set_states:
+            report = set_states.apply(undo)
+        if set_random:
+            set_random.apply(undo)
+        undo.pop_all()
+    if report:
+        report.log()
     restored = Restored(run.extra)
     restored.step, restored.epoch, restored.batch, restored.metrics = run.step, run.epoch, run.batch, run.metrics
-    restored.states, restored.skipped = report, skipped
-    for line in skipped:
+    restored.states, restored.skipped = report, set_weights.skipped
+    for line in restored.skipped:
         log.warning('not loaded: %s', line)
     return restored
 
 
-def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool
-                  ) -> Tuple[Callable[[], Callable[[], None]], List[str]]:
-    """A function that sets the weights, and what does not fit. That function returns one that sets the copies of each device,
-    which must wait until the trainer's kvstore has made all of them the first one's.
-    """
+class WeightsPlan(NamedTuple):
+    """Weights that are known to fit."""
+
+    values: List[Tuple[Any, List[numpy.ndarray]]]   # parameters, and their values on each device
+    skipped: List[str]                              # one sentence for each that does not fit
+
+    def initialize(self, undo: contextlib.ExitStack) -> None:
+        """Give arrays to parameters whose shapes were left out, as `Block.load_parameters` does."""
+        for parameter, values in self.values:
+            if parameter._data is None:
+                keep(undo, vars(parameter))
+                initialize(parameter, values[0])
+
+    def apply(self) -> None:
+        for parameter, values in self.values:
+            write_weight(parameter, values)
+
+
+def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool) -> WeightsPlan:
     names = list(present)
-    data = {name: _data(name, parameter) for name, parameter in present.items()}
-    pairs, note = match([_info(w.name, w.full_name, w.copies[0]) for w in weights],
-                        [_info(name, present[name].name, data[name][0]) for name in names])
+    for name, parameter in present.items():
+        _check_initialized(name, parameter)
+    infos = [ParameterInfo(name, parameter.name, shape_of(parameter), numpy.dtype(parameter.dtype).name)
+             for name, parameter in present.items()]
+    pairs, note = match([_info(w.name, w.full_name, w.copies[0]) for w in weights], infos)
     if note:
         warnings.warn(note, stacklevel=4)
-    fitting = {names[i]: weights[j].copies for i, j in pairs.items()
-               if _kind(data[names[i]][0]) == _kind(weights[j].copies[0])}
+    fitting = {names[i]: weights[j].copies for i, j in pairs.items() if _fits(present[names[i]], infos[i], weights[j].copies[0])}
     problems = [f'{name} is not in the file' for i, name in enumerate(names) if i not in pairs]
     problems += [f'{weight.name} is in the file only' for j, weight in enumerate(weights) if j not in pairs.values()]
-    problems += [f'{names[i]} is {_words(data[names[i]][0])}, in the file {_words(weights[j].copies[0])}'
-                 for i, j in pairs.items() if names[i] not in fitting]
+    problems += [f'{names[i]} is {_words(infos[i].dtype, infos[i].shape)}, in the file {_words(copy.dtype, copy.shape)}'
+                 for i, j in pairs.items() if names[i] not in fitting for copy in weights[j].copies[:1]]
     if strict and problems:
         more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
         raise ValueError(f'The checkpoint must be of the same parameters. Received: {"; ".join(problems[:8])}{more}. '
                          'Nothing was changed. Pass strict=False to load what fits.')
+    return WeightsPlan([(present[name], _for_devices(copies, len(present[name].list_ctx()))) for name, copies in fitting.items()],
+                       problems)
 
-    def set_weights() -> Callable[[], None]:
-        for name, copies in fitting.items():
-            same = len(copies) == 1 or len(copies) == len(data[name])
-            value = copies[0] if same else numpy.mean(copies, axis=0).astype(copies[0].dtype)  # as MXNet saves such parameters
-            present[name].set_data(to_mxnet(value))
-        return set_copies
 
-    def set_copies() -> None:
-        for name, copies in fitting.items():
-            if 1 < len(copies) == len(data[name]):
-                for array, value in zip(present[name].list_data(), copies):
-                    array[:] = to_mxnet(value)
+def _fits(parameter: Any, info: ParameterInfo, value: numpy.ndarray) -> bool:
+    """Whether the saved value can become that of the parameter, whose shape may have been left out."""
+    alike = info.shape == value.shape if parameter._data is not None else 0 not in value.shape and completes(
+        value.shape, parameter.shape)
+    return alike and info.dtype == numpy.dtype(value.dtype).name
 
-    return set_weights, problems
+
+def _for_devices(copies: List[numpy.ndarray], devices: int) -> List[numpy.ndarray]:
+    """Each device gets its own copy where there are as many; else all get their mean, as MXNet saves such parameters."""
+    if len(copies) == devices:
+        return copies
+    return [copies[0] if len(copies) == 1 else numpy.mean(copies, axis=0).astype(copies[0].dtype)] * devices
 
 
 def _info(name: str, full_name: str, array: Any) -> ParameterInfo:
     return ParameterInfo(name, full_name, tuple(array.shape), numpy.dtype(array.dtype).name)
 
 
-def _kind(array: Any) -> Tuple[Any, ...]:
-    return numpy.dtype(array.dtype).name, tuple(array.shape)
-
-
-def _words(array: Any) -> str:
-    return f'{numpy.dtype(array.dtype).name}{list(array.shape)}'
+def _words(dtype: Any, shape: Sequence[int]) -> str:
+    return f'{numpy.dtype(dtype).name}{list(shape)}'
 
 
 # Random state
@@ -304,10 +369,25 @@ def _seed(seed: int, contexts: List[Any]) -> None:
         mxnet.random.seed(seed + k, context)
 
 
-def _plan_random(saved: Optional[Dict[str, Any]], contexts: List[Any]) -> Callable[[], None]:
-    """Check the saved states on generators of our own; the function returned puts them into the global ones."""
-    if saved is None:
-        return lambda: None
+class RandomPlan(NamedTuple):
+    """States of generators that are known to be some."""
+
+    seed: int
+    of_numpy: Tuple[Any, ...]
+    of_python: Tuple[Any, ...]
+    contexts: List[Any]
+
+    def apply(self, undo: contextlib.ExitStack) -> None:
+        """Last of all: what MXNet's generators were cannot be read, nor put back."""
+        undo.callback(numpy.random.set_state, numpy.random.get_state())  # noqa: NPY002
+        undo.callback(random.setstate, random.getstate())
+        numpy.random.set_state(self.of_numpy)  # noqa: NPY002
+        random.setstate(self.of_python)
+        _seed(self.seed, self.contexts)
+
+
+def _plan_random(saved: Dict[str, Any], contexts: List[Any]) -> RandomPlan:
+    """Check the saved states on generators of our own."""
     try:
         seed, of_numpy = saved['mxnet'], tuple(saved['numpy'])
         version, state, gauss = saved['python']
@@ -319,9 +399,4 @@ def _plan_random(saved: Optional[Dict[str, Any]], contexts: List[Any]) -> Callab
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise StateFileError(f'The random state in the checkpoint must be one of NumPy and Python. Received: {error}. '
                              'It was written by a program with other generators.') from error
-
-    def set_random() -> None:
-        numpy.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)
-        _seed(seed, contexts)
-    return set_random
+    return RandomPlan(seed, of_numpy, of_python, contexts)

@@ -18,6 +18,7 @@ from ..states.errors import StateFileError
 from ..states.model import OptimizerStates, Run
 from .checkpoint import Restored, checked_run, restore, take
 from .trainer import Pieces
+from .typing import BlockLike, TrainerLike
 
 __all__ = ['CheckpointManager']
 
@@ -52,6 +53,25 @@ class CheckpointManager:
             for step in range(restored.step + 1 if restored else 1, steps + 1):
                 ...
                 manager.save(step, net=net, trainer=trainer)
+
+    Raises ValueError for an argument out of range; the methods say what they raise.
+
+    >>> import tempfile, gluon_optim as go
+    >>> import mxnet as mx
+    >>> net = mx.gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = mx.gluon.Trainer(net.collect_params(), 'novograd')
+    >>> with mx.autograd.record():
+    ...     loss = net(mx.nd.ones((4, 2))).sum()
+    >>> loss.backward()
+    >>> trainer.step(batch_size=4)
+    >>> with tempfile.TemporaryDirectory() as folder, go.CheckpointManager(folder, keep_last=2) as manager:
+    ...     manager.restore_latest(net=net, trainer=trainer) is None
+    ...     for step in range(1, 5):
+    ...         _ = manager.save(step, net=net, trainer=trainer)
+    ...     manager.steps(), manager.restore_latest(net=net, trainer=trainer).step
+    True
+    ([3, 4], 4)
     """
 
     def __init__(self, directory: container.Path, keep_last: Optional[int] = 3, keep_every: Optional[int] = None,
@@ -99,9 +119,9 @@ class CheckpointManager:
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
-    def save(self, step: int, net: Any = None, trainer: Any = None, extra: Optional[Dict[str, Any]] = None, *,
-             epoch: Optional[int] = None, batch: Optional[int] = None, metrics: Optional[Dict[str, float]] = None,
-             force: bool = False, reseed: bool = True) -> bool:
+    def save(self, step: int, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+             extra: Optional[Dict[str, Any]] = None, *, epoch: Optional[int] = None, batch: Optional[int] = None,
+             metrics: Optional[Dict[str, float]] = None, force: bool = False, reseed: bool = True) -> bool:
         """Save a checkpoint if ``step`` is a multiple of ``save_every``, ``force`` is true, or SIGTERM came (`on_sigterm`).
 
         The other arguments are those of `save_checkpoint`. Afterwards checkpoints that need not be kept are deleted. Returns
@@ -210,8 +230,8 @@ class CheckpointManager:
 
     # -- restoring --------------------------------------------------------------------------------------------------
 
-    def restore(self, step: int, net: Any = None, trainer: Any = None, strict: bool = True, hyperparameters: str = 'file'
-                ) -> Restored:
+    def restore(self, step: int, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None, strict: bool = True,
+                hyperparameters: str = 'file') -> Restored:
         """Restore the checkpoint of ``step``, as `load_checkpoint` does; with a trainer, to go on from there.
 
         Then the run is at ``step``, and the next `save` first sets the checkpoints of later steps aside: they are renamed to
@@ -231,8 +251,8 @@ class CheckpointManager:
             self._abandoned = [later for later in steps if later > step]
         return restored
 
-    def restore_latest(self, net: Any = None, trainer: Any = None, strict: bool = True, hyperparameters: str = 'file'
-                       ) -> Optional[Restored]:
+    def restore_latest(self, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None, strict: bool = True,
+                       hyperparameters: str = 'file') -> Optional[Restored]:
         """Restore the newest checkpoint that is complete and sound, as `load_checkpoint` does; None where there is none yet.
 
         Damaged ones are logged as warnings to 'gluon_optim' and passed over. Raises StateFileError when all are damaged,

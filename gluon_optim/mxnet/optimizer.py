@@ -1,8 +1,11 @@
 """A rule as an `mx.optimizer.Optimizer`: `Runner`, what all of them do, and `RuleOptimizer`, the base of this package's own."""
+import contextlib
 import inspect
 import math
+import operator
+import sys
 import warnings
-from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, ClassVar, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy
 
@@ -11,10 +14,15 @@ from mxnet import ndarray as nd
 from mxnet.optimizer import optimizer as mx_optimizer
 
 from ..rules.base import BASE_HYPERS, Rule, scalars
-from ..schema import Values, check_known
+from ..schema import Values, check_known, one_of
+from ..states.model import ParameterInfo
 from .executors import Executor, Update, check_weight
+from .typing import TrainerLike
+from .weights import keep_kvstore
 
 __all__ = ['RuleOptimizer', 'Runner']
+
+ROWS = 256  # sets of coefficients that are kept
 
 # what every MXNet optimizer accepts and no rule declares
 BASE_ARGUMENTS = ('lr_scheduler', 'begin_num_update', 'multi_precision', 'param_idx2name', 'param_dict', 'sym')
@@ -28,13 +36,23 @@ class Runner(mx_optimizer.Optimizer):
     """
 
     rule: ClassVar[Type[Rule]]
-    _process_only: ClassVar[Tuple[str, ...]] = ('_executor', '_checked', '_warned')  # never saved
+    _process_only: ClassVar[Tuple[str, ...]] = (  # never saved
+        '_executor', '_read', '_checked', '_warned', '_followed', '_rows', '_rows_of', '_singly')
+    _checked: Tuple[Any, Values]
 
     def _set_up(self) -> None:
         """What lives as long as the process."""
         self._executor = Executor(self.rule, self.split_state, self.slot_dtype)
-        self._checked: Tuple[Any, Any] = (None, None)
+        self._read = operator.attrgetter(*self._attributes())
+        self._checked = (None, Values())
         self._warned = False
+        self._followed: Tuple[Any, Any] = (None, None)  # the parameters, and the contexts that they were on
+        self._rows: Dict[Any, Dict[str, float]] = {}  # coefficients of the last steps with the hyper-parameters `_rows_of`
+        self._rows_of: Any = None
+        self._singly = False
+        if 'mxnet.gluon.trainer' in sys.modules:  # a parameter server has none, and is still importing `mxnet`
+            from .kvstore import update_together
+            update_together()
 
     def __getstate__(self) -> Dict[str, Any]:
         state = super().__getstate__()
@@ -58,6 +76,10 @@ class Runner(mx_optimizer.Optimizer):
         """The hyper-parameters as they are now, but for the learning rate."""
         raise NotImplementedError
 
+    def _attributes(self) -> List[str]:
+        """The attributes that `_given` reads."""
+        raise NotImplementedError
+
     def set_hyperparameters(self, h: Values) -> None:
         """Make ``h`` hold; its learning rate is not looked at where there is a scheduler."""
         for name, value in h.asdict().items():
@@ -72,9 +94,9 @@ class Runner(mx_optimizer.Optimizer):
         Raises ValueError or TypeError as the constructor does.
         """
         rate = self.lr if self.lr_scheduler is None else self.lr_scheduler.base_lr
-        now = dict(self._given(), learning_rate=rate)
-        if now != self._checked[0]:
-            self._checked = now, self.rule.hyperparameters(**now)
+        attributes = rate, self._read(self)
+        if attributes != self._checked[0]:
+            self._checked = attributes, self.rule.hyperparameters(**self._given(), learning_rate=rate)
         return self._checked[1]
 
     # -- update counts ----------------------------------------------------------------------------------------------
@@ -95,10 +117,38 @@ class Runner(mx_optimizer.Optimizer):
         self.num_update = num_update
 
     def _set_current_context(self, device_id: int) -> None:
+        self._follow_parameters()
         # MXNet starts a new device at begin_num_update; a run that was resumed on it is further
         if device_id not in self._all_index_update_counts:
             self._all_index_update_counts[device_id] = dict(self._restored_counts)
         super()._set_current_context(device_id)
+
+    def _follow_parameters(self) -> None:
+        """Look after the trainer whose parameters these are: it keeps its kvstore, and where `reset_ctx` has moved the
+        parameters, counts, states and what is shared go with them."""
+        parameter = next(iter(self.param_dict.values()), None)
+        contexts = getattr(parameter, '_ctx_list', None)  # another list after each `reset_ctx`
+        parameters, before = self._followed
+        if parameters is self.param_dict and before is contexts:
+            return
+        trainer = getattr(parameter, '_trainer', None)
+        if trainer is not None and trainer._optimizer is self:
+            keep_kvstore(trainer)
+            if contexts is not None and len(contexts) > len(trainer._updaters) and not trainer._update_on_kvstore:
+                raise ValueError(f'The trainer updates as many copies of a parameter as there were when it was made, '
+                                 f'{len(trainer._updaters)}. Received: parameters on {contexts}. Save its states, and load them '
+                                 'into a new trainer.')
+            if before is not None:
+                self._move(trainer)
+        self._followed = self.param_dict, contexts
+
+    def _move(self, trainer: TrainerLike) -> None:
+        """Let whatever devices come next begin where the run is now."""
+        self.set_update_counts(self.update_counts(), self.num_update)
+        self.set_shared_state(self.shared_state())
+        for updater in (*trainer._updaters, getattr(trainer._kvstore, '_updater', None)):
+            if updater is not None:
+                updater.states_synced = dict.fromkeys(updater.states, False)  # it moves them before the next update
 
     # -- states -----------------------------------------------------------------------------------------------------
 
@@ -140,7 +190,7 @@ class Runner(mx_optimizer.Optimizer):
         if not indices:
             return
         h = self.hyperparameters()
-        key = (tuple(indices), str(weights[0].context))
+        key = (tuple(indices), weights[0].context)
         prepared = self._executor.prepare(key, Update(weights, gradients, states), h, mixed)
         prepared.run(*self._coefficients(h, indices, weights[0].dtype))
 
@@ -149,17 +199,49 @@ class Runner(mx_optimizer.Optimizer):
         parameter uses."""
         before = self._progress(), list(map(self._index_update_count.get, indices))
         try:
-            keys = self._count(indices)
+            keys = self._count_singly(indices) if self._singly else self._count(indices)
             distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-            for _, rate, wd, *_ in distinct:
-                if not (math.isfinite(rate) and math.isfinite(wd)):
-                    raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for '
-                                     f'update {self.num_update}. Look at lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
-            table = [self._row(h, key, dtype) for key in distinct]
+            table = [self._known_row(h, key, dtype) for key in distinct]
         except Exception:  # a scheduler's own as well: an update that does not happen is not counted
             self._uncount(indices, *before)
             raise
         return table, [distinct[key] for key in keys] if len(table) > 1 else [0] * len(keys)
+
+    def _count_singly(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
+        counts = set(map(self._index_update_count.get, indices))
+        if len(counts) == 1 and not self.shared_state():
+            return self._count(indices)  # the same, sooner
+        return [key for index in indices for key in self._count([index])]
+
+    @contextlib.contextmanager
+    def counting_singly(self) -> Iterator[None]:
+        """Count the parameters of a list one after the other, as if MXNet had asked for each alone.
+
+        Where their counts differ a scheduler sees another one, and lars finds the ratio of rates for the first parameter only.
+        """
+        self._singly = True
+        try:
+            yield
+        finally:
+            self._singly = False
+
+    def _known_row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
+        """`_row`, computed once for all parameters that MXNet asks for one by one."""
+        if h is not self._rows_of or len(self._rows) > ROWS:
+            self._rows_of, self._rows = h, {}
+        row = self._rows.get((key, dtype))
+        if row is None:
+            _, rate, wd, *_ = key
+            if not (math.isfinite(rate) and math.isfinite(wd)):
+                raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for '
+                                 f'update {self.num_update}. Look at lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
+            row = self._row(h, key, dtype)
+            if set(row) != set(self._executor.coefficients):
+                raise ValueError(f'`coefficients` of {self.rule.name!r} must return the same names for every t: '
+                                 f'{one_of(self._executor.coefficients)}. Received for t={key[0]}: {one_of(row)}. '
+                                 'Return all of them each time. Nothing was updated.')
+            self._rows[key, dtype] = row
+        return row
 
     def _uncount(self, indices: Sequence[Any], progress: Dict[str, Any], counts: Sequence[Optional[int]]) -> None:
         """Put back what `_count` has changed."""
@@ -182,22 +264,37 @@ class Runner(mx_optimizer.Optimizer):
         """`shared_state` as it is saved; ``names`` are those of the parameters, by index. What is None is left out."""
         return {name: numpy.array(value, 'float64') for name, value in self.shared_state().items() if value is not None}
 
-    def set_variables(self, variables: Mapping[str, numpy.ndarray], names: Mapping[Any, str]) -> None:
-        """The inverse of `variables`; what is left out is as in a new optimizer."""
+    def read_variables(self, variables: Mapping[str, numpy.ndarray], pairs: Mapping[Any, ParameterInfo]) -> Dict[str, Any]:
+        """The `shared_state` that was saved as ``variables``; what is left out is as in a new optimizer. ``pairs`` are the saved
+        parameters, by index.
+
+        Raises ValueError for variables that are not those of this optimizer.
+        """
         fresh = type(self)().shared_state() if self.shared_state() else {}
-        self.set_shared_state({name: variables[name].item() if name in variables else value for name, value in fresh.items()})
+        self._check_variables(variables, fresh)
+        for name, value in variables.items():
+            if value.shape != () or not numpy.isfinite(value):
+                raise ValueError(f'The variable {name!r} of {self.rule.name} must be one finite number. Received from the file: '
+                                 f'{value.dtype}{list(value.shape)} {value.ravel()[:4].tolist()}. Restore another file.')
+        return {name: variables[name].item() if name in variables else value for name, value in fresh.items()}
+
+    def _check_variables(self, given: Iterable[str], known: Iterable[str]) -> None:
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise ValueError(f'The variables of {self.rule.name} must be among {one_of(sorted(known)) or "none"}. Received from '
+                             f'the file: {one_of(unknown[:8])}. It was written by another version of gluon_optim.')
 
     def _progress(self) -> Dict[str, Any]:
         """The attributes that `_count` changes, besides the counts of the parameters."""
         return dict(self.shared_state(), num_update=self.num_update)
 
-    def _count(self, indices: Sequence[Any]) -> List[Tuple]:
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         """Count one update of each parameter. Returns t, learning rate and decay of each, and whatever else `_row` needs."""
         self._update_count(indices)
         counts, begin = self._index_update_count, self.begin_num_update
         return list(zip([counts[index] - begin for index in indices], self._get_lrs(indices), self._get_wds(indices)))
 
-    def _row(self, h: Values, key: Tuple, dtype: Any) -> Dict[str, float]:
+    def _row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
         """The coefficients that go with ``key``, one of `_count`, for weights of type ``dtype``."""
         t, rate, wd = key
         return self.rule.all_coefficients(scalars, h.replace(learning_rate=rate, wd=wd), t)
@@ -250,6 +347,9 @@ class RuleOptimizer(Runner):
 
     def _given(self) -> Dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}
+
+    def _attributes(self) -> List[str]:
+        return list(self._names)
 
     def create_state(self, index: Any, weight: Any) -> Tuple[Any, ...]:
         """A tuple of the rule's slots for ``weight``, in the order of ``rule.slots``; shape (1,) for one number."""

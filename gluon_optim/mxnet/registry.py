@@ -81,6 +81,8 @@ def create(name: str, **hypers: Any) -> Optimizer:
 
     Raises ValueError for an unknown name, TypeError for one that is no string, both for hyper-parameters that the rule refuses.
 
+    ``**hypers`` are the optimizer's own arguments and those of MXNet's base class, such as ``lr_scheduler``.
+
     >>> import gluon_optim as go
     >>> go.create('novograd', beta1=0.9).beta1
     0.9

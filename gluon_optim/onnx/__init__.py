@@ -10,11 +10,11 @@
 Works with onnx 1.13 and later; the models run on ONNX Runtime 1.15 and later.
 """
 try:
-    import onnx  # noqa: F401  `transfer` takes it from here, so that its absence is said in one place
+    import onnx as onnx  # `from gluon_optim.onnx import onnx` says what to install
 except ImportError as error:
     raise ImportError("gluon_optim.onnx needs the package onnx: pip install 'gluon-optim[onnx]'") from error
 
-from .states import TARGETS, from_onnx, read, to_onnx, unpack, write
+from .states import from_onnx, read, to_onnx, unpack, write
 from .step import export_step, initial_slots
 
-__all__ = ['TARGETS', 'export_step', 'from_onnx', 'initial_slots', 'read', 'to_onnx', 'unpack', 'write']
+__all__ = ['export_step', 'from_onnx', 'initial_slots', 'read', 'to_onnx', 'unpack', 'write']

@@ -9,7 +9,7 @@ import numpy
 from ..rules.base import Rule, scalars
 from ..rules.graph import WEIGHT, Graph, Node, trace
 from ..rules.runtimes import mirrored
-from ..schema import Values, one_of
+from ..schema import Values, compute_type, one_of
 
 __all__ = ['Operator', 'Parameter', 'Step']
 
@@ -45,8 +45,8 @@ class Parameter(NamedTuple):
 
     @property
     def computed(self) -> str:
-        """The type of its slots and of its update: double for double, single for all others."""
-        return 'float64' if self.dtype == 'float64' else 'float32'
+        """The type of its slots and of its update."""
+        return compute_type(self.dtype)
 
 
 class Coefficients(Graph):
@@ -116,7 +116,7 @@ class Step:
         return name if have == want else self.add('Cast', [name], prefix, to=want)
 
     def _declare(self, p: Parameter) -> None:
-        state = {f'{p.name}/{slot.name}': (p.computed, p.shape if slot.like == 'weight' else ()) for slot in self.static.slots}
+        state = {f'{p.name}/{slot.name}': (p.computed, slot.shape(p.shape)) for slot in self.static.slots}
         if p.master:
             state[p.name + '/master'] = ('float32', p.shape)
         weight, gradient = {p.name: (p.dtype, p.shape)}, {p.name + '/grad': (p.dtype, p.shape)}

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from .. import rules
-from ..mapping.classes import APPROXIMATE, EXACT, Foreign, mirror
+from ..mapping.classes import APPROXIMATE, EXACT, Foreign, own_class
 from ..mapping.losses import what_is_lost, what_to_say
 from ..mapping.selection import normalize, select
 from ..mapping.state_dict import fresh_entry, to_state_dict, weight_of
@@ -25,7 +25,7 @@ from . import preview
 from .operators import Parameter, Step
 from .step import MANIFEST, TYPES, infos, model_of, nodes
 
-__all__ = ['TARGETS', 'from_onnx', 'read', 'to_onnx', 'unpack', 'write']
+__all__ = ['from_onnx', 'read', 'to_onnx', 'unpack', 'write']
 
 LARGEST = 2 ** 31 - 2 ** 20  # bytes: Protocol Buffers stop at 2 GiB
 MAX_DIMENSIONS = 32  # NumPy 1 has no more
@@ -68,6 +68,15 @@ def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[It
     ------
     ValueError
         Where the states do not fit the rule or the weights, something would be lost, or the file would exceed 2 GiB.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> model = go.to_onnx(states, weights={'weight': numpy.ones(2, 'float32')})
+    >>> [tensor.name for tensor in model.training_info[0].algorithm.initializer]
+    ['weight/mean', 'weight/norm_sq', 't']
     """
     converted = _converted(states, target, params, weights, allow_lossy)
     model = converted.model
@@ -81,6 +90,19 @@ def write(path: Path, states: OptimizerStates, target: str = 'mirror', params: O
     """Write the model of `to_onnx` to a file, whole or not at all, without a second copy of its arrays in memory.
 
     Raises as `to_onnx` does, and OSError where the file system refuses.
+
+    The arguments besides ``path`` are those of `to_onnx`.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.onnx.write(folder + '/run.onnx', states, weights={'weight': numpy.ones(2, 'float32')})
+    ...     go.onnx.read(folder + '/run.onnx')
+    (<OptimizerStates: novograd at update 1, 1 parameters>, {'weight': array([1., 1.], dtype=float32)})
     """
     converted = _converted(states, target, params, weights, allow_lossy)
     with atomic.replacing(path) as file:
@@ -95,6 +117,15 @@ def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
     ------
     ValueError
         Where `to_onnx` has not made the model, or parts of it are missing.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> model = go.to_onnx(states, weights={'weight': numpy.ones(2, 'float32')})
+    >>> go.from_onnx(model).slots['weight']['mean']
+    array([0.6, 0.8], dtype=float32)
     """
     return _states(model, {tensor.name: numpy_helper.to_array(tensor) for tensor in _tensors(model)})
 
@@ -103,6 +134,20 @@ def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, numpy.
     """The states in a file of `to_onnx` or `write`, and the weights that it holds, without a second copy in memory.
 
     Raises StateFileError (a ValueError) for a file that is damaged or something else, OSError where it cannot be opened.
+
+    ``path`` is the file.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.onnx.write(folder + '/run.onnx', states, weights={'weight': numpy.ones(2, 'float32')})
+    ...     read_back, weights = go.onnx.read(folder + '/run.onnx')
+    >>> read_back.counts, weights
+    ({'weight': 1}, {'weight': array([1., 1.], dtype=float32)})
     """
     with open_once(path) as file, reading(file.path):
         try:
@@ -127,6 +172,17 @@ def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy
         session = onnxruntime.InferenceSession(step.SerializeToString())
         new = session.run(None, {**arrays, **gradients, 'learning_rate': numpy.array(0.1)})
         arrays = {output.name[:-len('/new')]: array for output, array in zip(session.get_outputs(), new)}
+
+    Raises ValueError for a model that `to_onnx` has not made.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> step, arrays = go.onnx.unpack(go.to_onnx(states, weights={'weight': numpy.ones(2, 'float32')}))
+    >>> sorted(arrays)
+    ['t', 'weight', 'weight/mean', 'weight/norm_sq']
     """
     if not model.training_info:
         raise ValueError('The model must have training_info. Received: one without. Pass the model that `to_onnx` made.')
@@ -153,9 +209,9 @@ def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[s
     check_known('target', target, TARGETS, ValueError)
     states, rule, h = normalize(states, allow_lossy)
     chosen = select(states, params)
-    form = _form(rule, h, target)
-    lost = what_is_lost(form, rule, h, states, chosen)
-    entries = to_state_dict(form, rule, h, states, chosen)['state']
+    foreign = _as_foreign(rule, h, target)
+    lost = what_is_lost(foreign, rule, h, states, chosen)
+    entries = to_state_dict(foreign, rule, h, states, chosen)['state']
     held = {info.name: _weight(info, entries.get(position, {}), weights) for position, info in enumerate(chosen)}
     last, parameters, arrays = max(states.counts.get(info.name, 0) for info in chosen), [], {}
     for position, info in enumerate(chosen):
@@ -171,7 +227,7 @@ def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[s
     known = {name: weight for name, weight in held.items() if weight is not None}
     model = _training_model(TARGETS[target](rule, h.replace(rescale_grad=1.0), parameters), known, arrays,
                             record.record_of(states, chosen))
-    states.report.extend(line for line in ['lost: ' + line for line in lost] + _say(form, h, states, chosen, digits)
+    states.report.extend(line for line in ['lost: ' + line for line in lost] + _say(foreign, h, states, chosen, digits)
                          if line not in states.report)
     return Converted(model, known, arrays)
 
@@ -292,13 +348,13 @@ def _states(model: 'onnx.ModelProto', arrays: Dict[str, numpy.ndarray]) -> Optim
     return states
 
 
-def _form(rule: Type[Rule], h: Values, target: str) -> Foreign:
+def _as_foreign(rule: Type[Rule], h: Values, target: str) -> Foreign:
     """How a step model keeps ``rule``: everything, under our own names."""
     own = {slot.name: slot.name for slot in rule.slots(h)}
     path = 'the ONNX model'
     if target == 'preview':
         path += f' with {preview.check(rule, h).op} of {preview.DOMAIN}'
-    return mirror(rule, h.asdict())._replace(path=path, slots=own)
+    return own_class(rule, h.asdict())._replace(path=path, slots=own)
 
 
 def _weight(info: ParameterInfo, entry: Mapping[str, Any], weights: Optional[Mapping[str, Any]]) -> Optional[numpy.ndarray]:
@@ -313,10 +369,10 @@ def _weight(info: ParameterInfo, entry: Mapping[str, Any], weights: Optional[Map
     return weight_of(info, weights)
 
 
-def _say(form: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo], digits: Sequence[str]) -> List[str]:
+def _say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo], digits: Sequence[str]) -> List[str]:
     """What the user has to do by hand: lines for the report."""
     alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # multipliers are in the model
-    lines = what_to_say(form, h, dataclasses.replace(states, scheduler=None, master={}), alike)
+    lines = what_to_say(foreign, h, dataclasses.replace(states, scheduler=None, master={}), alike)
     if digits:
         lines[0] = lines[0].replace(f': {EXACT};', f': {APPROXIMATE};')
     fresh = [info.name for info in chosen if info.name not in states.slots]

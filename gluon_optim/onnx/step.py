@@ -63,6 +63,8 @@ def export_step(name: str, shapes: Mapping[str, Sequence[int]], dtype: str = 'fl
 def initial_slots(name: str, weights: Mapping[str, Any], **hypers: Any) -> Dict[str, numpy.ndarray]:
     """What a step model of `export_step` takes as slots (and masters of float16 ``weights``) at the first update.
 
+    ``name`` and ``hypers`` are those of `export_step`, which raises the same errors.
+
     >>> initial_slots('asgd', {'w': numpy.ones(2, 'float32')})['w/mu']
     array(1., dtype=float32)
     """
@@ -80,7 +82,7 @@ def model_of(graph: Any, manifest: Mapping[str, Any], algorithm: Any = None) -> 
     """A model that imports what the nodes of ``graph`` or ``algorithm`` need."""
     domains = {node.domain for node in [*graph.node, *(algorithm.node if algorithm else ())]} - {''}
     opsets = [helper.make_opsetid('', OPSET), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
-    model = helper.makemodel_of(graph, opset_imports=opsets, ir_version=IR_VERSION,
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION,
                               producer_name='gluon_optim', producer_version=__version__)
     if manifest:
         helper.set_model_props(model, {MANIFEST: json.dumps(manifest)})

@@ -11,8 +11,8 @@
 Works with JAX 0.4.13 and optax 0.1.5, and later, with and without ``jax_enable_x64``.
 """
 try:
-    import jax  # noqa: F401  `transfer` takes it from here, so that its absence is said in one place
-    import optax  # noqa: F401
+    import jax as jax  # `from gluon_optim.optax import jax` says what to install
+    import optax as optax
 except ImportError as error:
     raise ImportError("gluon_optim.optax needs JAX and optax: pip install 'gluon-optim[optax]'") from error
 

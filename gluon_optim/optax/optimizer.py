@@ -9,7 +9,7 @@ from .. import rules
 from ..mapping.classes import mirrored
 from ..mapping.optax_file import MULTIPLIERS
 from ..rules import Rule
-from ..schema import Hyper, Slot, Values, check_known
+from ..schema import Hyper, Slot, Values, check_known, compute_type
 
 __all__ = ['RuleState', 'create', 'masters_of', 'widest']
 
@@ -24,6 +24,13 @@ class RuleState(NamedTuple):
     ``count``   the number of updates, int32; where parameters have seen different numbers, a pytree like the parameters
     ``slots``   the rule's name of a slot -> pytree like the parameters; shape () where the rule keeps one number
     ``master``  pytree like the parameters: float32 weights of half-precision parameters, None for others; None if there are none
+
+    Raises nothing; `create` makes and reads it.
+
+    >>> import gluon_optim as go, jax.numpy as jnp
+    >>> state = go.optax.create('sgd_torch', momentum=0.9).init({'weight': jnp.zeros(2)})
+    >>> int(state.count), state.slots['momentum_buffer']['weight'].tolist(), state.master
+    (0, [0.0, 0.0], None)
     """
 
     count: Any
@@ -139,7 +146,7 @@ class Transformation:
     def _one(self, weight: Any, gradient: Any, master: Any, slots: Mapping[str, Any], coefficients: Mapping[str, Any]
              ) -> Tuple[Any, Dict[str, Any], Any]:
         """Update, new slots and new master of one parameter."""
-        dtype = _compute_type(weight)
+        dtype = compute_type(weight.dtype)
         c = {name: jnp.asarray(value, dtype) for name, value in coefficients.items()}
         old = weight.astype(dtype) if master is None else master
         rule = self.rule.on_masters() if master is not None and weight.dtype == jnp.float16 else self.rule
@@ -188,17 +195,12 @@ def _is_half(weight: Any) -> bool:
     return str(weight.dtype) in ('float16', 'bfloat16')
 
 
-def _compute_type(weight: Any) -> Any:
-    """The type of a parameter's slots and of its update: double for double, single for all others."""
-    return jnp.float64 if weight.dtype == jnp.float64 else jnp.float32
-
-
 def _initial(slot: Slot, weight: Any) -> Any:
     """What ``slot`` holds before the first update of ``weight``: an array of its own, or donation would fail."""
-    dtype = _compute_type(weight)
+    dtype = compute_type(weight.dtype)
     if slot.init == 'weight':
         return jnp.array(weight, dtype, copy=True)
-    return jnp.full(weight.shape if slot.like == 'weight' else (), slot.init, dtype)
+    return jnp.full(slot.shape(weight.shape), slot.init, dtype)
 
 
 def _parameter(param: Any) -> Any:

@@ -41,6 +41,15 @@ def to_optax(states: OptimizerStates, target: str = 'mirror', params: Any = None
     ------
     ValueError
         Where the states do not fit the rule, something would be lost, or JAX would round float64.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> state = go.to_optax(states)
+    >>> int(state.count), state.slots['mean']['weight'].tolist()
+    (1, [0.6000000238418579, 0.800000011920929])
     """
     check_known('target', target, ['mirror'], ValueError)
     tree, chosen = _select(states, params)
@@ -59,6 +68,16 @@ def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
     """What to pass to `create`, beside the name, so that it goes on from ``states``; ``params`` as in `to_optax`.
 
     ``rescale_grad`` is 1: give gradients of the mean loss. Replace ``learning_rate`` by a schedule where Gluon had one.
+
+    Raises ValueError as `to_optax` does.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.states.model import ParameterInfo
+    >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
+    >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
+    >>> states = go.OptimizerStates('novograd', {}, 1, [info], {'weight': 1}, {'weight': slots})
+    >>> go.optax.arguments(states)['beta1']
+    0.95
     """
     tree, chosen = _select(states, params)
     found = optax_file.arguments(states, chosen)
@@ -73,6 +92,15 @@ def load(path: Any, params: Any = None) -> Tuple[RuleState, Dict[str, Any]]:
 
     ``params`` as in `to_optax`. Raises StateFileError (a ValueError) for a file that is damaged or something else, else as
     `to_optax` does.
+
+    >>> import tempfile, gluon_optim as go, jax.numpy as jnp
+    >>> params = {'weight': jnp.zeros(2)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = folder + '/run.npz'
+    ...     go.optax.save(path, go.optax.create('adamw', wd=0.1).init(params), 'adamw', params, wd=0.1)
+    ...     state, arguments = go.optax.load(path)
+    >>> int(state.count), arguments['name'], arguments['wd']
+    (0, 'adamw', 0.1)
     """
     states, _ = optax_file.read(path)
     return to_optax(states, params=params), dict(arguments(states, params), name=states.optimizer)
@@ -80,7 +108,17 @@ def load(path: Any, params: Any = None) -> Tuple[RuleState, Dict[str, Any]]:
 
 def save(path: Any, state: RuleState, optimizer: str, params: Any = None, names: Any = None, num_update: Optional[int] = None,
          **hypers: Any) -> None:
-    """Write a state as `load` and ``gluon-optim convert`` read it: the way back to MXNet. Arguments as in `from_optax`."""
+    """Write a state as `load` and ``gluon-optim convert`` read it: the way back to MXNet. Arguments as in `from_optax`.
+
+    ``path`` is the file, an ``.npz``. Raises what `from_optax` raises, and OSError where the file system refuses.
+
+    >>> import tempfile, gluon_optim as go, jax.numpy as jnp
+    >>> params = {'weight': jnp.zeros(2)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     go.optax.save(folder + '/run.npz', go.optax.create('adamw').init(params), 'adamw', params)
+    ...     int(go.optax.load(folder + '/run.npz')[0].count)
+    0
+    """
     states = from_optax(state, optimizer, params, names, num_update, **hypers)
     optax_file.write(path, states, states.parameters)
 
@@ -108,13 +146,21 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
     ------
     ValueError, TypeError
         Where the state is not that of ``optimizer`` with these hyper-parameters, or does not fit ``params``.
+
+    >>> import gluon_optim as go, jax.numpy as jnp
+    >>> params = {'weight': jnp.ones(2)}
+    >>> optimizer = go.optax.create('novograd', learning_rate=0.1)
+    >>> updates, state = optimizer.update({'weight': jnp.array([3.0, 4.0])}, optimizer.init(params), params)
+    >>> states = go.from_optax(state, 'novograd', params, learning_rate=0.1)
+    >>> states.counts, states.slots['weight']['norm_sq']
+    ({'weight': 1}, array(25., dtype=float32))
     """
     if not isinstance(state, RuleState):
         raise TypeError(f'`state` must be what an optimizer of `create` returns. Received: {type(state).__name__}. '
                         'Take it out of the state of the chain.')
     rule = rules.get(optimizer)
     h = rule.hyperparameters(**hypers)
-    form = optax_file.form(rule, h)
+    foreign = optax_file.as_foreign(rule, h)
     shown = next((x for x in (params, names, *state.slots.values()) if x is not None), None)
     paths, tree = jax.tree_util.tree_flatten_with_path(shown)
     likes: List[Any] = [like if params is not None else None for _, like in paths]
@@ -129,11 +175,11 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
         entry['step'] = numpy.array(state.count)
     infos = all(isinstance(like, ParameterInfo) for like in likes) and bool(likes)
     split = groups(likes) if infos else {(1.0, 1.0): list(range(len(likes)))}
-    param_groups = [dict(form.group(h.replace(learning_rate=h.learning_rate * lr_mult, wd=h.wd * wd_mult)), params=positions)
+    param_groups = [dict(foreign.group(h.replace(learning_rate=h.learning_rate * lr_mult, wd=h.wd * wd_mult)), params=positions)
                     for (lr_mult, wd_mult), positions in split.items()]
     given = [dataclasses.replace(like, name=name) for like, name in zip(likes, known)] if infos else dict(zip(known, likes))
     state_dict = {'state': dict(enumerate(entries)), 'param_groups': param_groups}
-    states = from_state_dict(form, rule, state_dict, given, num_update)
+    states = from_state_dict(foreign, rule, state_dict, given, num_update)
     states.producer['jax'] = jax.__version__
     return states
 

@@ -99,8 +99,8 @@ class Rule:
     ``slots(h)``
         Tuple of `Slot`; may depend on the hyper-parameters (no momentum, no slot).
     ``coefficients(xp, h, t)``
-        Dictionary of scalars for the update number ``t`` = 1, 2, ... of a parameter. ``h.learning_rate``, ``h.wd`` and
-        ``t`` may be traced (JAX, ONNX): no Python ``if`` on them; all others are Python numbers.
+        Dictionary of scalars for the update number ``t`` = 1, 2, ... of a parameter, with the same keys for every ``t``.
+        ``h.learning_rate``, ``h.wd`` and ``t`` may be traced (JAX, ONNX): no Python ``if`` on them; all others are Python numbers.
     ``step(xp, h, c, w, g, s)``
         The update: weight ``w``, gradient ``g``, slots ``s.<name>``, coefficients ``c.<name>``, and of ``h`` the
         switches only. Returns the new weight and a dictionary of new slots. Pure: nothing in place, no branch on an
@@ -115,6 +115,15 @@ class Rule:
         Values beside the hyper-parameters that belong to the optimizer as a whole: ``h`` has them where it keeps them.
     ``peers``
         Names of implementations that compute the same, as tests prove.
+
+    `register` tries a rule and raises TypeError where it does not work; `hyperparameters` raises TypeError for an unknown
+    argument, ValueError for a value out of range.
+
+    >>> import numpy, gluon_optim as go
+    >>> rule = go.rules.get('sgd_torch')
+    >>> h = rule.hyperparameters(learning_rate=0.5)
+    >>> rule.run(numpy, h, t=1, weight=numpy.ones(2), gradient=numpy.array([1.0, 2.0]))
+    (array([0.5, 0. ]), {})
     """
 
     name: ClassVar[str]

@@ -68,6 +68,8 @@ class OptimizerInfo(NamedTuple):
 def list_optimizers(pattern: str = '*') -> List[str]:
     """Names of optimizers that match a shell pattern.
 
+    Raises nothing: the list is empty where no name matches.
+
     >>> list_optimizers('*novo*')
     ['novograd']
     """
@@ -76,6 +78,8 @@ def list_optimizers(pattern: str = '*') -> List[str]:
 
 def optimizer_info(name: str) -> OptimizerInfo:
     """All that is declared about an optimizer; ValueError for an unknown name.
+
+    Raises TypeError for a name that is not a string.
 
     >>> optimizer_info('novograd').paper
     'arXiv:1905.11286'

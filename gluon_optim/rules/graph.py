@@ -19,25 +19,25 @@ class Node:
         self.index = len(graph.nodes)
         self.level: int = max((a.level for a in args), default=0) + (op == 'sum')
 
-    def __add__(self, other): return self.graph.apply('+', self, other)
-    def __radd__(self, other): return self.graph.apply('+', other, self)
-    def __sub__(self, other): return self.graph.apply('-', self, other)
-    def __rsub__(self, other): return self.graph.apply('-', other, self)
-    def __mul__(self, other): return self.graph.apply('*', self, other)
-    def __rmul__(self, other): return self.graph.apply('*', other, self)
-    def __truediv__(self, other): return self.graph.apply('/', self, other)
-    def __rtruediv__(self, other): return self.graph.apply('/', other, self)
-    def __neg__(self): return self.graph.apply('neg', self)
-    def __lt__(self, other): return self.graph.apply('<', self, other)
-    def __le__(self, other): return self.graph.apply('<=', self, other)
-    def __gt__(self, other): return self.graph.apply('>', self, other)
-    def __ge__(self, other): return self.graph.apply('>=', self, other)
+    def __add__(self, other: Any) -> 'Node': return self.graph.apply('+', self, other)
+    def __radd__(self, other: Any) -> 'Node': return self.graph.apply('+', other, self)
+    def __sub__(self, other: Any) -> 'Node': return self.graph.apply('-', self, other)
+    def __rsub__(self, other: Any) -> 'Node': return self.graph.apply('-', other, self)
+    def __mul__(self, other: Any) -> 'Node': return self.graph.apply('*', self, other)
+    def __rmul__(self, other: Any) -> 'Node': return self.graph.apply('*', other, self)
+    def __truediv__(self, other: Any) -> 'Node': return self.graph.apply('/', self, other)
+    def __rtruediv__(self, other: Any) -> 'Node': return self.graph.apply('/', other, self)
+    def __neg__(self) -> 'Node': return self.graph.apply('neg', self)
+    def __lt__(self, other: Any) -> 'Node': return self.graph.apply('<', self, other)
+    def __le__(self, other: Any) -> 'Node': return self.graph.apply('<=', self, other)
+    def __gt__(self, other: Any) -> 'Node': return self.graph.apply('>', self, other)
+    def __ge__(self, other: Any) -> 'Node': return self.graph.apply('>=', self, other)
     def __eq__(self, other): return self.graph.apply('==', self, other)
     def __ne__(self, other): return self.graph.apply('!=', self, other)
 
     __hash__ = object.__hash__
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         raise TypeError('A rule may not branch on the value of an array or a coefficient. Use xp.where(condition, x, y).')
 
 
@@ -47,7 +47,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: List[Node] = []
         self.outputs: Dict[str, Node] = {}     # new weight and slots
-        self._known: Dict[Tuple, Node] = {}
+        self._known: Dict[Tuple[Any, ...], Node] = {}
 
     def leaf(self, op: str, name: Any, size: str) -> Node:
         return self._node(op, (), name, size)
@@ -73,15 +73,14 @@ class Graph:
             raise TypeError('xp.sum adds up a tensor of the shape of the weight. Received a scalar.')
         return self._node('sum', (x,), None, 'scalar')
 
-    def sqrt(self, x): return self.apply('sqrt', x)
-    def exp(self, x): return self.apply('exp', x)
-    def abs(self, x): return self.apply('abs', x)
-    def sign(self, x): return self.apply('sign', x)
-    def half(self, x): return self.apply('half', x)  # rounded to float16; for rules on float32 masters
-    def minimum(self, x, y): return self.apply('minimum', x, y)
-    def maximum(self, x, y): return self.apply('maximum', x, y)
-    def where(self, condition, x, y): return self.apply('where', condition, x, y)
-
+    def sqrt(self, x: Any) -> Node: return self.apply('sqrt', x)
+    def exp(self, x: Any) -> Node: return self.apply('exp', x)
+    def abs(self, x: Any) -> Node: return self.apply('abs', x)
+    def sign(self, x: Any) -> Node: return self.apply('sign', x)
+    def half(self, x: Any) -> Node: return self.apply('half', x)  # rounded to float16; for rules on float32 masters
+    def minimum(self, x: Any, y: Any) -> Node: return self.apply('minimum', x, y)
+    def maximum(self, x: Any, y: Any) -> Node: return self.apply('maximum', x, y)
+    def where(self, condition: Any, x: Any, y: Any) -> Node: return self.apply('where', condition, x, y)
 
 
 def trace(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...]) -> Graph:

@@ -28,7 +28,13 @@ def get(name: str) -> Type[Rule]:
 
 
 def names(drop_ins: bool = False) -> List[str]:
-    """All registered names, sorted; with ``drop_ins`` those of MXNet's own optimizers too."""
+    """All registered names, sorted; with ``drop_ins`` those of MXNet's own optimizers too.
+
+    Raises nothing.
+
+    >>> 'novograd' in names(), 'adam' in names(), 'adam' in names(drop_ins=True)
+    (True, False, True)
+    """
     return sorted({**DROP_INS, **RULES} if drop_ins else RULES)
 
 

@@ -10,6 +10,7 @@ from .graph import trace
 
 __all__ = ['validate']
 
+TRIED = 1, 2, 50  # updates: the first, one with a past, and one of a run that has settled
 ADVICE = ('xp has sum, sqrt, abs, sign, exp, minimum, maximum, where; arrays have + - * / and comparisons; nothing works in place '
           'or branches on values. A rule that needs more says lowerable = False. ')
 
@@ -25,8 +26,8 @@ def validate(rule: Type[Rule], name: str) -> None:
     for what in ('slots', 'coefficients', 'step'):
         trial.expect(callable(getattr(rule, what, None)), what, 'a function', repr(getattr(rule, what, None)))
 
-    expected = ("a function of h that returns a tuple of Slots: names other than 'weight' and 'master', like one of "
-                + one_of(SHAPES))
+    expected = ("a function of h that returns a tuple of Slots: names other than 'weight' and 'master', like='weight' or 'scalar', "
+                "or where lowerable is False one of " + one_of(SHAPES))
     slots = trial.attempt('slots', expected, lambda: rule.slots(h))
     sound = isinstance(slots, tuple) and all(map(_is_slot, slots)) and len({slot.name for slot in slots}) == len(slots)
     trial.expect(sound, 'slots', expected, repr(slots))
@@ -35,10 +36,14 @@ def validate(rule: Type[Rule], name: str) -> None:
         sound = all(slot.like in ('weight', 'scalar') for slot in slots)
         trial.expect(sound, 'slots', "like='weight' or 'scalar', or the rule must say lowerable = False", repr(slots))
 
-    expected = 'a function of (xp, h, t) that returns a dictionary of names and numbers'
-    c = trial.attempt('coefficients', expected, lambda: rule.coefficients(scalars, h, 1))
-    sound = isinstance(c, dict) and all(isinstance(key, str) and isinstance(value, numbers.Real) for key, value in c.items())
-    trial.expect(sound, 'coefficients', expected, repr(c))
+    expected = 'a function of (xp, h, t) that returns a dictionary of names and numbers, the same names for every t'
+    first: Any = None
+    for t in TRIED:
+        c = trial.attempt('coefficients', expected, lambda: rule.coefficients(scalars, h, t))  # noqa: B023 called here
+        sound = isinstance(c, dict) and all(isinstance(key, str) and isinstance(value, numbers.Real) for key, value in c.items())
+        trial.expect(sound, 'coefficients', expected, repr(c))
+        first = first or c
+        trial.expect(set(c) == set(first), 'coefficients', expected, f'{one_of(first)} for t=1, {one_of(c)} for t={t}')
 
     if rule.lowerable:
         expected = ('a function of (xp, h, c, w, g, s) that returns the new weight and a dictionary of the new slots '

@@ -78,8 +78,9 @@ class Wrapper(Rule):
         base, values = cls.inside(h)
         base.check(values)
 
+    # a class method for a function; mypy 1.14, the last for Python 3.8, does not mind
     @classmethod
-    def slots(cls, h: Values) -> Tuple[Slot, ...]:  # type: ignore[override]
+    def slots(cls, h: Values) -> Tuple[Slot, ...]:  # type: ignore[override,unused-ignore]
         base, values = cls.inside(h)
         return base.slots(values)
 
@@ -89,7 +90,7 @@ class Wrapper(Rule):
         return base.prepare(xp, c, static, w, g)
 
     @classmethod
-    def coefficients(cls, xp: Any, h: Values, t: Any) -> Dict[str, Any]:  # type: ignore[override]
+    def coefficients(cls, xp: Any, h: Values, t: Any) -> Dict[str, Any]:  # type: ignore[override,unused-ignore]
         base, values = cls.inside(h)
         own = {f'{cls.name}_{name}': value for name, value in cls.own_coefficients(xp, h, t).items()}
         return {**base.coefficients(xp, values, t), **own}

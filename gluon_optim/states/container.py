@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import zlib
-from typing import Any, BinaryIO, Callable, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, BinaryIO, Callable, Dict, Mapping, Optional, Tuple, TypeVar, Union
 
 import numpy
 
@@ -30,6 +30,7 @@ from .manifest import (
     TENSOR,
     UNSIGNED,
     VERSION,
+    VERSIONS,
     Entry,
     check,
     check_record,
@@ -48,6 +49,8 @@ MAX_HEADER = 32 << 20  # some 40 000 parameters; more is refused before it is pa
 # at a fixed place, so that the header can be checked before any of it is parsed
 _SIGNATURE = slice(8 + len(CONTAINER_START), 8 + len(CONTAINER_START) + 64)
 _CHUNK = 1 << 19  # stays in the cache between reading and its checksum
+
+T = TypeVar('T')
 
 
 # Writing
@@ -167,7 +170,7 @@ def read_checkpoint(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Optio
     Raises StateFileError (a ValueError) for a file that is not complete and sound, OSError where it cannot be opened or read.
 
     >>> import tempfile
-    >>> from gluon_optim.states.neutral import Weight
+    >>> from gluon_optim.states.model import Weight
     >>> saved = Run([Weight('0.bias', 'dense0_bias', [numpy.zeros(2)])], step=7, extra={'fold': 3})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write(folder + '/step-7.safetensors', OptimizerStates('adamw', {}, 7, [], {}, {}), saved)
@@ -183,7 +186,7 @@ def read_manifest(path: Union[Path, OpenFile]) -> Dict[str, Any]:
     return _opened(path, lambda file: _parse(_read_header(file, os.fstat(file.fileno()).st_size))[0])
 
 
-def _opened(path: Union[Path, OpenFile], reader: Callable[[BinaryIO], Any]) -> Any:
+def _opened(path: Union[Path, OpenFile], reader: Callable[[BinaryIO], T]) -> T:
     with open_once(path) as file:
         try:
             with reading(file.path):
@@ -234,8 +237,9 @@ def _parse(header: bytes) -> Tuple[Dict[str, Any], Dict[str, Entry]]:
     manifest = _loads(metadata['gluon_optim'].encode())
     if not isinstance(manifest, dict) or manifest.get('format') not in (FORMAT, CHECKPOINT):
         raise StateFileError(f'the manifest must be of the format {FORMAT!r} or {CHECKPOINT!r}. {DAMAGED}')
-    if manifest.get('version') != VERSION:
-        raise StateFileError(f'the version of the format must be {VERSION}. Received: {show(manifest.get("version"))}. '
+    version = manifest.get('version')
+    if type(version) is not int or version not in VERSIONS:
+        raise StateFileError(f'the version of the format must be {" or ".join(map(str, VERSIONS))}. Received: {show(version)}. '
                              'Install the gluon_optim that wrote the file, or a newer one.')
     entries = {}
     for key, tensor in tensors.items():

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Iterator, Optional, Union
 
 from .errors import UnreadableFile
+from .file_part import SMALL, Allowance, FilePart
 from .progress import opened
-from .source import SMALL, Allowance, Source
 from .zip_files import directory
 
 __all__ = ['MAX_MEMBERS', 'TORCH_MAGIC', 'Kind', 'OpenFile', 'Path', 'kind_of', 'open_once']
@@ -61,14 +61,9 @@ class OpenFile:
     kind: Kind
     head: bytes = field(repr=False)    # its first bytes
 
-    def source(self, limit: Optional[int] = None) -> Source:
+    def part(self, limit: Optional[int] = None) -> FilePart:
         """All of it, of which up to ``limit`` bytes of memory may be made: left out, twice its size, or 32 MiB if that is more."""
-        return Source(self.file, repr(self.path), 0, self.size, Allowance(max(2 * self.size, SMALL) if limit is None else limit))
-
-    def rewound(self) -> BinaryIO:
-        """The file, at its first byte."""
-        self.file.seek(0)
-        return self.file
+        return FilePart(self.file, repr(self.path), 0, self.size, Allowance(max(2 * self.size, SMALL) if limit is None else limit))
 
 
 @contextlib.contextmanager
@@ -104,7 +99,7 @@ def _kind(file: BinaryIO, path: str, head: bytes, size: int) -> Kind:
     if head.startswith(TORCH_MAGIC):
         return Kind.PYTORCH
     if head.startswith(ZIP_MAGIC):
-        return _kind_of_zip(Source(file, repr(path), 0, size, Allowance(SMALL)))
+        return _kind_of_zip(FilePart(file, repr(path), 0, size, Allowance(SMALL)))
     if head.startswith(CONTAINER_START, 8):
         format_at = 8 + len(CONTAINER_START) + 64
         return Kind.CHECKPOINT if head.startswith(CHECKPOINT_FORMAT, format_at) else Kind.STATES
@@ -115,7 +110,7 @@ def _kind(file: BinaryIO, path: str, head: bytes, size: int) -> Kind:
     return Kind.ONNX if head and os.path.splitext(path)[1] == '.onnx' else Kind.UNKNOWN
 
 
-def _kind_of_zip(source: Source) -> Kind:
+def _kind_of_zip(source: FilePart) -> Kind:
     try:
         names = {member.name for member in directory(source, MAX_MEMBERS)[0]}
     except UnreadableFile:  # the reader of .npz says what is wrong with it

@@ -192,20 +192,20 @@ def missing(states: OptimizerStates, names: Optional[List[str]] = None) -> List[
             if count:
                 found.append(f'{info.name} has seen {count} updates and has no state')
             continue
-        if needed is not None and set(slots) != needed:
+        if needed is not None and set(slots) != set(needed):
             found.append(f'{info.name} must have the slots {sorted(needed)}, and has {sorted(slots)}')
         found += [f'{info.name}/{slot} has the shape {list(array.shape)}, the weight {list(info.shape)}'
-                  for slot, array in slots.items() if array.shape and array.shape != tuple(info.shape)]
+                  for slot, array in slots.items() if (needed or {}).get(slot) == 'weight' and array.shape != tuple(info.shape)]
         if some_master and halves[info.name] and info.name not in states.master:
             found.append(f'{info.name} is float16 and has no master, others have')
     return found
 
 
-def _needed(states: OptimizerStates) -> Optional[set]:
-    """The slots that the rule keeps; None for an optimizer that is not one of ours."""
+def _needed(states: OptimizerStates) -> Optional[Dict[str, str]]:
+    """The slots that the rule keeps, and what each is like; None for an optimizer that is not one of ours."""
     find: Callable[[str], Any] = rules.get
     try:
         rule = find(states.optimizer)
-        return {slot.name for slot in rule.slots(rule.hyperparameters(**states.hypers))}
+        return {slot.name: slot.like for slot in rule.slots(rule.hyperparameters(**states.hypers))}
     except (KeyError, TypeError, ValueError):
         return None

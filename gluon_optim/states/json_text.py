@@ -7,8 +7,8 @@ from typing import Any, Callable, Dict, List, Tuple, Union
 
 from ..schema import one_of
 from .errors import StateFileError, UnreadableFile
+from .file_part import SMALL
 from .files import OpenFile, Path, open_once
-from .source import SMALL
 
 __all__ = ['loads', 'read']
 

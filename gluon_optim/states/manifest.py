@@ -8,13 +8,16 @@ import numpy
 
 from .errors import StateFileError
 from .model import Array, OptimizerStates, ParameterInfo, Run, Weight
+from .nesting import leaves
 
-__all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'INFO', 'METADATA', 'RECORD', 'TENSOR', 'UNSIGNED', 'VERSION', 'check',
-           'check_record', 'manifest_of', 'plain', 'run_of', 'run_record', 'show', 'states_of', 'weight_keys']
+__all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'INFO', 'METADATA', 'RECORD', 'TENSOR', 'UNSIGNED',
+           'VERSION', 'VERSIONS', 'check', 'check_record', 'manifest_of', 'plain', 'run_of', 'run_record', 'show', 'states_of',
+           'weight_keys']
 
 FORMAT = 'gluon_optim.states'
 CHECKPOINT = 'gluon_optim.checkpoint'
-VERSION = 1
+VERSION = 2           # that is written
+VERSIONS = (1, 2)     # that are read
 DTYPES = {'F16': 'float16', 'F32': 'float32', 'F64': 'float64', 'I8': 'int8', 'I16': 'int16', 'I32': 'int32',
            'I64': 'int64', 'U8': 'uint8', 'U16': 'uint16', 'U32': 'uint32', 'U64': 'uint64'}
 CODES = {name: code for code, name in DTYPES.items()}
@@ -32,9 +35,9 @@ def weight_keys(name: str, copies: int) -> List[str]:
 
 def manifest_of(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str, Array]) -> Dict[str, Any]:
     """The manifest, but for its signature and the checksums of ``arrays``. StateFileError for what JSON cannot hold."""
-    strangers = sorted({*states.counts, *states.slots, *states.master} - set(states.names))
+    strangers = sorted({*states.counts, *states.slots, *states.master, *states.trees} - set(states.names))
     if strangers:
-        raise StateFileError(f'counts, slots and masters must belong to parameters. Received: {strangers!r}, '
+        raise StateFileError(f'counts, slots, trees and masters must belong to parameters. Received: {strangers!r}, '
                              f'which are not among the names {states.names!r}.')
     return {
         'header_sha256': UNSIGNED,
@@ -53,11 +56,15 @@ def manifest_of(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str
             'dtype': p.dtype,
             'lr_mult': plain(p.lr_mult, p.name),
             'wd_mult': plain(p.wd_mult, p.name),
+            'grad_req': p.grad_req,
             'count': plain(states.counts.get(p.name, 0), p.name),
             'slots': list(states.slots[p.name]) if p.name in states.slots else None,
+            'tree': plain(states.trees.get(p.name), p.name),
             'master': p.name in states.master,
         } for p in states.parameters],
         'variables': list(states.variables),
+        'attributes': plain(states.attributes, 'attributes'),
+        'facts': plain(states.facts, 'facts'),
         'crc32': dict.fromkeys(arrays, '0' * 8),
         **({'run': run_record(run)} if run else {}),
     }
@@ -66,7 +73,8 @@ def manifest_of(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str
 def run_record(run: Run) -> Dict[str, Any]:
     """A run as JSON has it, but for its arrays. StateFileError for what JSON cannot hold."""
     record = {name: plain(getattr(run, name), name) for name in ('step', 'epoch', 'batch', 'metrics', 'random', 'extra')}
-    return dict(record, weights=[{'name': w.name, 'full_name': w.full_name, 'copies': len(w.copies)} for w in run.weights])
+    return dict(record, weights=[{'name': w.name, 'full_name': w.full_name, 'copies': len(w.copies), 'grad_req': w.grad_req}
+                                 for w in run.weights])
 
 
 def plain(value: Any, where: str) -> Any:
@@ -92,8 +100,8 @@ def states_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) 
         optimizer=manifest['optimizer'],
         hypers=manifest['hypers'],
         num_update=manifest['num_update'],
-        parameters=[ParameterInfo(r['name'], r['full_name'], tuple(r['shape']), r['dtype'], r['lr_mult'], r['wd_mult'])
-                    for r in records],
+        parameters=[ParameterInfo(r['name'], r['full_name'], tuple(r['shape']), r['dtype'], r['lr_mult'], r['wd_mult'],
+                                  r.get('grad_req')) for r in records],
         counts={r['name']: r['count'] for r in records},
         slots={r['name']: {slot: arrays[f'{r["name"]}/{slot}'] for slot in r['slots']}
                for r in records if r['slots'] is not None},
@@ -102,6 +110,9 @@ def states_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) 
         variables={variable: arrays[f'_optimizer/{variable}'] for variable in manifest['variables']},
         loss_scaler=manifest['loss_scaler'],
         producer=manifest['producer'],
+        trees={r['name']: r['tree'] for r in records if r.get('tree') is not None},
+        attributes=manifest.get('attributes', {}),
+        facts=manifest.get('facts'),
     )
 
 
@@ -110,8 +121,8 @@ def run_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> 
     if 'run' not in manifest:
         return None
     record = dict(manifest['run'])
-    record['weights'] = [Weight(w['name'], w['full_name'], [arrays[key] for key in weight_keys(w['name'], w['copies'])])
-                         for w in record['weights']]
+    record['weights'] = [Weight(w['name'], w['full_name'], [arrays[key] for key in weight_keys(w['name'], w['copies'])],
+                                w.get('grad_req')) for w in record['weights']]
     return Run(**record)
 
 
@@ -119,10 +130,14 @@ def run_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> 
 
 def check(manifest: Any, entries: Mapping[str, Entry]) -> None:
     """Refuse a manifest with missing, unknown or impossible contents, or that lists other arrays than ``entries``."""
-    check_record(manifest, _CHECKPOINT if manifest['format'] == CHECKPOINT else _MANIFEST, 'the manifest')
+    version = manifest['version']
+    check_record(manifest, (_CHECKPOINT if manifest['format'] == CHECKPOINT else _MANIFEST)[version], 'the manifest')
     listed = [f'_optimizer/{variable}' for variable in manifest['variables']]
+    _check_attributes(manifest.get('attributes', {}), manifest['variables'])
     for record in manifest['parameters']:
-        check_record(record, _PARAMETER, 'a parameter of the manifest')
+        check_record(record, _PARAMETER[version], 'a parameter of the manifest')
+        if record.get('tree') is not None and list(leaves(record['tree'])) != record['slots']:
+            raise StateFileError(f'the slots of {show(record["name"])} must be the arrays of its tree. {DAMAGED}')
         listed += [f'{record["name"]}/{slot}' for slot in record['slots'] or ()]
         if record['master']:
             listed.append(f'{record["name"]}/master')
@@ -130,7 +145,7 @@ def check(manifest: Any, entries: Mapping[str, Entry]) -> None:
             if shape is not None and shape != tuple(record['shape']):
                 raise StateFileError(f'{show(listed[-1])} must have the shape {record["shape"]} of its parameter. '
                                      f'Received: {list(shape)}.')
-    listed += _check_run(manifest['run'], entries) if 'run' in manifest else []
+    listed += _check_run(manifest['run'], version, entries) if 'run' in manifest else []
     for what, keys in (('names of parameters', [r['name'] for r in manifest['parameters']]), ('arrays of the manifest', listed)):
         repeated = [key for key, number in collections.Counter(keys).items() if number > 1]
         if repeated:
@@ -141,12 +156,22 @@ def check(manifest: Any, entries: Mapping[str, Entry]) -> None:
             raise StateFileError(f'the {what} must be those that the manifest lists. In one of the two only: {show(odd)}.')
 
 
-def _check_run(run: Any, entries: Mapping[str, Entry]) -> List[str]:
+def _check_attributes(attributes: Mapping[str, Any], variables: List[str]) -> None:
+    """The arrays in the attributes of an optimizer without a rule must be variables: each is called ``attribute:place``."""
+    known = set(variables)
+    for attribute, tree in attributes.items():
+        missing = [place for place in leaves(tree) if f'{attribute}:{place}' not in known]
+        if missing:
+            raise StateFileError(f'the arrays of the attribute {show(attribute)} must be variables. Received: none for the place '
+                                 f'{missing[0]}. {DAMAGED}')
+
+
+def _check_run(run: Any, version: int, entries: Mapping[str, Entry]) -> List[str]:
     """The keys of the arrays that the run of a checkpoint lists."""
     check_record(run, _RUN, 'the run')
     listed: List[str] = []
     for record in run['weights']:
-        check_record(record, _WEIGHT, 'a weight of the manifest')
+        check_record(record, _WEIGHT[version], 'a weight of the manifest')
         if len(listed) + record['copies'] > len(entries):
             raise StateFileError(f'the weights must be arrays of the file. Received: more than its {len(entries)}. {DAMAGED}')
         keys = weight_keys(record['name'], record['copies'])
@@ -162,8 +187,9 @@ show = reprlib.Repr().repr  # a corrupt value can be of any size
 
 def check_record(record: Any, schema: Mapping[str, Check], where: str) -> None:
     if not isinstance(record, dict) or set(record) != set(schema):
-        received = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise StateFileError(f'{where} must have the keys {sorted(schema)} and no others. Received: {show(received)}.')
+        received = (f'without {show(sorted(set(schema) - set(record)))}, with the others {show(sorted(set(record) - set(schema)))}'
+                    if isinstance(record, dict) else type(record).__name__)
+        raise StateFileError(f'{where} must have the keys {sorted(schema)} and no others. Received: {received}.')
     for key, check in schema.items():
         if not check(record[key]):
             raise StateFileError(f'{key!r} of {where} must be {(check.__doc__ or "").strip()}. Received: {show(record[key])}.')
@@ -284,23 +310,73 @@ def _checksums(x: Any) -> bool:
     return isinstance(x, dict) and all(isinstance(v, str) and len(v) == 8 and set(v) <= set('0123456789abcdef') for v in x.values())
 
 
-_MANIFEST: Dict[str, Check] = {
+def _trees(x: Any) -> bool:
+    """an object of trees under printable texts without a slash"""
+    return isinstance(x, dict) and all(map(_key, x))  # the trees themselves: `_check_attributes`
+
+
+def _names(x: Any) -> bool:
+    """a list of names of parameters"""
+    return isinstance(x, list) and all(map(_name, x))
+
+
+def _numbers_by_name(x: Any) -> bool:
+    """an object of numbers under names of parameters"""
+    return _numbers(x) and all(map(_name, x))
+
+
+def _names_by_name(x: Any) -> bool:
+    """an object of names under names"""
+    return isinstance(x, dict) and all(map(_name, x)) and all(map(_name, x.values()))
+
+
+def _layers(x: Any) -> bool:
+    """an object of recurrent layers under names of parameters"""
+    return isinstance(x, dict) and all(map(_name, x)) and all(map(_layer, x.values()))
+
+
+def _layer(x: Any) -> bool:
+    """an object of the keys 'mode', 'hidden', 'layers', 'bidirectional' and 'projection'"""
+    return isinstance(x, dict) and set(x) == set(_RECURRENT) and all(check(x[key]) for key, check in _RECURRENT.items())
+
+
+def _facts(x: Any) -> bool:
+    """an object of the facts in docs/FORMAT.md and no others"""
+    return isinstance(x, dict) and set(x) == set(_FACTS) and all(check(x[key]) for key, check in _FACTS.items())
+
+
+# Version 1, and what version 2 adds
+
+_MANIFEST_1: Dict[str, Check] = {
     'header_sha256': _signature, 'format': _one_of([FORMAT]), 'version': _natural, 'producer': _texts, 'optimizer': _word,
     'hypers': _mapping, 'num_update': _natural, 'scheduler': _optional(_scheduler), 'loss_scaler': _optional(_mapping),
     'parameters': _list, 'variables': _keys, 'crc32': _checksums,
 }
-METADATA: Dict[str, Check] = {'gluon_optim': _text}
-TENSOR: Dict[str, Check] = {'dtype': _one_of(DTYPES), 'shape': _shape, 'data_offsets': _range}
-_PARAMETER: Dict[str, Check] = {
+_PARAMETER_1: Dict[str, Check] = {
     'name': _name, 'full_name': _word, 'shape': _shape, 'dtype': _one_of(_WEIGHT_DTYPES), 'lr_mult': _number, 'wd_mult': _number,
     'count': _natural, 'slots': _optional(_slots), 'master': _flag,
 }
-_CHECKPOINT: Dict[str, Check] = {**_MANIFEST, 'format': _one_of([CHECKPOINT]), 'run': _mapping}
+_WEIGHT_1: Dict[str, Check] = {'name': _name, 'full_name': _word, 'copies': _positive}
+_GRAD_REQ = _optional(_one_of(['write', 'add', 'null']))
+_FACTS: Dict[str, Check] = {
+    'fix_gamma': _names, 'epsilon': _numbers_by_name, 'momentum': _numbers_by_name, 'channels_last': _names, 'packed': _layers,
+    'shared': _names_by_name, 'unknown': _names,
+}
+_RECURRENT: Dict[str, Check] = {
+    'mode': _one_of(['lstm', 'gru', 'rnn_tanh', 'rnn_relu']), 'hidden': _positive, 'layers': _positive, 'bidirectional': _flag,
+    'projection': _optional(_positive),
+}
+_MANIFEST = {1: _MANIFEST_1, 2: {**_MANIFEST_1, 'attributes': _trees, 'facts': _optional(_facts)}}
+_PARAMETER = {1: _PARAMETER_1, 2: {**_PARAMETER_1, 'grad_req': _GRAD_REQ, 'tree': lambda tree: True}}
+_WEIGHT = {1: _WEIGHT_1, 2: {**_WEIGHT_1, 'grad_req': _GRAD_REQ}}
+_CHECKPOINT = {version: {**schema, 'format': _one_of([CHECKPOINT]), 'run': _mapping} for version, schema in _MANIFEST.items()}
+
+METADATA: Dict[str, Check] = {'gluon_optim': _text}
+TENSOR: Dict[str, Check] = {'dtype': _one_of(DTYPES), 'shape': _shape, 'data_offsets': _range}
 _RUN: Dict[str, Check] = {
     'step': _optional(_natural), 'epoch': _optional(_natural), 'batch': _optional(_natural), 'metrics': _numbers,
     'random': _optional(_mapping), 'extra': _mapping, 'weights': _list,
 }
-_WEIGHT: Dict[str, Check] = {'name': _name, 'full_name': _word, 'copies': _positive}
 # what files of other formats say of states: see `record`
 RECORD: Dict[str, Check] = {
     'optimizer': _word, 'hypers': _mapping, 'num_update': _natural, 'scheduler': _optional(_scheduler),

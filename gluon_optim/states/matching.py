@@ -1,11 +1,11 @@
 """Which saved parameter is which present one: by name, and said where names had to be interpreted."""
 import re
 from collections import Counter
-from typing import Dict, Hashable, List, NamedTuple, Sequence, Tuple
+from typing import Dict, Hashable, List, NamedTuple, Optional, Sequence, Tuple
 
 from .model import ParameterInfo
 
-__all__ = ['Match', 'match']
+__all__ = ['Match', 'completes', 'match']
 
 _AUTOMATIC = re.compile(r'([A-Za-z_]*[A-Za-z])(\d+)_')  # what MXNet 1.x makes up: dense2_, hybridsequential0_
 
@@ -44,6 +44,15 @@ def match(saved: Sequence[ParameterInfo], present: Sequence[ParameterInfo]) -> M
                         f'{present[0].full_name!r}); they were paired in order. Pass net= on both sides to have names that stay.')
 
 
+def completes(shape: Sequence[int], partly: Optional[Sequence[int]]) -> bool:
+    """Whether ``shape`` is what a parameter of MXNet may have whose shape is only ``partly`` known: 0 or -1 stands for any size.
+
+    >>> completes((3, 4), (3, 0)), completes((3, 4), None), completes((3, 4), (4, 0)), completes((3, 4), (3,))
+    (True, True, False, False)
+    """
+    return not partly or (len(shape) == len(partly) and all(known in (0, -1, size) for known, size in zip(partly, shape)))
+
+
 def _by_key(saved: Sequence[Hashable], present: Sequence[Hashable]) -> Dict[int, int]:
     """Pairs of equal keys; a key that stands twice on one side pairs with nothing."""
     in_saved, in_present = Counter(saved), Counter(present)
@@ -54,7 +63,8 @@ def _by_key(saved: Sequence[Hashable], present: Sequence[Hashable]) -> Dict[int,
 def _without_numbers(saved: Sequence[ParameterInfo], present: Sequence[ParameterInfo]) -> Dict[int, int]:
     # in the order in which MXNet counted: trainers sort names as text, where dense10 comes before dense2
     old, new = _counted(saved), _counted(present)
-    if [key for key, _ in old] != [key for key, _ in new]:
+    if [name for (name, _), _ in old] != [name for (name, _), _ in new] or not all(
+            completes(theirs, mine) for ((_, theirs), _), ((_, mine), _) in zip(old, new)):
         return {}
     return {i: j for (_, j), (_, i) in zip(old, new)}
 

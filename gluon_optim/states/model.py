@@ -1,7 +1,7 @@
 """What a training run's optimizer holds, as NumPy arrays under names: no framework, no device."""
 import hashlib
-from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy
 
@@ -22,6 +22,7 @@ class ParameterInfo:
     dtype: str                     # of the weight: 'float16', 'float32', 'float64'
     lr_mult: float = 1.0
     wd_mult: float = 1.0
+    grad_req: Optional[str] = None  # 'write', 'add', 'null' of a frozen one; None where the source does not tell
 
 
 @dataclass
@@ -37,7 +38,23 @@ class OptimizerStates:
     ``master``      name -> float32 weights, for parameters trained with multi_precision
     ``scheduler``   {'class': path, 'attributes': {...}} or None
     ``variables``   arrays that belong to the optimizer as a whole
+    ``trees``       name -> how MXNet nests its slots ('0', '1.0', ...), for optimizers that have no rule here
+    ``attributes``  of such optimizers, those that are not plain values: name -> tree (`gluon_optim.states.nesting`)
+    ``facts``       what a conversion must know of the net's layers (docs/FORMAT.md), None where it is unknown
     ``report``      what the reader or a conversion has to say, one string a line
+    ``parameters``  one `ParameterInfo` for each name: shape and dtype of the weight, lr_mult, wd_mult
+    ``loss_scaler``  what AMP's loss scaler holds, or None
+    ``producer``    name -> version of the programs that wrote the file
+
+    Raises nothing: states are checked where they are written, loaded or converted.
+
+    >>> info = ParameterInfo('0.weight', 'dense0_weight', (3, 2), 'float32')
+    >>> states = OptimizerStates('sgd_torch', {'momentum': 0.9}, 7, [info], {'0.weight': 7},
+    ...                          {'0.weight': {'momentum_buffer': numpy.zeros((3, 2), 'float32')}})
+    >>> states
+    <OptimizerStates: sgd_torch at update 7, 1 parameters>
+    >>> states.slots['0.weight']['momentum_buffer'].shape
+    (3, 2)
     """
 
     optimizer: str
@@ -52,6 +69,9 @@ class OptimizerStates:
     loss_scaler: Optional[Dict[str, Any]] = None
     producer: Dict[str, str] = field(default_factory=dict)
     report: List[str] = field(default_factory=list)
+    trees: Dict[str, Any] = field(default_factory=dict)
+    attributes: Dict[str, Any] = field(default_factory=dict)
+    facts: Optional[Dict[str, Any]] = None
 
     def __repr__(self) -> str:
         return (f'<OptimizerStates: {self.optimizer or "unknown optimizer"} at update {self.num_update}, '
@@ -61,6 +81,18 @@ class OptimizerStates:
     def names(self) -> List[str]:
         return [parameter.name for parameter in self.parameters]
 
+    def renamed(self, names: Mapping[str, str]) -> 'OptimizerStates':
+        """The same states with other names for the parameters in ``names``; itself where there are none."""
+        if not names:
+            return self
+
+        def under(values: Dict[str, Any]) -> Dict[str, Any]:
+            return {names.get(name, name): value for name, value in values.items()}
+
+        infos = [replace(info, name=names.get(info.name, info.name)) for info in self.parameters]
+        return replace(self, parameters=infos, counts=under(self.counts), slots=under(self.slots), master=under(self.master),
+                       trees=under(self.trees))
+
 
 class Weight(NamedTuple):
     """A parameter's value. ``copies`` has one array, or one of each device where they differ (running statistics)."""
@@ -68,6 +100,7 @@ class Weight(NamedTuple):
     name: str
     full_name: str
     copies: List[Array]
+    grad_req: Optional[str] = None
 
 
 @dataclass

@@ -35,6 +35,12 @@ def read_states(path: Union[Path, OpenFile], params: Any = None, allow: Collecti
         (a ValueError) when the file is damaged, is something else, or names anything that is not an optimizer's state.
     OSError
         when it cannot be opened.
+
+    >>> import tempfile, gluon_optim as go
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     container.write(folder + '/trainer.states', OptimizerStates('adamw', {'wd': 0.1}, 7, [], {}, {}))
+    ...     go.read_states(folder + '/trainer.states')
+    <OptimizerStates: adamw at update 7, 0 parameters>
     """
     with open_once(path) as file:
         if not file.kind.is_ours:

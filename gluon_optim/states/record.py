@@ -49,7 +49,7 @@ def take(states: OptimizerStates, record: Mapping[str, Any], slots: Sequence[Slo
     """
     fresh = set(record['fresh'])
     for info in states.parameters:
-        shapes = {f'{info.name}/{slot.name}': tuple(info.shape) if slot.like == 'weight' else () for slot in slots}
+        shapes = {f'{info.name}/{slot.name}': slot.shape(info.shape) for slot in slots}
         missing = [key for key in shapes if key not in arrays]
         if missing:
             raise StateFileError(f'the arrays {one_of(missing)} must be there. Received: a file without. Convert again.')

@@ -10,9 +10,9 @@ from typing import Any, Dict, NamedTuple, NoReturn, Optional, Tuple
 import numpy
 
 from .errors import UnreadableFile
+from .file_part import FilePart, converted, product, stored_type
 from .files import MAX_MEMBERS, TORCH_MAGIC, ZIP_MAGIC, OpenFile
 from .mxnet_files.inert_pickle import NAMES, Machine, Name
-from .source import Source, converted, product, stored_type
 from .zip_files import STREAMED, Member, check_stored, directory
 
 __all__ = ['Tensor', 'arrays', 'read']
@@ -22,7 +22,7 @@ MAX_VALUES = 500_000    # that `arrays` walks through
 MAX_DIMENSIONS = 32     # NumPy 1 has no more
 MAX_DEPTH = 50
 
-# types that can be read: PyTorch's name, and NumPy's as `Source.raw` takes it; and the types of its storages
+# types that can be read: PyTorch's name, and NumPy's as `FilePart.raw` takes it; and the types of its storages
 TYPES = {'float32': '<f4', 'float64': '<f8', 'float16': '<f2', 'bfloat16': 'bfloat16', 'int64': '<i8', 'int32': '<i4',
          'int16': '<i2', 'int8': 'i1', 'uint8': 'u1', 'bool': '?', 'uint16': '<u2', 'uint32': '<u4', 'uint64': '<u8'}
 STORAGES = {'Float': 'float32', 'Double': 'float64', 'Half': 'float16', 'BFloat16': 'bfloat16', 'Long': 'int64', 'Int': 'int32',
@@ -57,7 +57,7 @@ def read(file: OpenFile) -> Any:
 
     Raises UnreadableFile for a file that is damaged, is something else, or names anything besides tensors.
     """
-    source = file.source()
+    source = file.part()
     if file.head.startswith(ZIP_MAGIC):
         return _Zipped(source).value
     if file.head.startswith(TORCH_MAGIC):
@@ -96,8 +96,8 @@ class _Archive:
 
     value: Any
 
-    def __init__(self, source: Source):
-        self.source, self.places = source, {}  # type: Source, Dict[str, Tuple[int, int]]
+    def __init__(self, source: FilePart):
+        self.source, self.places = source, {}  # type: FilePart, Dict[str, Tuple[int, int]]
 
     def array(self, tensor: Tensor, storage: Storage) -> numpy.ndarray:
         what = f'a tensor of shape {tensor.shape}'
@@ -131,7 +131,7 @@ def _contiguous(shape: Tuple[int, ...]) -> Tuple[int, ...]:
 class _Zipped(_Archive):
     """The zip file of PyTorch 1.6 and later: data.pkl, and data/<key> for each storage."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: FilePart):
         super().__init__(source)
         members, end = directory(source, MAX_MEMBERS)
         found: Dict[str, Tuple[int, int]] = {}
@@ -153,7 +153,7 @@ class _Zipped(_Archive):
         self.value = TorchMachine(source.part(*found[pickles[0]]), self).run()
 
 
-def _place(source: Source, member: Member, limit: int) -> Tuple[int, int]:
+def _place(source: FilePart, member: Member, limit: int) -> Tuple[int, int]:
     """Where the bytes of a member are, which must not reach to the byte ``limit``, where the next one begins."""
     check_stored(source, member)
     part = source.part(member.offset, limit - member.offset)
@@ -170,7 +170,7 @@ def _place(source: Source, member: Member, limit: int) -> Tuple[int, int]:
 class _Sequence(_Archive):
     """What PyTorch wrote before: four pickles, the keys of the storages as a fifth, then each with the number of its elements."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: FilePart):
         super().__init__(source)
         source.file.seek(len(TORCH_MAGIC))
         version, system = self._next(), self._next()
@@ -191,7 +191,7 @@ class _Sequence(_Archive):
             self.places[key] = source.at(), size
             source.file.seek(source.at() + size)
 
-    def _rest(self) -> Source:
+    def _rest(self) -> FilePart:
         return self.source.part(self.source.at(), self.source.end - self.source.at())
 
     def _next(self) -> Any:
@@ -207,7 +207,8 @@ class TorchMachine(Machine):
     max_steps = MAX_STEPS
     names = {
         **{name: kind for name, kind in NAMES.items() if kind in ('dtype', 'scalar', 'encode')},
-        'collections.OrderedDict': 'dictionary', 'collections.Counter': 'dictionary', 'torch.Size': 'size', 'torch.device': 'device',
+        'collections.OrderedDict': 'dictionary', 'collections.Counter': 'dictionary',
+        'torch.Size': 'size', 'torch.device': 'device',
         **{f'torch._utils._rebuild_tensor{version}': 'tensor' for version in ('', '_v2', '_v3')},
         'torch._utils._rebuild_meta_tensor_no_storage': 'meta', 'torch._tensor._rebuild_from_type_v2': 'subclass',
         'torch._utils._rebuild_parameter': 'parameter', 'torch._utils._rebuild_parameter_with_state': 'parameter',
@@ -215,7 +216,7 @@ class TorchMachine(Machine):
         **{f'torch.{name}Storage': 'storage' for name in STORAGES}, 'torch.storage.UntypedStorage': 'storage',
     }
 
-    def __init__(self, source: Source, archive: _Archive):
+    def __init__(self, source: FilePart, archive: _Archive):
         super().__init__(source, ())
         self.archive = archive
         self.widths: Dict[str, int] = {}  # bytes of an element of each storage that was named

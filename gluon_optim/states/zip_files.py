@@ -2,7 +2,7 @@
 import struct
 from typing import List, NamedTuple, Tuple
 
-from .source import Source
+from .file_part import FilePart
 
 __all__ = ['STREAMED', 'Member', 'check_stored', 'directory']
 
@@ -20,7 +20,7 @@ class Member(NamedTuple):
     size: int
 
 
-def directory(source: Source, most: int) -> Tuple[List[Member], int]:
+def directory(source: FilePart, most: int) -> Tuple[List[Member], int]:
     """The members in file order, up to ``most``, and where the directory begins. There may be no comment."""
     source.need(22, 'a zip file')
     end = source.end - 22
@@ -42,7 +42,7 @@ def directory(source: Source, most: int) -> Tuple[List[Member], int]:
     return members, offset
 
 
-def _entry(part: Source) -> Member:
+def _entry(part: FilePart) -> Member:
     begin = part.at()
     (magic, flags, method, crc, packed, size, name_size, extra_size, comment,
      offset) = part.unpack('4s4x2H4x3I3H8xI', 'an entry of the zip directory')
@@ -58,14 +58,14 @@ def _entry(part: Source) -> Member:
     return Member(wide[2], name, flags, method, crc, wide[1], wide[0])
 
 
-def _zip64(part: Source, extra: bytes) -> Tuple[int, ...]:
+def _zip64(part: FilePart, extra: bytes) -> Tuple[int, ...]:
     kind, size = struct.unpack('<HH', extra[:4]) if len(extra) >= 4 else (0, 0)
     if kind != 1 or size != len(extra) - 4 or size % 8 not in (0, 4):
         part.fail('an entry of the zip directory lacks the sizes of a large file.')
     return struct.unpack(f'<{size // 8}Q', extra[4:4 + size // 8 * 8])
 
 
-def check_stored(source: Source, member: Member) -> None:
+def check_stored(source: FilePart, member: Member) -> None:
     """Refuse a member that is not simply there: a compressed one can become a thousand times as large."""
     if member.flags & ~(STREAMED | UTF8) or member.method or member.packed != member.size:
         source.fail(f'the zip member {member.name[:60]!r} must be stored without compression and encryption. Received: method '

@@ -11,7 +11,7 @@
 Works with PyTorch 2.2 and later.
 """
 try:
-    import torch  # noqa: F401  `transfer` takes it from here, so that its absence is said in one place
+    import torch as torch  # `from gluon_optim.torch import torch` says what to install
 except ImportError as error:
     raise ImportError("gluon_optim.torch needs PyTorch: pip install 'gluon-optim[torch]'") from error
 

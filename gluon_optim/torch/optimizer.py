@@ -1,14 +1,15 @@
 """`RuleOptimizer`: a rule as ``torch.optim.Optimizer``."""
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 import torch
+from torch.optim.optimizer import Optimizer
 
 from .. import rules
-from ..mapping.classes import mirror
+from ..mapping.classes import own_class
 from ..mapping.state_dict import check_entry
 from ..rules import Rule
 from ..rules.base import scalars
-from ..schema import Hyper, Slot, Values, check_known
+from ..schema import Hyper, Slot, Values, check_known, compute_type
 
 __all__ = ['RuleOptimizer', 'create', 'param_groups']
 
@@ -17,6 +18,9 @@ ALIASES = {'learning_rate': 'lr', 'weight_decay': 'wd'}  # another word -> the k
 GROUP_KEYS = ('params', 'param_names', 'initial_lr', 'optimizer')  # what a param group holds besides hyper-parameters
 HALVES = (torch.float16, torch.bfloat16)
 TYPES = HALVES + (torch.float32, torch.float64)
+
+
+F = TypeVar('F', bound=Callable[..., Any])
 
 
 class Namespace:
@@ -39,15 +43,15 @@ class Namespace:
 
     @staticmethod
     def minimum(x: Any, y: Any) -> torch.Tensor:
-        if not isinstance(y, torch.Tensor):
-            return x.clamp(max=y)
-        return torch.minimum(x, y) if isinstance(x, torch.Tensor) else y.clamp(max=x)
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return torch.minimum(x, y)
+        return torch.clamp(x, max=y) if isinstance(x, torch.Tensor) else torch.clamp(y, max=x)
 
     @staticmethod
     def maximum(x: Any, y: Any) -> torch.Tensor:
-        if not isinstance(y, torch.Tensor):
-            return x.clamp(min=y)
-        return torch.maximum(x, y) if isinstance(x, torch.Tensor) else y.clamp(min=x)
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return torch.maximum(x, y)
+        return torch.clamp(x, min=y) if isinstance(x, torch.Tensor) else torch.clamp(y, min=x)
 
     def where(self, condition: torch.Tensor, x: Any, y: Any) -> torch.Tensor:
         if not isinstance(x, torch.Tensor) and not isinstance(y, torch.Tensor):
@@ -55,16 +59,28 @@ class Namespace:
         return torch.where(condition, x, y)
 
 
+# Tracing would compile once for each step, at which the coefficients, Python numbers, change. `torch.compiler.disable` does the
+# same, and loads all of the compiler at once.
+untraced: Callable[[F], F] = vars(torch)['_disable_dynamo']
 NAMESPACES = {dtype: Namespace(dtype) for dtype in (torch.float32, torch.float64)}
 
 
-class RuleOptimizer(torch.optim.Optimizer):
+class RuleOptimizer(Optimizer):
     """A registered rule as PyTorch optimizer; make one with `create`.
 
     A param group holds the hyper-parameters under MXNet's names, but ``lr`` for the learning rate, and ``multi_precision``.
     The state of a parameter is its number of updates ``'step'``, the slots under PyTorch's names (``exp_avg`` and so on), of
     shape () where the rule keeps one number, and ``'master'`` for half-precision parameters unless ``multi_precision=False``.
     Slots and masters are float32, for float64 parameters float64. Parameters without gradient are passed over.
+
+    Parameters are the ``rule``, and ``params`` and ``hypers`` as for `create`, which raises the same errors.
+
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = create('novograd', [weight], lr=0.1)
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer.step()
+    >>> optimizer.state[weight]['exp_avg_sq'], optimizer.state[weight]['step']
+    (tensor(25.), tensor(1.))
     """
 
     rule: Type[Rule]
@@ -106,22 +122,22 @@ class RuleOptimizer(torch.optim.Optimizer):
             if key in named:
                 raise TypeError(f'`{key}` is given twice: {name} is another word for it. Leave one out.')
             named[key] = value
-        known = [*mirror(self.rule, {**others, **named}).keys, MULTI_PRECISION.name, *ALIASES]
+        known = [*own_class(self.rule, {**others, **named}).keys, MULTI_PRECISION.name, *ALIASES]
         for name in given:
             check_known('argument', name, known, owner=self.rule.name)
         return named
 
     def _checked(self, group: Mapping[str, Any], partly: bool = False) -> Dict[str, Any]:
         """All hyper-parameters of a group as the numbers and switches that they stand for; ``partly`` fills in defaults."""
-        form = mirror(self.rule, group)
-        h = self.rule.hyperparameters(**form.hypers(group, partly))
+        foreign = own_class(self.rule, group)
+        h = self.rule.hyperparameters(**foreign.hypers(group, partly))
         multi_precision = MULTI_PRECISION.check(group.get(MULTI_PRECISION.name, MULTI_PRECISION.default))
-        return dict(form.group(h), multi_precision=multi_precision)
+        return dict(foreign.group(h), multi_precision=multi_precision)
 
     def _hypers(self, group: Mapping[str, Any]) -> Values:
-        return self.rule.hyperparameters(**mirror(self.rule, group).hypers(group))
+        return self.rule.hyperparameters(**own_class(self.rule, group).hypers(group))
 
-    @torch._disable_dynamo  # the coefficients are Python numbers that change at each step: tracing would compile each one
+    @untraced
     @torch.no_grad()
     def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
         """Update all parameters that have a gradient; ``closure`` reevaluates the model and returns the loss.
@@ -131,15 +147,15 @@ class RuleOptimizer(torch.optim.Optimizer):
         """
         loss = None
         if closure is not None:
-            with torch.enable_grad():
+            with torch.set_grad_enabled(True):
                 loss = closure()
-        work = [(group, self._hypers(group), [(param, _gradient(param)) for param in group['params'] if param.grad is not None])
+        work = [(group, self._hypers(group), [(param, _dense(param.grad)) for param in group['params'] if param.grad is not None])
                 for group in self.param_groups]
         for group, h, pairs in work:
             static, by_count = self.rule.static(h), {}
             for param, gradient in pairs:
                 state = self._state(param, static.slots, group['multi_precision'])
-                t, precision = int(state['step']) + 1, 'float64' if param.dtype == torch.float64 else 'float32'
+                t, precision = int(state['step']) + 1, compute_type(param.dtype)
                 key = t, precision
                 if key not in by_count:
                     by_count[key] = self.rule.all_coefficients(self.rule.numbers(scalars, precision), h, t)
@@ -148,7 +164,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _update(self, static: Any, coefficients: Mapping[str, Any], param: torch.Tensor, gradient: torch.Tensor,
                 state: Dict[str, Any]) -> None:
-        dtype = compute_type(param)
+        dtype = _slot_type(param)
         weight = state['master'] if 'master' in state else param.to(dtype)
         slots = {slot.name: state[_key(slot)] for slot in static.slots}
         rule = self.rule.on_masters() if 'master' in state and param.dtype == torch.float16 else self.rule
@@ -162,7 +178,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _state(self, param: torch.Tensor, slots: Iterable[Slot], multi_precision: bool) -> Dict[str, Any]:
         """The state of a parameter, filled up with what it lacks."""
-        state = self.state[param]
+        state: Dict[str, Any] = self.state[param]
         if 'step' not in state:
             state['step'] = torch.tensor(0.0, dtype=torch.float32)  # on the CPU: reading it waits for no device
         if multi_precision and param.dtype in HALVES and 'master' not in state:
@@ -202,8 +218,8 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _loaded(self, param: torch.Tensor, key: Any, entry: Mapping[str, Any], group: Mapping[str, Any]) -> Dict[str, Any]:
         """One parameter's state from a state_dict, checked, copied to the parameter's device, nothing rounded."""
-        dtype, slots = compute_type(param), self.rule.slots(self._hypers(group))
-        types = check_entry(mirror(self.rule, group), slots, f'parameter {key}', param.shape,
+        dtype, slots = _slot_type(param), self.rule.slots(self._hypers(group))
+        types = check_entry(own_class(self.rule, group), slots, f'parameter {key}', param.shape,
                                         str(dtype).split('.')[-1], entry)
         loaded = dict(entry, step=torch.tensor(float(entry['step']), dtype=torch.float32))
         for word, name in types.items():
@@ -259,6 +275,13 @@ def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) 
 
         optimizer = create('novograd', param_groups(state_dict, model.parameters()))
         optimizer.load_state_dict(state_dict)
+
+    Raises ValueError where the numbers of parameters differ.
+
+    >>> params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
+    >>> state_dict = torch.optim.SGD([{'params': params[:1], 'lr': 0.1}, {'params': params[1:], 'lr': 0.2}]).state_dict()
+    >>> [len(group['params']) for group in param_groups(state_dict, params)]
+    [1, 1]
     """
     params = list(params)
     positions = [position for group in state_dict['param_groups'] for position in group['params']]
@@ -267,9 +290,10 @@ def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) 
     return [{'params': [params[position] for position in group['params']]} for group in state_dict['param_groups']]
 
 
-def compute_type(param: torch.Tensor) -> torch.dtype:
-    """The type of a parameter's slots and of its update: double for double, single for all others."""
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
+def _slot_type(param: torch.Tensor) -> torch.dtype:
+    """The type of a parameter's slots and of its update."""
+    found: torch.dtype = getattr(torch, compute_type(param.dtype))
+    return found
 
 
 def _key(slot: Slot) -> str:
@@ -279,9 +303,10 @@ def _key(slot: Slot) -> str:
 def _initial(slot: Slot, weight: torch.Tensor) -> torch.Tensor:
     """What ``slot`` holds before the first update of ``weight``."""
     if slot.init == 'weight':
-        return weight.detach().to(compute_type(weight), copy=True)
-    like = weight.detach() if slot.like == 'weight' else weight.detach().new_empty(())
-    return torch.full_like(like, float(slot.init), dtype=compute_type(weight))
+        return weight.detach().to(_slot_type(weight), copy=True)
+    shape = slot.shape(weight.shape)
+    like = weight.detach() if shape == weight.shape else weight.detach().new_empty(shape)
+    return torch.full_like(like, float(slot.init), dtype=_slot_type(weight))
 
 
 def _check_param(param: Any) -> None:
@@ -301,8 +326,8 @@ def _check_names(mine: Sequence[str], saved: Sequence[str]) -> None:
                          'make the optimizer of parameters without names.')
 
 
-def _gradient(param: Any) -> torch.Tensor:
-    if param.grad.layout is not torch.strided:
-        raise ValueError(f'A gradient must be dense. Received: {param.grad.layout} for a parameter of shape {tuple(param.shape)}. '
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    if gradient.layout is not torch.strided:
+        raise ValueError(f'A gradient must be dense. Received: {gradient.layout} for a parameter of shape {tuple(gradient.shape)}. '
                          'Make its layer with sparse=False, or give that parameter to another optimizer.')
-    return param.grad
+    return gradient

@@ -43,18 +43,30 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
     ------
     ValueError
         Where the target has no such class, the states do not fit the rule, or something would be lost.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.torch import create
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = create('novograd', [weight])
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer.step()
+    >>> states = go.from_torch(optimizer.state_dict(), params={'weight': weight})
+    >>> go.to_torch(states)['state'][0]['exp_avg_sq']
+    tensor(25.)
+    >>> print(states.report[0])
+    gluon_optim.torch.create('novograd'): exact; 1 parameters, update 1; in this order: weight
     """
     states, rule, h = normalize(states, allow_lossy)
-    form, chosen = classes.find(rule, target, states.hypers), select(states, params)
-    lost = what_is_lost(form, rule, h, states, chosen)
+    foreign, chosen = classes.find(rule, target, states.hypers), select(states, params)
+    lost = what_is_lost(foreign, rule, h, states, chosen)
     if lost and not allow_lossy:
         mirror = ", or target='mirror', which keeps everything" * (target != 'mirror' and classes.mirrored(rule))
         raise ValueError(f"target={target!r} would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without{mirror}.")
-    converted = to_state_dict(form, rule, h, states, chosen)
-    groups = [_complete(form, group, states, chosen) for group in converted['param_groups']]
+    converted = to_state_dict(foreign, rule, h, states, chosen)
+    groups = [_complete(foreign, group, states, chosen) for group in converted['param_groups']]
     state = {position: {key: _tensor(array, copy) for key, array in entry.items()}
              for position, entry in converted['state'].items()}
-    lines = ['lost: ' + line for line in lost] + what_to_say(form, h, states, chosen)
+    lines = ['lost: ' + line for line in lost] + what_to_say(foreign, h, states, chosen)
     states.report.extend(line for line in lines if line not in states.report)
     return {'state': state, 'param_groups': groups}
 
@@ -87,6 +99,16 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     ------
     ValueError, TypeError
         Where the state is not that of ``optimizer``, is incomplete, or does not fit ``params``.
+
+    >>> import gluon_optim as go
+    >>> from gluon_optim.torch import create
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = create('novograd', [weight])
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> optimizer.step()
+    >>> states = go.from_torch(optimizer.state_dict(), params={'weight': weight})
+    >>> states.optimizer, states.counts, states.slots['weight']['norm_sq']
+    ('novograd', {'weight': 1}, array(25., dtype=float32))
     """
     groups = list(state_dict['param_groups'])
     name = optimizer or groups[0].get('optimizer')
@@ -97,33 +119,33 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     arrays = {key: {word: _array(value) for word, value in entry.items()} for key, entry in state_dict['state'].items()}
     groups = [{key: value.item() if getattr(value, 'shape', None) == () else _array(value) for key, value in group.items()}
               for group in groups]
-    form = classes.find(rule, target, groups[0])
+    foreign = classes.find(rule, target, groups[0])
     given = {'state': arrays, 'param_groups': groups}
-    states = from_state_dict(form, rule, given, params, num_update, allow_lossy, copy)
+    states = from_state_dict(foreign, rule, given, params, num_update, allow_lossy, copy)
     states.producer['torch'] = str(torch.__version__)
     return states
 
 
-def _complete(form: Foreign, group: Dict[str, Any], states: OptimizerStates, chosen: List[Any]) -> Dict[str, Any]:
+def _complete(foreign: Foreign, group: Dict[str, Any], states: OptimizerStates, chosen: List[Any]) -> Dict[str, Any]:
     """A param group with all that its class expects: for PyTorch's own whatever options the installed version has."""
-    if form.target == 'mirror':
+    if foreign.target == 'mirror':
         no_master = [info.name for info in chosen
                      if info.dtype == 'float16' and info.name in states.slots and info.name not in states.master]
-        return dict(group, optimizer=form.rule, multi_precision=not no_master,
+        return dict(group, optimizer=foreign.rule, multi_precision=not no_master,
                     param_names=[chosen[position].name for position in group['params']])
-    module, _, name = (form.path if form.cls is None else form.cls).rpartition('.')
+    module, _, name = (foreign.path if foreign.cls is None else foreign.cls).rpartition('.')
     if not module:
         return {key: _tensor(value) for key, value in group.items()}
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ImportError(f'target={form.target!r} needs {module}.{name} at hand, whose options differ between versions: '
+        raise ImportError(f'target={foreign.target!r} needs {module}.{name} at hand, whose options differ between versions: '
                           f"pip install {module.split('.')[0]}. Importing it failed with: {error}") from error
     fresh = cls([torch.zeros(1)], lr=max(group['lr'], 0) or 1.0).state_dict()['param_groups'][0]
-    unknown = [key for key in form.keys if key not in fresh]
+    unknown = [key for key in foreign.keys if key not in fresh]
     if unknown:
-        raise ValueError(f'{form.path} must have {one_of(unknown)}, which the installed version lacks. Install a newer one.')
-    switches = [key for key in form.fixed if key not in fresh]  # of later versions
+        raise ValueError(f'{foreign.path} must have {one_of(unknown)}, which the installed version lacks. Install a newer one.')
+    switches = [key for key in foreign.fixed if key not in fresh]  # of later versions
     return dict(fresh, **{key: _tensor(value) for key, value in group.items() if key not in switches})
 
 

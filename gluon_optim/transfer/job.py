@@ -11,7 +11,7 @@ from ..states.model import NO_OPTIMIZER, OptimizerStates
 from ..states.mxnet_files import writer
 from .read import read
 from .refused import Refused, refusing
-from .targets import TARGETS, Job
+from .targets import PROGRAMS, Job
 from .verify import Outcome, Replay, rates, replay, weights_of
 
 __all__ = ['convert', 'needs_weights', 'size_of']
@@ -27,7 +27,7 @@ def convert(job: Job, to: str) -> Dict[str, Any]:
         if to != 'mxnet':
             job = job._replace(states=normalize(job.states, job.allow_lossy)[0])
         states = job.states
-        outcome = _verified(job, to) if job.verify else TARGETS[to].write(job, job.output)
+        outcome = _verified(job, to) if job.verify else PROGRAMS[to].write(job, job.output)
         chosen = states.parameters if to == 'mxnet' else select(states, job.names)
     return {'input': job.contents.path, 'output': job.output, 'to': to, 'target': job.target, 'optimizer': states.optimizer,
             'num_update': states.num_update, 'verified': outcome and outcome._asdict(), 'parameters': [
@@ -58,7 +58,7 @@ def _verified(job: Job, to: str) -> Outcome:
     root, ending = os.path.splitext(output)
     partial = f'{root}.{os.getpid()}.partial{ending}'
     try:
-        TARGETS[to].write(job, partial)
+        PROGRAMS[to].write(job, partial)
         outcome = _replayed(job, to, partial)
         if os.path.exists(output):
             shutil.copymode(output, partial)

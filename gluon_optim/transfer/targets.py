@@ -1,4 +1,4 @@
-"""What a conversion can write: one `Target` for each program, and the `Job` that it gets."""
+"""What a conversion can write: one `Program` for each that reads the result, and the `Job` that it gets."""
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from ..mapping import optax_file
@@ -12,7 +12,7 @@ from ..states.mxnet_files import writer
 from .read import NO_NAMES
 from .refused import Refused
 
-__all__ = ['CLASS_TARGETS', 'TARGETS', 'Job', 'Target']
+__all__ = ['CLASS_TARGETS', 'PROGRAMS', 'Job', 'Program']
 
 
 class Job(NamedTuple):
@@ -28,7 +28,7 @@ class Job(NamedTuple):
     verify: int = 0                         # steps to replay on both sides before the file gets its name
 
 
-class Target(NamedTuple):
+class Program(NamedTuple):
     """One program to write for."""
 
     ending: str
@@ -70,9 +70,9 @@ def _to_mxnet(job: Job, path: str) -> None:
 
 
 CLASS_TARGETS = tuple(dict.fromkeys(['mirror', 'torch', *(foreign.target for foreign in FOREIGN)]))
-TARGETS: Dict[str, Target] = {
-    'torch': Target('.pt', _to_torch, CLASS_TARGETS),
-    'onnx': Target('.onnx', _to_onnx, ('mirror', 'preview')),
-    'optax': Target('.npz', _to_optax),
-    'mxnet': Target('.safetensors', _to_mxnet),
+PROGRAMS: Dict[str, Program] = {
+    'torch': Program('.pt', _to_torch, CLASS_TARGETS),
+    'onnx': Program('.onnx', _to_onnx, ('mirror', 'preview')),
+    'optax': Program('.npz', _to_optax),
+    'mxnet': Program('.safetensors', _to_mxnet),
 }

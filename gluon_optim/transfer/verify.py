@@ -11,6 +11,7 @@ import numpy
 from .. import rules
 from ..mapping.classes import find
 from ..rules.base import initial_slot
+from ..schema import compute_type
 from ..states.model import OptimizerStates, ParameterInfo
 
 __all__ = ['LIMITS', 'Outcome', 'Replay', 'rates', 'replay', 'weights_of']
@@ -79,14 +80,13 @@ def replay(run: Replay, path: str, to: str, whose: str) -> Outcome:
     """Run the file at ``path`` in its runtime beside the rule. ImportError where the runtime is missing."""
     name, begin = RUNTIMES[to]
     step, result = begin(run, path)
-    own = [(_Own(run, info, 'float64' if info.dtype == 'float64' else 'float32'), _Own(run, info, 'float64'))
-           for info in run.chosen]
+    own = [(_Own(run, info, compute_type(info.dtype)), _Own(run, info, 'float64')) for info in run.chosen]
     random = numpy.random.RandomState(1)
     scales = numpy.geomspace(1e-3, 10, len(run.rates))
     random.shuffle(scales)
-    for k, (rate, scale) in enumerate(zip(run.rates, scales)):
+    for rate, scale in zip(run.rates, scales):
         gradients = {info.name: numpy.asarray(random.normal(size=info.shape) * scale, info.dtype) for info in run.chosen}
-        step(k, rate, gradients)
+        step(rate, gradients)
         for parameter in (parameter for pair in own for parameter in pair):
             parameter.step(rate, gradients[parameter.info.name])
     found = result()
@@ -132,7 +132,7 @@ class _Own:
 
 # Runtimes: each begins with a file and returns what makes a step, and what tells the weights, or masters, then
 
-Begun = Tuple[Callable[[int, float, Arrays], None], Callable[[], Arrays]]
+Begun = Tuple[Callable[[float, Arrays], None], Callable[[], Arrays]]
 
 
 def _torch(run: Replay, path: str) -> Begun:
@@ -141,19 +141,19 @@ def _torch(run: Replay, path: str) -> Begun:
     params = {info.name: torch.nn.Parameter(torch.from_numpy(run.weights[info.name].copy())) for info in run.chosen}
     groups = param_groups(state_dict, params.values())
     rule = rules.get(run.states.optimizer)
-    h, form = rule.hyperparameters(**run.states.hypers), find(rule, run.target, run.states.hypers)
+    h, foreign = rule.hyperparameters(**run.states.hypers), find(rule, run.target, run.states.hypers)
     if run.target == 'mirror':
         optimizer = create(rule.name, groups)
     elif run.target == 'apex':
-        raise ImportError(f'{form.path} needs CUDA: its states cannot be verified here')
+        raise ImportError(f'{foreign.path} needs CUDA: its states cannot be verified here')
     else:
-        optimizer = _foreign(form.path)(groups, lr=1.0, **form.made_with(h))
+        optimizer = _foreign(foreign.path)(groups, lr=1.0, **foreign.made_with(h))
     optimizer.load_state_dict(state_dict)
     mults = [run.chosen[group['params'][0]].lr_mult for group in state_dict['param_groups']]
 
-    def step(k: int, rate: float, gradients: Arrays) -> None:
+    def step(rate: float, gradients: Arrays) -> None:
         for group, lr_mult in zip(optimizer.param_groups, mults):
-            group['lr'] = form.group(h.replace(learning_rate=rate * lr_mult))['lr']
+            group['lr'] = foreign.group(h.replace(learning_rate=rate * lr_mult))['lr']
         for key, param in params.items():
             param.grad = torch.from_numpy(gradients[key].copy())  # some classes write to it
         optimizer.step()
@@ -180,7 +180,7 @@ def _onnx(run: Replay, path: str) -> Begun:
         options.log_severity_level = 3
         evaluate = runtime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider']).run
 
-    def step(k: int, rate: float, gradients: Arrays) -> None:
+    def step(rate: float, gradients: Arrays) -> None:
         feeds = {**arrays, **{key + '/grad': gradient for key, gradient in gradients.items()}, 'learning_rate': numpy.array(rate)}
         new = evaluate(None, {key: value for key, value in feeds.items() if key in known})
         arrays.update(zip(outputs, new))
@@ -191,7 +191,7 @@ def _onnx(run: Replay, path: str) -> Begun:
 
 
 def _optax(run: Replay, path: str) -> Begun:
-    from ..optax import create, jax, load, optax
+    from ..optax import RuleState, create, jax, load, optax
     jnp = jax.numpy
     if any(info.dtype == 'float64' for info in run.chosen):
         jax.config.update('jax_enable_x64', True)
@@ -200,19 +200,20 @@ def _optax(run: Replay, path: str) -> Begun:
     start = max((run.states.counts.get(info.name, 0) for info in run.chosen), default=0)
     table = jnp.asarray(numpy.array(run.rates))
     optimizer = create(**dict(arguments, learning_rate=lambda count: table[count - start]))
-    held: Dict[str, Any] = {'params': params, 'state': state}
 
-    @jax.jit
-    def update(params: Any, state: Any, gradients: Any) -> Tuple[Any, Any]:
+    def updated(params: Any, state: RuleState, gradients: Any) -> Tuple[Any, RuleState]:
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    def step(k: int, rate: float, gradients: Arrays) -> None:
-        held['params'], held['state'] = update(held['params'], held['state'], gradients)
+    compiled = jax.jit(updated)
+
+    def step(rate: float, gradients: Arrays) -> None:
+        nonlocal params, state
+        params, state = compiled(params, state, gradients)
 
     def result() -> Arrays:
-        master = held['state'].master or {}
-        return {key: numpy.asarray(weight if master.get(key) is None else master[key]) for key, weight in held['params'].items()}
+        master = state.master or {}
+        return {key: numpy.asarray(weight if master.get(key) is None else master[key]) for key, weight in params.items()}
     return step, result
 
 

@@ -5,7 +5,7 @@ weights: of beta2=0.999 it takes 1 - beta2 1.3e-5 too small. These rules do that
 in PyTorch as it would have in MXNet: `MXNumbers` is their namespace of coefficients, `AsRead` that of symbols.
 """
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Dict
 
 import numpy
 
@@ -139,11 +139,11 @@ class MXRule(Rule):
     operator: ClassVar[bool] = True
 
     @classmethod
-    def numbers(cls, xp, precision):
+    def numbers(cls, xp: Any, precision: str) -> Any:
         return _NUMBERS[precision] if xp is scalars else AsRead(xp)
 
     @classmethod
-    def all_coefficients(cls, xp, h, t):
+    def all_coefficients(cls, xp: Any, h: Values, t: Any) -> Dict[str, Any]:
         if h.clip_gradient is not None:
             h = h.replace(clip_gradient=parameter(xp, h.clip_gradient))
         if cls.operator:

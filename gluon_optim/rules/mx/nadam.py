@@ -1,12 +1,13 @@
 """MXNet's `nadam` (Dozat, Incorporating Nesterov momentum into Adam, ICLR workshop 2016)."""
 import math
+from typing import Any
 
-from ...schema import Hyper
+from ...schema import Hyper, Values
 from ..moments import MEAN, VAR, averaging, moments
 from .base import BETA1, BETA2, WD, DecayedFirst, correction, rate
 
 
-def momentum(xp, h, t):
+def momentum(xp: Any, h: Values, t: Any) -> Any:
     """The momentum that update ``t`` uses."""
     return h.beta1 * (1 - 0.5 * xp.exp(t * (h.schedule_decay * math.log(0.96))))
 

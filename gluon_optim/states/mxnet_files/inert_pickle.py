@@ -13,7 +13,7 @@ from typing import Any, Callable, Collection, List, Mapping, NoReturn, Optional,
 import numpy
 
 from ..errors import UnreadableFile
-from ..source import Source
+from ..file_part import FilePart
 from .ndarray_format import MAX_ARRAYS, read_ndarray
 
 __all__ = ['Array', 'Blob', 'Machine', 'Name', 'Object', 'load']
@@ -89,7 +89,7 @@ class Array:
         return self.machine.decode(self.content)
 
 
-def load(source: Source, allow: Collection[str] = ()) -> Any:
+def load(source: FilePart, allow: Collection[str] = ()) -> Any:
     """The value of the pickle in ``source``: None, bool, int, float, str, list, tuple, dict, `Array` and `Object`.
 
     Classes besides MXNet's and ours can be named in ``allow``; they become `Object` as well.
@@ -106,7 +106,7 @@ class Machine:
     calls: Mapping[str, Callable[[Any, Tuple[Any, ...]], Any]]           # set below, as are
     instructions: Mapping[bytes, Callable[[Any], None]]
 
-    def __init__(self, source: Source, allow: Collection[str]):
+    def __init__(self, source: FilePart, allow: Collection[str]):
         self.source, self.allow = source, frozenset(allow)
         self.file, self.allowance = source.file, source.allowance
         self.stack: List[Any] = []
@@ -399,7 +399,8 @@ class Machine:
         data = data.encode('latin-1') if type(data) is str else self.content(data)
         if len(data) != int(number_type.code[1]):
             return None
-        return numpy.frombuffer(data, number_type.order + number_type.code)[0].item()
+        number: Union[int, float, bool] = numpy.frombuffer(data, number_type.order + number_type.code)[0].item()
+        return number
 
     def new_object(self) -> None:
         arguments, cls = self.pop(), self.pop()
@@ -441,7 +442,7 @@ class Machine:
             source = self.source.part(content.begin, content.size)
         elif type(content) is bytes or (type(content) is Blob and content.is_bytes):
             data = content if type(content) is bytes else self._encoded(content)  # type: ignore[arg-type]
-            source = Source(io.BytesIO(data), f'{self.source.name}, an array in text form', 0, len(data), self.source.allowance)
+            source = FilePart(io.BytesIO(data), f'{self.source.name}, an array in text form', 0, len(data), self.source.allowance)
         else:
             self.fail('an NDArray without data (its parameter was never initialized).')
         array = read_ndarray(source)

@@ -1,6 +1,6 @@
 """MXNet's bytes for arrays, read without MXNet: one NDArray, the list of `mx.nd.save`, the zip file of `npx.savez`.
 
-Sizes that a file claims are compared with the bytes that are there, and with an allowance of memory (see `Source`), before
+Sizes that a file claims are compared with the bytes that are there, and with an allowance of memory (see `FilePart`), before
 anything is allocated.
 """
 import re
@@ -9,7 +9,7 @@ from typing import Dict, List, Sequence, Tuple
 
 import numpy
 
-from ..source import Source, converted, octets, product
+from ..file_part import FilePart, converted, octets, product
 from ..zip_files import STREAMED, Member, check_stored, directory
 
 __all__ = ['read_list', 'read_ndarray', 'read_npz']
@@ -27,7 +27,7 @@ MAX_ARRAYS = 30_000  # a network has some thousand; so many take about half a se
 
 # One NDArray
 
-def read_ndarray(source: Source) -> numpy.ndarray:
+def read_ndarray(source: FilePart) -> numpy.ndarray:
     """One array as MXNet's `NDArray::Save` writes it, of any version, storage type and device; sparse ones become dense."""
     begin = source.at()
     magic, = source.unpack('I', 'the beginning of an array')
@@ -54,7 +54,7 @@ def read_ndarray(source: Source) -> numpy.ndarray:
     return _sparse(source, storage, dtype, shape)
 
 
-def _shape(source: Source, code: str) -> Tuple[int, ...]:
+def _shape(source: FilePart, code: str) -> Tuple[int, ...]:
     ndim, = source.unpack('i', 'a number of dimensions')
     if not -1 <= ndim <= MAX_DIMENSIONS:
         source.fail(f'an array can have up to {MAX_DIMENSIONS} dimensions. Received: {ndim}.', source.at() - 4)
@@ -64,14 +64,14 @@ def _shape(source: Source, code: str) -> Tuple[int, ...]:
     return shape
 
 
-def _dtype(source: Source) -> str:
+def _dtype(source: FilePart) -> str:
     flag, = source.unpack('i', 'a data type')
     if flag not in DTYPES:
         source.fail(f'the data type must be one of {DTYPES}. Received: {flag}.', source.at() - 4)
     return DTYPES[flag]
 
 
-def _sparse(source: Source, storage: int, dtype: str, shape: Sequence[int]) -> numpy.ndarray:
+def _sparse(source: FilePart, storage: int, dtype: str, shape: Sequence[int]) -> numpy.ndarray:
     described = []
     for what in ('row numbers',) if storage == ROW_SPARSE else ('row pointers', 'column numbers'):
         index_dtype = _dtype(source)
@@ -83,7 +83,7 @@ def _sparse(source: Source, storage: int, dtype: str, shape: Sequence[int]) -> n
     return dense(source, shape, values, *[source.array(*description) for description in described])
 
 
-def dense(source: Source, shape: Sequence[int], values: numpy.ndarray, *indices: numpy.ndarray) -> numpy.ndarray:
+def dense(source: FilePart, shape: Sequence[int], values: numpy.ndarray, *indices: numpy.ndarray) -> numpy.ndarray:
     """The dense form of row_sparse data (values, row numbers) or csr data (values, row pointers, column numbers)."""
     columns = indices[-1]
     expected = (*columns.shape, *shape[1:]) if len(indices) == 1 else columns.shape
@@ -109,7 +109,7 @@ def dense(source: Source, shape: Sequence[int], values: numpy.ndarray, *indices:
 
 # Files of arrays
 
-def read_list(source: Source) -> Tuple[List[numpy.ndarray], List[str]]:
+def read_list(source: FilePart) -> Tuple[List[numpy.ndarray], List[str]]:
     """The arrays and names of a file of `mx.nd.save`; no names where it was given a list."""
     magic, reserved, count = source.unpack('QQQ', 'the beginning of the file')
     if magic != LIST_MAGIC or reserved != 0:
@@ -128,12 +128,12 @@ def read_list(source: Source) -> Tuple[List[numpy.ndarray], List[str]]:
     return arrays, names
 
 
-def _check_count(source: Source, count: int, each: int) -> None:
+def _check_count(source: FilePart, count: int, each: int) -> None:
     if count > MAX_ARRAYS or count * each > source.left():
         source.fail(f'the file claims {count} arrays; {source.left()} bytes follow, and {MAX_ARRAYS} arrays are the limit.')
 
 
-def _text(source: Source, data: bytes) -> str:
+def _text(source: FilePart, data: bytes) -> str:
     source.charge(4 * len(data))
     try:
         return data.decode('utf-8')
@@ -145,7 +145,7 @@ _NPY = re.compile(rb"\{'descr': (?:'[<|](?P<code>[fiu][1248]|b1)'|\[\('(?P<bfloa
                   rb"'fortran_order': False, 'shape': \((?P<shape>(?:\d{1,18}(?:, \d{1,18})*,?)?)\), \} *\n")
 
 
-def read_npz(source: Source) -> Dict[str, numpy.ndarray]:
+def read_npz(source: FilePart) -> Dict[str, numpy.ndarray]:
     """The arrays of a zip file of .npy members, as MXNet 2's `npx.savez` and NumPy's `savez` write it.
 
     Members must be stored, not compressed, and fill the file without gap or overlap: no bomb can be built so.
@@ -168,7 +168,7 @@ def read_npz(source: Source) -> Dict[str, numpy.ndarray]:
     return _join_sparse(source, found)
 
 
-def _member(source: Source, member: Member, end: int) -> numpy.ndarray:
+def _member(source: FilePart, member: Member, end: int) -> numpy.ndarray:
     """The array of one member, which ends at ``end``; the header before it and the checksum must agree with the directory."""
     part = source.part(member.offset, end - member.offset)
     magic, flags, method, crc, size, name_size, extra_size = part.unpack('4s2x2H4xI4xI2H', 'a zip member')
@@ -197,7 +197,7 @@ def _member(source: Source, member: Member, end: int) -> numpy.ndarray:
     return converted(array, dtype)
 
 
-def _npy_header(data: Source) -> bytes:
+def _npy_header(data: FilePart) -> bytes:
     start = data.take(8, 'the beginning of an array')
     if start not in (b'\x93NUMPY\1\0', b'\x93NUMPY\2\0', b'\x93NUMPY\3\0'):
         data.fail(f'a zip member must be a NumPy array. Received: {start!r}.', data.at() - 8)
@@ -205,7 +205,7 @@ def _npy_header(data: Source) -> bytes:
     return start + length + data.take(min(int.from_bytes(length, 'little'), 4096), 'the header of an array')
 
 
-def _npy_type(data: Source, header: bytes) -> Tuple[str, Tuple[int, ...]]:
+def _npy_type(data: FilePart, header: bytes) -> Tuple[str, Tuple[int, ...]]:
     match = _NPY.fullmatch(header, 10 if header[6] == 1 else 12)
     if match is None:
         data.fail(f'the header of an array must give a numeric type, C order and a shape. Received: {header[10:110]!r}.')
@@ -216,7 +216,7 @@ def _npy_type(data: Source, header: bytes) -> Tuple[str, Tuple[int, ...]]:
     return {'b1': '?', 'bfloat16': 'bfloat16'}.get(code, '<' + code), shape
 
 
-def _join_sparse(source: Source, found: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarray]:
+def _join_sparse(source: FilePart, found: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarray]:
     """Sparse arrays are spread over several members: name/format, /data, /shape, /indices, and /indptr of a csr."""
     for name in [key[:-len('/format')] for key in found if key.endswith('/format')]:
         _, values, sizes, columns, pointers = (

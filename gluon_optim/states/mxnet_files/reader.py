@@ -4,16 +4,18 @@
 """
 import collections
 import re
-from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Set, Tuple, Type, Union
 
 import numpy
 
 from ... import rules
+from ...rules import Rule
 from ...schema import Values, one_of
 from ..errors import UnreadableFile, reading
+from ..file_part import FilePart
 from ..files import ZIP_MAGIC, Kind, OpenFile, Path, open_once
 from ..model import OptimizerStates, ParameterInfo
-from ..source import Source
+from ..nesting import take_apart
 from .builtins import BUILTINS, Layout
 from .inert_pickle import Array, Object, load
 from .names import Params, assign
@@ -47,7 +49,7 @@ def read_params(path: Union[Path, OpenFile], limit: Optional[int] = None) -> Dic
         When the file is damaged or is something else. It says what is wrong at which byte.
     """
     with open_once(path) as file, reading(file.path):
-        source = file.source(limit)
+        source = file.part(limit)
         if file.kind is Kind.PARAMS:
             arrays, names = read_list(source)
         elif file.head.startswith(ZIP_MAGIC):
@@ -96,7 +98,7 @@ def read_states(path: Union[Path, OpenFile], params: Params = None, allow: Colle
         When ``params`` does not fit the file, or leaves open which state belongs to which parameter.
     """
     with open_once(path) as file, reading(file.path, TypeError, KeyError):  # of `params`
-        source = file.source(limit)
+        source = file.part(limit)
         if file.kind is not Kind.MXNET_STATES:
             source.fail(f'the file must be one of Trainer.save_states. {_what_it_is(file.kind)}', 0)
         value = load(source, [allow] if isinstance(allow, str) else allow)
@@ -151,12 +153,12 @@ def _arrays(state: Any, layout: Layout) -> Dict[str, Array]:
 class _Reader:
     """One file, unpickled: arrays are still in it."""
 
-    def __init__(self, source: Source, states: Dict[Any, Any], optimizer: Optional[Object]):
+    def __init__(self, source: FilePart, states: Dict[Any, Any], optimizer: Optional[Object]):
         self.source, self.states, self.optimizer = source, states, optimizer
         self.attributes: Dict[str, Any] = optimizer.attributes if optimizer else {}
         self.report: List[str] = []
         self.visits = 0
-        path = optimizer.path if optimizer else ''
+        path: str = optimizer.path if optimizer else ''
         version_2 = 'use_fused_step' in self.attributes or re.match(r'mxnet\.optimizer\.(?!optimizer|contrib)\w+\.', path)
         self.version = 2 if version_2 else 1
         self.ours = _rule(path.rpartition('.')[2]) if path and not path.startswith('mxnet.') else None
@@ -183,6 +185,7 @@ class _Reader:
             counts={info.name: counts.get(key, 0) for info, key in zip(infos, keys)},
             slots={names[key]: slots[key] for key in names}, master={names[key]: masters[key] for key in names if key in masters},
             scheduler=self._scheduler(), variables=self._variables(names),
+            trees={names[key]: tree for key, tree in self._trees().items()},
             producer={'mxnet': f'{self.version}.x'} if self.optimizer else {}, report=[*self.report, *report])
 
     # -- the optimizer ------------------------------------------------------------------------------------------------
@@ -199,7 +202,8 @@ class _Reader:
                                "called 'mxnet.adamw' here.")
             return 'mxnet.adamw'
         if self.builtin is None:
-            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are called 0, 1, ...')
+            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are called by their '
+                               'places.')
         return self.class_name
 
     def _hypers(self) -> Dict[str, Any]:
@@ -223,7 +227,7 @@ class _Reader:
             del hypers['correct_bias']  # the same is True of gluon_optim's, which has no such option
         return hypers
 
-    def _own_hypers(self, rule: Any) -> Dict[str, Any]:
+    def _own_hypers(self, rule: Type[Rule]) -> Dict[str, Any]:
         """Those of one of our rules, checked by it. As in our own files, the rate is the scheduler's where there is one."""
         names = self.attributes.get('_names')
         names = names if type(names) is tuple else [hyper.name for hyper in rule.declared({}) + rules.base.BASE_HYPERS]
@@ -276,7 +280,8 @@ class _Reader:
             return None
         if type(scheduler) is not Object:
             self.source.fail('the scheduler must be an object.')
-        return self._plain(scheduler, 0)
+        record: Dict[str, Any] = self._plain(scheduler, 0)
+        return record
 
     def _visit(self, depth: int = 0) -> None:
         """Called for each value of a walk: a small file can refer to one list very often, or to a list from itself."""
@@ -320,7 +325,7 @@ class _Reader:
         elif self.builtin is not None:
             layouts = self.builtin.layouts(self.version)
         else:
-            return lambda state: (self._numbered(state), None)
+            return lambda state: (self._nested(state)[1], None)
         last = self.builtin is not None and self.builtin.is_master_last(self.version)
 
         def split(state: Any) -> Tuple[Dict[str, Array], Optional[Array]]:
@@ -335,17 +340,30 @@ class _Reader:
                              'and a master.')
         return split
 
-    def _numbered(self, state: Any) -> Dict[str, Array]:
-        """The arrays of a state of unknown meaning, by their place; None takes a place as well."""
-        return {str(place): leaf for place, leaf in enumerate(self._leaves(state, 0)) if leaf is not None}
-
-    def _leaves(self, state: Any, depth: int) -> List[Optional[Array]]:
-        self._visit(depth)
-        if type(state) in (tuple, list):
-            return [leaf for part in state for leaf in self._leaves(part, depth + 1)]
-        if state is not None and type(state) is not Array:
+    def _nested(self, state: Any) -> Tuple[Any, Dict[str, Array]]:
+        """The tree of a state of unknown meaning, and its arrays by their places."""
+        self._walk(state, 0)
+        if state is not None and type(state) not in (tuple, list, dict, Array):
             self.source.fail('the state of a parameter must consist of arrays.')
-        return [state]
+        try:
+            return take_apart(state, Array)
+        except TypeError as error:
+            self.source.fail(f'the state of a parameter must consist of arrays: {error}.')
+
+    def _walk(self, state: Any, depth: int) -> None:
+        self._visit(depth)
+        for part in state.values() if type(state) is dict else state if type(state) in (tuple, list) else ():
+            self._walk(part, depth + 1)
+
+    def _trees(self) -> Dict[Any, Any]:
+        """How the states of an optimizer nest that is neither MXNet's nor ours."""
+        if self.optimizer is None or self.ours is not None or self.builtin is not None:
+            return {}
+        others = [name for name, value in self.attributes.items() if name not in BOOKKEEPING and type(value) not in PLAIN]
+        if others:
+            self.report.append(f'The attributes {one_of(others[:8])} of {self.class_name} are not numbers or texts, and were not '
+                               'read.')
+        return {key: self._nested(state)[0] for key, state in self.states.items()}
 
     def _states(self, hypers: Dict[str, Any]) -> Tuple[Dict[Any, Dict[str, numpy.ndarray]], Dict[Any, numpy.ndarray]]:
         """Slots and masters of all parameters, by key."""
@@ -386,7 +404,7 @@ class _Reader:
         return table
 
 
-def _rule(class_name: str) -> Any:
+def _rule(class_name: str) -> Optional[Type[Rule]]:
     """Our rule of the optimizer class with that name."""
     plain = {name.replace('_', ''): name for name in rules.names()}
     return rules.get(plain[class_name.lower()]) if class_name.lower() in plain else None
@@ -394,8 +412,6 @@ def _rule(class_name: str) -> Any:
 
 def _weight_shape(slots: Mapping[str, numpy.ndarray], master: Optional[numpy.ndarray]) -> Optional[Tuple[int, ...]]:
     """The shape of the weight as its state tells it; None where it does not."""
-    if master is not None:
-        return master.shape
-    shapes = {array.shape for array in slots.values()}
+    shapes: Set[Tuple[int, ...]] = {array.shape for array in slots.values()} if master is None else {master.shape}
     wide = {shape for shape in shapes if shape not in ((), (1,))} or shapes
     return wide.pop() if len(wide) == 1 else None

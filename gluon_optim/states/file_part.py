@@ -9,7 +9,7 @@ import numpy
 
 from .errors import UnreadableFile
 
-__all__ = ['SMALL', 'Allowance', 'Source', 'converted', 'octets', 'product', 'stored_type']
+__all__ = ['SMALL', 'Allowance', 'FilePart', 'converted', 'octets', 'product', 'stored_type']
 
 SMALL = 32 << 20  # bytes of memory that anything may become; more than that, and than twice its size, is made of no file
 
@@ -21,10 +21,10 @@ class Allowance:
         self.size = self.left = size
 
 
-class Source:
+class FilePart:
     """A part of a binary file, read forward; every error names the file and the byte.
 
-    ``Source.charge`` must be told of everything that is made from the file, so that no file becomes more than the
+    ``FilePart.charge`` must be told of everything that is made from the file, so that no file becomes more than the
     allowance, however often it refers to the same bytes or however large it says that its arrays are.
     """
 
@@ -41,9 +41,9 @@ class Source:
     def fail(self, message: str, at: int = -1) -> NoReturn:
         raise UnreadableFile(f'Cannot read {self.name}: at byte {self.at() if at < 0 else at}: {message}')
 
-    def part(self, begin: int, size: int) -> 'Source':
+    def part(self, begin: int, size: int) -> 'FilePart':
         """The ``size`` bytes from ``begin`` on."""
-        return Source(self.file, self.name, begin, begin + size, self.allowance)
+        return FilePart(self.file, self.name, begin, begin + size, self.allowance)
 
     def charge(self, nbytes: int) -> None:
         self.allowance.left -= nbytes
@@ -95,7 +95,7 @@ def stored_type(dtype: str) -> numpy.dtype:
 
 
 def converted(array: numpy.ndarray, dtype: str) -> numpy.ndarray:
-    """What `Source.raw` read, as NumPy has it: bfloat16, which NumPy lacks, becomes float32, which holds it exactly."""
+    """What `FilePart.raw` read, as NumPy has it: bfloat16, which NumPy lacks, becomes float32, which holds it exactly."""
     if dtype == 'bfloat16':
         return (array.astype('<u4') << 16).view('<f4')
     return array != 0 if dtype == '?' else array

@@ -1,0 +1,107 @@
+"""The schedulers of MXNet 1.9.1 and 2.0, as functions of the number of the update.
+
+MXNet's objects are stateful: ``base_lr`` of a FactorScheduler is what is left of it, and a fresh CosineScheduler that is asked
+past its end answers with its first rate. The functions have no memory: they give what an object gives that was asked at every
+update. ``of`` finds the first rate again from the attributes of an object in the middle of a run.
+"""
+import math
+from typing import Any, Dict, Mapping
+
+from ..schema import Hyper, Values
+from .base import Schedule, warmed_up
+
+__all__ = ['Cosine', 'Factor', 'MultiFactor', 'Poly']
+
+BASE_LR = Hyper('base_lr', 0.01, '[0, inf)', 'the first rate')
+WARMUP = (
+    Hyper('warmup_steps', 0, '[0, inf)', 'updates before the schedule begins'),
+    Hyper('warmup_begin_lr', 0.0, '[0, inf)', 'the rate from which it warms up'),
+    Hyper('warmup_mode', 'linear', ('linear', 'constant'), 'a line to base_lr, or warmup_begin_lr throughout'),
+)
+FACTOR = Hyper('factor', 1.0, '[0, 1]', 'of the rate, at each change')
+MAX_UPDATE = Hyper('max_update', 1, '[1, inf)', 'the update at which the final rate is reached')
+FINAL_LR = Hyper('final_lr', 0.0, '[0, inf)', 'the rate from max_update on')
+
+
+def _common(attributes: Mapping[str, Any], base_lr: float, *names: str) -> Dict[str, Any]:
+    warmup = ('warmup_steps', 'warmup_begin_lr', 'warmup_final_lr', 'warmup_mode')
+    return {'base_lr': base_lr, **{name: attributes[name] for name in (*warmup, *names)}}
+
+
+def _first_rate(attributes: Mapping[str, Any], changes: int) -> float:
+    """``base_lr`` before it was multiplied by ``factor`` so many times."""
+    factor, now = attributes['factor'], attributes['base_lr']
+    if not changes or now == attributes.get('stop_factor_lr') or not factor:
+        return float(attributes['warmup_final_lr'] if changes else now)
+    return float(now / factor ** changes)
+
+
+class Factor(Schedule):
+    """base_lr factor^floor((t - 1) / step), and not below stop_factor_lr once it has changed."""
+
+    name = 'factor'
+    summary = 'multiplied by a factor after every so many updates'
+    hypers = (Hyper('step', 1, '[1, inf)', 'updates between two changes'), FACTOR,
+              Hyper('stop_factor_lr', 1e-8, '[0, inf)', 'the smallest rate'), BASE_LR, *WARMUP)
+
+    @staticmethod
+    def of(attributes: Mapping[str, Any]) -> Values:
+        first = _first_rate(attributes, attributes['count'] // attributes['step'])
+        return Values(**_common(attributes, first, 'step', 'factor', 'stop_factor_lr'))
+
+    @staticmethod
+    def rate(xp: Any, h: Values, t: Any) -> Any:
+        changes = xp.floor((t - 1) / h.step)
+        changed = xp.maximum(h.base_lr * h.factor ** changes, h.stop_factor_lr)
+        return warmed_up(xp, h, t, xp.where(changes > 0, changed, h.base_lr))
+
+
+class MultiFactor(Schedule):
+    """base_lr factor^k, where k is how many entries of step are below t."""
+
+    name = 'multifactor'
+    summary = 'multiplied by a factor after given updates'
+    hypers = (Hyper('step', (), (), 'the updates after which it changes'), FACTOR, BASE_LR, *WARMUP)
+
+    @staticmethod
+    def of(attributes: Mapping[str, Any]) -> Values:
+        return Values(**_common(attributes, _first_rate(attributes, attributes['cur_step_ind']), 'step', 'factor'))
+
+    @staticmethod
+    def rate(xp: Any, h: Values, t: Any) -> Any:
+        changes = sum(1.0 * (t > step) for step in h.step)
+        return warmed_up(xp, h, t, h.base_lr * h.factor ** changes)
+
+
+class Poly(Schedule):
+    """final_lr + (base_lr - final_lr) (1 - s)^power, where s = (t - warmup_steps) / (max_update - warmup_steps), at most 1."""
+
+    name = 'poly'
+    summary = 'a power of what is left of the run'
+    hypers = (MAX_UPDATE, BASE_LR, Hyper('power', 2.0, '[0, inf)', 'the exponent; MXNet calls the argument pwr'), FINAL_LR, *WARMUP)
+
+    @staticmethod
+    def of(attributes: Mapping[str, Any]) -> Values:
+        return Values(**_common(attributes, attributes['base_lr_orig'], 'max_update', 'final_lr', 'power'))
+
+    @staticmethod
+    def rate(xp: Any, h: Values, t: Any) -> Any:
+        left = 1 - (xp.minimum(t, h.max_update) - h.warmup_steps) / (h.max_update - h.warmup_steps)
+        return warmed_up(xp, h, t, h.final_lr + (h.base_lr - h.final_lr) * xp.maximum(left, 0.0) ** h.power)
+
+
+class Cosine(Schedule):
+    """final_lr + (base_lr - final_lr) (1 + cos(pi s)) / 2, where s is as in `Poly`."""
+
+    name = 'cosine'
+    summary = 'half a wave of the cosine'
+    hypers = (MAX_UPDATE, BASE_LR, FINAL_LR, *WARMUP)
+
+    @staticmethod
+    def of(attributes: Mapping[str, Any]) -> Values:
+        return Values(**_common(attributes, attributes['base_lr_orig'], 'max_update', 'final_lr'))
+
+    @staticmethod
+    def rate(xp: Any, h: Values, t: Any) -> Any:
+        done = (xp.minimum(t, h.max_update) - h.warmup_steps) / (h.max_update - h.warmup_steps)
+        return warmed_up(xp, h, t, h.final_lr + (h.base_lr - h.final_lr) * (1 + xp.cos(math.pi * done)) / 2)
