@@ -66,7 +66,7 @@ class OpenFile:
     kind: Kind
     head: bytes = field(repr=False)    # its first bytes
 
-    def source(self, limit: Optional[int] = None) -> FilePart:
+    def part(self, limit: Optional[int] = None) -> FilePart:
         """All of it, of which up to ``limit`` bytes of memory may be made: left out, twice its size, or 32 MiB if that is more."""
         return FilePart(self.file, repr(self.path), 0, self.size, Allowance(max(2 * self.size, SMALL) if limit is None else limit))
 
