@@ -46,7 +46,7 @@ def _of_one_order(path: str, states: OptimizerStates, other: OptimizerStates, pr
     fits, other_fits = _fit(states, present), _fit(other, present)
     if fits and other_fits:
         raise ValueError(
-            f'The order of the parameters in {path!r} must be known: files of MXNet have no names, and trainers sort names as text. '
+            f'The order of the parameters in {path!r} must be known: MXNet files have no names, and trainers sort names as text. '
             f'Received: a trainer of {present[0].full_name!r} and others, which are in another order where their numbers count '
             'from 0, as in a new process, so that states could go to other layers. If the file is of a new process, make the net '
             'again inside `with mx.name.NameManager():`, where names count from 0 too. If it is of a net with these very names, '

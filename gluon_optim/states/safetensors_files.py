@@ -69,7 +69,7 @@ def read(file: OpenFile) -> Dict[str, numpy.ndarray]:
     ...         read(file)
     {'weight': array([[1., 1.]], dtype=float32)}
     """
-    entries, source = read_header(file), file.source()
+    entries, source = read_header(file), file.part()
     start, position, arrays = 8 + int.from_bytes(file.head[:8], 'little'), 0, {}
     for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
         if entry.code not in TYPES:
