@@ -114,5 +114,5 @@ def accelerated():
     """One sentence on what `accelerate` brings."""
     ratios = [row['ratios']['gluon_optim:' + name] for row in figures()['layouts'] for name in ('adam', 'sgd')]
     yield ("After `go.accelerate()`, MXNet's own names create optimizers that compute the same. In every layout measured (no "
-           "kvstore, 'local',\n'device'; weights updated there or not; one CPU context or two; four nets) a `Trainer.step` with adam "
-           f"or sgd takes {min(ratios):.2f} to {max(ratios):.2f} of the time of\nMXNet's.")
+           "kvstore, 'local',\n'device'; weights updated there or not; one CPU context or two; four nets) a `Trainer.step` with "
+           f"adam or sgd takes {min(ratios):.2f} to {max(ratios):.2f} of the time of\nMXNet's.")
