@@ -11,6 +11,7 @@ import pytest
 mx = pytest.importorskip('mxnet')
 
 import gluon_optim as go  # noqa: E402
+from gluon_optim.mapping.selection import normalize  # noqa: E402
 from gluon_optim.mxnet.trainer import export_states, import_states  # noqa: E402
 from gluon_optim.states import inspection  # noqa: E402
 from gluon_optim.transfer.read import read  # noqa: E402
@@ -224,3 +225,32 @@ def test_conversion_on_the_command_line(resumed, tmp_path):
     assert refused.returncode == 1 and 'say which: --as adamw' in refused.stderr and not (tmp_path / 'x.pt').exists()
     done = convert('--as', 'adamw')
     assert done.returncode == 0 and 'bertadam is taken for adamw' in done.stdout, done.stderr
+
+
+def test_somebody_elses_class_of_a_known_name_is_not_taken_for_it(tmp_path):
+    class AdamW(runs.BERTAdam):
+        pass
+
+    class LAMB(runs.Bare):
+        pass
+
+    for cls in (AdamW, LAMB):
+        cls.__module__, cls.__qualname__ = 'theirs', cls.__name__
+        net, _ = runs.make({'optimizer': 'adam'})
+        trainer = mx.gluon.Trainer(net.collect_params(), cls(learning_rate=0.05))
+        runs.train(net, trainer, 2)
+        path = f'theirs.{cls.__name__}'
+        go.save_states(trainer, tmp_path / 'states', net=net)
+        states = go.read_states(tmp_path / 'states')
+        assert states.optimizer == path and inspection.missing(states) == []
+        with pytest.raises(ValueError, match=f"Received: '{path}'"):
+            normalize(states)
+        sys.modules['theirs'] = type(sys)('theirs')
+        setattr(sys.modules['theirs'], cls.__name__, cls)
+        try:
+            trainer.save_states(str(tmp_path / 'mxnet.states'))
+        finally:
+            del sys.modules['theirs']
+        old = go.read_states(tmp_path / 'mxnet.states', [p.name for p in trainer._params], allow=[path])
+        assert old.optimizer == path and old.trees.keys() == old.slots.keys()
+        go.load_states(trainer, tmp_path / 'mxnet.states', net=net)

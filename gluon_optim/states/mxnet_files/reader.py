@@ -161,7 +161,9 @@ class _Reader:
         path: str = optimizer.path if optimizer else ''
         version_2 = 'use_fused_step' in self.attributes or re.match(r'mxnet\.optimizer\.(?!optimizer|contrib)\w+\.', path)
         self.version = 2 if version_2 else 1
-        self.ours = _rule(path.rpartition('.')[2]) if path and not path.startswith('mxnet.') else None
+        # somebody else's AdamW is not ours; optimizers made from users' own rules have the names of their hyper-parameters
+        ours = path.startswith('gluon_optim.') or '_names' in self.attributes
+        self.ours = _rule(path.rpartition('.')[2]) if ours else None
         self.class_name = path.rpartition('.')[2].lower()
         self.builtin = BUILTINS.get(self.class_name) if path.startswith('mxnet.') else None
         if path.startswith('mxnet.') and self.builtin is None:
@@ -204,7 +206,8 @@ class _Reader:
         if self.builtin is None:
             self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are numbered '
                                'by position.')
-        return self.class_name
+        unlike = self.builtin is None and self.class_name in rules.names(drop_ins=True)  # of the same name as one with a rule
+        return self.optimizer.path if unlike else self.class_name
 
     def _hypers(self) -> Dict[str, Any]:
         if self.optimizer is None:
