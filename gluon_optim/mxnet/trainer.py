@@ -24,7 +24,7 @@ from ..states.mxnet_files import mxnet2
 from .lr_scheduler import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .native import Stranger, adapted, to_mxnet_state
 from .old_files import read_for
-from .typing import BlockLike, TrainerLike, UpdaterLike
+from .typing import BlockLike, ParameterLike, TrainerLike, UpdaterLike
 from .weights import keep_kvstore, remember, write_weight
 
 __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_states', 'states_digest']
@@ -382,7 +382,7 @@ def _parameters(trainer: TrainerLike, net: Optional[BlockLike]) -> List[Paramete
     return infos
 
 
-def shape_of(parameter: Any) -> Tuple[int, ...]:
+def shape_of(parameter: ParameterLike) -> Tuple[int, ...]:
     """The shape of the parameter's data: `Parameter.shape` of a SymbolBlock is None for ever."""
     return tuple(parameter.shape or () if parameter._data is None else parameter._data[0].shape)
 

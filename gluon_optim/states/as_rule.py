@@ -46,12 +46,11 @@ def _slots(states: OptimizerStates, info: ParameterInfo, slots: Sequence[Slot]
                          f'{one_of(slot.name for slot in slots)}. Received: {len(arrays)}. Name another rule.')
     named = {}
     for slot, (place, array) in zip(slots, arrays):
-        fits = array.size == 1 if slot.like == 'scalar' else slot.like != 'weight' or array.shape == tuple(info.shape)
-        if not fits:
-            wanted = list(info.shape) if slot.like == 'weight' else []
-            raise ValueError(f'{slot.name!r} of {info.name!r} must have the shape {wanted}. Received: {list(array.shape)}, at the '
-                             f'place {place} of the state. Name another rule.')
-        named[slot.name] = array.reshape(()) if slot.like == 'scalar' else array
+        shape = slot.shape(info.shape)
+        if array.shape != shape and not (shape == () and array.size == 1):
+            raise ValueError(f'{slot.name!r} of {info.name!r} must have the shape {list(shape)}. Received: {list(array.shape)}, at '
+                             f'the place {place} of the state. Name another rule.')
+        named[slot.name] = array.reshape(shape)
     if master is not None and master.shape != tuple(info.shape):
         raise ValueError(f'The master of {info.name!r} must have the shape {list(info.shape)}. Received: {list(master.shape)}.')
     return named, master
