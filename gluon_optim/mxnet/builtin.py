@@ -1,9 +1,9 @@
 """Drop-ins for the optimizers of MXNet 1.9.1: the same results, state and pickle, updated by compiled loops.
 
 `accelerate` makes the built-in names create them; `gluon_optim.create` always does. Each class is a subclass of the one
-that it replaces: constructor, states, multipliers and counts are MXNet's own code, the update is a rule of
-`gluon_optim.rules.mx`. What MXNet keeps on the optimizer (the momentum schedule of nadam, the rates of lars, the gradients
-of lbsgd) is kept there, one for each device.
+that it replaces: constructor, states, multipliers and counts are MXNet's own code, the update is a rule from
+`gluon_optim.rules.mx`. What MXNet keeps on the optimizer (nadam's momentum schedule, lars's rates, lbsgd's gradients)
+stays there, once per device.
 """
 import copy
 import copyreg
@@ -36,14 +36,14 @@ from .optimizer import Runner
 __all__ = ['accelerate', 'accelerated', 'create', 'drop_in', 'restore_builtins']
 
 if not hasattr(mx_optimizer, 'SGD'):
-    raise ImportError('The drop-ins are for the optimizers of MXNet 1.9.1, and this is another version. '
+    raise ImportError('The drop-ins are for the optimizers of MXNet 1.9.1, but this is another version. '
                       'Use its own: mx.optimizer.create.')
 
 _in_use: 'weakref.WeakSet[DropIn]' = weakref.WeakSet()
 
 
 class DropIn(Runner):
-    """Base of all drop-ins; a subclass derives from it and from the class of MXNet that it replaces.
+    """Base class of all drop-ins; a subclass derives from it and from the MXNet class that it replaces.
 
     ``declared``
         What the class of MXNet keeps, and how it nests that: its entry in `BUILTINS`. Its ``variables`` are state of the
@@ -51,7 +51,7 @@ class DropIn(Runner):
     ``attributes``
         Arguments that MXNet keeps under another name.
     ``off_at_zero``
-        Arguments of which MXNet ignores 0 and negative values.
+        Arguments for which MXNet ignores 0 and negative values.
     ``single_slots``
         Whether MXNet makes float32 slots for weights of any type, and then cannot update others. Here they are float64
         for float64 weights.
@@ -92,7 +92,7 @@ class DropIn(Runner):
         _in_use.add(self)
         _take_over_loading()
 
-    # -- pickling: as the class of MXNet ----------------------------------------------------------------------------
+    # -- pickling: as MXNet's class ----------------------------------------------------------------------------
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # not copyreg.__newobj__, which refuses another class than that of the object
@@ -109,7 +109,7 @@ class DropIn(Runner):
 
     @property
     def aggregate_num(self) -> int:
-        """How many parameters the updater hands over at once: all. MXNet's own number is what is pickled."""
+        """The number of parameters that the updater passes at once: all. MXNet's own number is the one that is pickled."""
         return 2 ** 31 - 1
 
     @aggregate_num.setter
@@ -153,7 +153,7 @@ class DropIn(Runner):
         master = None
         if mixed:
             if not (isinstance(state, (tuple, list)) and len(state) == 2):
-                raise ValueError(f'{self.rule.name} with multi_precision keeps a float32 master per float16 parameter. Received a '
+                raise ValueError(f'{self.rule.name} with multi_precision keeps a float32 master per float16 parameter. Received: a '
                                  'state without. Load states that were saved with multi_precision=True, or start without states.')
             state, master = state if self.declared.master_last else state[::-1]
         arrays = state if isinstance(self.declared.state, tuple) and isinstance(state, (tuple, list)) else (state,)
@@ -170,13 +170,13 @@ class DropIn(Runner):
     # -- what belongs to the optimizer as a whole -------------------------------------------------------------------
 
     def shared_state(self) -> Dict[str, Any]:
-        """The variables of the device that was updated last."""
+        """The variables of the most recently updated device."""
         return {name: copy.copy(getattr(self, name)) for name in self.declared.variables}
 
     def set_shared_state(self, values: Mapping[str, Any]) -> None:
         super().set_shared_state(values)
-        self._device: Any = None                                            # whose they are; None: not known yet
-        self._parked: Dict[Any, Dict[str, Any]] = {None: self.shared_state()}  # those of other devices; None: of a new one
+        self._device: Any = None                                            # the device they belong to; None: not known yet
+        self._parked: Dict[Any, Dict[str, Any]] = {None: self.shared_state()}  # those of other devices; None: those for a new one
 
     def _set_current_context(self, device_id: int) -> None:
         super()._set_current_context(device_id)
@@ -214,11 +214,11 @@ class DropIn(Runner):
 
     def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         rates = self._rates(indices)
-        counts = self._index_update_count  # begin_num_update included
+        counts = self._index_update_count  # including begin_num_update
         return list(zip([counts[index] for index in indices], rates, self._get_wds(indices)))
 
     def _rates(self, indices: Sequence[Any]) -> List[float]:
-        """Count, and ask for the rates, in MXNet's order: the scheduler sees what has been counted so far."""
+        """Count and query the rates in MXNet's order: the scheduler sees what has been counted so far."""
         size = self._counted_together()
         if self.lr_scheduler is not None and size < len(indices):
             begin = self.begin_num_update
@@ -230,7 +230,7 @@ class DropIn(Runner):
         return rates
 
     def _counted_together(self) -> int:
-        """For how many parameters MXNet asks for rates at once."""
+        """The number of parameters for which MXNet queries rates at once."""
         return 1
 
     def _row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
@@ -293,7 +293,7 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
         super().set_hyperparameters(Values(**{name: value for name, value in h.asdict().items() if name != 'begin_epoch'}))
 
     def variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
-        """The sum of gradients of each parameter and how many they are, under the names that MXNet's own files get too."""
+        """Each parameter's sum of gradients and their number, under the same names as for MXNet's own files."""
         found = {}
         for index, held in self.cumgrads.items():
             total = held['cum_grad']  # the number 0 after an update
@@ -318,7 +318,7 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
     def _cumulate_gradient(self, grad: Any, index: Any) -> Dict[str, Any]:
         held = self._get_cum_gradient(index)
         if isinstance(held.get('cum_grad'), NDArray):
-            held['cum_grad'] = held['cum_grad'].as_in_context(grad.context)  # saved on another device, perhaps
+            held['cum_grad'] = held['cum_grad'].as_in_context(grad.context)  # perhaps saved on another device
         elif not held and self.batch_scale > 1:
             grad = grad.copy()  # MXNet keeps the array itself
         cumulated: Dict[str, Any] = super()._cumulate_gradient(grad, index)
@@ -340,7 +340,7 @@ class NAG(WithMomentum, mx_optimizer.NAG):
 
 class LARS(WithMomentum, mx_optimizer.LARS):
     def _counted_together(self) -> int:
-        return 2 ** 31 - 1  # asking twice would forget the last rate
+        return 2 ** 31 - 1  # a second query would lose the last rate
 
     def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         keys = super()._count(indices)
@@ -406,10 +406,10 @@ class RMSProp(DropIn, mx_optimizer.RMSProp):
     single_slots = True
 
     def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
-        return slots if master is None else (master, slots)  # what is not needed is not there
+        return slots if master is None else (master, slots)  # what is not needed is left out
 
 
-# Who gets them -------------------------------------------------------------------------------------------------------
+# Creating them -------------------------------------------------------------------------------------------------------
 
 def create(name: str, *args: Any, **kwargs: Any) -> DropIn:
     """The drop-in for the built-in optimizer ``name``, with MXNet's arguments."""
@@ -424,8 +424,8 @@ def accelerate(*names: str) -> None:
     *names : str
         Such as 'adam', 'sgd'. Without any: all that have a drop-in.
 
-    States that MXNet saved are continued by the drop-in, and the other way round. What exists already stays what it is,
-    until it loads states; so does what its class makes, ``mx.optimizer.Adam()``: pass that to `accelerated`.
+    The drop-ins continue states that MXNet saved, and vice versa. Optimizers that already exist do not change until they
+    load states, nor does what a class makes, ``mx.optimizer.Adam()``: pass that to `accelerated`.
 
     Raises ValueError for a name that is not one of MXNet's built-in optimizers.
 
@@ -441,7 +441,7 @@ def accelerate(*names: str) -> None:
         _check_name(name)
     registry = mx_optimizer.Optimizer.opt_registry
     for name in map(str.lower, names or CLASSES):
-        if registry[name] is CLASSES[name].replaces:  # who registered another under that name wants that one
+        if registry[name] is CLASSES[name].replaces:  # a class registered by the user under that name stays
             registry[name] = CLASSES[name]
     _take_over_loading()
 
@@ -476,18 +476,18 @@ def _check_name(name: Any) -> None:
         raise TypeError(f'`accelerate` takes names of optimizers, one of {one_of(sorted(CLASSES))}. Received: {name!r}.')
     if name.lower() in rules.names() and name.lower() not in CLASSES:
         raise ValueError(f'{name!r} is an optimizer of gluon_optim, not a drop-in for one of MXNet. There is nothing to replace: '
-                         f'gluon_optim.create({name!r}) makes it. The drop-ins are {one_of(sorted(CLASSES))}.')
+                         f'gluon_optim.create({name!r}) creates it. The drop-ins are {one_of(sorted(CLASSES))}.')
     check_known('built-in optimizer', name.lower(), CLASSES, ValueError)
     registered, cls = mx_optimizer.Optimizer.opt_registry[name.lower()], CLASSES[name.lower()]
     if registered not in (cls, cls.replaces):
         raise ValueError(f'{name!r} must be the optimizer of MXNet. Received: a name under which '
-                         f'{registered.__module__}.{registered.__qualname__} was registered. Give that another name.')
+                         f'{registered.__module__}.{registered.__qualname__} was registered. Use another name for that.')
 
 
 def restore_builtins() -> None:
-    """Undo `accelerate`: the built-in names create MXNet's classes again. Drop-ins that exist stay.
+    """Undo `accelerate`: the built-in names create MXNet's classes again. Existing drop-ins stay.
 
-    Raises nothing, also where there is nothing to undo.
+    Raises nothing, even if there is nothing to undo.
 
     >>> import gluon_optim as go, mxnet as mx
     >>> go.accelerate('sgd')
@@ -497,12 +497,21 @@ def restore_builtins() -> None:
     """
     registry = mx_optimizer.Optimizer.opt_registry
     registry.update((name, cls.replaces) for name, cls in CLASSES.items() if registry[name] is cls)
-    if not _in_use and mx_optimizer.Updater.set_states is _set_states_and_drop_in:
-        mx_optimizer.Updater.set_states = _set_states
+    _give_back_loading()
+
+
+def twin(optimizer: mx_optimizer.Optimizer) -> Optional[DropIn]:
+    """A drop-in with the attributes of ``optimizer``, to read its states and write them, if it is of a class that has one."""
+    if _of(optimizer) is None:
+        return None
+    copied: DropIn = drop_in(optimizer)
+    _in_use.discard(copied)  # nobody trains with it
+    _give_back_loading()
+    return copied
 
 
 def drop_in(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
-    """The drop-in in the state of ``optimizer``, if it is of a class that has one; else ``optimizer`` itself."""
+    """The drop-in with the state of ``optimizer`` if its class has one; otherwise ``optimizer`` itself."""
     cls = _of(optimizer)
     if cls is None:
         return optimizer
@@ -527,8 +536,15 @@ _set_states = mx_optimizer.Updater.set_states  # MXNet's
 
 
 def _take_over_loading() -> None:
-    """Let updaters that ran a drop-in, or whose optimizer is accelerated, go on with a drop-in after loading states."""
+    """Make updaters that ran a drop-in, or have an accelerated optimizer, continue with a drop-in after loading states."""
     mx_optimizer.Updater.set_states = _set_states_and_drop_in
+
+
+def _give_back_loading() -> None:
+    """Let MXNet load as it does on its own, where no drop-in is in use."""
+    registry = mx_optimizer.Optimizer.opt_registry
+    if not _in_use and not any(registry.get(name) is cls for name, cls in CLASSES.items()):
+        mx_optimizer.Updater.set_states = _set_states
 
 
 @functools.wraps(_set_states)
