@@ -53,8 +53,8 @@ class Runner(mx_optimizer.Optimizer):
         self._rows: Dict[Any, Dict[str, float]] = {}  # coefficients of the last steps with the hyper-parameters `_rows_of`
         self._rows_of: Any = None
         self._singly = False
-        self._created: Set[Any] = set()         # the parameters whose states were made here
-        self._loaded_at: Optional[int] = None   # what begin_num_update was, where states without counts take t from it
+        self._created: Optional[Set[Any]] = set()   # the parameters whose states were made here; None: of all, counts are known
+        self._loaded_at: Optional[int] = None       # what begin_num_update was, where states without counts take t from it
         if 'mxnet.gluon.trainer' in sys.modules:  # a parameter server has none, and is still importing `mxnet`
             from .kvstore import update_together
             update_together()
@@ -67,6 +67,7 @@ class Runner(mx_optimizer.Optimizer):
         super().__setstate__(state)
         self.rescale_grad = self.__dict__.pop('rescale_grad', 1.0)  # MXNet may have saved an array
         self._set_up()
+        self._created = None
         # saved on some devices, continued on others
         self.set_update_counts(self.update_counts(), self.num_update)
 
@@ -191,12 +192,17 @@ class Runner(mx_optimizer.Optimizer):
         A state that was not made here is from a file without counts, such as `Module.save_optimizer_states` writes:
         ``begin_num_update`` says how many updates it has seen, and is part of no other count from now on.
         """
-        if index in self._created:
+        if self._created is None or index in self._created:
             return self.begin_num_update
         if self._loaded_at is None:
             self._loaded_at = self.begin_num_update
             self._take_begin()
         return self._loaded_at
+
+    def _has_made(self, index: Any) -> None:
+        """A state was made for the parameter: it has seen no update."""
+        if self._created is not None:
+            self._created.add(index)
 
     def _take_begin(self) -> None:
         begin = self.begin_num_update
@@ -421,7 +427,7 @@ class RuleOptimizer(Runner):
     def create_state(self, index: Any, weight: Any) -> Tuple[Any, ...]:
         """A tuple of the rule's slots for ``weight``, in the order of ``rule.slots``; shape (1,) for one number."""
         check_weight(self.rule, weight)
-        self._created.add(index)
+        self._has_made(index)
         dtype = 'float64' if weight.dtype == numpy.float64 else 'float32'
         return tuple(
             weight.astype(dtype) if slot.init == 'weight'
