@@ -384,5 +384,6 @@ RECORD: Dict[str, Check] = {
 }
 INFO: Dict[str, Check] = {
     'name': _text, 'full_name': _text, 'shape': _shape, 'dtype': _one_of(_WEIGHT_DTYPES), 'lr_mult': _number, 'wd_mult': _number,
+    'grad_req': _GRAD_REQ,
 }
 _RESERVED = ('_optimizer', '_parameters', '_copies', '__metadata__')  # first parts of other keys
