@@ -254,3 +254,20 @@ def test_somebody_elses_class_of_a_known_name_is_not_taken_for_it(tmp_path):
         old = go.read_states(tmp_path / 'mxnet.states', [p.name for p in trainer._params], allow=[path])
         assert old.optimizer == path and old.trees.keys() == old.slots.keys()
         go.load_states(trainer, tmp_path / 'mxnet.states', net=net)
+
+
+def test_attributes_by_index_go_to_no_other_parameter(tmp_path):
+    """`sums` of this optimizer is kept by the index in the trainer, and the order may be another one."""
+    net, trainer = runs.make({'optimizer': 'remembering'})
+    runs.train(net, trainer, 2)
+    go.save_checkpoint(tmp_path / 'run', net=net, trainer=trainer)
+    other, _ = runs.make({'optimizer': 'remembering'})
+    turned = mx.gluon.Trainer(list(other.collect_params().values())[::-1], 'remembering')
+    with pytest.raises(ValueError, match="keeps 'sums' by their index.*another place for '1.bias'"):
+        go.load_checkpoint(tmp_path / 'run', net=other, trainer=turned)
+    net, trainer = runs.make({'optimizer': 'bertadam'})
+    runs.train(net, trainer, 2)
+    go.save_checkpoint(tmp_path / 'run', net=net, trainer=trainer)
+    turned = mx.gluon.Trainer(list(other.collect_params().values())[::-1], 'bertadam')
+    go.load_checkpoint(tmp_path / 'run', net=other, trainer=turned)  # that of others goes by name
+    assert go.states_digest(turned, other) == go.states_digest(trainer, net)
