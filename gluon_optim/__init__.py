@@ -21,7 +21,7 @@ _PUBLIC = {
     'OptimizerStates': 'states.model',
     'list_optimizers': 'rules', 'optimizer_info': 'rules',
     'create': 'mxnet.registry', 'register': 'mxnet.registry',
-    'accelerate': 'mxnet.builtin', 'restore_builtins': 'mxnet.builtin',
+    'accelerate': 'mxnet.builtin', 'accelerated': 'mxnet.builtin', 'restore_builtins': 'mxnet.builtin',
     'save_states': 'mxnet.trainer', 'load_states': 'mxnet.trainer', 'states_digest': 'mxnet.trainer',
     'save_checkpoint': 'mxnet.checkpoint', 'load_checkpoint': 'mxnet.checkpoint', 'CheckpointManager': 'mxnet.manager',
     'EstimatorCheckpoints': 'mxnet.estimator', 'EpochSampler': 'mxnet.data',

@@ -91,9 +91,13 @@ class Hyper(NamedTuple):
             raise self._refuse(ValueError if isinstance(value, (bool, str, int, float)) else TypeError, value)
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise self._refuse(TypeError, value)
-        if float(value) not in Interval.parse(str(self.domain)):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if number not in Interval.parse(str(self.domain)):
             raise self._refuse(ValueError, value)
-        return float(value)
+        return number
 
     def _refuse(self, error: Type[Exception], value: Any) -> Exception:
         advice = 'one of them' if self.is_switch else 'a number in that range'

@@ -167,9 +167,9 @@ def test_a_python_that_stops_is_named(bench):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['--optimizers', 'novgrad'], "nothing is called 'novgrad'"),
-    (['--peers', 'jax:*'], "nothing is called 'jax:*'"),
-    (['--peer-python', 'no/such/python'], "--peer-python must be a Python that can be run. Received: 'no/such/python'."),
+    (['--optimizers', 'novgrad'], "nothing matches 'novgrad'"),
+    (['--peers', 'jax:*'], "nothing matches 'jax:*'"),
+    (['--peer-python', 'no/such/python'], "--peer-python must be an executable Python. Received: 'no/such/python'."),
     (['--rounds', '0'], '--rounds must be at least 1. Received: 0.'),
 ])
 def test_bad_arguments(bench, capsys, arguments, message):

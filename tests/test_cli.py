@@ -212,8 +212,8 @@ def test_what_is_missing_is_named(run, tmp_path, saved):
     container.write(tmp_path / 's', states)
     code, out, _ = run('verify', tmp_path / 's')
     assert code == 1
-    for line in ("0.weight must have the slots ['mean', 'var'], and has ['mean']",
-                 '0.weight/mean has the shape [2, 3], the weight [3, 2]', '0.bias has seen 6 updates but has no state'):
+    for line in ("0.weight must have the slots ['mean', 'var'], but has ['mean']",
+                 '0.weight/mean has the shape [2, 3], but the weight has [3, 2]', '0.bias has seen 6 updates but has no state'):
         assert 'incomplete: ' + line in out
     code, out, _ = run('verify', saved, '--params', '0.weight,0.bias,1.weight')
     assert code == 1 and 'incomplete: 1.weight is not in the file' in out

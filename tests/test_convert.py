@@ -22,7 +22,7 @@ from gluon_optim.states.files import Kind, kind_of, open_once
 from gluon_optim.states.model import OptimizerStates, ParameterInfo, Run, Weight, digest
 from gluon_optim.states.mxnet_files import reader as legacy
 from gluon_optim.states.mxnet_files import writer
-from gluon_optim.states.protobuf import Place, header, skim, varint
+from gluon_optim.states.protobuf import NUMBERS, WHOLE, Place, header, skim, varint
 from gluon_optim.transfer import verify
 from gluon_optim.transfer.names import Params, read_params
 from gluon_optim.transfer.programs import PROGRAMS
@@ -228,13 +228,17 @@ def test_protocol_buffers():
     assert varint(0) == b'\0' and varint(1 << 35).hex() == '808080808001'
     inner = header(9, 5) + b'hello' + b'\x08\x07'
     data = b'\x08\x2a' + header(5, len(inner)) + inner + b'\x1d1234' + b'\x2112345678' + header(5, 2) + b'\x08\x01'
+    fields = {1: WHOLE, 3: WHOLE, 5: {1: NUMBERS, 9: None}}  # and not 4
     found = []
-    rest = skim(io.BytesIO(b'..' + data), Place(2, len(data)), {5: {9: None}}, found)
-    assert rest == b'\x08\x2a' + header(5, 2) + b'\x08\x07' + b'\x1d1234' + b'\x2112345678' + header(5, 2) + b'\x08\x01'
+    rest = skim(io.BytesIO(b'..' + data), Place(2, len(data)), fields, found)
+    assert rest == b'\x08\x2a' + header(5, 2) + b'\x08\x07' + b'\x1d1234' + header(5, 2) + b'\x08\x01'
     assert [place and io.BytesIO(b'..' + data).getvalue()[place.begin:sum(place)] for place in found] == [b'hello', None]
     for damaged in (data[:-1], b'\xff' * 12, b'\x0b', b'\x2a\x7f', b'\x08', b'\x0a\x7fabc', b'\x09123', b'\x02\x01x'):
         with pytest.raises(StateFileError):
-            skim(io.BytesIO(damaged), Place(0, len(damaged)), {5: {9: None}}, [])
+            skim(io.BytesIO(damaged), Place(0, len(damaged)), fields, [])
+    for large in (header(5, 0) * 50_001, header(5, (4 << 20) + 5) + header(1, 4 << 20) + bytes(4 << 20)):
+        with pytest.raises(StateFileError, match='too many parts'):
+            skim(io.BytesIO(large), Place(0, len(large)), fields, [])
 
 
 # --verify

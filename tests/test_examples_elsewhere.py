@@ -176,7 +176,7 @@ def test_what_is_no_checkpoint_for_the_example_is_a_usage_error(tmp_path, script
     if script != 'continue_in_pytorch':
         cases['empty'] = 'There must be '
     if script == 'onnx_train':
-        cases['late'] = '20 updates are not left'
+        cases['late'] = 'fewer than 20 updates are left'
     path = os.pathsep.join([str(ROOT / 'examples'), PATH])
     done = subprocess.run([sys.executable, '-c', MANY, script, *(str(tmp_path / name) for name in cases)],
                           stderr=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': path})

@@ -714,7 +714,7 @@ def refuse_soon(path, match=None):
     with work.counted() as spent:
         refuse(path, match)
     assert spent.calls <= 10 * inert_pickle.MAX_STEPS
-    assert spent.bytes <= 2 * path.stat().st_size + legacy.SMALL
+    assert spent.bytes <= 2 * path.stat().st_size + SMALL
 
 
 @pytest.mark.parametrize('what', NAMING)

@@ -342,8 +342,8 @@ def test_foreign_models_are_refused():
 
 
 def test_too_large_a_file_is_refused_before_it_is_made(monkeypatch):
-    import gluon_optim.onnx
-    monkeypatch.setattr(gluon_optim.onnx, 'LARGEST', 100)
+    import gluon_optim.onnx.states
+    monkeypatch.setattr(gluon_optim.onnx.states, 'LARGEST', 100)
     states, weights = states_of('adamw', {})
     with pytest.raises(ValueError, match='must be below 2 GiB'):
         to_onnx(states, weights=weights)

@@ -494,7 +494,7 @@ def test_params_selects_and_reorders():
     assert any('2 parameters' in line and 'one, weight' in line for line in states.report)
     assert from_torch(state_dict, params=['weight', 'one']).names == ['weight', 'one']
     assert from_torch(state_dict, params=['a', 'b']).slots['b']['mean'].shape == (4, 3)
-    for params, words in ((['on'], "Did you mean 'one'"), (['one', 'one'], 'once'), ([], 'must be a parameter'), ('one', None)):
+    for params, words in ((['on'], "Did you mean 'one'"), (['one', 'one'], 'once'), ([], 'Nothing to convert'), ('one', None)):
         with pytest.raises(TypeError if words is None else ValueError, match=words):
             to_torch(states, params=params)
 

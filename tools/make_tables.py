@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+import speed_tables
+
 import gluon_optim as go
 from gluon_optim import rules
 from gluon_optim.mapping.classes import EXACT, FOREIGN, mirrored, reason
@@ -59,7 +61,8 @@ def refused():
         yield f"| `{name}` | {reason(rule)}{'' if mirrored(rule) else ' (no mirror)'} |"
 
 
-TABLES = {'README.md': [optimizers], 'docs/CONVERSIONS.md': [conversions, refused]}
+TABLES = {'README.md': [optimizers, speed_tables.speed, speed_tables.accelerated], 'docs/CONVERSIONS.md': [conversions, refused],
+          'docs/speed.md': [speed_tables.resnet50, speed_tables.half, speed_tables.tensors, speed_tables.layouts]}
 
 
 def updated(text, tables, name):

@@ -1,8 +1,9 @@
 """The command that converts states or a model for another program: convert."""
 import contextlib
 import os
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional, TextIO
 
 from ..schema import one_of
 from ..states import atomic
@@ -14,10 +15,12 @@ from ..transfer.read import NAMELESS
 from ..transfer.refused import Refused, refusing
 from . import models
 from .options import NAMELESS_FILES, add_command, check_used, opened, progress, read_contents
-from .paths import keep_apart, output_for
+from .paths import STANDARD, check_absent, keep_apart, output_for, standard_output
 from .text import dumps, in_options, say, shape_text, table
 
 __all__ = ['add_commands', 'add_conversion']
+
+ALIASES = {'pytorch': 'torch', 'jax': 'optax', 'gluon': 'mxnet'}  # other words for what --to takes
 
 
 def add_commands(commands: Any) -> None:
@@ -32,11 +35,14 @@ def add_commands(commands: Any) -> None:
 
 def add_conversion(command: ArgumentParser) -> None:
     """The options of ``convert`` besides its file."""
-    command.add_argument('--to', required=True, choices=sorted({*PROGRAMS, *models.ENDINGS}),
+    command.add_argument('--to', required=True, type=lambda name: ALIASES.get(name, name),
+                         choices=sorted({*PROGRAMS, *models.ENDINGS}),
                          help="target program; safetensors: a model's weights, "
                          'mxnet: states, in a gluon_optim file')
     command.add_argument('-o', '--output', metavar='FILE',
-                         help='default: next to the input, with the extension of its kind; then it must not exist')
+                         help="'-' for standard output; default: in this folder, called as the input, with the extension of "
+                         'its kind')
+    command.add_argument('--force', action='store_true', help='replace the output if it exists')
     command.add_argument('--target', metavar='CLASS', help="the class that continues: 'mirror' keeps everything (default). "
                          f'--to torch: {one_of(CLASS_TARGETS)}, where torch is the class of torch.optim computing the same, and '
                          "the last are other projects'; --to onnx: 'mirror', 'preview', which are ONNX's own Adam, Momentum and "
@@ -86,19 +92,32 @@ def _convert(options: Namespace) -> int:
         model = models.writes_model(options, file)
         params = Params() if model else read_params(options.params)
         _check_conversion(options, file, model, params)
-        output = options.output or (models.output_for(options) if model else output_for(
-            options.file, options.to, options.mxnet_version))
+        output = _output(options, model)
         mapped = None if options.map == models.SUGGEST else options.map
         keep_apart({'--output': output, '--report': options.report}, {
             'the input': options.file, '--params': options.params, '--map': mapped, '--like': options.like})
-        with _reporting(options.report) as write:
-            report = models.report_of(options, file, output) if model else _convert_states(options, file, params, output)
+        with contextlib.ExitStack() as stack:
+            write = stack.enter_context(_reporting(options.report))
+            path = stack.enter_context(standard_output()) if output == STANDARD else output
+            report = models.report_of(options, file, path) if model else _convert_states(options, file, params, path)
+            report['output'] = output
             write(report)
+    stream = sys.stderr if output == STANDARD else None
     if options.json:
-        print(dumps(report))
+        print(dumps(report), file=stream)
     else:
-        _tell(report)
+        _tell(report, stream)
     return 0
+
+
+def _output(options: Namespace, model: bool) -> str:
+    """Where the result goes. Refused if a file is there that the user has not told to replace."""
+    if options.output is not None:
+        return str(options.output) if options.force else check_absent(options.output)
+    if model:
+        return models.default_output(options)
+    ending = PROGRAMS[options.to].ending
+    return output_for(options.file, f'.mxnet{options.mxnet_version}.states' if options.mxnet_version else ending)
 
 
 def _convert_states(options: Namespace, file: OpenFile, params: Params, output: str) -> Dict[str, Any]:
@@ -133,14 +152,14 @@ def _reporting(path: Optional[str]) -> Iterator[Callable[[Dict[str, Any]], Any]]
         yield lambda report: file and file.write((dumps(report) + '\n').encode())
 
 
-def _tell(report: Dict[str, Any]) -> None:
+def _tell(report: Dict[str, Any], stream: Optional[TextIO] = None) -> None:
     number = f'{len(report["parameters"])} parameters'
     if 'what' in report:
-        say(f'{report["output"]}: {report["what"]}, {number}')
+        say(f'{report["output"]}: {report["what"]}, {number}', stream)
         table([('in PyTorch', 'in Gluon', 'shape', 'dtype', 'how')] + [
             (row['name'], row['from'] or '', shape_text(row['shape'], bool(row['dtype'])), row['dtype'], row['how'])
-            for row in report['parameters']])
+            for row in report['parameters']], stream)
     else:
-        say(f'{report["output"]}: {report["optimizer"]} at update {report["num_update"]}, {number}')
+        say(f'{report["output"]}: {report["optimizer"]} at update {report["num_update"]}, {number}', stream)
     for line in [*('lost: ' + line for line in report['lost']), *report['report']]:
-        say('  ' + line)
+        say('  ' + line, stream)

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import sys
 from argparse import Namespace
 from typing import Any, Dict, List, Sequence
 
@@ -18,6 +19,8 @@ from .text import dumps, in_options, pairs, say, shape_text, short, table
 
 __all__ = ['add_commands']
 
+_ARRAYS = {Kind.PARAMS: 'parameters of MXNet', Kind.NPZ: 'arrays of NumPy, or parameters of MXNet 2',
+           Kind.MODEL: 'weights of a model'}
 PICTURES = ('.png', '.svg', '.pdf')
 
 
@@ -49,6 +52,7 @@ def _inspect(options: Namespace) -> int:
         from ..states.picture import draw
         with refusing():
             _whole(options.plot, lambda path: draw(contents, path))
+        say(f'picture: {options.plot}', sys.stderr)
     rows = list(inspection.rows(contents))
     if options.json:
         print(dumps(dict(contents.about(), arrays=[row._asdict() for row in rows if row.array is not None])))
@@ -131,7 +135,7 @@ def _whole(path: str, write: Any) -> None:
 def _about(contents: inspection.Contents) -> List[str]:
     states = contents.states
     if states is None:
-        return [f'{contents.path}: parameters of MXNet']
+        return [f'{contents.path}: {_ARRAYS[contents.kind]}']
     producer = ', '.join(f'{name} {version}' for name, version in states.producer.items())
     lines = [f'{contents.path}: {contents.kind.value}' + (f', written by {producer}' if producer else ''),
              'a net alone, without an optimizer' if states.optimizer == NO_OPTIMIZER else

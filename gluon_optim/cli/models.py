@@ -1,6 +1,5 @@
 """The part of `gluon-optim convert` that writes models: weights for PyTorch, and drafts of maps."""
 import json
-import os
 from argparse import ArgumentParser, Namespace
 from typing import Any, Dict, Mapping, Optional
 
@@ -12,10 +11,10 @@ from ..states.files import Kind, OpenFile
 from ..states.inspection import Contents
 from ..states.model import OptimizerStates
 from ..transfer.refused import Refused, refusing
-from .paths import check_absent
+from .paths import output_for
 from .text import in_options
 
-__all__ = ['ENDINGS', 'SUGGEST', 'add_options', 'output_for', 'report_of', 'states_in_torch_order', 'writes_model']
+__all__ = ['ENDINGS', 'SUGGEST', 'add_options', 'default_output', 'report_of', 'states_in_torch_order', 'writes_model']
 
 SUGGEST = 'suggest'
 STATES = (Kind.MXNET_STATES, Kind.PYTORCH, Kind.OPTAX)  # kinds of files without weights
@@ -53,10 +52,11 @@ def writes_model(options: Namespace, file: OpenFile) -> bool:
     return file.kind.holds_parameters
 
 
-def output_for(options: Namespace) -> str:
-    """The default output of a model or a draft of a map."""
-    ending = '.map.json' if options.map == SUGGEST else ENDINGS[options.to]
-    return check_absent(os.path.splitext(options.file)[0] + ending)
+def default_output(options: Namespace) -> str:
+    """The default output of a model or a draft of a map; not that of an optimizer's states from the same file."""
+    if options.map == SUGGEST:
+        return output_for(options.file, '.map.json')
+    return output_for(options.file, ('.model' if options.what == 'model' else '') + ENDINGS[options.to])
 
 
 def report_of(options: Namespace, file: OpenFile, output: str) -> Dict[str, Any]:

@@ -1,5 +1,6 @@
 """What the commands share: options for files, reading them, progress bars."""
 import contextlib
+import dataclasses
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -12,6 +13,7 @@ from ..states.progress import watched
 from ..transfer.names import Params
 from ..transfer.programs import CLASS_TARGETS
 from ..transfer.read import NAMELESS, READABLE, read
+from .paths import STANDARD, standard_input
 from .text import escaped
 
 __all__ = ['NAMELESS_FILES', 'add_command', 'add_common', 'check_used', 'opened', 'progress', 'read_contents']
@@ -30,7 +32,7 @@ def add_command(commands: Any, name: str, run: Callable[[Any], int], summary: st
                 ) -> ArgumentParser:
     """A command about one file."""
     command: ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + '.')
-    command.add_argument('file', help=READABLE)
+    command.add_argument('file', help=f"{READABLE}; '-' for standard input")
     add_common(command, params)
     command.set_defaults(run=run)
     return command
@@ -59,7 +61,11 @@ def check_used(options: Namespace, *files: OpenFile, names: Collection[str] = tu
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[OpenFile]:
-    """The file at ``path``, opened once, with a progress bar over what is read from it."""
+    """The file at ``path``, opened once, with a progress bar over what is read from it. '-' is standard input."""
+    if path == STANDARD:
+        with standard_input() as copy, open_once(copy) as file:
+            yield dataclasses.replace(file, path='standard input')
+        return
     size = os.path.getsize(path) if os.path.isfile(path) else 0
     with progress(f'reading {os.path.basename(path)}', size, 'read'), open_once(path) as file:
         yield file

@@ -1,25 +1,57 @@
 """Where results go, and a check that no output is an input."""
+import contextlib
 import os
-from typing import Mapping, Optional
+import shutil
+import sys
+import tempfile
+from typing import Iterator, Mapping, Optional
 
-from ..transfer.programs import PROGRAMS
 from ..transfer.refused import Refused
 
-__all__ = ['check_absent', 'keep_apart', 'output_for']
+__all__ = ['STANDARD', 'check_absent', 'keep_apart', 'output_for', 'standard_input', 'standard_output']
 
 
-def output_for(path: str, to: str, mxnet_version: Optional[int]) -> str:
-    """The default output: next to the input, with the extension of its kind."""
-    ending = '.states' if to == 'mxnet' and mxnet_version else PROGRAMS[to].ending
-    root = os.path.splitext(path)[0]
-    return check_absent(f'{root}.mxnet{mxnet_version}{ending}' if ending == '.states' else root + ending)
+STANDARD = '-'  # in place of a file: standard input, or output
 
 
-def check_absent(output: str) -> str:
+def output_for(path: str, ending: str) -> str:
+    """The default output: in the folder where the command runs, called as the input, with the extension ``ending``."""
+    if path == STANDARD:
+        raise ValueError(f"The output must have a name where the input is standard input. Pass it as --output, or '{STANDARD}'.")
+    output = os.path.splitext(os.path.basename(path))[0] + ending
+    return check_absent(output, 'Pass another name as --output, or --force.')
+
+
+def check_absent(output: str, advice: str = 'Pass another name, or --force to replace it.') -> str:
     """Return ``output``; Refused if a file of that name exists."""
-    if os.path.exists(output):
-        raise Refused(f'{output!r} exists. Pass another name as --output.')
+    if output != STANDARD and os.path.exists(output):
+        raise Refused(f'{output!r} exists. {advice}')
     return output
+
+
+@contextlib.contextmanager
+def standard_output() -> Iterator[str]:
+    """A temporary file that goes to standard output when the block ends."""
+    if sys.stdout is None or sys.stdout.isatty():
+        raise ValueError(f"--output '{STANDARD}' is for a pipe or a redirection. Received: a terminal. Pass the name of a file.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'output')
+        yield path
+        sys.stdout.flush()
+        with open(path, 'rb') as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+
+
+@contextlib.contextmanager
+def standard_input() -> Iterator[str]:
+    """A temporary file with all that comes on standard input."""
+    if sys.stdin is None:
+        raise ValueError(f"'{STANDARD}' is standard input. Received: none. Pass the name of a file.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'input')
+        with open(path, 'wb') as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield path
 
 
 def keep_apart(written: Mapping[str, Optional[str]], read: Mapping[str, Optional[str]]) -> None:

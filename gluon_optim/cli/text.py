@@ -81,14 +81,14 @@ def _finite(value: Any) -> Any:
     return value.item() if hasattr(value, 'item') and getattr(value, 'size', 2) == 1 else value
 
 
-def table(rows: Sequence[Sequence[str]]) -> None:
+def table(rows: Sequence[Sequence[str]], stream: Optional[TextIO] = None) -> None:
     """Print columns, wrapped at spaces to the width of the terminal, or to 100; the first row is a heading if there are more."""
     rows = [[escaped(cell) for cell in row] for row in rows]
     widths = _widths(rows, shutil.get_terminal_size((100, 24)).columns)
     for row in rows:
         cells = [[cell] if len(cell) <= width else textwrap.wrap(cell, width) for cell, width in zip(row, widths)]
         for line in itertools.zip_longest(*cells, fillvalue=''):
-            say('  ' + '  '.join(f'{cell:{width}}' for cell, width in zip(line, widths)).rstrip())
+            say('  ' + '  '.join(f'{cell:{width}}' for cell, width in zip(line, widths)).rstrip(), stream)
 
 
 def _widths(rows: Sequence[Sequence[str]], room: int) -> List[int]:

@@ -4,8 +4,7 @@ from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Type
 from .. import rules
 from ..rules import Rule
 from ..schema import Values, check_known, one_of
-from ..states.as_rule import has_rule
-from ..states.model import STATISTICS, OptimizerStates, ParameterInfo
+from ..states.model import STATISTICS, OptimizerStates, ParameterInfo, has_rule
 from ..states.mxnet_files import mxnet2
 from .classes import Foreign
 

@@ -51,6 +51,7 @@ import numpy
 from ..display import Rows, table, text, without_none
 from ..requirements import missing
 from ..schema import one_of, some_of
+from ..states import safetensors_files
 from ..states.atomic import Path, replacing
 from ..states.model import OptimizerStates, ParameterInfo
 from .gluon import Source, source_of, with_states
@@ -58,7 +59,7 @@ from .maps import check_map, from_map, read_map, take_dropped
 from .matching import check_layouts, matched, one_for_tied, rests_on_order, settled, with_tied
 from .names import conventional, split, torch_leaf
 from .plan import Plan, Shape, Take
-from .pytorch import COUNTER, Target, target_of, write_safetensors
+from .pytorch import COUNTER, Target, target_of
 
 __all__ = ['TorchModel', 'model_to_torch', 'suggest_names']
 
@@ -145,7 +146,7 @@ class TorchModel:
         ending = os.path.splitext(os.fspath(path))[1]
         to = to or {'.safetensors': 'safetensors', '.pt': 'torch', '.pth': 'torch'}.get(ending)
         if to == 'safetensors':
-            write_safetensors(path, self.weights)
+            safetensors_files.write(path, self.weights)
         elif to == 'torch':
             state_dict = self.state_dict()
             import torch
@@ -236,7 +237,7 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
         if target is not None:
             plan, found = one_for_tied(plan, found, target)
     if target is not None:
-        found = _named_as_tied(plan, found, target)
+        found = _named_as_tied(plan, found)
         check_layouts(plan, found, target)
     notes = rests_on_order(plan, found, target) if target is not None and names is None else []
     model = _made(plan, dropped, found, target, notes)
@@ -246,8 +247,8 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
     return model
 
 
-def _named_as_tied(plan: Plan, found: Source, target: Target) -> Source:
-    """``found`` with its states under the names of its weights, where ``target`` shows that two names are one parameter."""
+def _named_as_tied(plan: Plan, found: Source) -> Source:
+    """``found`` with its states under the names of its weights, where ``plan`` shows that two names are one parameter."""
     if found.states is None:
         return found
     dotted, names = any('.' in name for name in found.states.names), {}

@@ -1,4 +1,5 @@
 """Gluon's and PyTorch's names for the arrays of a layer."""
+import itertools
 import re
 from typing import Optional, Tuple
 
@@ -56,6 +57,7 @@ def conventional(found: Source, target: Optional[Target], draft: bool = False) -
     """Each array under PyTorch's name for it. Packed vectors must be known from the net or from ``target``."""
     plan: Plan = {}
     dotted = any('.' in name for name in found.arrays)
+    ones, last = set(found.facts.ones), set(found.facts.channels_last)
     for name, array in found.arrays.items():
         prefix, leaf = split(name, dotted)
         if leaf in VECTORS and array.ndim == 1:
@@ -73,7 +75,7 @@ def conventional(found: Source, target: Optional[Target], draft: bool = False) -
                                  '"layers": ..., "bidirectional": ...}.')
             parts = unpacked(prefix, Take(name, rnn=rnn), array.size)
         else:
-            parts = {prefix + torch_leaf(leaf): _known(found, name)}
+            parts = {prefix + torch_leaf(leaf): _known(found, name, name in last, name in ones)}
         twice = [part for part in parts if part in plan]
         if twice:
             raise ValueError(f'{twice[0]!r} would be both {plan[twice[0]].source!r} and {name!r} of {found.what}. {SUGGEST}.')
@@ -81,10 +83,9 @@ def conventional(found: Source, target: Optional[Target], draft: bool = False) -
     return plan
 
 
-def _known(found: Source, name: str) -> Take:
+def _known(found: Source, name: str, last: bool, ones: bool) -> Take:
     """How the net itself says that an array is to be converted."""
-    last = name in found.facts.channels_last
-    return Take(name, transpose=channels_first(found.arrays[name].ndim) if last else None, ones=name in found.facts.ones)
+    return Take(name, transpose=channels_first(found.arrays[name].ndim) if last else None, ones=ones)
 
 
 def rnn_like(target: Optional[Target], prefix: str) -> Optional[Rnn]:
@@ -95,6 +96,6 @@ def rnn_like(target: Optional[Target], prefix: str) -> Optional[Rnn]:
         return None
     hidden = projected[1] if projected else first[1]
     mode = {rows: mode for mode, rows in reversed(list(GATES.items()))}.get(first[0] // max(hidden, 1))
-    layers = sum(f'{prefix}weight_hh_l{k}' in shapes for k in range(len(shapes)))
+    layers = next(k for k in itertools.count() if f'{prefix}weight_hh_l{k}' not in shapes)
     both = f'{prefix}weight_hh_l0_reverse' in shapes
     return None if mode is None else Rnn(mode, hidden, layers, both, projected[0] if projected else None)

@@ -33,7 +33,7 @@ from ..states.mxnet_files.builtins import BUILTINS, Builtin
 from .executors import check_weight
 from .optimizer import Runner
 
-__all__ = ['accelerate', 'create', 'drop_in', 'restore_builtins']
+__all__ = ['accelerate', 'accelerated', 'create', 'drop_in', 'restore_builtins']
 
 if not hasattr(mx_optimizer, 'SGD'):
     raise ImportError('The drop-ins are for the optimizers of MXNet 1.9.1, but this is another version. '
@@ -67,7 +67,7 @@ class DropIn(Runner):
     off_at_zero: ClassVar[Tuple[str, ...]] = ('clip_gradient',)
     single_slots: ClassVar[bool] = False
 
-    _process_only = (*Runner._process_only, '_restored_counts', '_device', '_parked')
+    _process_only = (*Runner._process_only, '_restored_counts', '_device', '_parked', '_rate')
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -140,6 +140,7 @@ class DropIn(Runner):
         """MXNet's own state for ``weight``."""
         if weight.stype == 'default':
             check_weight(self.rule, weight)
+        self._created.add(index)
         state = super().create_state(index, weight)
         if not self.single_slots or weight.dtype != numpy.float64:
             return state
@@ -190,6 +191,8 @@ class DropIn(Runner):
 
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
                 mixed: bool) -> None:
+        if self._skips:
+            return
         if runs_on(self.rule, 'kernels') and {*map(type, weights), *map(type, gradients)} <= {NDArray}:
             super()._update(indices, weights, gradients, states, mixed)
             return
@@ -205,6 +208,10 @@ class DropIn(Runner):
             indices, weights, gradients, states = zip(*dense)
             super()._update(indices, weights, gradients, states, mixed)
 
+    def _take_begin(self) -> None:
+        if not self.begin_num_update:
+            self._warn_of_restart()  # else MXNet's count, which is t here, begins there
+
     def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         rates = self._rates(indices)
         counts = self._index_update_count  # including begin_num_update
@@ -214,9 +221,9 @@ class DropIn(Runner):
         """Count and query the rates in MXNet's order: the scheduler sees what has been counted so far."""
         size = self._counted_together()
         if self.lr_scheduler is not None and size < len(indices):
-            begin: int = self.begin_num_update
-            seen: List[int] = [self._index_update_count.get(index, begin) for index in indices]
-            if seen[0] < max(seen):  # otherwise the first parameter counts for all
+            begin = self.begin_num_update
+            seen = [self._index_update_count.get(index, begin) for index in indices]
+            if seen[0] < max(seen):  # else the first parameter counts for all
                 return [rate for i in range(0, len(indices), size) for rate in self._rates(indices[i:i + size])]
         self._update_count(indices)
         rates: List[float] = self._get_lrs(indices)
@@ -250,7 +257,30 @@ class SGD(WithMomentum, mx_optimizer.SGD):
 
 
 class SGLD(DropIn, mx_optimizer.SGLD):
-    pass
+    _rate: float
+
+    def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
+                mixed: bool) -> None:
+        """MXNet's, where the rate is not 0. With that a parameter stays, and MXNet fails later: it has no normal distribution
+        of deviation 0."""
+        for index, weight, gradient, state in zip(indices, weights, gradients, states):
+            if self._skips:
+                return
+            before = self._progress(), [self._index_update_count.get(index)]
+            self._rate, = self._rates([index])
+            if self._rate == 0:
+                continue
+            self._uncount([index], *before)
+            if not self._rate > 0:
+                parameter = self.param_dict.get(index)
+                name = self.idx2name.get(index, index) if parameter is None else parameter.name
+                raise ValueError(f'The learning rate of sgld must be 0 or more. Received: {self._rate!r} for the parameter '
+                                 f'{name!r}. Look at learning_rate, lr_scheduler and lr_mult. It was not updated.')
+            super()._update([index], [weight], [gradient], [state], mixed)
+
+    def _get_lr(self, index: Any) -> float:
+        """What MXNet's update takes: a scheduler is asked once."""
+        return self._rate
 
 
 class LBSGD(DropIn, mx_optimizer.LBSGD):
@@ -395,7 +425,7 @@ def accelerate(*names: str) -> None:
         Such as 'adam', 'sgd'. Without any: all that have a drop-in.
 
     The drop-ins continue states that MXNet saved, and vice versa. Optimizers that already exist do not change until they
-    load states.
+    load states, nor does what a class makes, ``mx.optimizer.Adam()``: pass that to `accelerated`.
 
     Raises ValueError for a name that is not one of MXNet's built-in optimizers.
 
@@ -414,6 +444,31 @@ def accelerate(*names: str) -> None:
         if registry[name] is CLASSES[name].replaces:  # a class registered by the user under that name stays
             registry[name] = CLASSES[name]
     _take_over_loading()
+
+
+def accelerated(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
+    """The drop-in in the state of ``optimizer``, for one that its class made: `accelerate` replaces names only.
+
+    Parameters
+    ----------
+    optimizer : mx.optimizer.Optimizer
+        Of a built-in class. It shares its scheduler and its multipliers with the drop-in, and is not to be used any more.
+        One of this package is returned as it is.
+
+    Raises TypeError for an optimizer of another class.
+
+    >>> import gluon_optim as go, mxnet as mx
+    >>> optimizer = go.accelerated(mx.optimizer.Adam(learning_rate=0.01, beta1=0.8))
+    >>> type(optimizer).__module__, optimizer.lr, optimizer.beta1
+    ('gluon_optim.mxnet.builtin', 0.01, 0.8)
+    """
+    if isinstance(optimizer, Runner):
+        return optimizer
+    if not isinstance(optimizer, mx_optimizer.Optimizer) or _of(optimizer) is None:
+        path = f'{type(optimizer).__module__}.{type(optimizer).__qualname__}'
+        raise TypeError(f'`accelerated` takes an optimizer of one of the classes of MXNet: {one_of(sorted(CLASSES))}. '
+                        f'Received: {path}. Others have no drop-in.')
+    return drop_in(optimizer)
 
 
 def _check_name(name: Any) -> None:

@@ -252,7 +252,7 @@ def _data(name: str, parameter: ParameterLike) -> List[Any]:
     return list(parameter.list_data())
 
 
-def _check_initialized(name: str, parameter: Any) -> None:
+def _check_initialized(name: str, parameter: ParameterLike) -> None:
     if parameter._data is None and not parameter._deferred_init:
         raise ValueError(f'Parameters must be initialized. Received: {name}, which is not. Call net.initialize(ctx=...) first.')
     if parameter._stype != 'default':
@@ -317,7 +317,7 @@ class WeightsPlan(NamedTuple):
     skipped: List[str]                              # one sentence for each that does not fit
 
     def initialize(self, undo: contextlib.ExitStack) -> None:
-        """Give arrays to parameters whose shapes were left out, as `Block.load_parameters` does."""
+        """Initialize parameters with shapes left out, as `Block.load_parameters` does."""
         for parameter, values in self.values:
             if parameter._data is None:
                 keep(undo, vars(parameter))
@@ -350,7 +350,7 @@ def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool) 
                        problems)
 
 
-def _fits(parameter: Any, info: ParameterInfo, value: numpy.ndarray) -> bool:
+def _fits(parameter: ParameterLike, info: ParameterInfo, value: numpy.ndarray) -> bool:
     """Whether the saved value can become that of the parameter, whose shape may have been left out."""
     alike = info.shape == value.shape if parameter._data is not None else 0 not in value.shape and completes(
         value.shape, parameter.shape)

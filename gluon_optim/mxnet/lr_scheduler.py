@@ -142,7 +142,7 @@ def plan_scheduler(present: Any, begin: int, saved: Optional[Dict[str, Any]], nu
     if saved is None or (present is not None and not _is_of(present, saved['class'])):
         file = 'without a scheduler' if saved is None else f'with the scheduler {saved["class"]}'
         raise ValueError(f'The file was saved {file}, the trainer has {_path(present)}. Create the trainer as it was, or pass '
-                         'hyperparameters="current" to go on with the trainer\'s.')
+                         'hyperparameters="current" to keep the trainer\'s.')
     saved = copy.deepcopy(saved)
     scheduler = _new(saved['class']) if present is None else _copied(present)  # to try it out
     changes = [] if present is None else _changes(present, saved)
@@ -255,7 +255,7 @@ def _is_record(value: Any) -> bool:
 def _other(where: str, present: str, new: Any) -> ValueError:
     received = f'the scheduler {new["class"]}' if _is_record(new) else f'{len(new)} values' if isinstance(new, list) else repr(new)
     return ValueError(f'{where} is {present} in the trainer. Received from the file: {received:.80}. Create the scheduler as it '
-                      'was, or pass hyperparameters="current" to go on with the trainer\'s.')
+                      'was, or pass hyperparameters="current" to keep the trainer\'s.')
 
 
 def _check(scheduler: Any, path: str, num_update: int) -> None:

@@ -19,6 +19,7 @@ from ..states.model import OptimizerStates, ParameterInfo
 from ..states.mxnet_files.reader import BOOKKEEPING
 from ..states.nesting import leaves, put_together, take_apart
 from .optimizer import Runner
+from .typing import ParameterLike
 
 __all__ = ['Builtin', 'Native', 'Stranger', 'adapted', 'to_mxnet_state']
 
@@ -211,7 +212,7 @@ class Stranger(Native):
         """The state of the saved parameter ``name``, as MXNet has it on ``context``."""
         return put_together(states.trees[name], _Arrays(states.slots[name], '', context))
 
-    def misfit(self, index: int, parameter: Any, saved: ParameterInfo, states: OptimizerStates) -> str:
+    def misfit(self, index: int, parameter: ParameterLike, saved: ParameterInfo, states: OptimizerStates) -> str:
         """Why the saved state cannot be that of ``parameter``, '' if it can: it must nest as the one that the optimizer makes."""
         tree = states.trees.get(saved.name)
         if tree is None:

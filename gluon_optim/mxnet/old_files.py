@@ -1,10 +1,11 @@
 """MXNet's own `.states` files as a trainer's states: they identify parameters by index and hold no weights."""
 import os
-from typing import List
+from typing import List, Sequence
 
 from ..states import container, mxnet_files
 from ..states.files import Kind, open_once
 from ..states.model import OptimizerStates, ParameterInfo
+from ..states.mxnet_files.names import renumbered
 from .typing import TrainerLike
 
 __all__ = ['read_for']
@@ -21,6 +22,10 @@ def read_for(path: container.Path, trainer: TrainerLike, present: List[Parameter
         if file.kind is not Kind.MXNET_STATES:
             return container.read(file)
         states = mxnet_files.read_states(file, [info.name for info in present], allow)
+        fresh = renumbered([info.full_name for info in present])
+        if fresh and states.producer.get('mxnet') == '1.x':
+            other = mxnet_files.read_states(file, [present[place].name for place in fresh], allow)
+            states = _of_one_order(os.fspath(path), states, other, present)
     if not states.optimizer:
         raise ValueError(f'Cannot load {os.fspath(path)!r}: it was saved without its optimizer, so that update counts and '
                          'hyper-parameters are not in it. Use trainer.load_states, which restarts the counts.')
@@ -31,6 +36,35 @@ def read_for(path: container.Path, trainer: TrainerLike, present: List[Parameter
     states.parameters = [_described(info, states) for info in present if info.name in known or info in silent]
     states.counts.update((info.name, 0) for info in silent)
     return states
+
+
+def _of_one_order(path: str, states: OptimizerStates, other: OptimizerStates, present: List[ParameterInfo]
+                  ) -> OptimizerStates:
+    """The states as the trainer sorts its names, or as one that counted them from 0 did: ValueError where both may be meant."""
+    if not any(states.slots.values()) and len(set(states.counts.values())) < 2:
+        return states  # nothing that could go to another layer
+    fits, other_fits = _fit(states, present), _fit(other, present)
+    if fits and other_fits:
+        raise ValueError(
+            f'The order of the parameters in {path!r} must be known: MXNet files have no names, and trainers sort names as text. '
+            f'Received: a trainer of {present[0].full_name!r} and others, which are in another order where their numbers count '
+            'from 0, as in a new process, so that states could go to other layers. If the file is of a new process, make the net '
+            'again inside `with mx.name.NameManager():`, where names count from 0 too. If it is of a net with these very names, '
+            'call trainer.load_states, and then gluon_optim.save_states, which writes a file with names.')
+    if other_fits:
+        other.report.append('The states were given to parameters in the order in which names are sorted where their numbers count '
+                            'from 0; only so all shapes agree.')
+    return other if other_fits else states
+
+
+def _fit(states: OptimizerStates, present: List[ParameterInfo]) -> bool:
+    """Whether each state has the shape of its parameter, as far as both are known."""
+    shapes = {info.name: info.shape for info in present}
+    return all(_agree(shapes[info.name], info.shape) for info in states.parameters if states.slots.get(info.name))
+
+
+def _agree(weight: Sequence[int], state: Sequence[int]) -> bool:
+    return len(weight) == len(state) and all(a in (b, 0, -1) for a, b in zip(weight, state))
 
 
 def _described(present: ParameterInfo, states: OptimizerStates) -> ParameterInfo:

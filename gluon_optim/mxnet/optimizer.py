@@ -5,7 +5,7 @@ import math
 import operator
 import sys
 import warnings
-from typing import Any, ClassVar, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, ClassVar, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Type
 
 import numpy
 
@@ -37,8 +37,11 @@ class Runner(mx_optimizer.Optimizer):
 
     rule: ClassVar[Type[Rule]]
     _process_only: ClassVar[Tuple[str, ...]] = (  # never saved
-        '_executor', '_read', '_checked', '_warned', '_followed', '_rows', '_rows_of', '_singly')
+        '_executor', '_read', '_checked', '_warned', '_followed', '_rows', '_rows_of', '_singly', '_skips', '_created',
+        '_loaded_at')
     _checked: Tuple[Any, Values]
+    begin_num_update: int
+    _skips = False  # updates, until there is a finite `rescale_grad`
 
     def _set_up(self) -> None:
         """Create what lives as long as the process."""
@@ -50,6 +53,8 @@ class Runner(mx_optimizer.Optimizer):
         self._rows: Dict[Any, Dict[str, float]] = {}  # coefficients of the last steps with the hyper-parameters `_rows_of`
         self._rows_of: Any = None
         self._singly = False
+        self._created: Set[Any] = set()         # the parameters whose states were made here
+        self._loaded_at: Optional[int] = None   # what begin_num_update was, where states without counts take t from it
         if 'mxnet.gluon.trainer' in sys.modules:  # a parameter server has none, and is still importing `mxnet`
             from .kvstore import update_together
             update_together()
@@ -60,6 +65,7 @@ class Runner(mx_optimizer.Optimizer):
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.rescale_grad = self.__dict__.pop('rescale_grad', 1.0)  # MXNet may have saved an array
         self._set_up()
         # saved on some devices, continued on others
         self.set_update_counts(self.update_counts(), self.num_update)
@@ -71,6 +77,27 @@ class Runner(mx_optimizer.Optimizer):
         return f'<{type(self).__name__}: {values}>'
 
     # -- hyper-parameters -------------------------------------------------------------------------------------------
+
+    @property
+    def rescale_grad(self) -> float:
+        """The factor on gradients. It can be set to an array of one element too, as `Trainer.step(batch_size)` does where the
+        batch size is one: if that is NaN or infinite, updates are skipped, and not counted, until the next one is set."""
+        factor: float = self.__dict__['rescale_grad']
+        return factor
+
+    @rescale_grad.setter
+    def rescale_grad(self, factor: Any) -> None:
+        self._skips = False
+        if isinstance(factor, nd.NDArray):
+            if factor.size != 1:
+                raise ValueError('`rescale_grad` must be one number, and so must the batch size. Received: an array of shape '
+                                 f'{factor.shape}. Pass an array of one element, or a number.')
+            factor = factor.asnumpy().item()
+            self._skips = not math.isfinite(factor)
+        if not self._skips:
+            self.__dict__['rescale_grad'] = factor
+        else:
+            self.__dict__.setdefault('rescale_grad', 1.0)
 
     def _given(self) -> Dict[str, Any]:
         """The current hyper-parameters, except for the learning rate."""
@@ -150,6 +177,42 @@ class Runner(mx_optimizer.Optimizer):
             if updater is not None:
                 updater.states_synced = dict.fromkeys(updater.states, False)  # the updater moves them before the next update
 
+    def _update_count(self, index: Any) -> None:
+        counts = self._index_update_count
+        for i in index if isinstance(index, (list, tuple)) else (index,):
+            if i not in counts:
+                counts[i] = self._first_count(i)
+            counts[i] += 1
+            self.num_update = max(counts[i], self.num_update)
+
+    def _first_count(self, index: Any) -> int:
+        """What MXNet's count of a parameter is before the first update here.
+
+        A state that was not made here is from a file without counts, such as `Module.save_optimizer_states` writes:
+        ``begin_num_update`` says how many updates it has seen, and is part of no other count from now on.
+        """
+        if index in self._created:
+            return self.begin_num_update
+        if self._loaded_at is None:
+            self._loaded_at = self.begin_num_update
+            self._take_begin()
+        return self._loaded_at
+
+    def _take_begin(self) -> None:
+        begin = self.begin_num_update
+        if not begin:
+            self._warn_of_restart()
+        for counts in (self._restored_counts, *self._all_index_update_counts.values()):
+            counts.update([(index, count - begin) for index, count in counts.items()])
+        self.begin_num_update = 0
+
+    def _warn_of_restart(self) -> None:
+        h = self.hyperparameters()
+        if self.rule.all_coefficients(scalars, h, 1) != self.rule.all_coefficients(scalars, h, 2):
+            warnings.warn(f'{self.rule.name} got states without update counts, as Module.save_optimizer_states and '
+                          'Updater.get_states write them: its t restarts at 1. Pass begin_num_update, the number of updates '
+                          'that the states have seen.', stacklevel=2)
+
     # -- states -----------------------------------------------------------------------------------------------------
 
     def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
@@ -187,7 +250,7 @@ class Runner(mx_optimizer.Optimizer):
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
                 mixed: bool) -> None:
         """``mixed``: the states contain masters."""
-        if not indices:
+        if not indices or self._skips:
             return
         h = self.hyperparameters()
         key = (tuple(indices), weights[0].context)
@@ -329,6 +392,9 @@ class RuleOptimizer(Runner):
         for name in arguments:
             check_known('argument', name, declared.union(BASE_ARGUMENTS), owner=self.rule.name)
         own = {name: arguments.pop(name) for name in declared.intersection(arguments)}
+        factor = own.pop('rescale_grad', 1.0)
+        if not isinstance(factor, nd.NDArray):  # else it is set when there is an optimizer
+            own['rescale_grad'] = factor
         if learning_rate is not None:
             own['learning_rate'] = learning_rate
         h = self.rule.hyperparameters(**own)
@@ -344,6 +410,7 @@ class RuleOptimizer(Runner):
         self.aggregate_num = 2 ** 31 - 1  # the updater passes all parameters of a dtype at once
         self._restored_counts: Dict[Any, int] = {}
         self._set_up()
+        self.rescale_grad = factor
 
     def _given(self) -> Dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}
@@ -354,6 +421,7 @@ class RuleOptimizer(Runner):
     def create_state(self, index: Any, weight: Any) -> Tuple[Any, ...]:
         """A tuple of the rule's slots for ``weight``, in the order of ``rule.slots``; shape (1,) for one number."""
         check_weight(self.rule, weight)
+        self._created.add(index)
         dtype = 'float64' if weight.dtype == numpy.float64 else 'float32'
         return tuple(
             weight.astype(dtype) if slot.init == 'weight'

@@ -25,7 +25,7 @@ from ..states.mxnet_files import mxnet2
 from .lr_scheduler import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .native import Stranger, adapted, to_mxnet_state
 from .old_files import read_for
-from .typing import BlockLike, TrainerLike, UpdaterLike
+from .typing import BlockLike, ParameterLike, TrainerLike, UpdaterLike
 from .weights import keep_kvstore, remember, write_weight
 
 __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_states', 'states_digest']
@@ -105,7 +105,7 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
     Parameters
     ----------
     trainer : gluon.Trainer
-        Must run the same optimizer. Parameters may be loaded before or after. Parameters whose shapes were left out
+        Must run the same optimizer. Parameters may be loaded before or after. Parameters with shapes left out
         (``in_units``) take them from the file, and are initialized.
     path, net
         As for `save_states`; the states in one of MXNet's ``.states`` files follow the trainer's order of parameters, and
@@ -302,7 +302,7 @@ def check_savable(trainer: TrainerLike, net: Optional[BlockLike] = None) -> None
 
 
 def finish_deferred(undo: contextlib.ExitStack, trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike]) -> None:
-    """Initialize the trainer's parameters whose shapes were left out and are in the file, as the first forward pass would.
+    """Initialize the trainer's parameters with shapes left out that the file has, as the first forward pass would.
 
     Those that do not fit stay as they are, for `plan_import` to refuse.
     """
@@ -395,13 +395,13 @@ def _parameters(trainer: TrainerLike, net: Optional[BlockLike]) -> List[Paramete
     return infos
 
 
-def shape_of(parameter: Any) -> Tuple[int, ...]:
+def shape_of(parameter: ParameterLike) -> Tuple[int, ...]:
     """The shape of the parameter's data: `Parameter.shape` of a SymbolBlock is None for ever."""
     return tuple(parameter.shape or () if parameter._data is None else parameter._data[0].shape)
 
 
 def facts_of(net: Optional[BlockLike]) -> Optional[Dict[str, Any]]:
-    """What a conversion must know of the layers of ``net``, as files have it; None where there is no net."""
+    """What a conversion must know about the layers of ``net``, in the form used in files; None without a net."""
     return None if net is None else facts_of_block(net).record()
 
 
@@ -548,7 +548,7 @@ def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Valu
         saved: Values = optimizer.rule.hyperparameters(**states.hypers)
     except (TypeError, ValueError) as error:
         raise ValueError(f'The hyper-parameters in the file must be those of {optimizer.rule.name}. {error} '
-                         'Pass hyperparameters="current" to go on with the trainer\'s.') from error
+                         'Pass hyperparameters="current" to keep the trainer\'s.') from error
     if set(saved.asdict()) != set(now.asdict()):
         raise ValueError(f'The file has the hyper-parameters {one_of(saved.asdict())}, the trainer {one_of(now.asdict())}. '
                          'Create the trainer with the same `base`.')

@@ -16,7 +16,7 @@ __all__ = ['initialize', 'keep_kvstore', 'remember', 'write_weight']
 
 
 def initialize(parameter: ParameterLike, value: Any) -> None:
-    """Give the NumPy array ``value`` to a parameter whose initialization was deferred, on all its devices."""
+    """Initialize a deferred parameter with the NumPy array ``value``, on all its devices."""
     make = mx_numpy.array if is_np_array() else nd_array
     parameter._load_init(make(value, dtype=value.dtype), None)
 

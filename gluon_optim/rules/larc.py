@@ -15,7 +15,7 @@ OWN = (
     Hyper('clip', True, (False, True), 'never exceed the learning rate; False multiplies the two instead'),
     Hyper('epsilon', 1e-8, '[0, inf)', 'added to the norm of the gradient'),
     Hyper('min_update', 0.0, '[0, inf)', "smallest ratio; variant='openseq2seq' only"),
-    Hyper('variant', 'apex', ('apex', 'openseq2seq'), 'whose LARC'),
+    Hyper('variant', 'apex', ('apex', 'openseq2seq'), 'which implementation to follow'),
 )
 
 

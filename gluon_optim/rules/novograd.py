@@ -41,7 +41,7 @@ class NovoGrad(Rule):
         Hyper('grad_averaging', None, (None, False, True), 'multiply what enters the moment by 1 - beta1; None: only in apex'),
         Hyper('amsgrad', False, (False, True), 'divide by the largest norm so far'),
         Hyper('decoupled_wd', False, (False, True), 'shrink the weight by 1 - learning_rate wd instead'),
-        Hyper('variant', 'paper', VARIANTS, 'whose NovoGrad'),
+        Hyper('variant', 'paper', VARIANTS, 'which implementation to follow'),
     )
 
     @staticmethod

@@ -65,7 +65,7 @@ def add(rule: Type[Rule], name: Optional[str] = None) -> None:
 
 
 def register(what: Union[str, Type[Rule]]) -> Any:
-    """Class decorator for a rule of one's own, where there is no MXNet; see `gluon_optim.mxnet.registry.register`.
+    """Class decorator for your own rule where MXNet is not installed; see `gluon_optim.mxnet.registry.register`.
 
     ``what`` is the class, or a name for it. Raises ValueError for a name that is taken, TypeError for what is not a rule:
 

@@ -68,8 +68,10 @@ def arrays_of(contents: Contents) -> Dict[str, Dict[str, numpy.ndarray]]:
     """All arrays by parameter; those of the optimizer as a whole under `WHOLE`."""
     found: Dict[str, Dict[str, numpy.ndarray]] = {}
     states = contents.states
+    for weight in contents.run.weights if contents.run else ():  # in the order of the net, not of its trainer, which sorts names
+        found[weight.name] = {}
     for name in states.names if states else ():
-        found[name] = {}
+        found.setdefault(name, {})
     for name, value in contents.parameters.items():
         found.setdefault(name, {})['weight'] = value
     if states:

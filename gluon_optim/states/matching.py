@@ -45,7 +45,7 @@ def match(saved: Sequence[ParameterInfo], present: Sequence[ParameterInfo]) -> M
 
 
 def completes(shape: Sequence[int], partly: Optional[Sequence[int]]) -> bool:
-    """Whether ``shape`` is what a parameter of MXNet may have whose shape is only ``partly`` known: 0 or -1 stands for any size.
+    """Whether ``shape`` fits an MXNet parameter with a shape only ``partly`` known: 0 or -1 stands for any size.
 
     >>> completes((3, 4), (3, 0)), completes((3, 4), None), completes((3, 4), (4, 0)), completes((3, 4), (3,))
     (True, True, False, False)

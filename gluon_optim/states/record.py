@@ -27,10 +27,11 @@ def states_of(record: Mapping[str, Any], updates: int = 0) -> OptimizerStates:
     Raises StateFileError if the record was not made by `record_of`.
     """
     check_record(record, RECORD, 'the record of the states')
-    for info in record['parameters']:
+    infos = [{'grad_req': None, **info} if isinstance(info, dict) else info for info in record['parameters']]  # once it had none
+    for info in infos:
         check_record(info, INFO, 'a parameter of the record')
     try:
-        parameters = [ParameterInfo(**dict(info, shape=tuple(info['shape']))) for info in record['parameters']]
+        parameters = [ParameterInfo(**dict(info, shape=tuple(info['shape']))) for info in infos]
         counts = {info.name: record['counts'][info.name] + updates for info in parameters}
         known = {key: record[key] for key in ('optimizer', 'hypers', 'num_update', 'scheduler', 'loss_scaler', 'producer')}
     except (KeyError, TypeError) as error:

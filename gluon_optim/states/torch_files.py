@@ -57,7 +57,7 @@ def read(file: OpenFile) -> Any:
 
     Raises UnreadableFile for a file that is damaged, is something else, or names anything besides tensors.
     """
-    source = file.source()
+    source = file.part()
     if file.head.startswith(ZIP_MAGIC):
         return _Zipped(source).value
     if file.head.startswith(TORCH_MAGIC):
@@ -207,7 +207,8 @@ class TorchMachine(Machine):
     max_steps = MAX_STEPS
     names = {
         **{name: kind for name, kind in NAMES.items() if kind in ('dtype', 'scalar', 'encode')},
-        'collections.OrderedDict': 'dictionary', 'collections.Counter': 'dictionary', 'torch.Size': 'size',
+        'collections.OrderedDict': 'dictionary', 'collections.Counter': 'dictionary',
+        'torch.Size': 'size',
         'torch.device': 'device',
         **{f'torch._utils._rebuild_tensor{version}': 'tensor' for version in ('', '_v2', '_v3')},
         'torch._utils._rebuild_meta_tensor_no_storage': 'meta', 'torch._tensor._rebuild_from_type_v2': 'subclass',

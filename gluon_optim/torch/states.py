@@ -1,5 +1,6 @@
 """States of a Gluon run as the ``state_dict`` of a PyTorch optimizer, and back."""
 import importlib
+import reprlib
 from typing import Any, Dict, Iterable, List, Mapping, Optional
 
 import numpy
@@ -110,7 +111,7 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     >>> states.optimizer, states.counts, states.slots['weight']['norm_sq']
     ('novograd', {'weight': 1}, array(25., dtype=float32))
     """
-    groups = list(state_dict['param_groups'])
+    groups = _checked_groups(state_dict)
     name = optimizer or groups[0].get('optimizer')
     if name is None:
         raise ValueError('`optimizer` must be a registered name unless the state is that of a mirror. Received: None. '
@@ -124,6 +125,22 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     states = from_state_dict(foreign, rule, given, params, num_update, allow_lossy, copy)
     states.producer['torch'] = str(torch.__version__)
     return states
+
+
+def _checked_groups(state_dict: Mapping[str, Any]) -> List[Mapping[str, Any]]:
+    """The param groups of what must be the state_dict of an optimizer."""
+    state, groups = (state_dict.get(key) if isinstance(state_dict, Mapping) else None for key in ('state', 'param_groups'))
+    if not isinstance(state, Mapping) or not all(isinstance(entry, Mapping) for entry in state.values()):
+        raise ValueError('`state_dict` must be that of an optimizer, with a dictionary of dictionaries as its state. Received: '
+                         f'{type(state).__name__}. Pass optimizer.state_dict().')
+    if not isinstance(groups, (list, tuple)) or not groups or not all(
+            isinstance(group, Mapping) and isinstance(group.get('params'), (list, tuple)) for group in groups):
+        raise ValueError('`state_dict` must be that of an optimizer, with one param group or more, dictionaries that have '
+                         f'`params`. Received: {reprlib.repr(groups)}. Pass optimizer.state_dict().')
+    if not all(isinstance(key, (int, str)) for group in groups for key in group['params']):
+        raise ValueError('`state_dict` must have numbers for the parameters of its param groups. Received: '
+                         f'{reprlib.repr(groups)}. Pass optimizer.state_dict().')
+    return list(groups)
 
 
 def _complete(foreign: Foreign, group: Dict[str, Any], states: OptimizerStates, chosen: List[Any]) -> Dict[str, Any]:

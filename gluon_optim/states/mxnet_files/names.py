@@ -1,6 +1,7 @@
 """Which state of a `.states` file belongs to which parameter: those files hold indices in a trainer, not names."""
 import dataclasses
 import os
+import re
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy
@@ -8,12 +9,15 @@ import numpy
 from ...schema import one_of
 from ..model import STATISTICS, ParameterInfo
 
-__all__ = ['Assignment', 'Params', 'assign']
+__all__ = ['Assignment', 'Params', 'assign', 'renumbered']
 
 Params = Union[str, 'os.PathLike[str]', Sequence[str], Mapping[str, Any], None]
 _REMEDY = ('Pass the names as a list in the order of the trainer, which is [p.name for p in trainer._params] where MXNet runs, or '
            'a file of net.collect_params().save(...), which has the names that the trainer sorts.')
 Shape = Optional[Tuple[int, ...]]  # None: unknown
+
+
+_COUNTED = re.compile(r'([A-Za-z_]*[A-Za-z])(\d+)_')  # dense36_weight: MXNet 1.x counts the layers of a process
 
 
 class Assignment(NamedTuple):
@@ -60,8 +64,34 @@ def assign(shapes: Mapping[Any, Shape], params: Params, idx2name: Mapping[Any, s
         report.append(f'States were assigned to parameters in {which}; all shapes agree.')
         return Assignment([info if info.shape is not None else dataclasses.replace(info, shape=shapes.get(at.get(place)) or ())
                            for place, info in enumerate(order)], [at.get(place) for place in range(len(order))], report)
+    if 1 in versions and renumbered([info.name for info in infos]):
+        report.append(f'{infos[0].name!r} and the others would be in another order where their numbers count from 0, as in a new '
+                      'process: it was taken for granted that the trainer which wrote the file had these very names.')
     known = [dataclasses.replace(order[place], shape=shapes[key] or ()) for key, place in places.items()]
     return Assignment(known, list(places), report)
+
+
+def renumbered(names: Sequence[str]) -> Optional[List[int]]:
+    """Which of ``names`` is in which place of the trainer where their numbers count from 0; None if each is where it is now.
+
+    Trainers of MXNet 1.x sort names as text. In a new process a net has dense0_, ..., dense11_, sorted as dense0_, dense10_,
+    dense11_, dense1_, ...; the same net later in a process has dense36_, ..., dense47_, in the order of their numbers.
+
+    >>> renumbered([f'dense{number}_weight' for number in (9, 10)])  # a list: in no trainer's order
+    >>> renumbered([f'dense{number}_weight' for number in range(20, 31)])
+    [0, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+    if list(names) != sorted(names):
+        return None
+    counted = [_COUNTED.match(name) for name in names]
+    least: Dict[str, int] = {}
+    for match in counted:
+        if match and len(match[2]) <= 9:
+            least[match[1]] = min(least.get(match[1], 10**9), int(match[2]))
+    fresh = [f'{match[1]}{int(match[2]) - least[match[1]]}{name[match.end(2):]}' if match and len(match[2]) <= 9 else name
+             for name, match in zip(names, counted)]
+    order = sorted(range(len(fresh)), key=fresh.__getitem__)
+    return None if order == list(range(len(fresh))) else order
 
 
 def _without(keys: List[Any], shapes: Mapping[Any, Shape], idx2name: Mapping[Any, str]) -> Assignment:
@@ -134,8 +164,10 @@ def _orders(infos: List[ParameterInfo], versions: Sequence[int], in_order: bool)
     found = [infos] if in_order else []
     for version in versions:
         order = sorted(infos, key=lambda info: info.name if version == 2 else info.name.replace('.', '_'))
-        if order not in found:
-            found.insert(0, order)
+        fresh = renumbered([info.name for info in order]) if version == 1 else None
+        for each in (order, [order[place] for place in fresh] if fresh else order):
+            if each not in found:
+                found.insert(0, each)
     return found
 
 

@@ -49,7 +49,7 @@ def read_params(path: Union[Path, OpenFile], limit: Optional[int] = None) -> Dic
         If the file is damaged or of another kind. The message says what is wrong and at which byte.
     """
     with open_once(path) as file, reading(file.path):
-        source = file.source(limit)
+        source = file.part(limit)
         if file.kind is Kind.PARAMS:
             arrays, names = read_list(source)
         elif file.head.startswith(ZIP_MAGIC):
@@ -98,7 +98,7 @@ def read_states(path: Union[Path, OpenFile], params: Params = None, allow: Colle
         If ``params`` does not fit the file, or leaves open which state belongs to which parameter.
     """
     with open_once(path) as file, reading(file.path, TypeError, KeyError):  # of `params`
-        source = file.source(limit)
+        source = file.part(limit)
         if file.kind is not Kind.MXNET_STATES:
             source.fail(f'the file must be from Trainer.save_states. {_what_it_is(file.kind)}', 0)
         value = load(source, [allow] if isinstance(allow, str) else allow)
