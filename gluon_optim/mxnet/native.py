@@ -191,8 +191,9 @@ class Stranger(Native):
         moved = [info.name for i, info in pairs.items() if place[info.name] != i]
         by_index = [name for name, tree in states.attributes.items() if _has_whole_keys(tree)]
         if moved and by_index:
-            raise ValueError(f'The parameters must be in the order of the file, for {_path(self.optimizer)} keeps {one_of(by_index)} by '
-                             f'their index. Received: another place for {some_of(moved)}. Create the trainer as it was.')
+            raise ValueError(f'The parameters must be in the order of the file, because {_path(self.optimizer)} keeps '
+                             f'{one_of(by_index)} by their index. Received: another place for {some_of(moved)}. Create the trainer '
+                             'as it was.')
 
     # -- states -----------------------------------------------------------------------------------------------------
 
