@@ -294,6 +294,8 @@ def check_savable(trainer: TrainerLike, net: Optional[BlockLike] = None) -> None
     _parameters(trainer, net)
     export_scheduler(optimizer.lr_scheduler)
     optimizer.hyperparameters()
+    if trainer._kv_initialized:
+        _start_kvstore(trainer)  # which then has nothing to start, and refuses states that are on servers
     if isinstance(optimizer, Stranger):
         optimizer.others()
         held = _updaters(trainer)[0].states if trainer._kv_initialized else {}
