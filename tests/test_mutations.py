@@ -2,7 +2,7 @@
 
 GLUON_OPTIM_MUTATIONS=10000 tries so many of each kind; GLUON_OPTIM_WORST=1 prints the longest time and the most memory.
 """
-import importlib.util
+import io
 import json
 import os
 import random
@@ -15,7 +15,6 @@ import zipfile
 import numpy as np
 import pytest
 
-import gluon_optim as go
 from gluon_optim import models, rules
 from gluon_optim.mapping import optax_file
 from gluon_optim.models.pytorch import target_of
@@ -27,27 +26,30 @@ from gluon_optim.states.mxnet_files import read_params, writer
 from gluon_optim.transfer.read import read
 
 COUNT = int(os.environ.get('GLUON_OPTIM_MUTATIONS', 250))
-NUMBERS = [b'\xff' * 8, b'\xff' * 4, b'\0' * 8, b'\0\0\0\x80', b'\xff\xff\xff\x7f', b'\xff' * 7 + b'\x7f', b'\0' * 7 + b'\1', b'\1', b'(', b'.',
-           b'\x80\x80\x80\x80\x08', b'K\xff', b'J\xff\xff\xff\x7f', b'N', b']', b'}', b'\x85', b'h\0', b'Q', b'R', b'b', b's', b'u']
-WORDS = [b'{', b'}', b'[', b']', b'"', b',', b':', b'null', b'true', b'NaN', b'Infinity', b'-1', b'1e400', b'9' * 25, b'9' * 400, b'0.5',
-         b'"a"', b'\\ud800', b'\xff', b'[[[[[[[[', b'{"a":', b'"repeat": 1000000000,', b'"layers": 1000000000,', b'"ones": true,',
+NUMBERS = [b'\xff' * 8, b'\xff' * 4, b'\0' * 8, b'\0\0\0\x80', b'\xff\xff\xff\x7f', b'\xff' * 7 + b'\x7f', b'\0' * 7 + b'\1', b'\1',
+           b'(', b'.', b'\x80\x80\x80\x80\x08', b'K\xff', b'J\xff\xff\xff\x7f', b'N', b']', b'}', b'\x85', b'h\0', b'Q', b'R', b'b', b's', b'u']
+WORDS = [b'{', b'}', b'[', b']', b'"', b',', b':', b'null', b'true', b'NaN', b'Infinity', b'-1', b'1e400', b'9' * 25, b'9' * 400,
+         b'0.5', b'"a"', b'\\ud800', b'\xff', b'[[[[[[[[', b'{"a":', b'"repeat": 1000000000,', b'"layers": 1000000000,', b'"ones": true,',
          b'"rnn": "lstm",', b'[4611686018427387904, 4]', b'[]', b'{}', b'\\u001b']
 NET = {'0.weight': np.ones((4, 3), 'float32'), '0.bias': np.ones(4, 'float32'), '1.gamma': np.ones(2, 'float32'),
        'v': np.arange(40, dtype='float32')}
 MAP = {'a.weight': {'from': '0.weight', 'transpose': [1, 0], 'view': [4, 3], 'shape': [12]}, 'a.bias': '0.bias',
-       'b.weight': {'from': '1.gamma', 'repeat': 2}, 'c.*': {'from': 'v', 'rnn': 'lstm', 'hidden': 2, 'layers': 1, 'bidirectional': False}}
+       'b.weight': {'from': '1.gamma', 'repeat': 2},
+       'c.*': {'from': 'v', 'rnn': 'lstm', 'hidden': 2, 'layers': 1, 'bidirectional': False}}
+PLAIN = {name: NET[name] for name in ('0.weight', '0.bias')}
 
 
 def states():
     infos = [ParameterInfo(name, name, shape, 'float32') for name, shape in (('0.weight', (4, 3)), ('0.bias', (4,)))]
-    slots = {info.name: {slot: np.random.RandomState(0).rand(*info.shape).astype('f4') for slot in ('mean', 'var')} for info in infos}
-    scheduler = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': {'step': 10, 'factor': 0.5, 'base_lr': 0.1, 'count': 0}}
+    slots = {info.name: {slot: np.full(info.shape, 0.5, 'float32') for slot in ('mean', 'var')} for info in infos}
+    scheduler = {'class': 'mxnet.lr_scheduler.FactorScheduler',
+                 'attributes': {'step': 10, 'factor': 0.5, 'base_lr': 0.1, 'count': 0}}
     return OptimizerStates('adam', rules.get('adam').hyperparameters().asdict(), 3, infos, {info.name: 3 for info in infos}, slots,
                            scheduler=scheduler)
 
 
 def make_container(path):
-    container.write(path, states(), Run([Weight(name, name, [NET[name]]) for name in ('0.weight', '0.bias')], 3, extra={'a': [1]}))
+    container.write(path, states(), Run([Weight(name, name, [value]) for name, value in PLAIN.items()], 3, extra={'a': [1]}))
 
 
 def make_params(path):
@@ -88,8 +90,8 @@ KINDS = {
     'onnx': ('.onnx', make_onnx, lambda path: all_of(read(path))),
     'map': ('.json', lambda path: path.write_text(json.dumps(MAP)), lambda path: models.model_to_torch(NET, names=path).rows),
     'like pt': ('.pt', lambda path: make_torch(path, like=True), lambda path: target_of(path)),
-    'like safetensors': ('.safetensors', lambda path: models.model_to_torch({name: NET[name] for name in ('0.weight', '0.bias')}).save(path),
-                         lambda path: models.model_to_torch({name: NET[name] for name in ('0.weight', '0.bias')}, like=path).rows),
+    'like safetensors': ('.safetensors', lambda path: models.model_to_torch(PLAIN).save(path),
+                         lambda path: models.model_to_torch(PLAIN, like=path).rows),
 }
 
 
@@ -136,7 +138,6 @@ def in_members(data, rng, folder):
 
 
 def bytes_of_array(array):
-    import io
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
@@ -171,7 +172,9 @@ def test_mutations(tmp_path, kind, capsys):
             data = in_header(intact, rng)
         else:
             data = mutated(intact, rng, WORDS if kind == 'map' or ending == '.safetensors' else NUMBERS)
-        path.write_bytes(data)
+        with open(path, 'r+b') as file:  # emptying a file before writing makes some file systems wait for the disk
+            file.write(data)
+            file.truncate()
         traced = k % 25 == 0  # tracing is slow
         if traced:
             tracemalloc.start()
@@ -191,13 +194,8 @@ def test_mutations(tmp_path, kind, capsys):
             tracemalloc.stop()
         assert peak <= 2 * len(data) + SMALL, (kind, k)
         worst = [max(worst[0], 0 if traced else taken), max(worst[1], peak)]
-    assert COUNT // 5 < refused
+    assert refused > COUNT // 5
     if 'GLUON_OPTIM_WORST' in os.environ:
         with capsys.disabled():
             print(f'\n{kind}: {COUNT} mutations of {len(intact)} bytes, {refused} refused, at most {worst[0]:.3f} s of CPU time, '
                   f'{worst[1] / 2**20:.1f} MiB')
-
-
-def test_every_reader_is_here():
-    assert importlib.util.find_spec('onnx') is None or 'onnx' in KINDS
-    assert callable(go.read_states)
