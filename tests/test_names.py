@@ -2,6 +2,7 @@
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,3 +105,26 @@ def test_the_cause_of_a_failing_import_is_shown(tmp_path, room, package, extra):
     said = python(f'import sys; sys.path.insert(0, {str(tmp_path)!r})\ntry:\n    import gluon_optim.{room}\n'
                   'except ImportError as error:\n    print(error)', '-W', 'ignore')
     assert "No module named 'package_that_nothing_brings'" in said and f"pip install '.[{extra}]'" in said
+
+
+def test_python_without_docstrings(tmp_path):
+    """MXNet itself cannot be imported under -OO; all that needs no MXNet works, and errors and `info` say as much as they can."""
+    saved = Path(__file__).parent / 'legacy/1.9.1/adam-scheduled.states'
+    said = python(f'''
+import warnings
+with warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter('always', RuntimeWarning)
+    import gluon_optim as go
+print(all('use -O.' in str(each.message) for each in warned if 'gluon_optim.mxnet' in str(each.message)))
+from gluon_optim import cli
+from gluon_optim.states.container import TENSOR
+from gluon_optim.states.manifest import check_record
+print([cli.main(command) for command in (['list'], ['info', 'novograd'], ['inspect', {str(saved)!r}], ['verify', {str(saved)!r}],
+                                         ['convert', {str(saved)!r}, '--to', 'mxnet', '-o', {str(tmp_path / 'new')!r}])])
+try:
+    check_record(dict.fromkeys(TENSOR), TENSOR, 'a tensor')
+except ValueError as error:
+    print(error)
+''', '-OO')
+    assert said.startswith('True\n') and '[0, 0, 0, 0, 0]' in said and 'docstrings' in said
+    assert ' of a tensor must be ' in said and 'must be .' not in said

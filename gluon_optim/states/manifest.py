@@ -160,122 +160,124 @@ Check = Callable[[Any], bool]
 show = reprlib.Repr().repr  # a corrupt value can be of any size
 
 
+def _must_be(words: str) -> Callable[[Check], Check]:
+    """What a check asks for, as errors say it: its docstring, also under python -OO."""
+    def say(check: Check) -> Check:
+        check.__doc__ = words
+        return check
+    return say
+
+
 def check_record(record: Any, schema: Mapping[str, Check], where: str) -> None:
     if not isinstance(record, dict) or set(record) != set(schema):
         received = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise StateFileError(f'{where} must have the keys {sorted(schema)} and no others. Received: {show(received)}.')
     for key, check in schema.items():
         if not check(record[key]):
-            raise StateFileError(f'{key!r} of {where} must be {(check.__doc__ or "").strip()}. Received: {show(record[key])}.')
+            raise StateFileError(f'{key!r} of {where} must be {check.__doc__}. Received: {show(record[key])}.')
 
 
 def _one_of(values: Any) -> Check:
-    def one_of(x: Any) -> bool:
-        return isinstance(x, str) and x in values
-    one_of.__doc__ = f'one of {", ".join(values)}'
-    return one_of
+    return _must_be(f'one of {", ".join(values)}')(lambda x: isinstance(x, str) and x in values)
 
 
 def _optional(check: Check) -> Check:
-    def optional(x: Any) -> bool:
-        return x is None or check(x)
-    optional.__doc__ = f'{check.__doc__} or null'
-    return optional
+    return _must_be(f'{check.__doc__} or null')(lambda x: x is None or check(x))
 
 
+@_must_be('text')
 def _text(x: Any) -> bool:
-    """text"""
     return isinstance(x, str)
 
 
+@_must_be('printable text')
 def _word(x: Any) -> bool:
-    """printable text"""
     return isinstance(x, str) and x.isprintable() and x != ''
 
 
+@_must_be("printable text; between slashes neither nothing nor '.' nor '..', before the first one not '_optimizer' or the like")
 def _name(x: Any) -> bool:
-    """printable text; between slashes neither nothing nor '.' nor '..', before the first one not '_optimizer' or the like"""
     return _word(x) and not {'', '.', '..'} & set(x.split('/')) and x.split('/')[0] not in _RESERVED
 
 
+@_must_be('printable text without a slash')
 def _key(x: Any) -> bool:
-    """printable text without a slash"""
     return _word(x) and '/' not in x
 
 
+@_must_be('a list of printable texts without a slash')
 def _keys(x: Any) -> bool:
-    """a list of printable texts without a slash"""
     return isinstance(x, list) and all(map(_key, x))
 
 
+@_must_be("a list of printable texts without a slash, none of them 'master'")
 def _slots(x: Any) -> bool:
-    """a list of printable texts without a slash, none of them 'master'"""
     return _keys(x) and 'master' not in x
 
 
+@_must_be('an object of numbers')
 def _numbers(x: Any) -> bool:
-    """an object of numbers"""
     return isinstance(x, dict) and all(map(_number, x.values()))
 
 
+@_must_be('a whole number from 1 to 2**53')
 def _positive(x: Any) -> bool:
-    """a whole number from 1 to 2**53"""
     return _natural(x) and x > 0
 
 
+@_must_be('a whole number from 0 to 2**53')
 def _natural(x: Any) -> bool:
-    """a whole number from 0 to 2**53"""
     return type(x) is int and 0 <= x <= 2**53
 
 
+@_must_be('a number')
 def _number(x: Any) -> bool:
-    """a number"""
     return type(x) in (int, float)
 
 
+@_must_be('true or false')
 def _flag(x: Any) -> bool:
-    """true or false"""
     return type(x) is bool
 
 
+@_must_be('up to 32 whole numbers')
 def _shape(x: Any) -> bool:
-    """up to 32 whole numbers"""
     # the product over nonzero sizes too must be one that NumPy can count
     return isinstance(x, list) and len(x) <= 32 and all(map(_natural, x)) and math.prod(max(n, 1) for n in x) <= 2**53
 
 
+@_must_be('two whole numbers')
 def _range(x: Any) -> bool:
-    """two whole numbers"""
     return isinstance(x, list) and len(x) == 2 and all(map(_natural, x))
 
 
+@_must_be('an object')
 def _mapping(x: Any) -> bool:
-    """an object"""
     return isinstance(x, dict)
 
 
+@_must_be('an object of printable texts')
 def _texts(x: Any) -> bool:
-    """an object of printable texts"""
     return isinstance(x, dict) and all(map(_word, x)) and all(map(_word, x.values()))
 
 
+@_must_be('a list')
 def _list(x: Any) -> bool:
-    """a list"""
     return isinstance(x, list)
 
 
+@_must_be("an object of the two keys 'class', a printable text, and 'attributes', an object")
 def _scheduler(x: Any) -> bool:
-    """an object of the two keys 'class', a printable text, and 'attributes', an object"""
     return isinstance(x, dict) and set(x) == {'class', 'attributes'} and _word(x['class']) and _mapping(x['attributes'])
 
 
+@_must_be('64 lower-case hexadecimal digits')
 def _signature(x: Any) -> bool:
-    """64 lower-case hexadecimal digits"""
     return isinstance(x, str) and len(x) == 64 and set(x) <= set('0123456789abcdef')
 
 
+@_must_be('an object of texts of 8 lower-case hexadecimal digits')
 def _checksums(x: Any) -> bool:
-    """an object of texts of 8 lower-case hexadecimal digits"""
     return isinstance(x, dict) and all(isinstance(v, str) and len(v) == 8 and set(v) <= set('0123456789abcdef') for v in x.values())
 
 
