@@ -1,4 +1,4 @@
-"""Optimizers for MXNet Gluon, state that survives, and the way to PyTorch, ONNX and JAX.
+"""Optimizers for MXNet Gluon, training state that survives a crash, and a way to PyTorch, ONNX and JAX.
 
     import gluon_optim as go
     trainer = gluon.Trainer(net.collect_params(), 'novograd', {'learning_rate': 0.01})
@@ -15,15 +15,16 @@ from . import rules
 
 __version__ = '1.0.0'
 
-# public name -> where it lives; loaded when it is first used
+# public name -> the module that defines it; loaded on first use
 _PUBLIC = {
     'Hyper': 'schema', 'Slot': 'schema', 'Rule': 'rules.base',
     'OptimizerStates': 'states.model',
     'list_optimizers': 'rules', 'optimizer_info': 'rules',
     'create': 'mxnet.registry', 'register': 'mxnet.registry',
-    'accelerate': 'mxnet.builtin', 'restore_builtins': 'mxnet.builtin',
+    'accelerate': 'mxnet.builtin', 'accelerated': 'mxnet.builtin', 'restore_builtins': 'mxnet.builtin',
     'save_states': 'mxnet.trainer', 'load_states': 'mxnet.trainer', 'states_digest': 'mxnet.trainer',
     'save_checkpoint': 'mxnet.checkpoint', 'load_checkpoint': 'mxnet.checkpoint', 'CheckpointManager': 'mxnet.manager',
+    'EstimatorCheckpoints': 'mxnet.estimator', 'EpochSampler': 'mxnet.data',
     'read_states': 'states.reader', 'read_checkpoint': 'states.container',
     'to_torch': 'torch', 'from_torch': 'torch', 'to_onnx': 'onnx', 'from_onnx': 'onnx', 'to_optax': 'optax', 'from_optax': 'optax',
     'model_to_torch': 'models', 'suggest_names': 'models',
@@ -81,7 +82,7 @@ def _register_optimizers() -> None:
         from .mxnet import registry  # noqa: F401
     except ImportError as error:
         _broken.add('mxnet')
-        warnings.warn(f'{error} What needs no MXNet works without it.', RuntimeWarning, stacklevel=3)
+        warnings.warn(f'{error} The parts that do not need MXNet still work.', RuntimeWarning, stacklevel=3)
 
 
 _register_optimizers()

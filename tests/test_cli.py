@@ -176,7 +176,7 @@ def test_files_of_other_parameters_differ(run, saved, tmp_path):
 
 def test_verify(run, saved):
     code, out, _ = run('verify', saved)
-    assert code == 0 and 'every byte has its checksum' in out and digest(example()[0]) in out
+    assert code == 0 and 'every byte matches its checksum' in out and digest(example()[0]) in out
     code, out, _ = run('verify', OLD / 'adam.states')
     assert code == 0 and 'no checksums' in out
     facts = json.loads(run('verify', saved, '--json')[1])
@@ -202,7 +202,7 @@ def test_every_damaged_byte_is_found(run, saved, tmp_path):
         (tmp_path / 'x').write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1:])
         refused(run('verify', tmp_path / 'x'), 2, 'Cannot read')
     (tmp_path / 'x').write_bytes(data[:-1])
-    refused(run('verify', tmp_path / 'x'), 2, 'cut off')
+    refused(run('verify', tmp_path / 'x'), 2, 'truncated')
 
 
 def test_what_is_missing_is_named(run, tmp_path, saved):
@@ -212,8 +212,8 @@ def test_what_is_missing_is_named(run, tmp_path, saved):
     container.write(tmp_path / 's', states)
     code, out, _ = run('verify', tmp_path / 's')
     assert code == 1
-    for line in ("0.weight must have the slots ['mean', 'var'], and has ['mean']",
-                 '0.weight/mean has the shape [2, 3], the weight [3, 2]', '0.bias has seen 6 updates and has no state'):
+    for line in ("0.weight must have the slots ['mean', 'var'], but has ['mean']",
+                 '0.weight/mean has the shape [2, 3], but the weight has [3, 2]', '0.bias has seen 6 updates but has no state'):
         assert 'incomplete: ' + line in out
     code, out, _ = run('verify', saved, '--params', '0.weight,0.bias,1.weight')
     assert code == 1 and 'incomplete: 1.weight is not in the file' in out
@@ -287,7 +287,7 @@ def test_numbers_of_pytorch_are_no_indices_of_gluon(run, tmp_path):
     weight.grad = torch.ones(2)
     optimizer.step()
     torch.save(optimizer.state_dict(), tmp_path / 'x.pt')
-    refused(run('convert', 'x.pt', '--to', 'mxnet', '--optimizer', 'adamw', '-o', 'y'), 1, 'no names', '--params')
+    refused(run('convert', 'x.pt', '--to', 'mxnet', '--optimizer', 'adamw', '-o', 'y'), 1, 'no parameter names', '--params')
     assert run('convert', 'x.pt', '--to', 'mxnet', '--optimizer', 'adamw', '-o', 'y', '--params', 'w,')[0] == 0
 
 
@@ -296,7 +296,7 @@ def test_what_is_refused_leaves_no_file_and_an_old_one_as_it_was(run, saved, tmp
     scheduled = OLD / 'adam-scheduled.states'
     refused(run('convert', scheduled, '--to', 'mxnet', '--mxnet-version', '2', '-o', 'out'), 1, 'would lose', '--allow-lossy')
     refused(run('convert', OLD / 'adam-bare.states', '--to', 'mxnet', '-o', 'out'), 1, 'does not contain its optimizer')
-    refused(run('convert', OLD / 'dict.params', '--to', 'mxnet', '-o', 'out'), 1, 'parameters only')
+    refused(run('convert', OLD / 'dict.params', '--to', 'mxnet', '-o', 'out'), 1, 'only parameters')
     refused(run('convert', saved, '--to', 'mxnet', '--mxnet-version', '1', '--params', 'a,b', '-o', 'out'), 1,
             "'0.bias', '0.weight'")
     assert (tmp_path / 'out').read_text() == 'precious' and sorted(os.listdir(tmp_path)) == ['out', 'run.safetensors']
@@ -322,7 +322,7 @@ def test_no_file_that_is_read_or_written_is_overwritten(run, saved, tmp_path, op
         (tmp_path / name).write_text(text)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     to = 'torch' if {'--like', '--map'} & set(options) else 'optax'
-    refused(run('convert', saved, '--to', to, '--params', 'names', *options), 1, 'must be another file than',
+    refused(run('convert', saved, '--to', to, '--params', 'names', *options), 1, 'must be a different file from',
             options[-1].strip('./'))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -330,7 +330,7 @@ def test_no_file_that_is_read_or_written_is_overwritten(run, saved, tmp_path, op
 def test_a_picture_is_no_input(run, saved, tmp_path):
     saved.rename(tmp_path / 'run.png')
     before = (tmp_path / 'run.png').read_bytes()
-    refused(run('inspect', 'run.png', '--plot', 'run.png'), 1, '--plot must be another file than the input')
+    refused(run('inspect', 'run.png', '--plot', 'run.png'), 1, '--plot must be a different file from the input')
     assert (tmp_path / 'run.png').read_bytes() == before
 
 
@@ -414,7 +414,7 @@ def test_names_that_cannot_be_used(run, tmp_path):
                             (',', 'no name'), ('.', 'a folder'), (str(old), 'a .states file'), ('zeros', 'an unknown kind')):
             refused(run(*command, old, '--params', name), 2, '--params must be a .params or .npz file', repr(name), words)
     refused(run('inspect', old, '--params', 'a,'), 2, 'do not fit')
-    refused(run('inspect', old, '--params', 'a,a'), 2, 'names that differ')
+    refused(run('inspect', old, '--params', 'a,a'), 2, 'distinct names')
 
 
 @pytest.mark.parametrize('arguments, words', [
@@ -532,11 +532,12 @@ def test_options_in_messages():
 
 @pytest.mark.parametrize('message, reading, words', [
     ("Pass allow=['a.B'] to", False, 'Pass --allow a.B to'),
-    ('Write a map by suggest_names, and pass it as names=.', False, 'Write a map by --map suggest, and pass it as --map.'),
-    ('`names` must be all', False, '--params must be all'), ('Pass `weights`.', False, 'Pass --params.'),
-    ("no equal in target='x'. Give `optimizer` and `target`.", True, "no equal in --source 'x'. Give --optimizer and --source."),
+    ('Write a map with suggest_names, and pass it as names=.', False, 'Write a map with --map suggest, and pass it as --map.'),
+    ('`names` must list all', False, '--params must list all'), ('Pass `weights`.', False, 'Pass --params.'),
+    ("no equivalent in target='x'. Pass `optimizer` and `target`.", True,
+     "no equivalent in --source 'x'. Pass --optimizer and --source."),
     ('param_names= `param_groups(state_dict, params)`', False, 'param_names= `param_groups(state_dict, params)`'),
-    ('Give like= the module or a .pt file', False, 'Give --like a .pt file'),
+    ('Pass like= the module or a .pt file', False, 'Pass --like a .pt file'),
 ])
 def test_other_options_in_messages(message, reading, words):
     assert cli_text.in_options(message, reading) == words

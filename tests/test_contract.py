@@ -219,14 +219,16 @@ def test_a_scheduler_that_answers_nonsense_changes_nothing(name, bad):
     assert_same(Run(name, {'lr_scheduler': Rates(0.25, 0.125)}).train(2).facts(), run.step().facts())
 
 
-def test_a_bad_value_on_a_kvstore_changes_nothing(monkeypatch):
+def test_a_bad_value_on_a_kvstore_that_is_called_by_hand_changes_nothing(monkeypatch):
     """There MXNet calls the optimizer through C, which cannot pass the error on: it is printed, and nothing is written."""
     raised = []
     monkeypatch.setattr(sys, 'unraisablehook', lambda what: raised.append(what.exc_value))
     run = Run('novograd', **TWO, update_on_kvstore=True).train(2)
     before = run.facts()
     run.optimizer.beta1 = 2
-    run.step()
+    run.backward()
+    for i, parameter in enumerate(run.parameters):
+        run.trainer._kvstore.pushpull(i, parameter.list_grad(), out=parameter.list_data())
     assert_same(before, run.facts())
     assert len(raised) == len(SHAPES) and all(isinstance(error, ValueError) and 'beta1' in str(error) for error in raised)
 
@@ -652,6 +654,40 @@ def test_a_users_rule_does_what_a_built_in_one_does(user_rule, monkeypatch):
     np.testing.assert_array_equal(half['p0_weight/0'], compiled['p0_weight'])
     monkeypatch.setattr(executors, '_compiler', lambda: None)
     assert_same(compiled, Run(user_rule, {'wd': 0.125}).train(3).facts())
+
+
+class Turned(go.Rule):
+    """Coefficients in one order at t = 1, in another later, and others from t = 60 on."""
+
+    name, hypers = 'turned', (go.Hyper('learning_rate', 0.5, '[0, inf)'), go.Hyper('wd', 0.0, '[0, inf)'))
+    slots = staticmethod(lambda h: ())
+
+    @staticmethod
+    def coefficients(xp, h, t):
+        c = dict(lr=h.learning_rate, wd=h.wd) if t == 1 else dict(wd=h.wd, lr=h.learning_rate)
+        return dict(c, late=0.0) if t >= 60 else c
+
+    @staticmethod
+    def step(xp, h, c, w, g, s):
+        return w - c.lr * (g + c.wd * w), {}
+
+
+@pytest.mark.parametrize('compiled', [True, False])
+def test_coefficients_are_known_by_name(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(executors, '_compiler', lambda: None)
+    go.register(Turned)
+    run = Run('turned', {'wd': 0.125})
+    w = numbers(0, SHAPES[0])
+    for t in range(4):
+        run.step()
+        w -= RATE * (gradients(t)[0] + 0.125 * w)
+    np.testing.assert_allclose(run.weights()['p0_weight'], w, atol=1e-6)
+    run.optimizer.set_update_counts({i: 58 for i in range(len(SHAPES))}, 58)
+    before = run.step().facts()
+    with pytest.raises(ValueError, match="same names for every t: 'lr', 'wd', 'rescale_grad'. Received for t=60: .*'late'"):
+        run.step()
+    assert_same(before, run.facts())
 
 
 # Types

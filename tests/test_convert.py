@@ -22,11 +22,11 @@ from gluon_optim.states.files import Kind, kind_of, open_once
 from gluon_optim.states.model import OptimizerStates, ParameterInfo, Run, Weight, digest
 from gluon_optim.states.mxnet_files import reader as legacy
 from gluon_optim.states.mxnet_files import writer
-from gluon_optim.states.protobuf import Place, header, skim, varint
+from gluon_optim.states.protobuf import NUMBERS, WHOLE, Place, header, skim, varint
 from gluon_optim.transfer import verify
 from gluon_optim.transfer.names import Params, read_params
+from gluon_optim.transfer.programs import PROGRAMS
 from gluon_optim.transfer.read import read
-from gluon_optim.transfer.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = ROOT / 'tests' / 'legacy' / '1.9.1'
@@ -217,24 +217,28 @@ def test_damaged_files_are_unreadable_and_nothing_worse(run, adamw, tmp_path, ta
 
 def test_a_file_of_another_kind(run, tmp_path):
     np.savez(tmp_path / 'params.npz', weight=np.zeros(2))
-    refused(run('convert', 'params.npz', '--to', 'mxnet', '-o', 'x'), 1, 'parameters only')
+    refused(run('convert', 'params.npz', '--to', 'mxnet', '-o', 'x'), 1, 'only parameters')
     np.savez(tmp_path / 'x.npz', **{'gluon_optim.json': np.frombuffer(b'{"version": 9}', 'u1')})
     refused(run('convert', 'x.npz', '--to', 'mxnet', '-o', 'x'), 2, 'version must be 1. Received: 9')
     np.savez(tmp_path / 'x.npz', **{'gluon_optim.json': np.frombuffer(b'[]', 'u1')})
-    refused(run('convert', 'x.npz', '--to', 'mxnet', '-o', 'x'), 2, 'must be there, and complete')
+    refused(run('convert', 'x.npz', '--to', 'mxnet', '-o', 'x'), 2, 'must be present and complete')
 
 
 def test_protocol_buffers():
     assert varint(0) == b'\0' and varint(1 << 35).hex() == '808080808001'
     inner = header(9, 5) + b'hello' + b'\x08\x07'
     data = b'\x08\x2a' + header(5, len(inner)) + inner + b'\x1d1234' + b'\x2112345678' + header(5, 2) + b'\x08\x01'
+    fields = {1: WHOLE, 3: WHOLE, 5: {1: NUMBERS, 9: None}}  # and not 4
     found = []
-    rest = skim(io.BytesIO(b'..' + data), Place(2, len(data)), {5: {9: None}}, found)
-    assert rest == b'\x08\x2a' + header(5, 2) + b'\x08\x07' + b'\x1d1234' + b'\x2112345678' + header(5, 2) + b'\x08\x01'
+    rest = skim(io.BytesIO(b'..' + data), Place(2, len(data)), fields, found)
+    assert rest == b'\x08\x2a' + header(5, 2) + b'\x08\x07' + b'\x1d1234' + header(5, 2) + b'\x08\x01'
     assert [place and io.BytesIO(b'..' + data).getvalue()[place.begin:sum(place)] for place in found] == [b'hello', None]
     for damaged in (data[:-1], b'\xff' * 12, b'\x0b', b'\x2a\x7f', b'\x08', b'\x0a\x7fabc', b'\x09123', b'\x02\x01x'):
         with pytest.raises(StateFileError):
-            skim(io.BytesIO(damaged), Place(0, len(damaged)), {5: {9: None}}, [])
+            skim(io.BytesIO(damaged), Place(0, len(damaged)), fields, [])
+    for large in (header(5, 0) * 50_001, header(5, (4 << 20) + 5) + header(1, 4 << 20) + bytes(4 << 20)):
+        with pytest.raises(StateFileError, match='too many parts'):
+            skim(io.BytesIO(large), Place(0, len(large)), fields, [])
 
 
 # --verify
@@ -268,7 +272,7 @@ def test_verified_from_random_weights_and_in_double(run, tmp_path):
 def test_files_for_mxnet_are_read_again(run, adamw, to, options, monkeypatch):
     assert run('convert', 'run.safetensors', '--to', 'optax')[0] == 0
     code, out, err = run('convert', 'run.npz', '--to', to, *options, '--verify', 1)
-    assert (code, err) == (0, '') and 'verified: read again, and equal bit for bit' in out
+    assert (code, err) == (0, '') and 'verified: read again and equal bit for bit' in out
     changed = writer.write_states, container.write
 
     def other(write):
@@ -291,7 +295,7 @@ def test_files_for_mxnet_are_read_again(run, adamw, to, options, monkeypatch):
 def test_a_file_that_goes_on_differently_is_not_kept(run, adamw, tmp_path, target, change, monkeypatch):
     """What is written is not what is in the states: the replay must tell, for every way in which it may be wrong."""
     need(target, running=True)
-    write = TARGETS[target].write
+    write = PROGRAMS[target].write
 
     def wrong(job, path):
         states = container.read(tmp_path / 'run.safetensors')
@@ -305,7 +309,7 @@ def test_a_file_that_goes_on_differently_is_not_kept(run, adamw, tmp_path, targe
             states.slots['bias']['var'] *= 1.001
         write(job._replace(states=states), path)
 
-    monkeypatch.setitem(TARGETS, target, TARGETS[target]._replace(write=wrong))
+    monkeypatch.setitem(PROGRAMS, target, PROGRAMS[target]._replace(write=wrong))
     refused(run('convert', 'run.safetensors', '--to', target, '--verify', '20'), 1, 'of the sum of its updates', 'was not kept')
     assert os.listdir(tmp_path) == ['run.safetensors']
 
@@ -435,10 +439,10 @@ ALL = ('torch', 'onnx', 'optax')
     (one_missing, ['--params', 'p.params'], ('onnx',), ["none for 'bias'", 'Add it']),
     (with_variables, [], ALL, ["'m_schedule'", 'would lose', '--allow-lossy']),
     (of_sgld, [], ALL, ["'sgld' has no mirror"]),
-    (another_optimizer, [], ALL, ["'weight'", "'mean', 'norm_sq'", 'those of other hyper-parameters?']),
-    (incomplete, [], ALL, ["'bias' must hold", 'Is it the state of another optimizer']),
+    (another_optimizer, [], ALL, ["'weight'", "'mean', 'norm_sq'", 'belong to other hyper-parameters?']),
+    (incomplete, [], ALL, ["'bias' must hold", 'Does the state belong to another optimizer']),
     (transposed, [], ALL, ["of 'weight' must have shape (4, 3)", '(3, 4)']),
-    (nothing, ['--target', 'preview'], ('onnx',), ["'adamw' is none of the optimizers", "--target 'mirror'"]),
+    (nothing, ['--target', 'preview'], ('onnx',), ["'adamw' is not one of the optimizers", "--target 'mirror'"]),
     (nothing, ['-o', 'no/folder/x'], (*ALL, 'mxnet'), ['No such file or directory', 'no/folder/x']),
     (nothing, ['--params', 'weight,bias', '--mxnet-version', '1'], ('mxnet',), ["'number'"]),
 ])

@@ -64,7 +64,7 @@ class Run:
             arrays = dict(self.slots[i], weight=self.masters[i] if self.masters else self.weights[i], gradient=gradients[i],
                           half=self.weights[i])
             self.batch.addresses[:, i] = [arrays[role].ctypes.data for role in self.kernel.roles]
-        self.batch.run(np.array([list(c.values()) for c in table]), rows)
+        self.batch.run([[c[name] for name in self.kernel.coefficients] for c in table], rows)
         xp = namespace(self.precision)
         for i, (w, slots) in enumerate(self.expected):
             c = {name: self.precision.type(value) for name, value in table[rows[i]].items()}

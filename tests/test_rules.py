@@ -613,7 +613,7 @@ def test_refusals(name, hypers, message):
 
 
 def test_values_read_like_attributes():
-    with pytest.raises(AttributeError, match="no `beta1` here; there are 'lr'"):
+    with pytest.raises(AttributeError, match="no `beta1` here; available: 'lr'"):
         _ = Values(lr=1).beta1
 
 

@@ -494,7 +494,7 @@ def test_params_selects_and_reorders():
     assert any('2 parameters' in line and 'one, weight' in line for line in states.report)
     assert from_torch(state_dict, params=['weight', 'one']).names == ['weight', 'one']
     assert from_torch(state_dict, params=['a', 'b']).slots['b']['mean'].shape == (4, 3)
-    for params, words in ((['on'], "Did you mean 'one'"), (['one', 'one'], 'once'), ([], 'must be a parameter'), ('one', None)):
+    for params, words in ((['on'], "Did you mean 'one'"), (['one', 'one'], 'once'), ([], 'Nothing to convert'), ('one', None)):
         with pytest.raises(TypeError if words is None else ValueError, match=words):
             to_torch(states, params=params)
 
@@ -557,8 +557,8 @@ def test_half_weights_without_masters_stay_without():
 
 
 @pytest.mark.parametrize('prepare, target, words', [
-    (lambda: states_of('novograd', {})[0], 'torch', "no equal in target='torch'"),
-    (lambda: states_of('adamw', {})[0], 'tensorflow', "There is: target='mirror', target='torch'"),
+    (lambda: states_of('novograd', {})[0], 'torch', "no equivalent in target='torch'"),
+    (lambda: states_of('adamw', {})[0], 'tensorflow', "Available: target='mirror', target='torch'"),
     (lambda: states_of('adamw', {'clip_gradient': 0.5})[0], 'torch', 'would lose clip_gradient=0.5'),
     (with_masters, 'torch', "'weight', 'bias', 'one'.*make the parameters float32"),
 ])
@@ -612,7 +612,7 @@ def test_states_that_are_not_whole_are_refused(spoil, words):
     (lambda sd: None, dict(params=['a', 'weight', 'bias']), "Only in `params`: 'a'. Only in the state: 'one'"),
     (lambda sd: None, dict(params={name: np.zeros(2, 'f4') for name in SHAPES}), 'must have shape'),
     (lambda sd: None, dict(params={name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in SHAPES.items()}), 'bfloat16'),
-    (lambda sd: sd['state'].pop(1), {}, "does not tell the shape of 'bias'"),
+    (lambda sd: sd['state'].pop(1), {}, "does not give the shape of 'bias'"),
     (lambda sd: sd['state'][1].pop('exp_avg_sq'), {}, "'bias' must hold 'exp_avg_sq'"),
 ])
 def test_what_cannot_go_back_is_refused(change, arguments, words):

@@ -172,6 +172,37 @@ def test_set_data_long_after_loading_keeps_the_states_of_that_moment(path, on_kv
     assert moved['norm_sq'] >= 0.98 * slots['norm_sq'] and go.states_digest(trainer) != before
 
 
+@pytest.mark.parametrize('contexts, kvstore', [([0, 1], 'device'), ([0, 1], 'local'), ([0], 'device'), ([0, 1], 'object')])
+@pytest.mark.parametrize('name', ['adamw', 'novograd', 'adam', 'nadam', 'sgd', 'lars'])
+@pytest.mark.parametrize('when', [0, 1, 3])
+def test_set_data_in_a_run_keeps_the_states_as_it_does_in_a_resumed_one(path, name, contexts, kvstore, when):
+    """From the first step on. MXNet's own would begin with fresh moments and old counts."""
+    config = {'optimizer': name, 'arguments': {'learning_rate': 0.02}, 'contexts': contexts, 'update_on_kvstore': True,
+              'kvstore': mx.kv.create('device') if kvstore == 'object' else kvstore}
+    go.accelerate()
+    try:
+        net, trainer = trained(config, when)
+        go.save_states(trainer, path + '.states', net)
+        weights = {key: p.data(mx.cpu(0)) * 0.5 for key, p in net._collect_params_with_prefix().items()}
+        mx.nd.save(path + '.params', weights)
+        net.load_parameters(path + '.params', ctx=trainer._contexts)
+        parameter = net[4].bias
+        parameter.set_data(parameter.data(mx.cpu(0)) + 1)
+        run.train(net, trainer, when, when + 2)
+
+        config['kvstore'] = mx.kv.create('device') if kvstore == 'object' else kvstore
+        resumed, other = run.make(config)
+        go.load_states(other, path + '.states', resumed)
+        resumed.load_parameters(path + '.params', ctx=other._contexts)
+        parameter = resumed[4].bias
+        parameter.set_data(parameter.data(mx.cpu(0)) + 1)
+        run.train(resumed, other, when, when + 2)
+    finally:
+        go.restore_builtins()
+    assert run.facts(net, trainer) == run.facts(resumed, other)
+    assert set(export_states(trainer, net).counts.values()) == {0, when + 2}
+
+
 def test_before_the_first_step(path):
     """Nothing has state yet; saving, loading and stepping equals a fresh run."""
     net, trainer = run.make(NOVOGRAD)
@@ -300,7 +331,10 @@ def test_schedules_go_on(path, scheduler, at, present):
     name, options = scheduler
     trainer = scheduled({'none': None, 'other values': [name, {**options, 'base_lr': 0.7}]}.get(present, scheduler))
     held = trainer.optimizer.lr_scheduler
-    go.load_states(trainer, path, hyperparameters='current' if present == 'current' else 'file')
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        go.load_states(trainer, path, hyperparameters='current' if present == 'current' else 'file')
+    assert any(w.category is UserWarning for w in caught) == (present in ('none', 'other values'))
     if present != 'none':
         assert trainer.optimizer.lr_scheduler is held
     assert step(trainer, 6) == rates[at:]
@@ -312,7 +346,8 @@ def test_another_scheduler_is_an_error_that_names_both(path):
     trainer = scheduled(SCHEDULERS[2])
     with pytest.raises(ValueError, match='FactorScheduler.*PolyScheduler'):
         go.load_states(trainer, path)
-    go.load_states(trainer, path, hyperparameters='current')
+    with pytest.warns(UserWarning, match="PolyScheduler in the trainer and .*FactorScheduler in the file: the trainer's applies"):
+        go.load_states(trainer, path, hyperparameters='current')
     assert isinstance(trainer.optimizer.lr_scheduler, mx.lr_scheduler.PolyScheduler)
     go.save_states(scheduled(None), path)
     with pytest.raises(ValueError, match='without a scheduler.*FactorScheduler'):
@@ -339,7 +374,8 @@ class Careless(mx.lr_scheduler.LRScheduler):
 def test_users_schedulers(path):
     trainer = scheduled(None)
     trainer.optimizer.lr_scheduler = Homemade(step=2)
-    with pytest.raises(TypeError, match='Homemade.*get_config'):
+    trainer.optimizer.lr_scheduler.function = print
+    with pytest.raises(TypeError, match='Homemade.*its attribute function.*get_config'):
         go.save_states(trainer, path)
     assert not os.path.exists(path)
     trainer.optimizer.lr_scheduler = Careless(base_lr=0.2)
@@ -407,7 +443,7 @@ def test_whose_hyperparameters_hold(path):
     said = [str(w.message) for w in caught if w.category is UserWarning]
     assert report.warnings == said and sorted(text.split()[0] for text in said) == ['beta1', 'clip_gradient', 'learning_rate', 'wd']
     trainer = scheduled(None, **mine)
-    with pytest.warns(UserWarning, match="trainer's holds"):
+    with pytest.warns(UserWarning, match="trainer's applies"):
         assert len(go.load_states(trainer, path, hyperparameters='current').warnings) == 4
     assert values(trainer) == [0.003, 0.5, 0.9, None]
     with warnings.catch_warnings():
@@ -561,7 +597,7 @@ def spoiled(path, how):
     ({'optimizer': 'adamw'}, None, ValueError, "'novograd'.*'adamw'"),
     ({'half': True}, None, ValueError, r'3.weight is float16\[6, 48\], in the file float32\[6, 48\]'),
     ({'arguments': {'variant': 'apex'}, 'hyper': 'current'}, None, ValueError, 'norm'),
-    ({}, 'cut', StateFileError, 'cut off'),
+    ({}, 'cut', StateFileError, 'truncated'),
     ({}, 'flip', StateFileError, 'CRC'),
     ({}, 'header', StateFileError, 'SHA-256'),
 ])
@@ -621,8 +657,6 @@ def test_bad_arguments(path):
         go.load_states(trainer, path, hyperparameters='mine')
     with pytest.raises(TypeError, match='gluon.Trainer'):
         go.save_states(net, path)
-    with pytest.raises(TypeError, match='mxnet.optimizer.optimizer.Adam.*trainer.save_states'):
-        go.save_states(gluon.Trainer(net.collect_params(), 'adam'), path)
     with pytest.raises(FileNotFoundError):
         go.load_states(trainer, path + '.absent')
 
@@ -636,10 +670,9 @@ def test_deferred_parameters(path):
             call()
     assert not os.path.exists(path)
     go.save_states(dense(3)[1], path)
-    with pytest.raises(ValueError, match='forward pass'):
-        go.load_states(trainer, path)
-    net(mx.nd.ones((1, 2)))
-    go.save_states(trainer, path)
+    with pytest.warns(UserWarning, match='automatic numbers'):
+        go.load_states(trainer, path)  # tests/test_deferred.py has more of this
+    assert net.weight.shape == (3, 3) and net.weight.data().shape == (3, 3)
 
 
 # Reports and digests

@@ -1,10 +1,11 @@
-"""The commands that say what there is: list, info."""
+"""The commands that list and describe optimizers: list, info."""
 import json
+from argparse import Namespace
 from typing import Any
 
 from ..rules import catalog
 from ..transfer.refused import Refused
-from .text import table
+from .text import say, table
 
 __all__ = ['add_commands']
 
@@ -22,33 +23,36 @@ def add_commands(commands: Any) -> None:
     command.set_defaults(run=_info)
 
 
-def _list(options: Any) -> int:
+def _list(options: Namespace) -> int:
     names = catalog.list_optimizers(options.pattern)
     if options.json:
         print(json.dumps(names))
         return 0 if names else 1
     if not names:
-        raise Refused(f'No optimizer matches {options.pattern!r}. `gluon-optim list` has them all.')
+        raise Refused(f'No optimizer matches {options.pattern!r}. `gluon-optim list` shows all names.')
     width = max(map(len, names))
     for name in names:
-        print(f'{name:{width}}  {catalog.optimizer_info(name).summary}')
+        say(f'{name:{width}}  {catalog.optimizer_info(name).summary}')
     return 0
 
 
-def _info(options: Any) -> int:
+def _info(options: Namespace) -> int:
     info = catalog.optimizer_info(options.name)
     if options.json:
         print(json.dumps(info.asdict(), indent=2))
         return 0
-    print(f'{info.name}: {info.summary}\n{info.paper}\n')
-    print('\n'.join('    ' + line if line else '' for line in info.formula.splitlines()))
-    print('\nArguments')
+    formula = ['    ' + line if line else '' for line in info.formula.splitlines()]
+    for line in (f'{info.name}: {info.summary}', info.paper, '', *formula, ''):
+        say(line)
+    say('Arguments')
     table([(h.name, repr(h.default), h.allowed, h.doc) for h in info.hypers])
-    print(f'\nState: {info.memory}')
-    table([(slot.name, 'as the weight' if slot.like == 'weight' else 'one number', slot.doc) for slot in info.slots])
-    print('\nRuns on: ' + ', '.join(info.runtimes))
+    say()
+    say(f'State: {info.memory}')
+    table([(slot.name, 'like the weight' if slot.like == 'weight' else 'one number', slot.doc) for slot in info.slots])
+    say()
+    say('Runs on: ' + ', '.join(info.runtimes))
     if info.equals:
-        print('Equals: ' + ', '.join(info.equals))
+        say('Equals: ' + ', '.join(info.equals))
     for what, why in info.exceptions.items():
-        print(f'Exception: {what}: {why}')
+        say(f'Exception: {what}: {why}')
     return 0

@@ -1,7 +1,9 @@
-"""The commands that look into files: inspect, diff, verify."""
+"""The commands that examine files: inspect, diff, verify."""
 import contextlib
 import json
 import os
+import sys
+from argparse import Namespace
 from typing import Any, Dict, List, Sequence
 
 from ..schema import one_of
@@ -13,31 +15,33 @@ from ..transfer.read import READABLE
 from ..transfer.refused import refusing
 from .options import NAMELESS_FILES, add_command, add_common, check_used, opened, read_contents
 from .paths import keep_apart
-from .text import dumps, in_options, pairs, shape_text, short, table
+from .text import dumps, in_options, pairs, say, shape_text, short, table
 
 __all__ = ['add_commands']
 
+_ARRAYS = {Kind.PARAMS: 'parameters of MXNet', Kind.NPZ: 'arrays of NumPy, or parameters of MXNet 2',
+           Kind.MODEL: 'weights of a model'}
 PICTURES = ('.png', '.svg', '.pdf')
 
 
 def add_commands(commands: Any) -> None:
     """Add the commands to an ``argparse`` parser's ``commands``."""
-    command = add_command(commands, 'inspect', _inspect, 'what is in a file of states, parameters or a checkpoint')
+    command = add_command(commands, 'inspect', _inspect, 'show the contents of a file of states, parameters or a checkpoint')
     command.add_argument('--plot', metavar='FILE', help='also write a picture of the magnitudes of each slot, layer by layer '
                          f'({", ".join(PICTURES)})')
 
     command = commands.add_parser('diff', help='compare two files',
-                                  description='Compare two files: exit code 0 if all is equal, 1 if not.')
+                                  description='Compare two files: exit code 0 if they are equal, 1 if not.')
     command.add_argument('a', help=READABLE)
     command.add_argument('b', help='likewise, of any kind')
     add_common(command)
     command.set_defaults(run=_diff)
 
-    add_command(commands, 'verify', _verify, 'check that a file is sound and complete',
-             f'{NAMELESS_FILES}. For other files: the parameters that must be there')
+    add_command(commands, 'verify', _verify, 'check that a file is intact and complete',
+             f'{NAMELESS_FILES}. For other files: the parameters that must be present')
 
 
-def _inspect(options: Any) -> int:
+def _inspect(options: Namespace) -> int:
     if options.plot and os.path.splitext(options.plot)[1].lower() not in PICTURES:
         raise ValueError(f'--plot must end in one of {one_of(PICTURES)}. Received: {options.plot!r}.')
     keep_apart({'--plot': options.plot}, {'the input': options.file, '--params': options.params})
@@ -48,12 +52,13 @@ def _inspect(options: Any) -> int:
         from ..states.picture import draw
         with refusing():
             _whole(options.plot, lambda path: draw(contents, path))
+        say(f'picture: {options.plot}', sys.stderr)
     rows = list(inspection.rows(contents))
     if options.json:
         print(dumps(dict(contents.about(), arrays=[row._asdict() for row in rows if row.array is not None])))
         return 0
     for line in _about(contents):
-        print(line)
+        say(line)
     mults = _multipliers(contents)
     table([('parameter', 'shape', 'dtype', 'updates', *mults, 'array', 'norm', 'zeros', 'non-finite')] + [
         (row.parameter, shape_text(row.shape, row.array is not None), row.dtype, '' if row.updates is None else str(row.updates),
@@ -62,7 +67,7 @@ def _inspect(options: Any) -> int:
 
 
 def _multipliers(contents: inspection.Contents) -> Dict[str, Dict[str, str]]:
-    """'lr_mult' and 'wd_mult' of each parameter, where not all are 1."""
+    """'lr_mult' and 'wd_mult' of each parameter, if not all are 1."""
     infos = contents.states.parameters if contents.states else []
     found = {key: {info.name: f'{getattr(info, key):g}' for info in infos} for key in ('lr_mult', 'wd_mult')}
     return {key: mults for key, mults in found.items() if set(mults.values()) - {'1'}}
@@ -72,7 +77,7 @@ def _measured(row: inspection.Row) -> Sequence[str]:
     return ('-', '', '', '') if row.array is None else (row.array, f'{row.norm:.6g}', f'{row.zeros:.1%}', f'{row.nonfinite:.1%}')
 
 
-def _diff(options: Any) -> int:
+def _diff(options: Namespace) -> int:
     with opened(options.a) as one, opened(options.b) as other:
         check_used(options, one, other)
         params = read_params(options.params)
@@ -81,7 +86,7 @@ def _diff(options: Any) -> int:
     if options.json:
         print(dumps({'equal': not differences, 'differences': [difference._asdict() for difference in differences]}))
     elif not differences:
-        print('equal')
+        say('equal')
     else:
         table([('what', 'a', 'b', 'elements', 'largest difference')] + [
             (d.what, short(d.a), short(d.b), '' if d.elements is None else str(d.elements),
@@ -89,7 +94,7 @@ def _diff(options: Any) -> int:
     return 1 if differences else 0
 
 
-def _verify(options: Any) -> int:
+def _verify(options: Namespace) -> int:
     with opened(options.file) as file:
         check_used(options, file, names=('optimizer', 'source', 'allow'))
         params = read_params(options.params)
@@ -105,16 +110,16 @@ def _verify(options: Any) -> int:
     if options.json:
         print(dumps(facts))
     else:
-        how = 'every byte has its checksum' if checked else 'it can be read as a whole; files of this kind have no checksums'
-        print(f'{contents.kind.value}: {how}')
-        print(f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else ''))
+        how = 'every byte matches its checksum' if checked else 'all of it can be read; files of this kind have no checksums'
+        say(f'{contents.kind.value}: {how}')
+        say(f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else ''))
         for line in found:
-            print('incomplete: ' + line)
+            say('incomplete: ' + line)
     return 1 if found else 0
 
 
 def _whole(path: str, write: Any) -> None:
-    """``write`` to another name with the same ending, and give it its own when it is complete."""
+    """``write`` to a temporary name with the same extension, and rename it once it is complete."""
     root, ending = os.path.splitext(path)
     partial = f'{root}.{os.getpid()}.partial{ending}'
     try:
@@ -128,7 +133,7 @@ def _whole(path: str, write: Any) -> None:
 def _about(contents: inspection.Contents) -> List[str]:
     states = contents.states
     if states is None:
-        return [f'{contents.path}: parameters of MXNet']
+        return [f'{contents.path}: {_ARRAYS[contents.kind]}']
     producer = ', '.join(f'{name} {version}' for name, version in states.producer.items())
     lines = [f'{contents.path}: {contents.kind.value}' + (f', written by {producer}' if producer else ''),
              'a net alone, without an optimizer' if states.optimizer == NO_OPTIMIZER else

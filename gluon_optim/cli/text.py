@@ -1,22 +1,42 @@
-"""Everything that the command line prints."""
+"""Everything that the command line prints, with `say`: names in files may hold anything, and a terminal obeys much of it."""
 import itertools
 import json
 import re
 import shutil
+import sys
 import textwrap
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence, TextIO
 
-__all__ = ['dumps', 'in_options', 'pairs', 'shape_text', 'short', 'table']
+__all__ = ['dumps', 'escaped', 'in_options', 'pairs', 'shape_text', 'say', 'short', 'table']
 
 ARGUMENT = re.compile(r'(?<![\w.])(?:`(params|target|optimizer|names|like|weights)`|(params|target|optimizer|names|like)=)')
-OPTIONS = {'`names`': 'params', '`weights`': 'params', 'names=': 'map'}  # where an option is not called as the argument
+OPTIONS = {'`names`': 'params', '`weights`': 'params', 'names=': 'map'}  # options with names that differ from the argument's
 PHRASES = (('allow_lossy=True', '--allow-lossy'), ('suggest_names', '--map suggest'), ('like= the module or a', '--like a'),
            ('`params` as a dictionary of names to weights', '--params a .params file with the weights'),
+           ("states.as_rule('adamw')", '--as adamw'), ('gluon_optim.list_optimizers()', '`gluon-optim list`'),
            ('Set states.', 'In Python, set states.'))
 
 
+def say(line: str = '', stream: Optional[TextIO] = None) -> None:
+    """Print one line, to standard output if ``stream`` is left out."""
+    stream = stream or sys.stdout
+    if stream is not None:  # a shell has closed it: >&-
+        print(escaped(line, getattr(stream, 'encoding', None) or 'utf-8'), file=stream)
+
+
+def escaped(text: str, encoding: str = 'utf-8') -> str:
+    """``text`` with Python's escapes for what does not print: control characters, line ends, marks of direction, halves of pairs.
+
+    >>> escaped('größe\\x1b[2J\\n\\u202eabc')
+    'größe\\\\x1b[2J\\\\n\\\\u202eabc'
+    """
+    if not text.isprintable():
+        text = ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode() for letter in text)
+    return text.encode(encoding, 'backslashreplace').decode(encoding)
+
+
 def in_options(message: str, reading: bool = False) -> str:
-    """A message with the options of the command line in place of the arguments of functions; those of ``reading`` or writing.
+    """A message with command-line options in place of function arguments; ``reading`` selects --source instead of --target.
 
     >>> in_options("Leave `params` out, or pass target='mirror' or allow=['lions.Lion'].")
     "Leave --params out, or pass --target 'mirror' or --allow lions.Lion."
@@ -47,8 +67,8 @@ def short(value: Any) -> str:
 
 
 def dumps(value: Any) -> str:
-    """Strict JSON: infinities and NaN, which it does not have, become null."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    """Strict JSON in printable ASCII: infinities and NaN, which it does not have, become null."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False, default=str).replace('\x7f', '\\u007f')
 
 
 def _finite(value: Any) -> Any:
@@ -61,17 +81,18 @@ def _finite(value: Any) -> Any:
     return value.item() if hasattr(value, 'item') and getattr(value, 'size', 2) == 1 else value
 
 
-def table(rows: Sequence[Sequence[str]]) -> None:
-    """Print columns, wrapped at spaces to the width of the terminal, or to 100; the first row are headings if there are more."""
+def table(rows: Sequence[Sequence[str]], stream: Optional[TextIO] = None) -> None:
+    """Print columns, wrapped at spaces to the width of the terminal, or to 100; the first row is a heading if there are more."""
+    rows = [[escaped(cell) for cell in row] for row in rows]
     widths = _widths(rows, shutil.get_terminal_size((100, 24)).columns)
     for row in rows:
         cells = [[cell] if len(cell) <= width else textwrap.wrap(cell, width) for cell, width in zip(row, widths)]
         for line in itertools.zip_longest(*cells, fillvalue=''):
-            print('  ' + '  '.join(f'{cell:{width}}' for cell, width in zip(line, widths)).rstrip())
+            say('  ' + '  '.join(f'{cell:{width}}' for cell, width in zip(line, widths)).rstrip(), stream)
 
 
 def _widths(rows: Sequence[Sequence[str]], room: int) -> List[int]:
-    """Of each column. The widest give way, but no word is cut: names must stay whole."""
+    """The width of each column. The widest shrink, but no word is cut: names must stay whole."""
     columns = list(zip(*rows))
     widths = [max(map(len, column)) for column in columns]
     words = [max((len(word) for cell in column for word in cell.split()), default=1) for column in columns]

@@ -1,9 +1,9 @@
-"""What optimizers of `gluon_optim.optax.create` keep, in NumPy alone, and as a file. Nothing here imports JAX.
+"""The state of optimizers made by `gluon_optim.optax.create`, as NumPy arrays and as a file. Nothing here imports JAX.
 
-The file is an ordinary .npz: `numpy.load` reads it, and `gluon_optim.optax.load` makes a state of it in JAX.
+The file is an ordinary .npz: `numpy.load` reads it, and `gluon_optim.optax.load` turns it into a state in JAX.
 
     gluon_optim.json       UTF-8 text as bytes: the optimizer, the arguments of `create`, the run
-    count                  updates of all parameters; where they differ, counts/<name> for each
+    count                  updates of all parameters; if they differ, counts/<name> for each
     slots/<slot>/<name>    the rule's arrays
     master/<name>          float32 weights of float16 parameters
 """
@@ -17,11 +17,11 @@ import numpy
 from .. import rules
 from ..rules import Rule
 from ..schema import Values
-from ..states import atomic, mxnet_files, record
-from ..states.errors import StateFileError
+from ..states import atomic, json_text, mxnet_files, record
+from ..states.errors import StateFileError, UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import OptimizerStates, ParameterInfo
-from .classes import Foreign, mirror
+from .classes import Foreign, own_class
 from .losses import what_is_lost, what_to_say
 from .selection import normalize
 from .state_dict import fresh_entry, to_state_dict, weight_of
@@ -34,7 +34,7 @@ MULTIPLIERS = ('lr_mult', 'wd_mult')
 
 
 class Packed(NamedTuple):
-    """The state of an optimizer, one entry for each of ``names``. Arrays are those of the states, not copies."""
+    """The state of an optimizer, one entry for each of ``names``. Arrays are the states' own, not copies."""
 
     names: List[str]
     counts: List[int]
@@ -44,16 +44,16 @@ class Packed(NamedTuple):
 
 def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Optional[Mapping[str, Any]] = None,
          allow_lossy: bool = False) -> Packed:
-    """The parameters ``chosen`` of ``states``; what is lost or to be done by hand goes to ``states.report``.
+    """The parameters ``chosen`` of ``states``; what is lost and what to do by hand goes to ``states.report``.
 
-    ``weights`` are needed for parameters that have seen no update where their state begins with the weight.
-    Raises ValueError where the states do not fit the rule, or something would be lost.
+    ``weights`` are needed for parameters without any update if their state starts from the weight.
+    Raises ValueError if the states do not fit the rule, or something would be lost.
     """
     states, rule, h = normalize(states, allow_lossy)
-    mirrored = form(rule, h)
+    mirrored = as_foreign(rule, h)
     lost = what_is_lost(mirrored, rule, h, states, chosen)
     if lost and not allow_lossy:
-        raise ValueError(f"optax would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without.")
+        raise ValueError(f"optax would lose {'; '.join(lost)}. Pass allow_lossy=True to convert anyway.")
     entries = to_state_dict(mirrored, rule, h, states, chosen)['state']
     known = weights or {}
     full = [entries.get(position)
@@ -67,8 +67,8 @@ def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Opti
 
 
 def arguments(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
-    """What `create` needs beside the name to go on from ``states``; multipliers are lists in the order of ``chosen``."""
-    states, _, h = normalize(states, allow_lossy=True)  # `pack` has asked
+    """What `create` needs besides the name to continue from ``states``; multipliers are lists in the order of ``chosen``."""
+    states, _, h = normalize(states, allow_lossy=True)  # `pack` has already checked
     found = dict(h.asdict(), rescale_grad=1.0)
     for name in MULTIPLIERS:
         mults = [getattr(info, name) for info in chosen]
@@ -78,19 +78,19 @@ def arguments(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[
     return dict(found, multi_precision=False) if halves - set(states.master) else found
 
 
-def form(rule: Type[Rule], h: Values) -> Foreign:
-    """How an optimizer of `create` keeps ``rule``: everything, under our own names."""
+def as_foreign(rule: Type[Rule], h: Values) -> Foreign:
+    """How an optimizer made by `create` stores ``rule``: everything, under our own names."""
     own = {slot.name: slot.name for slot in rule.slots(h)}
-    return mirror(rule, h.asdict())._replace(path=f'gluon_optim.optax.create({rule.name!r})', slots=own)
+    return own_class(rule, h.asdict())._replace(path=f'gluon_optim.optax.create({rule.name!r})', slots=own)
 
 
 # Files
 
 def write(path: Path, states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Optional[Mapping[str, Any]] = None,
           allow_lossy: bool = False) -> None:
-    """Write the parameters ``chosen`` of ``states`` to ``path``, whole or not at all. Arrays are copied in small pieces.
+    """Write the parameters ``chosen`` of ``states`` to ``path``, completely or not at all. Arrays are copied in small pieces.
 
-    Raises as `pack` does, and OSError where the file system refuses.
+    Raises what `pack` raises, and OSError if the file system refuses.
     """
     states, _, _ = normalize(states, allow_lossy)
     packed = pack(states, chosen, weights, allow_lossy)
@@ -117,44 +117,53 @@ def _members(packed: Packed, about: Mapping[str, Any]) -> Iterator[Tuple[str, nu
 def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, Any]]:
     """The states in a file of `write`, and the arguments of `create`. Nothing in the file is executed.
 
-    Raises StateFileError for a file that is damaged, incomplete or something else, OSError where it cannot be opened.
+    Raises StateFileError for a damaged or incomplete file or a different kind of file, OSError if it cannot be opened.
     """
     with open_once(path) as file:
-        arrays, name_of_file = mxnet_files.read_params(file), repr(file.path)
+        arrays, path = mxnet_files.read_params(file), file.path
     try:
-        about = json.loads(arrays.pop(JSON).tobytes().decode())
-        if about['version'] != VERSION:
-            raise StateFileError(f'its version must be {VERSION}. Received: {about["version"]!r}. Install a newer gluon_optim.')
-        states = record.states_of(about['states'])
-        rule = rules.get(states.optimizer)
-        h = rule.hyperparameters(**states.hypers)
-        for name in states.names:
-            count = arrays.pop(f'counts/{name}', arrays.get('count'))
-            if count is None:
-                raise StateFileError(f"the number of updates of {name!r} must be there, as 'count' or {'counts/' + name!r}.")
-            states.counts[name] = int(count)
-        renamed = {}
-        for key in [key for key in arrays if key.startswith(('slots/', 'master/'))]:
-            kind, _, rest = key.partition('/')
-            slot, _, name = rest.partition('/') if kind == 'slots' else ('master', '', rest)
-            renamed[f'{name}/{slot}'] = arrays.pop(key)
-        before = max(about['states']['counts'].values(), default=0)
-        updates = max(states.counts.values(), default=0) - before
-        states.num_update += updates
-        record.take(states, about['states'], rule.slots(h), renamed, updates)
-        return states, about['arguments']
+        with reading(path, KeyError, TypeError):
+            return _read(arrays)
+    except UnreadableFile:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         reason = error if isinstance(error, ValueError) else f'{JSON} must be there, and complete. Received: {error!r}.'
-        raise StateFileError(f'Cannot read {name_of_file}: {reason}') from None
+        raise StateFileError(f'Cannot read {path!r}: {reason}') from None
+
+
+def _read(arrays: Dict[str, numpy.ndarray]) -> Tuple[OptimizerStates, Dict[str, Any]]:
+    about = json_text.loads(arrays.pop(JSON).tobytes(), JSON)
+    if about['version'] != VERSION:
+        raise StateFileError(f'its version must be {VERSION}. Received: {about["version"]!r}. Install a newer gluon_optim.')
+    states = record.states_of(about['states'])
+    rule = rules.get(states.optimizer)
+    h = rule.hyperparameters(**states.hypers)
+    for name in states.names:
+        count = arrays.pop(f'counts/{name}', arrays.get('count'))
+        if count is None:
+            raise StateFileError(f"the number of updates of {name!r} must be there as 'count' or {'counts/' + name!r}.")
+        if count.shape != () or not 0 <= count <= 2**53 or count % 1:
+            raise StateFileError(f'the number of updates of {name!r} must be a whole number. Received: {count!r}.')
+        states.counts[name] = int(count)
+    renamed = {}
+    for key in [key for key in arrays if key.startswith(('slots/', 'master/'))]:
+        kind, _, rest = key.partition('/')
+        slot, _, name = rest.partition('/') if kind == 'slots' else ('master', '', rest)
+        renamed[f'{name}/{slot}'] = arrays.pop(key)
+    before = max(about['states']['counts'].values(), default=0)
+    updates = max(states.counts.values(), default=0) - before
+    states.num_update += updates
+    record.take(states, about['states'], rule.slots(h), renamed, updates)
+    return states, about['arguments']
 
 
 # Parts
 
-def _say(form: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
-    """What the user has to do by hand: lines for the report."""
+def _say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
+    """What the user must do by hand: lines for the report."""
     alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # `arguments` has the multipliers
-    lines = what_to_say(form, h, dataclasses.replace(states, scheduler=None, master={}), alike)
+    lines = what_to_say(foreign, h, dataclasses.replace(states, scheduler=None, master={}), alike)
     if states.scheduler:
         lines.append(f"the scheduler {states.scheduler.get('class')} is not carried over: pass a schedule as learning_rate; it is "
-                     f'called with the number of updates done, {states.num_update} at the next one')
+                     f'called with the number of updates done, next with {states.num_update}')
     return lines

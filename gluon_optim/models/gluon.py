@@ -1,31 +1,68 @@
-"""Parameters of Gluon, and what is known about their layers: from files, symbols and Blocks. MXNet is not imported."""
-import json
+"""Gluon parameters, and what files, symbols and Blocks say about their layers. MXNet is not imported."""
 import os
 import re
 import weakref
 from dataclasses import dataclass, field, replace
-from typing import Any, Collection, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Collection, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 import numpy
 
-from ..states import container, mxnet_files
-from ..states.errors import UnreadableFile
+from ..schema import some_of
+from ..states import container, json_text, mxnet_files
+from ..states.errors import UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import OptimizerStates, Run, Weight
 from .plan import Rnn
 
-__all__ = ['Facts', 'Source', 'of_checkpoint', 'source_of', 'with_states']
+__all__ = ['Facts', 'Source', 'facts_of', 'of_checkpoint', 'source_of', 'with_states']
 
 
 @dataclass
 class Facts:
-    """What is known about layers besides their arrays, by names of parameters; from a symbol or a Block."""
+    """What is known about layers besides their arrays, by names of parameters; from a symbol, a Block or a checkpoint."""
 
-    ones: List[str] = field(default_factory=list)            # gammas that are 1 whatever their arrays say: fix_gamma
-    channels_last: List[str] = field(default_factory=list)   # weights of convolutions in NHWC and the like
+    ones: Set[str] = field(default_factory=set)              # gammas that are 1 regardless of their arrays: fix_gamma
+    epsilon: Dict[str, float] = field(default_factory=dict)  # of the layer of a gamma
+    momentum: Dict[str, float] = field(default_factory=dict)  # likewise, MXNet's: PyTorch's is 1 - momentum
+    channels_last: Set[str] = field(default_factory=set)     # weights of convolutions in NHWC and the like
     packed: Dict[str, Rnn] = field(default_factory=dict)
-    notes: List[str] = field(default_factory=list)
-    order: List[str] = field(default_factory=list)           # in which the net uses them
+    shared: Dict[str, str] = field(default_factory=dict)     # name -> another name of the same parameter
+    unknown: List[str] = field(default_factory=list)         # gammas of which nothing is known
+    frozen: List[str] = field(default_factory=list)          # parameters that get no gradient
+    order: List[str] = field(default_factory=list)           # the order in which the net uses them; empty where there was no net
+
+    def record(self) -> Dict[str, Any]:
+        """As a checkpoint has them (docs/FORMAT.md), under the first name of each parameter."""
+        def first(name: str) -> str:
+            return self.shared.get(name, name)
+
+        return {'fix_gamma': sorted(set(map(first, self.ones))),
+                'epsilon': {first(name): value for name, value in self.epsilon.items()},
+                'momentum': {first(name): value for name, value in self.momentum.items()},
+                'channels_last': sorted(set(map(first, self.channels_last))),
+                'packed': {first(name): rnn._asdict() for name, rnn in self.packed.items()},
+                'shared': dict(self.shared), 'unknown': list(dict.fromkeys(map(first, self.unknown)))}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any], order: Collection[str]) -> 'Facts':
+        """The inverse of `record`, for a net whose parameters are used in that ``order``."""
+        return cls(set(record['fix_gamma']), dict(record['epsilon']), dict(record['momentum']), set(record['channels_last']),
+                   {name: Rnn(**rnn) for name, rnn in record['packed'].items()}, dict(record['shared']), list(record['unknown']),
+                   order=list(order))
+
+    def notes(self) -> List[str]:
+        """What is to be set in the layers of another framework, and what is not known, for the report."""
+        lines = []
+        for name in dict.fromkeys([*self.epsilon, *self.momentum]):
+            eps, momentum = self.epsilon.get(name, 1e-5), self.momentum.get(name, 0.9)
+            words = [f'eps={eps:g}'] if eps != 1e-5 else []
+            words += [f'momentum={1 - momentum:g}'] if momentum != 0.9 else []
+            if words:
+                lines.append(f'give the layer of {re.sub("[._]?gamma$", "", name)!r} {", ".join(words)}')
+        if self.unknown:
+            lines.append(f'unknown, and taken as Gluon has them by default: fix_gamma, epsilon and layout of the layers of '
+                         f'{some_of(self.unknown)}')
+        return lines
 
 
 @dataclass
@@ -36,9 +73,10 @@ class Source:
     arrays: Dict[str, numpy.ndarray]
     ordered: bool = True                                     # whether their order is that of the layers
     shared: Dict[str, str] = field(default_factory=dict)     # name -> another name of the same parameter
-    alike: Dict[str, str] = field(default_factory=dict)      # name -> another with the same values: perhaps the same parameter
-    once: bool = False                                       # whether a shared parameter is there under its first name only
+    alike: Dict[str, str] = field(default_factory=dict)      # name -> another name with the same values: perhaps the same parameter
+    once: bool = False                                       # whether a shared parameter occurs only under its first name
     facts: Facts = field(default_factory=Facts)
+    notes: List[str] = field(default_factory=list)           # for the report
     states: Optional[OptimizerStates] = None
 
 
@@ -60,11 +98,11 @@ def source_of(source: Any) -> Source:
 
 
 def _of_file(path: Union[Path, OpenFile]) -> Source:
-    with open_once(path) as file:
+    with open_once(path) as file, reading(file.path):
         if file.kind.is_ours:
             states, run = container.read_checkpoint(file)
             if run is None:
-                raise ValueError(f'{file.path!r} holds optimizer states only, no weights. Give the .params file of the net, or a '
+                raise ValueError(f'{file.path!r} holds only optimizer states, no weights. Pass the .params file of the net, or a '
                                  'file of save_checkpoint.')
             return of_checkpoint(repr(file.path), states, run)
         if not file.kind.holds_parameters:
@@ -72,32 +110,44 @@ def _of_file(path: Union[Path, OpenFile]) -> Source:
                                  f'file of kind {file.kind.value!r}.')
         path, found = file.path, Source(repr(file.path), dict(mxnet_files.read_params(file)))
     symbol = re.sub(r'(-\d{4})?\.params$', '', path) + '-symbol.json'
-    if os.path.isfile(symbol):
+    if os.path.lexists(symbol):
         facts = _of_symbol(symbol)
-        if set(found.arrays) <= set(facts.order):  # else it is of another net, or the file has names of places
+        if set(found.arrays) <= set(facts.order):  # else it belongs to another net, or the file has structural names
             found.facts = facts
             if list(found.arrays) == sorted(found.arrays):  # by MXNet 2; the order of 1.x is that of the net's definition
                 found.arrays = {name: found.arrays[name] for name in facts.order if name in found.arrays}
     elif any(name.endswith('_gamma') for name in found.arrays):
-        found.facts.notes.append(f'fix_gamma, epsilon and layout of layers are in their symbol, which is not at {symbol!r}: they '
-                                 'were taken as Gluon has them by default')
+        found.notes.append(f'fix_gamma, epsilon and layout of layers are in their symbol, which is not at {symbol!r}')
     return _checked(found)
 
 
 def of_checkpoint(what: str, states: OptimizerStates, run: Run) -> Source:
     """What a checkpoint holds that has been read."""
     arrays = {weight.name: _mean(weight) for weight in run.weights}
-    return with_states(_checked(Source(what, arrays, once=any('.' in name for name in arrays))), states)
+    found = Source(what, arrays, once=any('.' in name for name in arrays))
+    if states.facts is not None:
+        found.facts = Facts.of_record(states.facts, list(arrays))
+        found.shared = {name: first for name, first in found.facts.shared.items() if first in arrays and name not in arrays}
+        arrays.update((name, arrays[first]) for name, first in found.shared.items())
+        found.once = False  # what is shared is known
+    found.facts.frozen = [weight.name for weight in run.weights if weight.grad_req == 'null']
+    return with_states(_checked(found), states)
 
 
 def with_states(source: Source, states: OptimizerStates) -> Source:
-    """``source`` with the states of its optimizer; float32 masters become the weights."""
+    """``source`` with the states of its optimizer, under its names; float32 masters become the weights."""
+    states = states.renamed({first: name for name, first in (states.facts or {}).get('shared', {}).items()
+                             if name in source.arrays and first not in source.arrays})
+    if states.facts is not None and not source.facts.order:
+        source = replace(source, facts=Facts.of_record(states.facts, list(source.arrays)))
+    frozen = {info.name for info in states.parameters if info.grad_req == 'null' and info.name in source.arrays}
+    source.facts.frozen = list(dict.fromkeys([*source.facts.frozen, *(name for name in source.arrays if name in frozen)]))
     arrays = {name: states.master.get(name, array) for name, array in source.arrays.items()}
     wrong = [name for name, array in arrays.items() if array.shape != source.arrays[name].shape]
     if wrong:
         name, shape = wrong[0], source.arrays[wrong[0]].shape
         raise ValueError(f'The master of {name!r} must have the shape of the weight, {shape}. Received: {arrays[name].shape}. '
-                         'Are the states of another net?')
+                         'Do the states belong to another net?')
     return replace(source, arrays=arrays, states=states)
 
 
@@ -111,18 +161,20 @@ LEAVES = ('weight', 'gamma', 'bias', 'beta')  # as layers define them
 
 
 def _checked(source: Source) -> Source:
-    """With what follows from names and arrays: whether they are in order, and which may be there twice."""
+    """``source`` with what follows from names and arrays: whether they are in order, and which may occur twice."""
     if not source.arrays:
-        raise ValueError(f'There must be parameters to convert. Received: none in {source.what}.')
+        raise ValueError(f'Nothing to convert: there are no parameters in {source.what}.')
     names = list(source.arrays)
     if not source.facts.order and len(names) > 1 and names == sorted(names):
-        # MXNet 2 sorts names when it saves; the numbers in a Sequential still tell its order
+        # MXNet 2 sorts names when it saves; the numbers in a Sequential still give its order
         source.ordered = _numbered(names)
         source.arrays = {name: source.arrays[name] for name in sorted(names, key=_natural)}
+    if not source.facts.order:  # no net and no symbol
+        source.facts.unknown = [name for name in source.arrays if re.fullmatch('(.*[._])?gamma', name)]
     seen: Dict[Any, str] = {}
     for name, array in source.arrays.items():
         if name in source.shared or not array.size or (array == array.flat[0]).all():
-            continue  # two arrays of zeros are no shared parameter
+            continue  # two zero arrays need not be the same parameter
         key = array.shape, array.dtype.str, array.reshape(-1)[:8].tobytes()
         first = seen.setdefault(key, name)
         if first != name and numpy.array_equal(array, source.arrays[first]):
@@ -150,7 +202,7 @@ def _numbered(names: Collection[str]) -> bool:
 
 
 def _array(name: str, value: Any) -> numpy.ndarray:
-    """NumPy's array of what may be one of MXNet's; bfloat16 becomes float32."""
+    """A NumPy array from what may be an MXNet array; bfloat16 becomes float32."""
     array = value.asnumpy() if hasattr(value, 'asnumpy') else numpy.asarray(value)
     if array.dtype.names or array.dtype.name == 'bfloat16':  # MXNet's, or that of ml_dtypes
         return (array.view('<u2').astype('<u4') << 16).view('<f4')
@@ -160,11 +212,8 @@ def _array(name: str, value: Any) -> numpy.ndarray:
 
 
 def _of_block(block: Any) -> Source:
-    collect = getattr(block, '_collect_params_with_prefix', None) or block.collect_params  # MXNet 1.x, 2.x
     arrays: Dict[str, numpy.ndarray] = {}
-    first: Dict[int, str] = {}
-    found = Source(f'the {type(block).__name__}', arrays)
-    for name, parameter in collect().items():
+    for name, parameter in _parameters(block).items():
         if getattr(parameter, '_stype', 'default') != 'default':
             raise ValueError(f'Parameters must be dense. Received: {name}, which is {parameter._stype}. Save the net with '
                              'save_parameters and convert the file.')
@@ -172,39 +221,66 @@ def _of_block(block: Any) -> Source:
             raise ValueError(f'Parameters must be initialized. Received: {name}, which is not. Call net.initialize() and run one '
                              'forward pass first: net(batch).')
         arrays[name] = _array(name, parameter._reduce())
+    facts = facts_of(block)
+    return Source(f'the {type(block).__name__}', arrays, shared=dict(facts.shared), facts=facts)
+
+
+def _parameters(block: Any) -> Dict[str, Any]:
+    """The parameters under the names of their places; a shared one has several."""
+    collect = getattr(block, '_collect_params_with_prefix', None) or block.collect_params  # MXNet 1.x, 2.x
+    return dict(collect())
+
+
+def facts_of(block: Any) -> Facts:
+    """What the layers of a Block know about themselves."""
+    parameters = _parameters(block)
+    facts = Facts(order=list(parameters))
+    first: Dict[int, str] = {}
+    for name, parameter in parameters.items():
         if first.setdefault(id(parameter), name) != name:
-            found.shared[name] = first[id(parameter)]
-    found.facts.order = list(arrays)
-    _look(block, '', found)
-    return found
+            facts.shared[name] = first[id(parameter)]
+        if parameter.grad_req == 'null':
+            facts.frozen.append(name)
+    _look(block, '', facts, parameters)
+    return facts
 
 
-def _look(block: Any, prefix: str, found: Source) -> None:
-    """Add what the layers of ``block`` know about themselves."""
+def _look(block: Any, prefix: str, facts: Facts, parameters: Mapping[str, Any]) -> None:
+    """Add what the layers of ``block`` say about themselves."""
+    if any(cls.__name__ == 'SymbolBlock' for cls in type(block).__mro__):
+        _look_at_symbol(block, prefix, facts)
+        return
     options = getattr(block, '_kwargs', None) or {}
-    for leaf in ('gamma', 'weight', 'rnn_param'):
+    for leaf in getattr(block, '_reg_params', {}):
         name = prefix + leaf
-        if name not in found.arrays:
-            continue
-        if leaf == 'gamma' and options.get('fix_gamma'):
-            found.facts.ones.append(name)
-        if leaf == 'weight' and str(options.get('layout', '')).endswith('C') and found.arrays[name].ndim > 2:
-            found.facts.channels_last.append(name)
+        if re.fullmatch('(.*_)?gamma', leaf):
+            eps = options.get('eps', options.get('epsilon', getattr(block, '_epsilon', None)))
+            if leaf != 'gamma' or not isinstance(eps, (int, float)):
+                facts.unknown.append(name)
+                continue
+            facts.epsilon[name] = float(eps)
+            if isinstance(options.get('momentum'), (int, float)):
+                facts.momentum[name] = float(options['momentum'])
+            if options.get('fix_gamma'):
+                facts.ones.add(name)
+        if leaf == 'weight' and str(options.get('layout', '')).endswith('C') and len(parameters[name].shape or ()) > 2:
+            facts.channels_last.add(name)
         if leaf == 'rnn_param':
-            found.facts.packed[name] = Rnn(block._mode, block._hidden_size, block._num_layers, block._dir == 2,
-                                           block._projection_size or None)
-    _say_constants(found.facts, prefix[:-1], options if prefix + 'gamma' in found.arrays else {})
+            facts.packed[name] = Rnn(block._mode, block._hidden_size, block._num_layers, block._dir == 2,
+                                     block._projection_size or None)
     for key, child in getattr(block, '_children', {}).items():
-        _look(child() if isinstance(child, weakref.ref) else child, f'{prefix}{key}.', found)
+        _look(child() if isinstance(child, weakref.ref) else child, f'{prefix}{key}.', facts, parameters)
 
 
-def _say_constants(facts: Facts, layer: str, options: Mapping[str, Any]) -> None:
-    """Note epsilon and momentum of a layer where they are not what PyTorch's has by default."""
-    eps, momentum = float(options.get('eps') or options.get('epsilon') or 1e-5), float(options.get('momentum') or 0.9)
-    words = [f'eps={eps:g}'] if eps != 1e-5 else []
-    words += [f'momentum={1 - momentum:g}'] if momentum != 0.9 else []
-    if words:
-        facts.notes.append(f'give the layer of {layer!r} {", ".join(words)}')
+def _look_at_symbol(block: Any, prefix: str, facts: Facts) -> None:
+    """Add what the symbol of a ``SymbolBlock`` tells; there parameters have their full names."""
+    places = {name: prefix + leaf for leaf, parameter in block._reg_params.items() for name in (leaf, parameter.name)}
+    found = _read_graph(json_text.loads(block._cached_graph[1].tojson().encode(), 'the symbol'))
+    facts.ones.update(places[name] for name in found.ones if name in places)
+    facts.channels_last.update(places[name] for name in found.channels_last if name in places)
+    facts.epsilon.update((places[name], value) for name, value in found.epsilon.items() if name in places)
+    facts.momentum.update((places[name], value) for name, value in found.momentum.items() if name in places)
+    facts.packed.update((places[name], rnn) for name, rnn in found.packed.items() if name in places)
 
 
 # Symbols
@@ -213,35 +289,49 @@ EPSILONS = {'BatchNorm': 1e-3, 'InstanceNorm': 1e-3, 'LayerNorm': 1e-5, 'GroupNo
 
 
 def _of_symbol(path: str) -> Facts:
-    """What a symbol tells about the parameters of its layers."""
+    """What a symbol says about the parameters of its layers."""
+    remedy = 'It is the symbol beside the parameters. Repair it, or move it away: the parameters can be converted without it.'
     try:
-        with open(path, encoding='utf-8') as file:
-            nodes = json.load(file)['nodes']
-        graph = [(node['op'], node['name'], dict(node.get('attrs') or node.get('attr') or node.get('param') or {}),
-                  [nodes[entry[0]]['name'] for entry in node['inputs']]) for node in nodes]
-        return _facts_of(graph)
+        return _read_graph(json_text.read(path, 'the symbol'))
+    except UnreadableFile as error:
+        raise UnreadableFile(f'{error} {remedy}') from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UnreadableFile(f'Cannot read {path!r}, the symbol beside the parameters: {type(error).__name__}: {error}. Repair '
-                             'it, or move it away: the parameters can be converted without it.') from error
+        raise UnreadableFile(f'Cannot read {path!r}: {type(error).__name__}: {error}. {remedy}') from error
+
+
+def _read_graph(symbol: Any) -> Facts:
+    """What a symbol tells, as its JSON has it."""
+    nodes = symbol['nodes']
+    return _facts_of([(node['op'], node['name'], dict(node.get('attrs') or node.get('attr') or node.get('param') or {}),
+                       [nodes[entry[0]]['name'] for entry in node['inputs']]) for node in nodes])
 
 
 def _facts_of(graph: List[Tuple[str, str, Dict[str, Any], List[str]]]) -> Facts:
     """From nodes: operator, name, options, names of inputs."""
     facts = Facts(order=[name for op, name, _, _ in graph if op == 'null'])
+    variables = set(facts.order)
     for op, _, options, inputs in graph:
         if op in EPSILONS and len(inputs) > 1:
-            if op == 'BatchNorm' and _true(options.get('fix_gamma', True)):
-                facts.ones.append(inputs[1])
-            _say_constants(facts, re.sub('[._]gamma$', '', inputs[1]), {'eps': EPSILONS[op], **options})
+            facts.epsilon[inputs[1]] = float(options.get('eps', EPSILONS[op]))
+            if op == 'BatchNorm':
+                facts.momentum[inputs[1]] = float(options.get('momentum', 0.9))
+                if _true(options.get('fix_gamma', True)):
+                    facts.ones.add(inputs[1])
         elif op in ('Convolution', 'Deconvolution') and len(inputs) > 1 and str(options.get('layout', '')).endswith('C'):
-            facts.channels_last.append(inputs[1])
-        elif op in ('RNN', '_npx_rnn') and len(inputs) > 1 and inputs[1] in facts.order:
+            facts.channels_last.add(inputs[1])
+        elif op in ('RNN', '_npx_rnn') and len(inputs) > 1 and inputs[1] in variables:
             projection = str(options.get('projection_size', 'None'))
             facts.packed[inputs[1]] = Rnn(
-                options['mode'], int(options['state_size']), int(options['num_layers']), _true(options.get('bidirectional')),
-                int(projection) if projection not in ('None', '') else None)
+                options['mode'], _whole(options['state_size']), _whole(options['num_layers']), _true(options.get('bidirectional')),
+                _whole(projection) if projection not in ('None', '') else None)
     return facts
 
 
 def _true(value: Any) -> bool:
     return str(value) in ('True', 'true', '1')
+
+
+def _whole(text: Any) -> int:
+    if not 0 < len(str(text)) <= 16:  # converting a million digits takes seconds
+        raise ValueError(f'the sizes of a layer must be whole numbers. Received: {str(text)[:40]!r}')
+    return int(text)

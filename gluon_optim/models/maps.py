@@ -1,9 +1,11 @@
-"""Maps of PyTorch's names to Gluon's, written by people."""
-import json
+"""Hand-written maps from PyTorch's names to Gluon's."""
+import math
 import os
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional
 
 from ..schema import check_known, one_of
+from ..states import json_text
+from ..states.file_part import SMALL
 from .gluon import Source
 from .matching import mismatch, wanted_names
 from .plan import ENTRY, GATES, RNN_ENTRY, Plan, Rnn, Shape, Take, unpacked
@@ -17,28 +19,15 @@ DROP = 'drop'
 def read_map(names: Any) -> Dict[str, Any]:
     """A map from a dictionary or a JSON file, with its form checked."""
     if isinstance(names, (str, os.PathLike)):
-        with open(names, encoding='utf-8') as file:
-            try:
-                names = json.load(file, object_pairs_hook=_unique)
-            except json.JSONDecodeError as error:
-                raise ValueError(f'The map {names!r} must be JSON. Received: {error}.') from None
+        names = json_text.read(names, 'the map')
     if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names):
         raise TypeError("A map must be a dictionary of PyTorch's names to Gluon's. Received: "
                         f'{type(names).__name__}.')
     return dict(names)
 
 
-def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ValueError(f'The map must name each parameter once. Received twice: {one_of(twice)}.')
-    return found
-
-
 def take_dropped(entries: Dict[str, Any], found: Source) -> List[str]:
-    """Take the list of parameters that PyTorch's net lacks out of a map."""
+    """Remove from a map the list of parameters that PyTorch's net lacks, and return it."""
     if not isinstance(entries.get(DROP, []), list):
         return []  # a parameter of that name
     dropped: List[str] = entries.pop(DROP, [])
@@ -47,15 +36,16 @@ def take_dropped(entries: Dict[str, Any], found: Source) -> List[str]:
     return dropped
 
 
-def from_map(entries: Mapping[str, Any], found: Source, target: Optional[Target]) -> Plan:
-    """The plan that a map describes; ValueError for what it cannot mean."""
+def from_map(entries: Mapping[str, Any], found: Source) -> Plan:
+    """The plan that a map describes; ValueError for invalid entries."""
     plan: Plan = {}
+    room = SMALL + 2 * sum(array.nbytes for array in found.arrays.values())
     for name, value in entries.items():
         if isinstance(value, str):
             value = {'from': value}
         if not isinstance(value, Mapping) or not isinstance(value.get('from'), str):
             remedy = ' Put one of these names in its place.' if isinstance(value, Mapping) and 'choose' in value else ''
-            raise ValueError(f'{name!r} in the map must be a name of Gluon, or {{"from": name, ...}}. Received: {value!r}.{remedy}')
+            raise ValueError(f'{name!r} in the map must be a Gluon name, or {{"from": name, ...}}. Received: {value!r}.{remedy}')
         check_known('parameter', value['from'], found.arrays, ValueError, found.what)
         packed = name == '*' or name.endswith('.*')
         for key in value:
@@ -65,6 +55,11 @@ def from_map(entries: Mapping[str, Any], found: Source, target: Optional[Target]
         if twice:
             raise ValueError(f'The map must name each parameter once. Received twice: {twice[0]!r}.')
         plan.update(parts)
+        for take in parts.values():
+            room -= found.arrays[take.source].nbytes * take.repeat if take.repeat > 1 or take.ones else 0
+        if room < 0:
+            raise ValueError('What the map makes by "repeat" and "ones" must fit into twice the memory of '
+                             f'{found.what} and {SMALL} bytes. Received: more, at {name!r}.')
     return plan
 
 
@@ -75,8 +70,10 @@ def _entry(name: str, value: Mapping[str, Any], found: Source) -> Take:
     take = Take(value['from'], 0, view, transpose, repeat, shape, ones)
     try:
         if take.repeat < 1 or (take.repeat > 1 and array.ndim != 1):
-            raise ValueError('"repeat" is a whole number, for arrays of one dimension')
-        take.of(array)
+            raise ValueError('"repeat" must be an integer, for one-dimensional arrays')
+        take._replace(repeat=1, shape=None if take.repeat > 1 else shape).of(array)
+        if shape is not None and math.prod(shape) != array.size * take.repeat:
+            raise ValueError(f'an array of {array.size * take.repeat} elements cannot have the shape {shape}')
     except ValueError as error:
         raise ValueError(f'{name!r} in the map cannot be made of {take.source!r}, which has shape {array.shape}: {error}. '
                          'Correct "view", "transpose", "repeat" or "shape".') from error
@@ -88,7 +85,7 @@ def _sizes(name: str, value: Mapping[str, Any], key: str) -> Optional[Shape]:
     if sizes is None:
         return None
     if not isinstance(sizes, (list, tuple)) or not all(type(size) is int and size >= 0 for size in sizes):
-        raise ValueError(f'"{key}" of {name!r} in the map must be a list of whole numbers. Received: {sizes!r}.')
+        raise ValueError(f'"{key}" of {name!r} in the map must be a list of integers. Received: {sizes!r}.')
     return tuple(sizes)
 
 
@@ -111,7 +108,7 @@ def _packed_entry(name: str, value: Mapping[str, Any], found: Source) -> Plan:
 
 def check_map(plan: Plan, dropped: List[str], found: Source, target: Optional[Target]) -> None:
     """A map must be complete on both sides, and fit."""
-    used = {take.source for take in plan.values()}
+    used, given_up = {take.source for take in plan.values()}, set(dropped)
     kept = [name for name in dropped if name in used]
     if kept:
         raise ValueError(f'The map must name or drop a parameter, not both. Received both: {one_of(kept)}. Take it out of '
@@ -119,8 +116,8 @@ def check_map(plan: Plan, dropped: List[str], found: Source, target: Optional[Ta
     tied = {} if target is None else target.tied
     both = {**found.shared, **{name: first for name, first in found.alike.items()
                                if {name, first} & {plan[place].source for place in (*tied, *tied.values()) if place in plan}}}
-    unused = [name for name in found.arrays if name not in used and name not in dropped and both.get(name) not in used
-              and not any(both.get(other) == name for other in used)]
+    there = used | {both[name] for name in used if name in both}
+    unused = [name for name in found.arrays if name not in there and name not in given_up and both.get(name) not in used]
     if unused:
         raise ValueError(f'The map must name all parameters of {found.what}. Left over: {one_of(unused)}. Map them, or list them '
                          f'under "{DROP}".')

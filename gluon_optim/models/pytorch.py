@@ -1,24 +1,15 @@
-"""The names and shapes of a PyTorch module, from it or its file, and a safetensors file of weights.
-
-PyTorch is imported only where a ``.pt`` is read.
-"""
-import json
+"""The names and shapes of a PyTorch module, from it or its file, and a safetensors file of weights. PyTorch is not imported."""
 import os
-import struct
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Union
-
-import numpy
+from typing import Any, Collection, Dict, List, Mapping, Optional, Union
 
 from ..schema import one_of
-from ..states import container
-from ..states.atomic import replacing
-from ..states.errors import UnreadableFile
+from ..states import safetensors_files, torch_files
+from ..states.errors import UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
-from ..states.model import chunks
 from .plan import Shape
 
-__all__ = ['COUNTER', 'Target', 'target_of', 'write_safetensors']
+__all__ = ['COUNTER', 'Target', 'target_of']
 
 COUNTER = 'num_batches_tracked'
 
@@ -30,7 +21,7 @@ class Target:
     what: str
     shapes: Dict[str, Shape]
     ordered: bool = True
-    halves: List[str] = field(default_factory=list)          # names of half-precision parameters
+    halves: Collection[str] = ()                             # names of half-precision parameters
     trained: Optional[List[str]] = None                      # names of parameters; None: cannot be told from buffers
     tied: Dict[str, str] = field(default_factory=dict)       # name -> another name of the same parameter
     groups: Dict[str, int] = field(default_factory=dict)     # group norm -> number of groups
@@ -56,12 +47,12 @@ def target_of(like: Any) -> Optional[Target]:
 
 
 def _of_state_dict(what: str, state_dict: Mapping[str, Any]) -> Target:
-    strange = [name for name, value in state_dict.items() if not hasattr(value, 'shape')]
+    strange = [name for name, value in state_dict.items() if not hasattr(value, 'shape') or not isinstance(name, str)]
     if strange:
         raise TypeError(f'`like` must hold arrays under their names, as model.state_dict() does. Received: {what} with '
                         f'{one_of(strange[:4])}. Save the state_dict of the model alone.')
     target = Target(what, {name: tuple(map(int, value.shape)) for name, value in state_dict.items()})
-    target.halves = [name for name, value in state_dict.items() if str(value.dtype).split('.')[-1] in ('float16', 'bfloat16')]
+    target.halves = {name for name, value in state_dict.items() if str(value.dtype).split('.')[-1] in ('float16', 'bfloat16')}
     first: Dict[Any, str] = {}
     for name, value in state_dict.items():
         address = value.data_ptr() if hasattr(value, 'data_ptr') else 0  # 0: on the meta device, or empty
@@ -72,54 +63,13 @@ def _of_state_dict(what: str, state_dict: Mapping[str, Any]) -> Target:
 
 
 def _of_saved(path: Union[Path, OpenFile]) -> Target:
-    with open_once(path) as file:
+    with open_once(path) as file, reading(file.path):
         name = repr(file.path)
-        if file.head[8:9] == b'{':
-            size = int.from_bytes(file.head[:8], 'little')
-            return _of_header(name, file.file.read(8 + min(size, container.MAX_HEADER))[8:])
-        try:
-            import torch
-        except ImportError as error:
-            raise ImportError(f'Reading {name} needs PyTorch. Give a .safetensors file, or write a map.') from error
-        try:
-            value = torch.load(file.file, map_location='cpu', weights_only=True)
-        except Exception as error:  # of whatever kind: the file is not what it should be
-            raise UnreadableFile(f'{name} must be the state_dict of a model, as torch.save(model.state_dict(), path) writes it. '
-                                 f'Received: {type(error).__name__}: {" ".join(str(error).split())[:200]}') from error
+        if file.head[8:9] == b'{':  # whose arrays are in an order of their own
+            entries = safetensors_files.read_header(file)
+            return Target(name, {key: entry.shape for key, entry in entries.items()}, ordered=False,
+                          halves={key for key, entry in entries.items() if entry.code in ('F16', 'BF16')})
+        value = torch_files.read(file)
     if not isinstance(value, Mapping):
         raise UnreadableFile(f'{name} must be the state_dict of a model. Received: a {type(value).__name__}.')
     return _of_state_dict(name, value)
-
-
-def _of_header(name: str, text: bytes) -> Target:
-    """The header of a safetensors file, which has its arrays in an order of its own."""
-    try:
-        tensors = {name: entry for name, entry in json.loads(text.decode()).items() if name != '__metadata__'}
-        shapes = {name: tuple(int(size) for size in entry['shape']) for name, entry in tensors.items()}
-        halves = [name for name, entry in tensors.items() if entry['dtype'] in ('F16', 'BF16')]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnreadableFile(f'{name} must be a safetensors file. Received: a header that cannot be read ({error}).') from error
-    return Target(name, shapes, ordered=False, halves=halves)
-
-
-# Writing
-
-CODES = {'float64': 'F64', 'float32': 'F32', 'float16': 'F16', 'int64': 'I64', 'int32': 'I32', 'int16': 'I16', 'int8': 'I8',
-         'uint64': 'U64', 'uint32': 'U32', 'uint16': 'U16', 'uint8': 'U8', 'bool': 'BOOL'}
-
-
-def write_safetensors(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
-    """Write ``path``, whole or not at all, array by array: nothing is copied as a whole."""
-    header: Dict[str, Any] = {'__metadata__': {'format': 'pt'}}
-    end = 0
-    order = sorted(arrays, key=lambda name: -arrays[name].itemsize)  # wide elements first, so that each array is aligned
-    for name in order:
-        begin, end = end, end + arrays[name].nbytes
-        header[name] = {'dtype': CODES[arrays[name].dtype.name], 'shape': list(arrays[name].shape), 'data_offsets': [begin, end]}
-    text = json.dumps(header, separators=(',', ':')).encode()
-    text += b' ' * (-len(text) % 8)
-    with replacing(path) as file:
-        file.write(struct.pack('<Q', len(text)) + text)
-        for name in order:
-            for chunk in chunks(arrays[name]):
-                file.write(chunk)

@@ -3,6 +3,7 @@
 Both compute the same numbers: elementwise arithmetic rounds after every operation, sums are accumulated in float64.
 """
 import collections
+import ctypes
 import functools
 import logging
 import operator
@@ -22,7 +23,7 @@ log = logging.getLogger('gluon_optim')
 
 __all__ = ['Executor', 'Update', 'check_weight']
 
-KEEP = 16384  # tensors whose preparation is kept between steps
+KEEP = 16384  # number of tensors to keep prepared between steps
 
 
 class Update(NamedTuple):
@@ -30,11 +31,11 @@ class Update(NamedTuple):
 
     weights: Sequence[Any]
     gradients: Sequence[Any]
-    states: Sequence[Any]        # as the optimizer nests them
+    states: Sequence[Any]        # nested as in the optimizer
 
 
 class Arrays(NamedTuple):
-    """An `Update` whose states were taken apart."""
+    """An `Update` with its states taken apart."""
 
     weights: Sequence[Any]
     gradients: Sequence[Any]
@@ -59,6 +60,9 @@ class Executor:
         self.rule, self._split, self._slot_dtype = rule, split, slot_dtype
         self._prepared: collections.OrderedDict[Any, Any] = collections.OrderedDict()
         self._tensors = 0
+        self._h: Any = None  # hyper-parameters of the last call, and what follows from them
+        self._static: Any = None
+        self.coefficients: Tuple[str, ...] = ()  # their names
 
     def prepare(self, key: Any, update: Update, h: Values, mixed: bool) -> Any:
         """Check ``update`` and return an object whose ``run(table, rows)`` updates parameter i with the coefficients
@@ -66,11 +70,14 @@ class Executor:
 
         Raises TypeError or ValueError before anything is written.
         """
-        static = self.rule.static(h)
-        key = (key, static, mixed)
+        if h is not self._h:
+            self._h, self._static = h, self.rule.static(h)
+            self.coefficients = tuple(self.rule.all_coefficients(scalars, h, 1))
+        static = self._static
+        key = (key, mixed)
         prepared = self._prepared.get(key)
         if prepared is not None:
-            if _same(prepared.update, update):
+            if prepared.static == static and prepared.takes(update):
                 self._prepared.move_to_end(key)
                 return prepared
             del self._prepared[key]
@@ -80,8 +87,8 @@ class Executor:
         _check(self.rule, static, arrays, self._slot_dtype('float32' if mixed else update.weights[0].dtype))
         on_cpu = update.weights[0].context.device_type.startswith('cpu')
         kind = _Loops if runs_on(self.rule, 'kernels') and on_cpu and _compiler() is not None else _Operators
-        coefficients = tuple(self.rule.all_coefficients(scalars, h, 1))
-        prepared = self._prepared[key] = kind(self.rule.on_masters() if mixed else self.rule, static, coefficients, arrays)
+        rule = self.rule.on_masters() if mixed else self.rule
+        prepared = self._prepared[key] = kind(rule, static, self.coefficients, arrays)
         prepared.update = Update(*map(tuple, update))  # the caller's lists may change
         self._tensors += len(update.weights)
         while self._tensors > KEEP and len(self._prepared) > 1:
@@ -89,9 +96,9 @@ class Executor:
         return prepared
 
 
-def _same(old: Update, new: Update) -> bool:
-    """Whether ``new`` has the very arrays of ``old``."""
-    return all(len(a) == len(b) and all(map(operator.is_, a, b)) for a, b in zip(old, new))
+def _same(old: Sequence[Any], new: Sequence[Any]) -> bool:
+    """Whether ``new`` has the very objects of ``old``."""
+    return len(old) == len(new) and all(map(operator.is_, old, new))
 
 
 class _Loops:
@@ -102,6 +109,7 @@ class _Loops:
     """
 
     update: Update
+    static: KernelKey
 
     def __init__(self, rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], arrays: Arrays):
         loops = _compiler()
@@ -109,40 +117,69 @@ class _Loops:
         half_slots = bool(static.slots) and slots[0][0].dtype == numpy.float16
         storage = loops.Storage(_name(weights[0].dtype), bool(masters), half_slots)
         kernel = loops.kernel(rule, static, coefficients, storage)
+        self.static, self._names = static, coefficients
         self._batch = loops.Batch(kernel, [weight.size for weight in weights])
-        roles = {'gradient': gradients, 'weight': masters or weights, 'half': weights}
-        roles.update(zip((slot.name for slot in static.slots), zip(*slots)))
+        roles = dict(zip((slot.name for slot in static.slots), zip(*slots)), weight=masters)
         nd.waitall()  # an array has its memory only when the operator that fills it has run
-        self._fetched = []
-        for addresses, role in zip(self._batch.addresses, kernel.roles):
-            handles = numpy.array([array.handle.value for array in roles[role]], numpy.int64)
-            if roles[role] is weights or roles[role] is gradients:
-                self._fetched.append((handles, addresses))
-            else:
-                _fetch(handles, addresses)  # only we touch slots and masters: once is enough
+        addresses = dict(zip(kernel.roles, self._batch.addresses))
+        for role in kernel.roles:
+            if roles.get(role):
+                _fetch(_handles(roles[role]), addresses[role])  # only this package touches slots and masters: once is enough
+        first = kernel.roles.index('half' if masters else 'weight')
+        self._fetched = self._batch.addresses[first:first + 2].reshape(-1)  # of weights, then of gradients
+        self._handles = _handles([*weights, *gradients])
+        self._described = numpy.zeros((self._handles.size, loops.numba_runtime.DESCRIBED), numpy.int64)
+        _same_kind(self._handles, self._described)
+
+    def takes(self, update: Update) -> bool:
+        """Whether it can run ``update``: the arrays of the last one, or others of the same kind with the same states.
+
+        A kvstore hands over new objects for the same arrays at every call.
+        """
+        weights, gradients, states = update
+        if not _same(self.update.states, states):
+            return False
+        if not (_same(self.update.weights, weights) and _same(self.update.gradients, gradients)):
+            if not len(weights) == len(gradients) == len(states):
+                return False
+            self._handles[:] = [array.handle.value for array in (*weights, *gradients)]
+            self.update = Update(tuple(weights), tuple(gradients), tuple(states))
+            return _same_kind(self._handles, self._described)
+        return True
 
     def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int]) -> None:
-        nd.waitall()  # gradients are complete, and nobody reads the weights any more
-        for handles, addresses in self._fetched:
-            _fetch(handles, addresses)
-        self._batch.run(numpy.array([list(c.values()) for c in table]), numpy.array(rows, numpy.int64))
+        coefficients = [[c[name] for name in self._names] for c in table]
+        nd.waitall()  # gradients are complete, and nothing reads the weights any more
+        _fetch(self._handles, self._fetched)
+        self._batch.run(coefficients, rows)
+
+
+def _handles(arrays: Sequence[Any]) -> numpy.ndarray:
+    return numpy.array([array.handle.value for array in arrays], numpy.int64)
 
 
 def _fetch(handles: numpy.ndarray, addresses: numpy.ndarray) -> None:
-    failed = _compiler().numba_runtime.fetch_addresses(_get_data(), handles, addresses)
+    failed = _compiler().numba_runtime.fetch_addresses(_functions('GetData')[0], handles, addresses)
     if failed >= 0:
         mx_base.check_call(-1)
 
 
+def _same_kind(handles: numpy.ndarray, described: numpy.ndarray) -> bool:
+    """Whether the arrays have the device, type and shape that ``described`` says; afterwards it says theirs."""
+    functions = _functions('GetStorageType', 'GetDType', 'GetContext', 'GetShapeEx')
+    return bool(_compiler().numba_runtime.describe(functions, handles, described))
+
+
 @functools.lru_cache(maxsize=None)
-def _get_data() -> int:
-    import ctypes
-    return ctypes.cast(mx_base._LIB.MXNDArrayGetData, ctypes.c_void_p).value or 0
+def _functions(*names: str) -> numpy.ndarray:
+    """The addresses of MXNet's C functions MXNDArray<name>."""
+    functions = [getattr(mx_base._LIB, f'MXNDArray{name}') for name in names]
+    return numpy.array([ctypes.cast(function, ctypes.c_void_p).value for function in functions], numpy.int64)
 
 
 @functools.lru_cache(maxsize=None)
 def _compiler() -> Any:
-    """The compiler of loops, imported at the first update; None where numba is missing."""
+    """The compiler of loops, imported at the first update; None if numba is missing."""
     try:
         from ..lowering import numba
         return numba
@@ -174,12 +211,16 @@ class _Namespace:
 
 
 class _Operators:
-    """A list of parameters for MXNet's operators: nothing waits for a result, temporaries come and go."""
+    """A list of parameters for MXNet's operators: nothing waits for a result, and temporaries are not kept."""
 
     update: Update
 
     def __init__(self, rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], arrays: Arrays):
         self.rule, self.static, self._arrays = rule, static, arrays
+
+    def takes(self, update: Update) -> bool:
+        """Whether ``update`` has the arrays of the last one."""
+        return all(map(_same, self.update, update))
 
     def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int]) -> None:
         weights, gradients, slots, masters = self._arrays
@@ -204,7 +245,7 @@ DTYPES = (numpy.float16, numpy.float32, numpy.float64)
 
 
 def check_weight(rule: Type[Rule], weight: Any) -> None:
-    """Refuse weights that no rule updates."""
+    """Refuse weights that no rule can update."""
     if weight.stype != 'default':
         raise TypeError(f'{rule.name} updates dense weights. Received: a weight of stype {weight.stype!r}. '
                         "Create the Parameter with stype='default'.")
@@ -228,7 +269,7 @@ def _check(rule: Type[Rule], static: KernelKey, arrays: Arrays, slot_dtype: str)
             raise ValueError('One call updates weights of one dtype on one context. '
                              f'Received: {_name(first.dtype)} on {first.context} and {_name(weight.dtype)} on {weight.context}. '
                              'Call once for each.')
-        expected = [(weight.shape if slot.like == 'weight' else (1,), slot_dtype) for slot in static.slots]
+        expected = [(slot.shape(weight.shape) or (1,), slot_dtype) for slot in static.slots]
         received = [(a.shape, _name(a.dtype)) for a in slots] if isinstance(slots, (tuple, list)) else None
         if received != expected:
             raise ValueError(f'The state of parameter number {i} does not belong to {rule.name}. Expected the slots '

@@ -1,28 +1,36 @@
-"""MXNet's own `.states` files as the states of a trainer: they know parameters by their index, and no weights."""
+"""MXNet's own `.states` files as a trainer's states: they identify parameters by index and hold no weights."""
 import os
-from typing import Any, List
+from typing import List, Sequence
 
 from ..states import container, mxnet_files
 from ..states.files import Kind, open_once
 from ..states.model import OptimizerStates, ParameterInfo
+from ..states.mxnet_files.names import renumbered
+from .typing import TrainerLike
 
 __all__ = ['read_for']
 
 
-def read_for(path: container.Path, trainer: Any, present: List[ParameterInfo]) -> OptimizerStates:
-    """The states in a file of ours or, named as the parameters ``present`` of ``trainer``, in one of MXNet 1.x or 2.x.
+def read_for(path: container.Path, trainer: TrainerLike, present: List[ParameterInfo]) -> OptimizerStates:
+    """The states in one of our files or, named like ``present``, the parameters of ``trainer``, in one of MXNet 1.x or 2.x.
 
     Raises StateFileError for a damaged file, ValueError for one that does not fit or does not contain its optimizer.
     """
+    optimizer = trainer._optimizer  # its class may be named, and so may its scheduler's: their attributes are read
+    allow = [f'{type(value).__module__}.{type(value).__qualname__}' for value in (optimizer, optimizer.lr_scheduler) if value]
     with open_once(path) as file:
         if file.kind is not Kind.MXNET_STATES:
             return container.read(file)
-        states = mxnet_files.read_states(file, [info.name for info in present])
+        states = mxnet_files.read_states(file, [info.name for info in present], allow)
+        fresh = renumbered([info.full_name for info in present])
+        if fresh and states.producer.get('mxnet') == '1.x':
+            other = mxnet_files.read_states(file, [present[place].name for place in fresh], allow)
+            states = _of_one_order(os.fspath(path), states, other, present)
     if not states.optimizer:
         raise ValueError(f'Cannot load {os.fspath(path)!r}: it was saved without its optimizer, so that update counts and '
-                         'hyper-parameters are not in it. Use trainer.load_states, which begins to count anew.')
+                         'hyper-parameters are not in it. Use trainer.load_states, which restarts the counts.')
     known = {info.name: info for info in states.parameters}
-    # a parameter that is not trained has an index, and nothing in the file
+    # an untrained parameter has an index but nothing in the file
     silent = [info for info, parameter in zip(present, trainer._params)
               if info.name not in known and (parameter.grad_req == 'null' or not known)]
     states.parameters = [_described(info, states) for info in present if info.name in known or info in silent]
@@ -30,9 +38,39 @@ def read_for(path: container.Path, trainer: Any, present: List[ParameterInfo]) -
     return states
 
 
+def _of_one_order(path: str, states: OptimizerStates, other: OptimizerStates, present: List[ParameterInfo]
+                  ) -> OptimizerStates:
+    """The states as the trainer sorts its names, or as one that counted them from 0 did: ValueError where both may be meant."""
+    if not any(states.slots.values()) and len(set(states.counts.values())) < 2:
+        return states  # nothing that could go to another layer
+    fits, other_fits = _fit(states, present), _fit(other, present)
+    if fits and other_fits:
+        raise ValueError(
+            f'The order of the parameters in {path!r} must be known: MXNet files have no names, and trainers sort names as text. '
+            f'Received: a trainer of {present[0].full_name!r} and others, which are in another order where their numbers count '
+            'from 0, as in a new process, so that states could go to other layers. If the file is of a new process, make the net '
+            'again inside `with mx.name.NameManager():`, where names count from 0 too. If it is of a net with these very names, '
+            'call trainer.load_states, and then gluon_optim.save_states, which writes a file with names.')
+    if other_fits:
+        other.report.append('The states were given to parameters in the order in which names are sorted where their numbers count '
+                            'from 0; only so all shapes agree.')
+    return other if other_fits else states
+
+
+def _fit(states: OptimizerStates, present: List[ParameterInfo]) -> bool:
+    """Whether each state has the shape of its parameter, as far as both are known."""
+    shapes = {info.name: info.shape for info in present}
+    return all(_agree(shapes[info.name], info.shape) for info in states.parameters if states.slots.get(info.name))
+
+
+def _agree(weight: Sequence[int], state: Sequence[int]) -> bool:
+    return len(weight) == len(state) and all(a in (b, 0, -1) for a, b in zip(weight, state))
+
+
 def _described(present: ParameterInfo, states: OptimizerStates) -> ParameterInfo:
     """What the file has of the parameter: a name that was given to it, and the shape, but not the type, of its state."""
     found = next((info for info in states.parameters if info.name == present.name), present)
     stateless = not states.slots.get(present.name) and present.name not in states.master
-    return ParameterInfo(present.name, present.full_name, present.shape if stateless else found.shape, present.dtype,
-                         found.lr_mult, found.wd_mult)
+    silent = stateless or bool(states.trees)  # slots of optimizers without a rule may have any shape
+    return ParameterInfo(present.name, present.full_name, present.shape if silent else found.shape, present.dtype,
+                         found.lr_mult, found.wd_mult, present.grad_req)

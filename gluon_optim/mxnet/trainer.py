@@ -1,8 +1,9 @@
-"""The states of a `gluon.Trainer`: out of it, into it, and their digest.
+"""The states of a `gluon.Trainer`: saved, restored, and their digest.
 
 Everything is checked before anything is changed. What is saved does not depend on devices: one copy of the slots under
 each parameter's name, and the number of updates of each parameter.
 """
+import contextlib
 import logging
 import platform
 import warnings
@@ -11,57 +12,74 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 import mxnet
 import numpy
-from mxnet import gluon
+from mxnet import gluon, kvstore
 from mxnet import ndarray as nd
-from mxnet.ndarray.ndarray import array as nd_array
-from mxnet.util import is_np_array
 
-from ..schema import Slot, Values, one_of
+from ..display import Rows, table, text
+from ..models.gluon import facts_of as facts_of_block
+from ..schema import Slot, Values, one_of, some_of
 from ..states import container
-from ..states.matching import match
+from ..states.matching import completes, match
 from ..states.model import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
 from ..states.mxnet_files import mxnet2
-from .lr_scheduler import export_scheduler, plan_scheduler
+from .lr_scheduler import SchedulerPlan, export_scheduler, keep, plan_scheduler
+from .native import Stranger, adapted, to_mxnet_state
 from .old_files import read_for
-from .optimizer import Runner
+from .typing import BlockLike, ParameterLike, TrainerLike, UpdaterLike
+from .weights import keep_kvstore, remember, write_weight
 
 __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_states', 'states_digest']
 
 log = logging.getLogger('gluon_optim')
-_PIECE = 1 << 18  # elements that are copied from a device at once
+_PIECE = 1 << 18  # number of elements copied from a device at once
 
 
-@dataclass
+@dataclass(repr=False)
 class LoadReport:
     """What `load_states` did; ``str(report)`` is the line that it logs."""
 
     total: int                                              # parameters that are trained or have a state
     step: int                                               # num_update
     restored: List[str] = field(default_factory=list)       # names whose state was restored
-    missing: List[str] = field(default_factory=list)        # trained here, not in the file
-    unexpected: List[str] = field(default_factory=list)     # in the file, not in the trainer
-    mismatched: List[str] = field(default_factory=list)     # in both, and one sentence why it does not fit
-    rewritten: List[str] = field(default_factory=list)      # weights that were not the rounded master, and now are
+    missing: List[str] = field(default_factory=list)        # trained here, but not in the file
+    unexpected: List[str] = field(default_factory=list)     # in the file, but not in the trainer
+    mismatched: List[str] = field(default_factory=list)     # in both: one sentence each why it does not fit
+    rewritten: List[str] = field(default_factory=list)      # weights that were not the rounded master, but now are
     warnings: List[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return text(f'<LoadReport: {self}>', self._rows())
+
+    def _repr_html_(self) -> str:
+        return table(f'LoadReport: {self}', self._rows())
+
+    def _rows(self) -> Rows:
+        lists = [(word, getattr(self, word)) for word in ('missing', 'unexpected', 'mismatched', 'rewritten')]
+        return [*((word, some_of(names)) for word, names in lists if names), *(('warning', line) for line in self.warnings)]
 
     def __str__(self) -> str:
         return f'restored {len(self.restored)} of {self.total} parameters at step {self.step}'
 
+    def log(self) -> None:
+        log.info('%s', self)
+        if self.rewritten:
+            log.info('rewrote %d weights from their float32 masters: %s', len(self.rewritten), one_of(self.rewritten))
 
-def save_states(trainer: Any, path: container.Path, net: Any = None) -> None:
+
+def save_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockLike] = None) -> None:
     """Save the optimizer's state, update counts, hyper-parameters and scheduler to ``path``.
 
     Parameters
     ----------
     trainer : gluon.Trainer
     path : str or os.PathLike
-        Afterwards the whole new file is there or, after an error, what was there before. docs/FORMAT.md describes it.
+        Afterwards the complete new file is there or, after an error, whatever was there before. docs/FORMAT.md describes it.
     net : gluon.Block, optional
-        With it parameters are saved under their places in the net (``0.weight``), which stay the same in every process;
-        else under ``Parameter.name``.
+        With it, parameters are saved under their structural names (``0.weight``), which are the same in every process;
+        otherwise under ``Parameter.name``.
 
-    Raises TypeError for an optimizer of MXNet or a scheduler that cannot be saved, ValueError for parameters that have
-    no shape yet or names that repeat, OSError where the file system refuses.
+    Raises TypeError for a scheduler, or an attribute or state of somebody else's optimizer, that cannot be saved, ValueError for
+    parameters that have no shape yet or names that repeat, OSError where the file system refuses.
 
     >>> import tempfile, gluon_optim as go
     >>> import mxnet as mx
@@ -80,31 +98,32 @@ def save_states(trainer: Any, path: container.Path, net: Any = None) -> None:
     container.write(path, export_states(trainer, net, Pieces))
 
 
-def load_states(trainer: Any, path: container.Path, net: Any = None, strict: bool = True,
+def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockLike] = None, strict: bool = True,
                 hyperparameters: str = 'file') -> LoadReport:
     """Restore what `save_states` saved, or MXNet's `Trainer.save_states`, on whatever devices the trainer has.
 
     Parameters
     ----------
     trainer : gluon.Trainer
-        Of the same optimizer. Load its parameters before or afterwards: the states stay.
+        Must run the same optimizer. Parameters may be loaded before or after. Parameters with shapes left out
+        (``in_units``) take them from the file, and are initialized.
     path, net
-        As for `save_states`; the states in a ``.states`` file of MXNet go by the trainer's order of parameters, and nothing
-        in it is executed. Names are compared by their places in the net, else by `Parameter.name`; where none
-        agrees, names that differ in their automatic numbers only are paired in order, with a warning.
+        As for `save_states`; the states in one of MXNet's ``.states`` files follow the trainer's order of parameters, and
+        nothing in it is executed. Structural names are compared first, then `Parameter.name`; if no name matches, names
+        that differ only in their automatic numbers are matched in order, with a warning.
     strict : bool
-        False restores every parameter that fits and leaves the others as they are; the report lists them.
+        False restores every parameter that fits and leaves the others unchanged; the report lists them.
     hyperparameters : 'file' or 'current'
-        Whose hold afterwards. 'file' puts back the saved hyper-parameters and the scheduler, with a warning for each
-        that differs; 'current' keeps the trainer's and brings its scheduler to the saved number of updates.
+        Which hyper-parameters apply after loading. 'file' restores the saved hyper-parameters and the scheduler, with a warning
+        for each that differs; 'current' keeps the trainer's and advances its scheduler to the saved number of updates.
 
     Returns
     -------
     LoadReport
-        Its text, "restored N of M parameters at step T", is logged to 'gluon_optim'.
+        Its text, "restored N of M parameters at step T", is also logged to 'gluon_optim'.
 
     Raises StateFileError (a ValueError) for a damaged file, ValueError for states of another optimizer, or names, shapes
-    or types that do not fit. Nothing has been changed then.
+    or types that do not fit. In that case nothing has been changed.
 
     >>> import tempfile, gluon_optim as go
     >>> import mxnet as mx
@@ -120,18 +139,18 @@ def load_states(trainer: Any, path: container.Path, net: Any = None, strict: boo
     ...     print(go.load_states(trainer, f'{folder}/trainer.states', net=net))
     restored 2 of 2 parameters at step 1
     """
-    _optimizer(trainer)
+    check_trainer(trainer)
     states = read_for(path, trainer, _parameters(trainer, net))
     return import_states(trainer, states, net, strict, hyperparameters)
 
 
-def states_digest(trainer: Any, net: Any = None) -> str:
-    """SHA-256 over the state: equal exactly when two trainers would go on alike, given the same rates and gradients.
+def states_digest(trainer: TrainerLike, net: Optional[BlockLike] = None) -> str:
+    """SHA-256 over the state: equal exactly if two trainers would continue alike, given the same rates and gradients.
 
-    Over the optimizer's name, num_update and, by sorted name, the types and shapes of weights, counts, and the bytes of
-    slots and masters. Not over devices, hyper-parameters or paths.
+    It covers the optimizer's name, num_update and, by sorted name, the types and shapes of weights, counts, and the bytes of
+    slots and masters, but not devices, hyper-parameters or paths.
 
-    ``trainer`` and ``net`` are those of `save_states`; raises the same TypeError and ValueError.
+    ``trainer`` and ``net`` as for `save_states`; raises the same TypeError and ValueError.
 
     >>> import gluon_optim as go
     >>> from mxnet import gluon
@@ -145,120 +164,243 @@ def states_digest(trainer: Any, net: Any = None) -> str:
     return digest(export_states(trainer, net, Pieces))
 
 
-def import_states(trainer: Any, states: OptimizerStates, net: Any = None, strict: bool = True,
+def import_states(trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike] = None, strict: bool = True,
                   hyperparameters: str = 'file') -> LoadReport:
     """Put ``states`` into ``trainer``. Parameters, report and errors are those of `load_states`."""
-    return plan_import(trainer, states, net, strict, hyperparameters)()
+    with contextlib.ExitStack() as undo:
+        states = by_either_name(states, net, _parameters(trainer, net))
+        finish_deferred(undo, trainer, states, net)
+        plan = plan_import(trainer, states, net, strict, hyperparameters)
+        plan.warn()
+        remember(undo, plan.may_write())
+        report = plan.apply(undo)
+        undo.pop_all()
+    report.log()
+    return report
 
 
-def plan_import(trainer: Any, states: OptimizerStates, net: Any, strict: bool, hyperparameters: str) -> Callable[[], LoadReport]:
-    """Check now, change later: all of `import_states` that can fail; the function returned does the rest.
+def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike], strict: bool,
+                hyperparameters: str) -> 'StatesPlan':
+    """The part of `import_states` that can fail; the trainer's weights, states and optimizer stay unchanged.
 
-    Weights may be loaded in between: they are compared with their masters afterwards.
+    Weights may be loaded before the plan is applied: only then are they compared with their masters.
     """
     optimizer = _optimizer(trainer)
     otherwise = mxnet2.not_in_rule(states)
     states = mxnet2.as_rule(states, allow_lossy=True)
     if hyperparameters not in ('file', 'current'):
         raise ValueError(f"`hyperparameters` must be 'file' or 'current'. Received: hyperparameters={hyperparameters!r}.")
-    if states.optimizer.lower() != optimizer.rule.name:
-        raise ValueError(f'The states are of {states.optimizer!r}, the trainer runs {optimizer.rule.name!r}. '
-                         f'Create the trainer with {states.optimizer!r}, or load states of {optimizer.rule.name!r}.')
-    h = _hyperparameters(optimizer, states, hyperparameters)
-    restore_scheduler = plan_scheduler(optimizer.lr_scheduler, states.scheduler, states.num_update, hyperparameters)
+    name = name_of(optimizer)
+    if states.optimizer.lower() != name.lower():
+        raise ValueError(f'The states are of {states.optimizer!r}, the trainer runs {name!r}. '
+                         f'Create the trainer with {states.optimizer!r}, or load states of {name!r}.')
+    stranger = isinstance(optimizer, Stranger)
+    h = optimizer.merged(states.hypers, hyperparameters) if stranger else _hyperparameters(optimizer, states, hyperparameters)
+    scheduler = plan_scheduler(optimizer.lr_scheduler, optimizer.num_update, states.scheduler, states.num_update, hyperparameters)
     present = _parameters(trainer, net)
-    plan = _plan(trainer, states, present, optimizer.rule.slots(h), strict)
-    notes = [*plan.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
-             *_differences(optimizer, h, states, plan.pairs, present, hyperparameters)]
-    _start(trainer)
-    arrays = _to_devices(trainer, states, plan, h)
+    fit = _match(trainer, optimizer, states, present, () if stranger else optimizer.rule.slots(h), strict)
+    _check_shapes(trainer)
+    shared = (optimizer.read_others(states, contexts_of(trainer)[0]) if stranger
+              else optimizer.read_variables(states.variables, fit.pairs))
+    notes = [*fit.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
+             *_differences(optimizer, h, states, fit.pairs, present, hyperparameters), *scheduler.notes]
     scaler, scales = _loss_scaler(trainer, states, notes)
+    _start_kvstore(trainer)
+    arrays = _to_devices(trainer, optimizer, states, fit, h)
+    return StatesPlan(trainer, optimizer, states, present, fit, h, arrays, scheduler, shared, scaler, scales, notes)
 
-    def restore() -> LoadReport:  # everything is known to fit: from here on the trainer changes
-        optimizer.lr_scheduler = restore_scheduler()
-        optimizer.set_hyperparameters(h)
-        optimizer.set_variables(states.variables, {i: info.name for i, info in plan.pairs.items()})
-        for name, value in scales.items():
-            setattr(scaler, name, value)
-        _set_counts(optimizer, states, plan.pairs)
-        _keep_kvstore(trainer)
-        rewritten = _rewrite_weights(trainer, states, plan.pairs)
-        _start(trainer)
-        _install(trainer, arrays, plan.pairs)
 
-        for note in notes:
+class StatesPlan(NamedTuple):
+    """States known to fit a trainer, on its devices: all that remains is to put them in place."""
+
+    trainer: TrainerLike
+    optimizer: Any                      # one of ours, or what stands for another
+    states: OptimizerStates
+    present: List[ParameterInfo]
+    fit: '_Fit'
+    h: Values
+    arrays: Dict[int, List[Any]]        # the states of each index, for each updater
+    scheduler: SchedulerPlan
+    shared: Dict[str, Any]              # the optimizer's `shared_state`
+    scaler: Any
+    scales: Dict[str, Any]
+    notes: List[str]
+
+    def warn(self) -> None:
+        """Warn about differences before anything changes, so that warnings turned into errors leave everything unchanged."""
+        for note in self.notes:
             warnings.warn(note, stacklevel=4)
-        names = [info.name for info in present]
-        trained = sum(i in arrays or parameter.grad_req != 'null' for i, parameter in enumerate(trainer._params))
-        report = LoadReport(trained, states.num_update, [names[i] for i in arrays], plan.missing, plan.unexpected,
-                            plan.mismatched, [names[i] for i in rewritten], notes)
-        log.info('%s', report)
-        if rewritten:
-            log.info('rewrote %d weights from their float32 masters: %s', len(rewritten), one_of(report.rewritten))
-        return report
-    return restore
+
+    def may_write(self) -> List[Any]:
+        """The parameters with weights that `apply` may change."""
+        # MXNet overwrites all copies of a weight with the first device's
+        starts = bool(self.trainer._params_to_init) and len(contexts_of(self.trainer)) > 1
+        return [parameter for i, parameter in enumerate(self.trainer._params)
+                if starts or (i in self.fit.pairs and self.fit.pairs[i].name in self.states.master)]
+
+    def apply(self, undo: contextlib.ExitStack) -> LoadReport:
+        """Restore the states; ``undo`` gets what takes back everything but the weights, which the caller remembers."""
+        trainer, optimizer, pairs = self.trainer, self.optimizer, self.fit.pairs
+        keep(undo, vars(trainer._optimizer))
+        optimizer.lr_scheduler = self.scheduler.apply(undo)
+        optimizer.set_hyperparameters(self.h)
+        optimizer.set_shared_state(self.shared)
+        _set_counts(optimizer, self.states, pairs)
+        if self.scales:
+            keep(undo, vars(self.scaler))
+            vars(self.scaler).update(self.scales)
+        start(trainer, undo)
+        rewritten = _rewrite_weights(trainer, self.states, pairs)
+        for updater in _updaters(trainer):
+            keep(undo, updater.states)
+            keep(undo, updater.states_synced)
+        _install(trainer, self.arrays, pairs)
+        names = [info.name for info in self.present]
+        trained = sum(i in self.arrays or parameter.grad_req != 'null' for i, parameter in enumerate(trainer._params))
+        return LoadReport(trained, self.states.num_update, [names[i] for i in self.arrays], self.fit.missing, self.fit.unexpected,
+                          self.fit.mismatched, [names[i] for i in rewritten], self.notes)
 
 
-# What a trainer is
+# Checks of a trainer
 
-def _optimizer(trainer: Any) -> Runner:
-    """The optimizer of ``trainer``, when it and its parameters are ready for what follows."""
+def check_trainer(trainer: TrainerLike) -> None:
     if not isinstance(trainer, gluon.Trainer):
         raise TypeError(f'`trainer` must be a gluon.Trainer. Received: {type(trainer).__name__}.')
-    optimizer = trainer._optimizer
-    if not isinstance(optimizer, Runner):
-        received = f'{type(optimizer).__module__}.{type(optimizer).__qualname__}'
-        raise TypeError(f'The optimizer must be one of gluon_optim. Received: {received}. For an optimizer of MXNet call '
-                        'gluon_optim.accelerate() before you create the trainer, or use trainer.save_states and load_states.')
+
+
+def _optimizer(trainer: TrainerLike) -> Any:
+    """The optimizer of ``trainer`` if it is one of ours, else what stands for it."""
+    check_trainer(trainer)
+    return adapted(trainer._optimizer, contexts_of(trainer))
+
+
+def name_of(optimizer: Any) -> str:
+    """What files call the optimizer."""
+    return optimizer.name if isinstance(optimizer, Stranger) else optimizer.rule.name
+
+
+def _check_shapes(trainer: TrainerLike) -> None:
     deferred = [p.name for p in trainer._params if p._deferred_init]
     if deferred:
-        raise ValueError(f'Shapes of parameters must be known. Received: deferred parameters {one_of(deferred[:8])}. '
+        raise ValueError(f'Shapes of parameters must be known. Received: deferred parameters {some_of(deferred)}. '
                          'Run one forward pass first: net(batch).')
-    return optimizer
 
 
-def _start(trainer: Any) -> None:
-    """What the first step does before it updates."""
+def check_savable(trainer: TrainerLike, net: Optional[BlockLike] = None) -> None:
+    """Raise what `export_states` would raise of a trainer that has not trained yet; nothing is copied or started."""
+    optimizer = _optimizer(trainer)
+    _parameters(trainer, net)
+    export_scheduler(optimizer.lr_scheduler)
+    optimizer.hyperparameters()
+    if isinstance(optimizer, Stranger):
+        optimizer.others()
+        held = _updaters(trainer)[0].states if trainer._kv_initialized else {}
+        for index, state in held.items():
+            optimizer.take_apart(trainer._params[index].name, state)
+
+
+def finish_deferred(undo: contextlib.ExitStack, trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike]) -> None:
+    """Initialize the trainer's parameters with shapes left out that the file has, as the first forward pass would.
+
+    Those that do not fit stay as they are, for `plan_import` to refuse.
+    """
+    deferred = {i: parameter for i, parameter in enumerate(trainer._params) if parameter._deferred_init}
+    if not deferred:
+        return
+    present = _parameters(trainer, net)
+    for i, j in match(states.parameters, present).pairs.items():
+        shape = tuple(states.parameters[j].shape)
+        if i in deferred and 0 not in shape and completes(shape, deferred[i].shape):
+            keep(undo, vars(deferred[i]))
+            deferred[i].shape = shape
+            deferred[i]._finish_deferred_init()
+
+
+def by_either_name(states: OptimizerStates, net: Optional[BlockLike], present: Sequence[ParameterInfo]) -> OptimizerStates:
+    """``states`` under the present names where a shared parameter has another name in the file."""
+    return states.renamed(other_names(states.names, [info.name for info in present], states, net))
+
+
+def other_names(saved: Sequence[str], present: Sequence[str], states: OptimizerStates, net: Optional[BlockLike]) -> Dict[str, str]:
+    """Of saved names that are not present: the present name of the same shared parameter, as the net or the file has it."""
+    missing = set(saved) - set(present)
+    if not missing or net is None:
+        return {}
+    here = {name: first for name, first in facts_of_block(net).shared.items() if name in missing}
+    there = {first: name for name, first in (states.facts or {}).get('shared', {}).items() if first in missing and name in present}
+    return {**there, **here}
+
+
+def start(trainer: TrainerLike, undo: Optional[contextlib.ExitStack] = None) -> None:
+    """Do what the first step does before it updates."""
+    _start_kvstore(trainer)
+    waiting, deferred = trainer._params_to_init, []
+    fresh = len(waiting) == len(trainer._params) and not trainer._distributed
+    if undo is not None and fresh and not isinstance(trainer._kvstore_params['kvstore'], kvstore.KVStoreBase):
+        undo.callback(type(trainer)._reset_kvstore, trainer)  # a user's own kvstore cannot be recreated
+    try:
+        while waiting:  # one by one: when one fails, those before it must not be initialized again, which a kvstore refuses
+            trainer._params_to_init = waiting[:1]
+            trainer._init_params()
+            deferred += trainer._params_to_init
+            waiting = waiting[1:]
+    finally:
+        trainer._params_to_init = deferred + waiting
+
+
+def _start_kvstore(trainer: TrainerLike) -> None:
+    """The part of `start` that does not change weights."""
+    keep_kvstore(trainer)
     if not trainer._kv_initialized:
         trainer._init_kvstore()
-    if trainer._params_to_init:
-        trainer._init_params()
     if trainer._update_on_kvstore and trainer._kvstore._updater is None:
         raise ValueError(f'The states must be in this process. Received: kvstore {trainer._kvstore.type!r}, which keeps them '
                          'on its servers. Create the trainer with update_on_kvstore=False.')
 
 
-def _updaters(trainer: Any) -> List[Any]:
-    """Who holds the states: the kvstore's one updater, or one for each context."""
+def _updaters(trainer: TrainerLike) -> List[UpdaterLike]:
+    """The holders of the states: the kvstore's single updater, or one per context."""
     return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
 
 
-def contexts_of(trainer: Any) -> List[Any]:
-    """The devices of ``trainer``, in its order."""
-    return list(trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices)  # MXNet 1.x, 2.x
+def contexts_of(trainer: TrainerLike) -> List[Any]:
+    """The devices of the parameters, in their order: `reset_ctx` may have moved them since the trainer was made."""
+    for parameter in trainer._params:
+        return list(parameter.list_ctx() if hasattr(parameter, 'list_ctx') else parameter.list_device())  # MXNet 1.x, 2.x
+    return list(trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices)
 
 
-def _parameters(trainer: Any, net: Any) -> List[ParameterInfo]:
-    """The trainer's parameters in its order, named by their places in ``net`` where it has them."""
+def _parameters(trainer: TrainerLike, net: Optional[BlockLike]) -> List[ParameterInfo]:
+    """The trainer's parameters in its order, with their structural names if ``net`` has them."""
     places: Dict[int, str] = {}
     if net is not None:
         if not isinstance(net, gluon.Block):
             raise TypeError(f'`net` must be the gluon.Block that is trained. Received: {type(net).__name__}.')
         collect = getattr(net, '_collect_params_with_prefix', None) or net.collect_params  # MXNet 1.x, 2.x
         for place, parameter in collect().items():
-            places.setdefault(id(parameter), place)  # a shared parameter has its first place
+            places.setdefault(id(parameter), place)  # a shared parameter goes by its first name
         if trainer._params and not any(id(parameter) in places for parameter in trainer._params):
             raise ValueError(f"`net` must be the Block that is trained. Received: one that has none of the trainer's parameters, "
-                             f'{one_of([parameter.name for parameter in trainer._params][:4])}, ... Pass the net whose '
-                             'collect_params() the trainer got.')
-    infos = [ParameterInfo(places.get(id(p), p.name), p.name, tuple(p.shape), numpy.dtype(p.dtype).name,
-                           float(p.lr_mult), float(p.wd_mult)) for p in trainer._params]
+                             f'{one_of([parameter.name for parameter in trainer._params][:4])}, ... Pass the net that '
+                             'gave the trainer its parameters.')
+    infos = [ParameterInfo(places.get(id(p), p.name), p.name, shape_of(p), numpy.dtype(p.dtype).name,
+                           float(p.lr_mult), float(p.wd_mult), p.grad_req) for p in trainer._params]
     names = [info.name for info in infos]
     if len(set(names)) < len(names):
         repeated = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f'Names of parameters must differ. Received twice: {one_of(repeated[:8])}. '
+        raise ValueError(f'Parameter names must be unique. Received twice: {one_of(repeated[:8])}. '
                          'Pass net=, the Block that they belong to.')
     return infos
+
+
+def shape_of(parameter: ParameterLike) -> Tuple[int, ...]:
+    """The shape of the parameter's data: `Parameter.shape` of a SymbolBlock is None for ever."""
+    return tuple(parameter.shape or () if parameter._data is None else parameter._data[0].shape)
+
+
+def facts_of(net: Optional[BlockLike]) -> Optional[Dict[str, Any]]:
+    """What a conversion must know about the layers of ``net``, in the form used in files; None without a net."""
+    return None if net is None else facts_of_block(net).record()
 
 
 # Out of a trainer
@@ -280,27 +422,41 @@ class Pieces:
             yield flat[i:i + _PIECE].asnumpy()
 
 
-def export_states(trainer: Any, net: Any = None, copy: Callable[[Any], Array] = nd.NDArray.asnumpy) -> OptimizerStates:
-    """The state of ``trainer``, by default as NumPy arrays of its own. Raises as `save_states` does."""
+def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
+                  copy: Callable[[Any], Array] = nd.NDArray.asnumpy) -> OptimizerStates:
+    """The state of ``trainer``, by default as separate NumPy arrays. Raises what `save_states` raises."""
     optimizer = _optimizer(trainer)
+    _check_shapes(trainer)
     infos = _parameters(trainer, net)
+    names = {index: info.name for index, info in enumerate(infos)}
     scheduler = export_scheduler(optimizer.lr_scheduler)
     h = optimizer.hyperparameters()
-    _start(trainer)
+    start(trainer)
     held = _updaters(trainer)[0].states
     counts = optimizer.update_counts()
-    slots, masters = {}, {}
+    slots: Dict[str, Dict[str, Array]] = {}
+    masters, trees = {}, {}
+    attributes: Dict[str, Any] = {}
     for index, info in enumerate(infos):
         if index not in held:
             continue
+        if isinstance(optimizer, Stranger):
+            trees[info.name], arrays = optimizer.take_apart(info.name, held[index])
+            slots[info.name] = {place: _copied(array, copy) for place, array in arrays.items()}
+            continue
         arrays, master = optimizer.split_state(held[index], h, _has_master(optimizer, info))
-        slots[info.name] = {slot.name: copy(array) if slot.like == 'weight' else copy(array).reshape(())
+        slots[info.name] = {slot.name: copy(array).reshape(()) if slot.like == 'scalar' else copy(array)
                             for slot, array in zip(optimizer.rule.slots(h), arrays)}
         if master is not None:
             masters[info.name] = copy(master)
+    if isinstance(optimizer, Stranger):
+        attributes, arrays = optimizer.others()
+        variables = {key: _copied(array, copy) for key, array in arrays.items()}
+    else:
+        variables = optimizer.variables(names)
     scaler = getattr(trainer, '_amp_loss_scaler', None)
     return OptimizerStates(
-        optimizer=optimizer.rule.name,
+        optimizer=name_of(optimizer),
         hypers=h.asdict(),
         num_update=optimizer.num_update,
         parameters=infos,
@@ -308,12 +464,20 @@ def export_states(trainer: Any, net: Any = None, copy: Callable[[Any], Array] = 
         slots=slots,
         master=masters,
         scheduler=scheduler,
-        variables=optimizer.variables({index: info.name for index, info in enumerate(infos)}),
+        variables=variables,
         loss_scaler=None if scaler is None else {key.lstrip('_'): value for key, value in vars(scaler).items()},
-        producer=producer())
+        producer=producer(),
+        trees=trees,
+        attributes=attributes,
+        facts=facts_of(net))
 
 
-def _has_master(optimizer: Runner, info: ParameterInfo) -> bool:
+def _copied(array: Any, copy: Callable[[Any], Array]) -> Array:
+    """``copy`` of an array of MXNet; NumPy's, which optimizers of other people may keep, are copied at once."""
+    return copy(array) if isinstance(array, nd.NDArray) else numpy.array(array)
+
+
+def _has_master(optimizer: Any, info: ParameterInfo) -> bool:
     return bool(optimizer.multi_precision) and info.dtype == 'float16'
 
 
@@ -324,8 +488,8 @@ def producer() -> Dict[str, str]:
 
 # Into a trainer: checks
 
-class _Plan(NamedTuple):
-    pairs: Dict[int, ParameterInfo]    # the trainer's index -> the saved parameter whose state it gets
+class _Fit(NamedTuple):
+    pairs: Dict[int, ParameterInfo]    # the trainer's index -> the saved parameter that provides its state
     slots: Sequence[Slot]
     missing: List[str]
     unexpected: List[str]
@@ -333,36 +497,39 @@ class _Plan(NamedTuple):
     notes: List[str]
 
 
-def _plan(trainer: Any, states: OptimizerStates, present: List[ParameterInfo], slots: Sequence[Slot], strict: bool) -> _Plan:
-    """Who gets what. Raises ValueError when something does not fit and ``strict`` is true."""
+def _match(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, present: List[ParameterInfo], slots: Sequence[Slot],
+           strict: bool) -> _Fit:
+    """Match the parameters. Raises ValueError if something does not fit and ``strict`` is true."""
     pairs, note = match(states.parameters, present)
     missing = [info.name for i, info in enumerate(present) if i not in pairs and trainer._params[i].grad_req != 'null']
     unexpected = [info.name for j, info in enumerate(states.parameters)
                   if j not in pairs.values() and (info.name in states.slots or not info.name.endswith(STATISTICS))]
-    misfits = {i: _misfit(trainer._optimizer, slots, present[i], states.parameters[j], states) for i, j in pairs.items()}
+    misfits = {i: _misfit(trainer, i, optimizer, slots, present[i], states.parameters[j], states) for i, j in pairs.items()}
     mismatched = [misfit for misfit in misfits.values() if misfit]
     if strict and (missing or unexpected or mismatched):
         problems = [f'{what}: {"; ".join(found[:8])}{f"; and {len(found) - 8} more" if len(found) > 8 else ""}' for what, found in (
             ('in the trainer only', missing), ('in the file only', unexpected), ('different', mismatched)) if found]
-        raise ValueError(f'The states must be of the same parameters. Received: {". ".join(problems)}. Nothing was changed. '
+        raise ValueError(f'The states must have the same parameters. Received: {". ".join(problems)}. Nothing was changed. '
                          'Pass strict=False to restore what fits.')
     fitting = {i: states.parameters[j] for i, j in pairs.items() if not misfits[i]}
-    return _Plan(fitting, slots, missing, unexpected, mismatched, [note] if note else [])
+    return _Fit(fitting, slots, missing, unexpected, mismatched, [note] if note else [])
 
 
-def _misfit(optimizer: Runner, slots: Sequence[Slot], present: ParameterInfo, saved: ParameterInfo,
+def _misfit(trainer: TrainerLike, index: int, optimizer: Any, slots: Sequence[Slot], present: ParameterInfo, saved: ParameterInfo,
             states: OptimizerStates) -> str:
-    """Why the saved state cannot become that of the present parameter, '' if it can."""
+    """Why the saved state does not fit the present parameter, or '' if it does."""
     if tuple(saved.shape) != present.shape or saved.dtype != present.dtype:
         return f'{present.name} is {present.dtype}{list(present.shape)}, in the file {saved.dtype}{list(saved.shape)}'
     if saved.name not in states.slots:
         return ''
+    if isinstance(optimizer, Stranger):
+        return optimizer.misfit(index, trainer._params[index], saved, states)
     master = states.master.get(saved.name)
     if (master is not None) != _has_master(optimizer, present):
         have = 'has a float32 master' if master is not None else 'has no float32 master'
         return f'{present.name} {have} in the file, the trainer has multi_precision={bool(optimizer.multi_precision)}'
     dtype = optimizer.slot_dtype(numpy.dtype('float32' if master is not None else present.dtype))
-    needed = {slot.name: (dtype, present.shape if slot.like == 'weight' else ()) for slot in slots}
+    needed = {slot.name: (dtype, slot.shape(present.shape)) for slot in slots}
     arrays = dict(states.slots[saved.name])
     if master is not None:
         needed['master'], arrays['master'] = ('float32', present.shape), master
@@ -370,16 +537,16 @@ def _misfit(optimizer: Runner, slots: Sequence[Slot], present: ParameterInfo, sa
     return '' if found == needed else f'the arrays of {present.name} must be {needed}, in the file they are {found}'
 
 
-def _hyperparameters(optimizer: Runner, states: OptimizerStates, mode: str) -> Values:
-    """Those that will hold, checked by the rule."""
-    now = optimizer.hyperparameters()
+def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Values:
+    """The hyper-parameters that will apply, checked by the rule."""
+    now: Values = optimizer.hyperparameters()
     if mode == 'current':
         return now
     try:
-        saved = optimizer.rule.hyperparameters(**states.hypers)
+        saved: Values = optimizer.rule.hyperparameters(**states.hypers)
     except (TypeError, ValueError) as error:
         raise ValueError(f'The hyper-parameters in the file must be those of {optimizer.rule.name}. {error} '
-                         'Pass hyperparameters="current" to go on with the trainer\'s.') from error
+                         'Pass hyperparameters="current" to keep the trainer\'s.') from error
     if set(saved.asdict()) != set(now.asdict()):
         raise ValueError(f'The file has the hyper-parameters {one_of(saved.asdict())}, the trainer {one_of(now.asdict())}. '
                          'Create the trainer with the same `base`.')
@@ -387,12 +554,14 @@ def _hyperparameters(optimizer: Runner, states: OptimizerStates, mode: str) -> V
     return saved.replace(rescale_grad=now.rescale_grad)
 
 
-def _differences(optimizer: Runner, h: Values, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
+def _differences(optimizer: Any, h: Values, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
                  present: List[ParameterInfo], mode: str) -> List[str]:
-    """One sentence for each value that differs between file and trainer, and which of the two holds."""
+    """One sentence for each value that differs between file and trainer, and which of the two applies."""
     now, saved = optimizer.hyperparameters().asdict(), dict(states.hypers)
     skipped = {'rescale_grad'} | ({'learning_rate'} if optimizer.lr_scheduler or states.scheduler else set())
-    whose = "the file's holds" if mode == 'file' else "the trainer's holds"
+    whose = "the file's applies" if mode == 'file' else "the trainer's applies"
+    if isinstance(optimizer, Stranger):  # what is not an argument is state
+        now = {name: now[name] for name in optimizer.arguments()}
     notes = [f'{name} is {now[name]!r} in the trainer and {saved[name]!r} in the file: {whose}.'
              for name in now if name in saved and name not in skipped and now[name] != saved[name]]
     for i, info in pairs.items():
@@ -400,11 +569,11 @@ def _differences(optimizer: Runner, h: Values, states: OptimizerStates, pairs: D
             mine, theirs = getattr(present[i], name), getattr(info, name)
             if mine != theirs:
                 notes.append(f"{name} of {present[i].name} is {mine!r} in the trainer and {theirs!r} in the file: "
-                             "the trainer's holds.")
+                             "the trainer's applies.")
     return notes
 
 
-def _loss_scaler(trainer: Any, states: OptimizerStates, notes: List[str]) -> Tuple[Any, Dict[str, Any]]:
+def _loss_scaler(trainer: TrainerLike, states: OptimizerStates, notes: List[str]) -> Tuple[Any, Dict[str, Any]]:
     """The trainer's AMP loss scaler, and the attributes that it gets from the file."""
     scaler = getattr(trainer, '_amp_loss_scaler', None)
     if states.loss_scaler is None:
@@ -421,34 +590,29 @@ def _loss_scaler(trainer: Any, states: OptimizerStates, notes: List[str]) -> Tup
 
 # Into a trainer: changes
 
-def to_mxnet(value: numpy.ndarray) -> Any:
-    """An array on the CPU, of the kind that parameters are."""
-    return mxnet.np.array(value, dtype=value.dtype) if is_np_array() else nd_array(value, dtype=value.dtype)
-
-
-def _to_devices(trainer: Any, states: OptimizerStates, plan: _Plan, h: Values) -> Dict[int, List[Any]]:
-    """The states as MXNet has them: of each index one for each updater, on its context."""
-    def array(values: Any, context: Any) -> Any:
-        return nd_array(values if values.shape else values.reshape(1), ctx=context, dtype=values.dtype)
-
+def _to_devices(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, fit: _Fit, h: Values) -> Dict[int, List[Any]]:
+    """The states in MXNet's form: for each index one per updater, on its context."""
     def state(name: str, context: Any) -> Any:
-        slots = tuple(array(states.slots[name][slot.name], context) for slot in plan.slots)
-        return trainer._optimizer.join_state(slots, array(states.master[name], context) if name in states.master else None, h)
+        if isinstance(optimizer, Stranger):
+            return optimizer.put_together(states, name, context)
+        slots = tuple(to_mxnet_state(states.slots[name][slot.name], context) for slot in fit.slots)
+        master = to_mxnet_state(states.master[name], context) if name in states.master else None
+        return optimizer.join_state(slots, master, h)
 
     contexts = contexts_of(trainer)[:len(_updaters(trainer))]
-    return {i: [state(info.name, context) for context in contexts] for i, info in plan.pairs.items() if info.name in states.slots}
+    return {i: [state(info.name, context) for context in contexts] for i, info in fit.pairs.items() if info.name in states.slots}
 
 
-def _set_counts(optimizer: Runner, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:
+def _set_counts(optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:
     counts = optimizer.update_counts()
     counts.update((i, states.counts.get(info.name, 0)) for i, info in pairs.items())
-    # MXNet keeps num_update = begin_num_update + the largest count: else the schedule would stand still, or jump
+    # MXNet keeps num_update = begin_num_update + the largest count: otherwise the schedule would stall or jump
     optimizer.begin_num_update = states.num_update - max(states.counts.values(), default=0)
     optimizer.set_update_counts(counts, states.num_update)
 
 
-def _rewrite_weights(trainer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> List[int]:
-    """Make each weight its rounded master, on all devices; the indices of those that were something else."""
+def _rewrite_weights(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> List[int]:
+    """Set each weight to its rounded master on all devices; returns the indices of those that differed."""
     rewritten = []
     for i, info in pairs.items():
         if info.name not in states.master:
@@ -456,13 +620,14 @@ def _rewrite_weights(trainer: Any, states: OptimizerStates, pairs: Dict[int, Par
         parameter = trainer._params[i]
         with numpy.errstate(over='ignore'):
             weight = states.master[info.name].astype(info.dtype)
-        if any(data.asnumpy().tobytes() != weight.tobytes() for data in parameter.list_data()):
-            parameter.set_data(to_mxnet(weight))  # and in the kvstore before the next step
+        copies = parameter.list_data()
+        if any(data.asnumpy().tobytes() != weight.tobytes() for data in copies):
+            write_weight(parameter, [weight] * len(copies))  # and in the kvstore before the next step
             rewritten.append(i)
     return rewritten
 
 
-def _install(trainer: Any, arrays: Dict[int, List[Any]], pairs: Dict[int, ParameterInfo]) -> None:
+def _install(trainer: TrainerLike, arrays: Dict[int, List[Any]], pairs: Dict[int, ParameterInfo]) -> None:
     for k, updater in enumerate(_updaters(trainer)):
         for i in pairs:
             updater.states.pop(i, None)
@@ -470,43 +635,3 @@ def _install(trainer: Any, arrays: Dict[int, List[Any]], pairs: Dict[int, Parame
         for i, states in arrays.items():
             updater.states[i] = states[k]
             updater.states_synced[i] = False  # the kvstore's copy of a weight may be on another context
-
-
-def _keep_kvstore(trainer: Any) -> None:
-    """Let the states survive `Parameter.set_data` and `net.load_parameters`.
-
-    Both make a trainer that updates on its kvstore throw it away with all states, and MXNet's next one starts afresh while
-    the counts go on. This trainer keeps its kvstore, and sends it the new weights before the next step.
-    """
-    if '_reset_kvstore' in vars(trainer):
-        return
-    reset, start = trainer._reset_kvstore, trainer._init_kvstore
-
-    def reset_kvstore() -> None:
-        if trainer._update_on_kvstore and not trainer._distributed:
-            trainer._kv_initialized = False  # asks for `_init_kvstore` before the next step
-        else:
-            reset()
-
-    def init_kvstore() -> None:
-        if trainer._kvstore is None:
-            start()
-        else:
-            _send_weights(trainer)
-            trainer._kv_initialized = True
-
-    trainer._reset_kvstore, trainer._init_kvstore = reset_kvstore, init_kvstore
-
-
-def _send_weights(trainer: Any) -> None:
-    """Make the kvstore's copy of each weight that of the first device, as MXNet does when it makes a kvstore."""
-    store, updater = trainer._kvstore, trainer._kvstore._updater
-    store._set_updater(lambda key, new, stored: new.copyto(stored))
-    try:
-        for index, parameter in enumerate(trainer._params):
-            if parameter not in trainer._params_to_init:
-                store.push(index, parameter.list_data()[0])
-                store.pull(index, out=parameter.list_data())
-        nd.waitall()
-    finally:
-        store._set_updater(updater)

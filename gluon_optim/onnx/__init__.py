@@ -1,4 +1,4 @@
-"""ONNX: an optimizer's update as a model of standard operators, and states of a Gluon run into ONNX files and back.
+"""ONNX: an optimizer's update as a model of standard operators, and the states of a Gluon run to and from ONNX files.
 
 >>> import gluon_optim.onnx
 >>> model = gluon_optim.onnx.export_step('sgd_torch', {'weight': (3,)}, momentum=0.9)
@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     raise missing('gluon_optim.onnx', 'the package onnx', 'onnx', error) from error
 
-from .states import TARGETS, from_onnx, read, to_onnx, unpack, write
+from .states import from_onnx, read, to_onnx, unpack, write
 from .step import export_step, initial_slots
 
-__all__ = ['TARGETS', 'export_step', 'from_onnx', 'initial_slots', 'read', 'to_onnx', 'unpack', 'write']
+__all__ = ['export_step', 'from_onnx', 'initial_slots', 'read', 'to_onnx', 'unpack', 'write']

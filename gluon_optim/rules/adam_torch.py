@@ -8,7 +8,7 @@ from .moments import AMSGRAD, BETA1, BETA2
 
 
 class AdamTorch(AdamW):
-    """AdamW whose decay goes through the moments instead.
+    """AdamW, except that the decay goes through the moments.
 
         u   = g + wd w
         m   = beta1 m + (1 - beta1) u

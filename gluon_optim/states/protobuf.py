@@ -1,24 +1,26 @@
-"""Files of Protocol Buffers, as far as large arrays need it: their bytes go straight from array to file and back.
+"""As much of Protocol Buffers as large arrays need: their bytes go straight from array to file and back.
 
-The protobuf package keeps a message, its text and its arrays in memory at once. Here a message is written around arrays
-that stay where they are, and read with the arrays left out, of which one learns where they lie.
+The protobuf package keeps a message, its serialized form and its arrays in memory at once. Here a message is written around
+arrays that stay where they are, and read without the arrays, giving only their positions.
 """
-from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from .errors import UnreadableFile
 
-__all__ = ['Place', 'header', 'skim']
+__all__ = ['NUMBERS', 'WHOLE', 'Place', 'header', 'skim']
+
+WHOLE, NUMBERS = 'whole', 'whole numbers'
 
 
 class Place(NamedTuple):
-    """Where in a file something lies."""
+    """The position of something in a file."""
 
     begin: int
     size: int
 
 
 def varint(number: int) -> bytes:
-    """A whole number, seven bits a byte.
+    """An integer, seven bits per byte.
 
     >>> varint(300).hex()
     'ac02'
@@ -31,37 +33,53 @@ def varint(number: int) -> bytes:
 
 
 def header(field: int, size: int) -> bytes:
-    """What comes before a field of ``size`` bytes."""
+    """The bytes that precede a field of ``size`` bytes."""
     return varint(field << 3 | 2) + varint(size)
 
 
-def skim(file: BinaryIO, place: Place, path: Mapping[int, Optional[Dict[int, Any]]], found: List[Optional[Place]]) -> bytes:
-    """The message at ``place`` without the arrays in it.
+Fields = Mapping[int, Any]  # what is in a field, by its number: WHOLE, NUMBERS, Fields of the message in it, or None for an array
 
-    ``path`` says which fields lead to them: number -> the same for the message in that field, or None for an array. For
-    each message that may have an array one entry is appended to ``found``: where it lies, or None where it has none.
 
-    Raises UnreadableFile where the file is no message.
+class Room:
+    """How much may still become of a file: messages and packed numbers are many times as large in memory."""
+
+    def __init__(self) -> None:
+        self.messages, self.numbers = 50_000, 4 << 20
+
+    def take(self, messages: int, numbers: int) -> None:
+        self.messages, self.numbers = self.messages - messages, self.numbers - numbers
+        if min(self.messages, self.numbers) < 0:
+            raise UnreadableFile('the file has too many parts: the limits are 50000 arrays, and 4 MiB of whole numbers that are '
+                                 'not stored as arrays are.')
+
+
+def skim(file: BinaryIO, place: Place, fields: Fields, found: List[Optional[Place]], room: Optional[Room] = None) -> bytes:
+    """Of the message at ``place`` those of its ``fields`` that are named, without the arrays in it.
+
+    For each message that may have an array, one entry is appended to ``found``: its place, or None if it has none.
+
+    Raises UnreadableFile if the file is not a message, or would become much larger in memory than it is.
     """
-    pieces, array = [], None
+    pieces, array, room = [], None, room or Room()
     for field, whole, body in _fields(file, place):
-        if field in path and body is not None:
-            inner = path[field]
-            if inner is None:
-                array = body
-                continue
-            data = skim(file, body, inner, found)
+        inner = fields.get(field, '')
+        if inner is None and body is not None:
+            array = body
+        elif isinstance(inner, dict) and body is not None:
+            room.take(1, 0)
+            data = skim(file, body, inner, found, room)
             pieces += [header(field, len(data)), data]
-        else:
+        elif inner in (WHOLE, NUMBERS):
+            room.take(0, whole.size if inner == NUMBERS else 0)
             file.seek(whole.begin)
             pieces.append(file.read(whole.size))
-    if None in path.values():
+    if None in fields.values():
         found.append(array)
     return b''.join(pieces)
 
 
 def _fields(file: BinaryIO, place: Place) -> Iterator[Tuple[int, Place, Optional[Place]]]:
-    """Number, place, and place of the content of each field; None for the content of numbers."""
+    """Each field's number, place, and place of its content; None for the content of numbers."""
     position, end = place.begin, place.begin + place.size
     while position < end:
         begin = position
@@ -78,14 +96,14 @@ def _fields(file: BinaryIO, place: Place) -> Iterator[Tuple[int, Place, Optional
         elif kind in (1, 5):
             position += 8 if kind == 1 else 4
         else:
-            raise UnreadableFile(f'at byte {begin}: a field must be of a kind that Protocol Buffers know. Received: {kind}.')
+            raise UnreadableFile(f'at byte {begin}: a field must have a wire type of Protocol Buffers. Received: {kind}.')
         if position > end or not field:
-            raise UnreadableFile(f'at byte {begin}: a field must end before byte {end}. Received: one up to {position}.')
+            raise UnreadableFile(f'at byte {begin}: a field must end before byte {end}. Received: one that ends at {position}.')
         yield field, Place(begin, position - begin), body
 
 
 def _number(file: BinaryIO, position: int) -> Tuple[int, int]:
-    """A number, and the position behind it."""
+    """A number, and the position after it."""
     number = 0
     for k in range(10):
         byte = file.read(1)
@@ -94,4 +112,4 @@ def _number(file: BinaryIO, position: int) -> Tuple[int, int]:
         number |= (byte[0] & 0x7f) << 7 * k
         if not byte[0] & 0x80:
             return number, position + k + 1
-    raise UnreadableFile(f'at byte {position}: a number must end. The file is cut off, or is something else.')
+    raise UnreadableFile(f'at byte {position}: a number must end. The file is truncated, or not of this kind.')

@@ -1,4 +1,4 @@
-"""PyTorch: every registered optimizer as a ``torch.optim.Optimizer``, and states of a Gluon run into PyTorch and back.
+"""PyTorch: every registered optimizer as a ``torch.optim.Optimizer``, and the states of a Gluon run to and from PyTorch.
 
 >>> import gluon_optim.torch, torch
 >>> weight = torch.nn.Parameter(torch.ones(2))

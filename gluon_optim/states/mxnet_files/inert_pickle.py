@@ -1,23 +1,24 @@
-"""A machine for the pickles that MXNet writes: it makes plain values and placeholders, and nothing else.
+"""A machine for the pickles that MXNet writes: it produces plain values and placeholders, and nothing else.
 
-No module is imported, no class is looked up and no function is called for what a file names: the names that MXNet's
-files contain stand in a table below, with what this machine makes of each. All others, and all instructions that no
-file of MXNet contains, are refused. Long bytes stay in the file, as `Blob`.
+Whatever a file names, no module is imported, no class is looked up and no function is called: a table below lists the names
+that MXNet's files contain, and what this machine makes of each. All others, and all instructions that MXNet's files never
+contain, are refused. Long bytes stay in the file, as `Blob`.
 """
 import codecs
 import io
 import re
 import struct
-from typing import Any, Callable, Collection, Dict, List, NoReturn, Optional, Tuple, Union
+from typing import Any, Callable, Collection, List, Mapping, NoReturn, Optional, Tuple, Union
 
 import numpy
 
 from ..errors import UnreadableFile
-from .ndarray_format import MAX_ARRAYS, Source, read_ndarray
+from ..file_part import FilePart
+from .ndarray_format import MAX_ARRAYS, read_ndarray
 
-__all__ = ['Array', 'Object', 'load']
+__all__ = ['Array', 'Blob', 'Machine', 'Name', 'Object', 'load']
 
-MAX_STEPS = 500_000  # some 25 000 arrays; so many take half a second
+MAX_STEPS = 500_000  # about 25 000 arrays, which take half a second
 MAX_STACK = 10_000  # pickle itself empties its stack after every 1000 items
 MAX_TEXT = 1 << 16
 MAX_LINE = 1 << 12
@@ -40,7 +41,7 @@ NUMBER_TYPES = {'f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'
 
 
 class Blob:
-    """Bytes that stay in the file until they are wanted, or text with its ``codec``, which can stand for bytes (``is_bytes``)."""
+    """Bytes that stay in the file until needed, or text with its ``codec``, which can represent bytes (``is_bytes``)."""
 
     __slots__ = ('begin', 'size', 'codec', 'is_bytes')
 
@@ -49,7 +50,7 @@ class Blob:
 
 
 class Name:
-    """What the file calls by its import path; ``kind`` is of `NAMES`, or 'class'."""
+    """Something the file refers to by import path; ``kind`` is one from `NAMES`, or 'class'."""
 
     __slots__ = ('path', 'kind')
 
@@ -58,7 +59,7 @@ class Name:
 
 
 class Object:
-    """Stands for an instance of the class at ``path``; ``attributes`` are what the file gives it."""
+    """Placeholder for an instance of the class at ``path``; ``attributes`` are those that the file gives it."""
 
     __slots__ = ('path', 'attributes')
 
@@ -67,7 +68,7 @@ class Object:
 
 
 class NumberType:
-    """Stands for a numpy.dtype."""
+    """Placeholder for a numpy.dtype."""
 
     __slots__ = ('code', 'order')
 
@@ -76,40 +77,49 @@ class NumberType:
 
 
 class Array:
-    """Stands for an NDArray."""
+    """Placeholder for an NDArray."""
 
     __slots__ = ('machine', 'content')
 
-    def __init__(self, machine: '_Machine'):
-        self.machine, self.content = machine, None  # type: _Machine, Any
+    def __init__(self, machine: 'Machine'):
+        self.machine, self.content = machine, None  # type: Machine, Any
 
     def read(self) -> numpy.ndarray:
         """The array itself, decoded now."""
         return self.machine.decode(self.content)
 
 
-def load(source: Source, allow: Collection[str] = ()) -> Any:
+def load(source: FilePart, allow: Collection[str] = ()) -> Any:
     """The value of the pickle in ``source``: None, bool, int, float, str, list, tuple, dict, `Array` and `Object`.
 
-    Classes besides MXNet's and ours can be named in ``allow``; they become `Object` as well.
+    Further classes, besides MXNet's and ours, can be named in ``allow``; they also become `Object`.
     """
-    return _Machine(source, allow).run()
+    return Machine(source, allow).run()
 
 
-class _Machine:
-    def __init__(self, source: Source, allow: Collection[str]):
+class Machine:
+    """What carries out a pickle. One for the files of another program has other tables, and other makers of values."""
+
+    origin = 'MXNet'
+    max_steps = MAX_STEPS
+    names: Mapping[str, str] = NAMES
+    calls: Mapping[str, Callable[[Any, Tuple[Any, ...]], Any]]           # set below, as are
+    instructions: Mapping[bytes, Callable[[Any], None]]
+
+    def __init__(self, source: FilePart, allow: Collection[str]):
         self.source, self.allow = source, frozenset(allow)
         self.file, self.allowance = source.file, source.allowance
         self.stack: List[Any] = []
         self.marks: List[int] = []
-        self.bottom = 0  # what is below the last mark is out of reach
+        self.bottom = 0  # anything below the last mark is out of reach
         self.memo: List[Any] = []
         self.decoded = 0
 
-    def run(self) -> Any:
-        read, instructions = self.file.read, INSTRUCTIONS
+    def run(self, alone: bool = True) -> Any:
+        """The value of the pickle that begins here, which must be ``alone`` in its part of the file."""
+        read, instructions = self.file.read, self.instructions
         begin = self.source.at()
-        for _ in range(MAX_STEPS):
+        for _ in range(self.max_steps):
             code = read(1)
             if code == b'.':
                 break
@@ -120,14 +130,14 @@ class _Machine:
                 instruction(self)
             except UnreadableFile:
                 raise
-            except (ValueError, IndexError, struct.error) as error:  # UnicodeDecodeError is a ValueError
-                self.fail(f'the pickle instruction {code!r} cannot be carried out here ({type(error).__name__}).')
+            except (ValueError, IndexError, OverflowError, struct.error) as error:  # UnicodeDecodeError is a ValueError
+                self.fail(f'the pickle instruction {code!r} cannot be executed here ({type(error).__name__}).')
         else:
-            self.fail(f'the pickle has more than {MAX_STEPS} instructions.')
+            self.fail(f'the pickle has more than {self.max_steps} instructions.')
         if len(self.stack) != 1 or self.marks:
             self.fail('the pickle ends in the middle of a value.')
-        if self.source.left():
-            self.fail(f'{self.source.left()} bytes follow the end of the pickle, which began at {begin}.')
+        if alone and self.source.left():
+            self.fail(f'{self.source.left()} bytes follow the end of the pickle, which started at {begin}.')
         return self.stack.pop()
 
     def fail(self, message: str) -> NoReturn:
@@ -136,8 +146,8 @@ class _Machine:
     def _unknown(self, code: bytes) -> NoReturn:
         if not code:
             self.fail('the pickle is truncated.')
-        self.fail(f'{REFUSED.get(code, "this is no pickle instruction")} ({code!r}), which no file of MXNet contains. '
-                  'Nothing was imported or run.')
+        self.fail(f'{REFUSED.get(code, "this is not a pickle instruction")} ({code!r}), which no file of {self.origin} '
+                  'contains. Nothing was imported or run.')
 
     # -- stack ------------------------------------------------------------------------------------------------------
 
@@ -151,13 +161,13 @@ class _Machine:
 
     def charge(self, size: int) -> None:
         if self.allowance.left < size:
-            self.source.charge(size)  # which fails
+            self.source.charge(size)  # this fails
         self.allowance.left -= size
 
     def pop(self) -> Any:
         stack = self.stack
         if len(stack) <= self.bottom:
-            self.fail('a pickle instruction lacks its values.')
+            self.fail('a pickle instruction is missing its values.')
         return stack.pop()
 
     def pop_mark(self) -> List[Any]:
@@ -168,13 +178,13 @@ class _Machine:
         return items
 
     def last(self) -> Any:
-        """The last value, which stays on the stack."""
+        """The last value, left on the stack."""
         if len(self.stack) <= self.bottom:
-            self.fail('a pickle instruction lacks its values.')
+            self.fail('a pickle instruction is missing its values.')
         return self.stack[-1]
 
     def container(self, kind: type) -> Any:
-        """The last value, which stays on the stack and must be a list or a dictionary."""
+        """The last value, left on the stack, which must be a list or a dictionary."""
         value = self.last()
         if type(value) is not kind:
             self.fail(f'a pickle instruction for {kind.__name__}s got something else.')
@@ -184,7 +194,7 @@ class _Machine:
         self.bottom = len(self.stack)
         self.marks.append(self.bottom)
 
-    # -- what stands in the file --------------------------------------------------------------------------------------
+    # -- the contents of the file --------------------------------------------------------------------------------------
 
     def number(self, layout: struct.Struct) -> Any:
         data = self.file.read(layout.size)
@@ -210,12 +220,12 @@ class _Machine:
 
     def long(self) -> None:
         size = self.number(B)
-        if size > 8:  # of wider ones, so many have the same hash that a dictionary takes hours
+        if size > 8:  # among wider ones, so many share a hash that a dictionary takes hours
             self.fail(f'an integer of {size} bytes.')
         self.push(int.from_bytes(self.source.take(size, 'an integer'), 'little', signed=True), NUMBER_SIZE)
 
     def skip(self, size: int, codec: str) -> None:
-        """Leave ``size`` bytes in the file."""
+        """Leave ``size`` bytes unread in the file."""
         self.source.need(size, 'a string of the pickle')
         begin = self.source.at()
         self.file.seek(begin + size)
@@ -252,7 +262,7 @@ class _Machine:
     def protocol(self) -> None:
         version = self.number(B)
         if not 2 <= version <= 5:
-            self.fail(f'pickle protocol {version}; 2 to 5 can be read, and the older ones without a number.')
+            self.fail(f'pickle protocol {version}; 2 to 5 can be read, and the older ones, which have no number.')
 
     def frame(self) -> None:
         self.source.need(self.number(Q), 'a frame of the pickle')
@@ -284,7 +294,7 @@ class _Machine:
         stack = self.stack
         begin = len(stack) - size
         if begin < self.bottom:
-            self.fail('a pickle instruction lacks its values.')
+            self.fail('a pickle instruction is missing its values.')
         items = tuple(stack[begin:])
         del stack[begin:]
         self.push(items, OBJECT_SIZE)
@@ -302,7 +312,7 @@ class _Machine:
             self.fail('a dictionary of the pickle has a key without a value.')
         for key, value in zip(items[::2], items[1::2]):
             if type(key) not in (str, int, bool):
-                self.fail('the keys of a dictionary must be numbers or texts.')
+                self.fail('the keys of a dictionary must be numbers or strings.')
             self.charge(NUMBER_SIZE)
             target[key] = value
 
@@ -319,28 +329,35 @@ class _Machine:
 
     def name(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            self.fail('a name of the pickle must be text.')
+            self.fail('a name in the pickle must be a string.')
         path = f'{module}.{name}'
-        kind = NAMES.get(path) or ('class' if CLASS_PATHS.fullmatch(path) or path in self.allow else '')
+        kind = self.names.get(path) or self.kind_of_class(path)
         if not kind or '.' in name:
-            path = path[:200]
-            self.fail(f'the file names {path!r}, which is not among the optimizers, schedulers and arrays of MXNet. Nothing was '
-                      f'imported or run. If it is a class of your own, pass allow=[{path!r}] to read its attributes; that does '
-                      'not import it either.')
+            self.fail_name(path[:200])
         self.push(Name(path, kind), OBJECT_SIZE)
+
+    def kind_of_class(self, path: str) -> str:
+        """What a name that is not in ``names`` means, '' where it is refused."""
+        return 'class' if CLASS_PATHS.fullmatch(path) or path in self.allow else ''
+
+    def fail_name(self, path: str) -> NoReturn:
+        self.fail(f'the file names {path!r}, which is not among the optimizers, schedulers and arrays of MXNet. Nothing was '
+                  f'imported or run. If it is a class of your own, pass allow=[{path!r}] to read its attributes; that does '
+                  'not import it either.')
 
     def stack_name(self) -> None:
         name = self.pop()
         self.name(self.pop(), name)
 
     def call(self) -> None:
-        """REDUCE: of what stands in `NAMES` only, by functions of this machine, with the arguments that honest files have."""
+        """REDUCE: only for entries of `NAMES`, by functions of this machine, with the arguments found in honest files."""
         arguments, function = self.pop(), self.pop()
-        if type(arguments) is not tuple or type(function) is not Name or function.kind not in CALLS:
-            self.fail('the pickle calls something that no file of MXNet calls. Nothing was run.')
-        value = CALLS[function.kind](self, arguments)
+        if type(arguments) is not tuple or type(function) is not Name or function.kind not in self.calls:
+            self.fail(f'the pickle calls something that no file of {self.origin} file calls. Nothing was run.')
+        value = self.calls[function.kind](self, arguments)
         if value is None:
-            self.fail(f'the pickle calls {function.path!r} with arguments that no file of MXNet has. Nothing was run.')
+            self.fail(f'the pickle calls {function.path!r} with arguments that no file of {self.origin} file has. Nothing '
+                      'was run.')
         self.push(value, OBJECT_SIZE)
 
     def make_array(self, arguments: Tuple[Any, ...]) -> Optional[Array]:
@@ -366,7 +383,7 @@ class _Machine:
         return Object(cls.path) if (cls.kind, base.kind) == ('class', 'object') else None
 
     def make_user_optimizer(self, arguments: Tuple[Any, ...]) -> Optional[Object]:
-        """What `go.register` makes of a user's rule is pickled as that rule."""
+        """The class that `go.register` makes from a user's rule is pickled as that rule."""
         if len(arguments) != 1 or type(arguments[0]) is not Name or arguments[0].kind != 'class':
             return None
         return Object(arguments[0].path)
@@ -388,7 +405,7 @@ class _Machine:
     def new_object(self) -> None:
         arguments, cls = self.pop(), self.pop()
         if arguments != () or type(cls) is not Name or cls.kind != 'class':
-            self.fail('the pickle creates an object as no file of MXNet does. Nothing was run.')
+            self.fail('the pickle creates an object in a way no MXNet file does. Nothing was run.')
         self.push(Object(cls.path), OBJECT_SIZE)
 
     def build(self) -> None:
@@ -401,7 +418,7 @@ class _Machine:
         elif type(target) is NumberType and type(state) is tuple and len(state) > 1 and state[1] in ('<', '>', '|', '='):
             target.order = state[1]
         else:
-            self.fail('the pickle gives an object a state that no file of MXNet has.')
+            self.fail('the pickle gives an object a state that no MXNet file has.')
         self.stack.append(target)
 
     # -- bytes ----------------------------------------------------------------------------------------------------------
@@ -413,7 +430,7 @@ class _Machine:
             value = self.source.part(value.begin, value.size).take(value.size, 'a number')
             self.file.seek(position)
         if type(value) is not bytes:
-            self.fail('the bytes of a number are expected here.')
+            self.fail('expected the bytes of a number here.')
         return value
 
     def decode(self, content: Union[Blob, bytes, None]) -> numpy.ndarray:
@@ -425,7 +442,7 @@ class _Machine:
             source = self.source.part(content.begin, content.size)
         elif type(content) is bytes or (type(content) is Blob and content.is_bytes):
             data = content if type(content) is bytes else self._encoded(content)  # type: ignore[arg-type]
-            source = Source(io.BytesIO(data), f'{self.source.name}, an array in text form', 0, len(data), self.source.allowance)
+            source = FilePart(io.BytesIO(data), f'{self.source.name}, an array in text form', 0, len(data), self.source.allowance)
         else:
             self.fail('an NDArray without data (its parameter was never initialized).')
         array = read_ndarray(source)
@@ -435,8 +452,8 @@ class _Machine:
 
     def _encoded(self, blob: Blob) -> bytes:
         data = self.source.part(blob.begin, blob.size).take(blob.size, 'an array in text form')
-        if WIDE[blob.codec].search(data):  # before it is decoded: such characters take four bytes of memory each
-            self.source.fail('an array in text form contains characters that stand for no byte.', blob.begin)
+        if WIDE[blob.codec].search(data):  # before decoding: such characters take four bytes of memory each
+            self.source.fail('an array in text form contains characters that do not represent a byte.', blob.begin)
         try:
             text = data.decode(blob.codec)
             del data
@@ -449,29 +466,29 @@ _UNSET = object()
 B, H, I, Q, INT, DOUBLE = map(struct.Struct, ('<B', '<H', '<I', '<Q', '<i', '>d'))
 WIDE = {'raw-unicode-escape': re.compile(rb'\\u(?!00)|\\U(?!000000)'), 'utf-8': re.compile(rb'[\xc4-\xff]')}
 
-CALLS: Dict[str, Callable[[_Machine, Tuple[Any, ...]], Any]] = {
-    'array': _Machine.make_array, 'bytearray': _Machine.make_bytes, 'encode': _Machine.make_bytes,
-    'instance': _Machine.make_instance, 'user optimizer': _Machine.make_user_optimizer,
-    'dtype': _Machine.make_number_type, 'scalar': _Machine.make_number,
+Machine.calls = {
+    'array': Machine.make_array, 'bytearray': Machine.make_bytes, 'encode': Machine.make_bytes,
+    'instance': Machine.make_instance, 'user optimizer': Machine.make_user_optimizer,
+    'dtype': Machine.make_number_type, 'scalar': Machine.make_number,
 }
 
-INSTRUCTIONS: Dict[bytes, Callable[[_Machine], None]] = {
-    b'\x80': _Machine.protocol,
-    b'\x95': _Machine.frame,
-    b'(': _Machine.mark,
+Machine.instructions = {
+    b'\x80': Machine.protocol,
+    b'\x95': Machine.frame,
+    b'(': Machine.mark,
     b'N': lambda m: m.push(None),
     b'\x88': lambda m: m.push(True),
     b'\x89': lambda m: m.push(False),
-    b'I': _Machine.integer,
-    b'L': _Machine.integer,
-    b'\x8a': _Machine.long,
+    b'I': Machine.integer,
+    b'L': Machine.integer,
+    b'\x8a': Machine.long,
     b'J': lambda m: m.push(m.number(INT), NUMBER_SIZE),
     b'K': lambda m: m.push(m.number(B)),
     b'M': lambda m: m.push(m.number(H), NUMBER_SIZE),
     b'F': lambda m: m.push(float(m.line()), NUMBER_SIZE),
     b'G': lambda m: m.push(m.number(DOUBLE), NUMBER_SIZE),
-    b'S': _Machine.quoted_text,
-    b'V': _Machine.escaped_text,
+    b'S': Machine.quoted_text,
+    b'V': Machine.escaped_text,
     b'U': lambda m: m.text(m.number(B), 'latin-1'),
     b'T': lambda m: m.text(m.number(I), 'latin-1'),
     b'\x8c': lambda m: m.text(m.number(B), 'utf-8'),
@@ -495,17 +512,17 @@ INSTRUCTIONS: Dict[bytes, Callable[[_Machine], None]] = {
     b't': lambda m: m.push(tuple(m.pop_mark()), OBJECT_SIZE),
     b']': lambda m: m.push([], OBJECT_SIZE),
     b'l': lambda m: m.push(m.pop_mark(), OBJECT_SIZE),
-    b'a': _Machine.append,
+    b'a': Machine.append,
     b'e': lambda m: m.extend(m.pop_mark()),
     b'}': lambda m: m.push({}, 2 * OBJECT_SIZE),
-    b'd': _Machine.whole_dict,
-    b's': _Machine.set_item,
+    b'd': Machine.whole_dict,
+    b's': Machine.set_item,
     b'u': lambda m: m.set_items(m.pop_mark()),
     b'c': lambda m: m.name(m.line().decode(), m.line().decode()),
-    b'\x93': _Machine.stack_name,
-    b'R': _Machine.call,
-    b'\x81': _Machine.new_object,
-    b'b': _Machine.build,
+    b'\x93': Machine.stack_name,
+    b'R': Machine.call,
+    b'\x81': Machine.new_object,
+    b'b': Machine.build,
 }
 
 REFUSED = {

@@ -1,18 +1,18 @@
 """MXNet's bytes for arrays, read without MXNet: one NDArray, the list of `mx.nd.save`, the zip file of `npx.savez`.
 
-Sizes that a file claims are compared with the bytes that are there, and with an allowance of memory, before anything is
-allocated. Arrays are read straight into their own memory: the file as a whole is never held.
+Sizes that a file claims are compared with the bytes that are there, and with an allowance of memory (see `FilePart`), before
+anything is allocated.
 """
 import re
-import struct
 import zlib
-from typing import Any, BinaryIO, Dict, Iterable, List, NamedTuple, NoReturn, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import numpy
 
-from ..errors import UnreadableFile
+from ..file_part import FilePart, converted, octets, product
+from ..zip_files import STREAMED, Member, check_stored, directory
 
-__all__ = ['Allowance', 'Source', 'read_list', 'read_ndarray', 'read_npz']
+__all__ = ['read_list', 'read_ndarray', 'read_npz']
 
 LIST_MAGIC = 0x112
 LEGACY, STORAGE_TYPES, NUMPY_SHAPES = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # older files begin with the number of dimensions
@@ -25,103 +25,9 @@ MAX_DIMENSIONS = 32  # NumPy 1 has no more
 MAX_ARRAYS = 30_000  # a network has some thousand; so many take about half a second
 
 
-class Allowance:
-    """How many bytes of memory may still be taken for what a file holds."""
-
-    def __init__(self, size: int):
-        self.size = self.left = size
-
-
-class Source:
-    """A part of a binary file, read forward; every error names the file and the byte.
-
-    ``Source.charge`` must be told of everything that is made from the file, so that no file becomes more than the
-    allowance, however often it refers to the same bytes or however large it says that its arrays are.
-    """
-
-    def __init__(self, file: BinaryIO, name: str, begin: int, end: int, allowance: Allowance):
-        self.file, self.name, self.end, self.allowance = file, name, end, allowance
-        file.seek(begin)
-
-    def at(self) -> int:
-        return self.file.tell()
-
-    def left(self) -> int:
-        return self.end - self.file.tell()
-
-    def fail(self, message: str, at: int = -1) -> NoReturn:
-        raise UnreadableFile(f'Cannot read {self.name}: at byte {self.at() if at < 0 else at}: {message}')
-
-    def part(self, begin: int, size: int) -> 'Source':
-        """The ``size`` bytes from ``begin`` on."""
-        return Source(self.file, self.name, begin, begin + size, self.allowance)
-
-    def charge(self, nbytes: int) -> None:
-        self.allowance.left -= nbytes
-        if self.allowance.left < 0:
-            self.fail(f'what the file describes takes more than {self.allowance.size} bytes of memory. '
-                      'If you trust the file, pass a larger `limit`.')
-
-    def need(self, size: int, what: str) -> None:
-        """Refuse unless ``size`` more bytes are there."""
-        if size > self.left():
-            self.fail(f'{what} should take {size} bytes, but only {self.left()} are left.')
-
-    def take(self, size: int, what: str) -> bytes:
-        """The next ``size`` bytes."""
-        self.need(size, what)
-        data = self.file.read(size)
-        if len(data) != size:
-            self.fail(f'{what} ends early; is something else writing to the file?')
-        return data
-
-    def unpack(self, layout: str, what: str) -> Tuple[Any, ...]:
-        """Little-endian numbers, as `struct` describes them."""
-        layout = '<' + layout
-        return struct.unpack(layout, self.take(struct.calcsize(layout), what))
-
-    def raw(self, dtype: str, shape: Sequence[int], what: str) -> numpy.ndarray:
-        """An array of one of `DTYPES` from its bytes in C order, still as it is stored: see `converted`."""
-        stored = numpy.dtype(_STORED.get(dtype, dtype))
-        size = stored.itemsize * product(shape)
-        self.need(size, what)
-        if stored.itemsize * product(max(1, dimension) for dimension in shape) >= 1 << 62:
-            self.fail(f'{what} has no possible size.')
-        self.charge(2 * size if dtype == 'bfloat16' else size)
-        array = numpy.empty(shape, stored)
-        if size and self.file.readinto(octets(array)) != size:  # type: ignore[attr-defined]
-            self.fail(f'{what} ends early; is something else writing to the file?')
-        return array
-
-    def array(self, dtype: str, shape: Sequence[int], what: str) -> numpy.ndarray:
-        return converted(self.raw(dtype, shape, what), dtype)
-
-
-_STORED = {'bfloat16': '<u2', '?': 'u1'}
-
-
-def converted(array: numpy.ndarray, dtype: str) -> numpy.ndarray:
-    """What `Source.raw` read, as NumPy has it: bfloat16, which NumPy lacks, becomes float32, which holds it exactly."""
-    if dtype == 'bfloat16':
-        return (array.astype('<u4') << 16).view('<f4')
-    return array != 0 if dtype == '?' else array
-
-
-def octets(array: numpy.ndarray) -> numpy.ndarray:
-    return array.reshape(-1).view('u1')
-
-
-def product(numbers: Iterable[int]) -> int:
-    """Exact, unlike `numpy.prod` of large numbers."""
-    result = 1
-    for number in numbers:
-        result *= number
-    return result
-
-
 # One NDArray
 
-def read_ndarray(source: Source) -> numpy.ndarray:
+def read_ndarray(source: FilePart) -> numpy.ndarray:
     """One array as MXNet's `NDArray::Save` writes it, of any version, storage type and device; sparse ones become dense."""
     begin = source.at()
     magic, = source.unpack('I', 'the beginning of an array')
@@ -148,7 +54,7 @@ def read_ndarray(source: Source) -> numpy.ndarray:
     return _sparse(source, storage, dtype, shape)
 
 
-def _shape(source: Source, code: str) -> Tuple[int, ...]:
+def _shape(source: FilePart, code: str) -> Tuple[int, ...]:
     ndim, = source.unpack('i', 'a number of dimensions')
     if not -1 <= ndim <= MAX_DIMENSIONS:
         source.fail(f'an array can have up to {MAX_DIMENSIONS} dimensions. Received: {ndim}.', source.at() - 4)
@@ -158,14 +64,14 @@ def _shape(source: Source, code: str) -> Tuple[int, ...]:
     return shape
 
 
-def _dtype(source: Source) -> str:
+def _dtype(source: FilePart) -> str:
     flag, = source.unpack('i', 'a data type')
     if flag not in DTYPES:
         source.fail(f'the data type must be one of {DTYPES}. Received: {flag}.', source.at() - 4)
     return DTYPES[flag]
 
 
-def _sparse(source: Source, storage: int, dtype: str, shape: Sequence[int]) -> numpy.ndarray:
+def _sparse(source: FilePart, storage: int, dtype: str, shape: Sequence[int]) -> numpy.ndarray:
     described = []
     for what in ('row numbers',) if storage == ROW_SPARSE else ('row pointers', 'column numbers'):
         index_dtype = _dtype(source)
@@ -177,7 +83,7 @@ def _sparse(source: Source, storage: int, dtype: str, shape: Sequence[int]) -> n
     return dense(source, shape, values, *[source.array(*description) for description in described])
 
 
-def dense(source: Source, shape: Sequence[int], values: numpy.ndarray, *indices: numpy.ndarray) -> numpy.ndarray:
+def dense(source: FilePart, shape: Sequence[int], values: numpy.ndarray, *indices: numpy.ndarray) -> numpy.ndarray:
     """The dense form of row_sparse data (values, row numbers) or csr data (values, row pointers, column numbers)."""
     columns = indices[-1]
     expected = (*columns.shape, *shape[1:]) if len(indices) == 1 else columns.shape
@@ -203,7 +109,7 @@ def dense(source: Source, shape: Sequence[int], values: numpy.ndarray, *indices:
 
 # Files of arrays
 
-def read_list(source: Source) -> Tuple[List[numpy.ndarray], List[str]]:
+def read_list(source: FilePart) -> Tuple[List[numpy.ndarray], List[str]]:
     """The arrays and names of a file of `mx.nd.save`; no names where it was given a list."""
     magic, reserved, count = source.unpack('QQQ', 'the beginning of the file')
     if magic != LIST_MAGIC or reserved != 0:
@@ -222,12 +128,12 @@ def read_list(source: Source) -> Tuple[List[numpy.ndarray], List[str]]:
     return arrays, names
 
 
-def _check_count(source: Source, count: int, each: int) -> None:
+def _check_count(source: FilePart, count: int, each: int) -> None:
     if count > MAX_ARRAYS or count * each > source.left():
         source.fail(f'the file claims {count} arrays; {source.left()} bytes follow, and {MAX_ARRAYS} arrays are the limit.')
 
 
-def _text(source: Source, data: bytes) -> str:
+def _text(source: FilePart, data: bytes) -> str:
     source.charge(4 * len(data))
     try:
         return data.decode('utf-8')
@@ -235,29 +141,21 @@ def _text(source: Source, data: bytes) -> str:
         source.fail('a name is not UTF-8 text.')
 
 
-class _Member(NamedTuple):
-    offset: int
-    name: bytes
-    flags: int
-    crc: int
-    size: int
-
-
-_STREAMED, _UTF8 = 0x8, 0x800  # flags of a zip member: sizes follow the data; the name is UTF-8
 _NPY = re.compile(rb"\{'descr': (?:'[<|](?P<code>[fiu][1248]|b1)'|\[\('(?P<bfloat16>bfloat16)', '<u2'\)\]), "
                   rb"'fortran_order': False, 'shape': \((?P<shape>(?:\d{1,18}(?:, \d{1,18})*,?)?)\), \} *\n")
 
 
-def read_npz(source: Source) -> Dict[str, numpy.ndarray]:
+def read_npz(source: FilePart) -> Dict[str, numpy.ndarray]:
     """The arrays of a zip file of .npy members, as MXNet 2's `npx.savez` and NumPy's `savez` write it.
 
     Members must be stored, not compressed, and fill the file without gap or overlap: no bomb can be built so.
     """
-    members, directory = _directory(source)
-    ends = [member.offset for member in members[1:]] + [directory]
+    members, end_of_members = directory(source, MAX_ARRAYS)
+    ends = [member.offset for member in members[1:]] + [end_of_members]
     found: Dict[str, numpy.ndarray] = {}
     position = 0
     for member, end in zip(members, ends):
+        check_stored(source, member)
         if member.offset != position:
             source.fail(f'a zip member should begin here, but the directory says {member.offset}.', position)
         name = _text(source, member.name)
@@ -265,63 +163,18 @@ def read_npz(source: Source) -> Dict[str, numpy.ndarray]:
             source.fail(f'the zip member {name!r} is not an array, or is there twice.', position)
         found[name[:-4]] = _member(source, member, end)
         position = end
-    if position != directory:
+    if position != end_of_members:
         source.fail('the zip members do not fill the file.', position)
     return _join_sparse(source, found)
 
 
-def _directory(source: Source) -> Tuple[List[_Member], int]:
-    """The members in file order, and where the directory begins."""
-    source.need(22, 'a zip file')
-    end = source.end - 22
-    magic, _, _, _, count, size, offset, comment = source.part(end, 22).unpack('4s4H2IH', 'the end of the zip directory')
-    if magic != b'PK\5\6' or comment:
-        source.fail('the zip file is truncated: its directory should end here.', end)
-    if end >= 76 and source.part(end - 20, 4).take(4, 'a locator') == b'PK\6\7':
-        end -= 76
-        magic, count, size, offset, locator, where = source.part(end, 76).unpack('4s28xQQQ4s4xQ4x', 'the zip64 directory')
-        if magic != b'PK\6\6' or locator != b'PK\6\7' or where != end:
-            source.fail('the zip64 directory should end here.', end)
-    if offset + size != end or count > MAX_ARRAYS or 156 * count > source.end:
-        source.fail(f'the zip directory claims {count} members and {size} bytes from {offset} on.', end)
-    part = source.part(offset, size)
-    members = sorted(_entry(part) for _ in range(count))
-    if part.left():
-        part.fail('bytes follow the last entry of the zip directory.')
-    return members, offset
-
-
-def _entry(part: Source) -> _Member:
-    begin = part.at()
-    (magic, flags, method, crc, packed, size, name_size, extra_size, comment,
-     offset) = part.unpack('4s4x2H4x3I3H8xI', 'an entry of the zip directory')
-    if magic != b'PK\1\2' or flags & ~(_STREAMED | _UTF8) or method or comment:
-        part.fail(f'an entry of the zip directory must be stored without compression, encryption and comment. '
-                  f'Received: method {method}, flags {flags:#x}.', begin)
-    name, extra = part.take(name_size, 'a name'), part.take(extra_size, 'extra fields')
-    wide = [size, packed, offset]
-    if 0xFFFFFFFF in wide:
-        values = iter(_zip64(part, extra))
-        wide = [next(values, -1) if value == 0xFFFFFFFF else value for value in wide]
-    if wide[0] != wide[1] or min(wide) < 0:
-        part.fail(f'a stored zip member must have one size. Received: {wide[0]} and {wide[1]}.', begin)
-    return _Member(wide[2], name, flags, crc, wide[0])
-
-
-def _zip64(part: Source, extra: bytes) -> Tuple[int, ...]:
-    kind, size = struct.unpack('<HH', extra[:4]) if len(extra) >= 4 else (0, 0)
-    if kind != 1 or size != len(extra) - 4 or size % 8 not in (0, 4):
-        part.fail('an entry of the zip directory lacks the sizes of a large file.')
-    return struct.unpack(f'<{size // 8}Q', extra[4:4 + size // 8 * 8])
-
-
-def _member(source: Source, member: _Member, end: int) -> numpy.ndarray:
+def _member(source: FilePart, member: Member, end: int) -> numpy.ndarray:
     """The array of one member, which ends at ``end``; the header before it and the checksum must agree with the directory."""
     part = source.part(member.offset, end - member.offset)
     magic, flags, method, crc, size, name_size, extra_size = part.unpack('4s2x2H4xI4xI2H', 'a zip member')
     name = part.take(name_size, 'a name')
     part.take(extra_size, 'extra fields')
-    begin, streamed = part.at(), member.flags & _STREAMED
+    begin, streamed = part.at(), member.flags & STREAMED
     agree = (magic, flags, method, name) == (b'PK\3\4', member.flags, 0, member.name)
     if not agree or not (streamed or (crc == member.crc and size in (member.size, 0xFFFFFFFF))):
         part.fail('a zip member differs from its entry in the directory.', member.offset)
@@ -344,7 +197,7 @@ def _member(source: Source, member: _Member, end: int) -> numpy.ndarray:
     return converted(array, dtype)
 
 
-def _npy_header(data: Source) -> bytes:
+def _npy_header(data: FilePart) -> bytes:
     start = data.take(8, 'the beginning of an array')
     if start not in (b'\x93NUMPY\1\0', b'\x93NUMPY\2\0', b'\x93NUMPY\3\0'):
         data.fail(f'a zip member must be a NumPy array. Received: {start!r}.', data.at() - 8)
@@ -352,7 +205,7 @@ def _npy_header(data: Source) -> bytes:
     return start + length + data.take(min(int.from_bytes(length, 'little'), 4096), 'the header of an array')
 
 
-def _npy_type(data: Source, header: bytes) -> Tuple[str, Tuple[int, ...]]:
+def _npy_type(data: FilePart, header: bytes) -> Tuple[str, Tuple[int, ...]]:
     match = _NPY.fullmatch(header, 10 if header[6] == 1 else 12)
     if match is None:
         data.fail(f'the header of an array must give a numeric type, C order and a shape. Received: {header[10:110]!r}.')
@@ -363,7 +216,7 @@ def _npy_type(data: Source, header: bytes) -> Tuple[str, Tuple[int, ...]]:
     return {'b1': '?', 'bfloat16': 'bfloat16'}.get(code, '<' + code), shape
 
 
-def _join_sparse(source: Source, found: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarray]:
+def _join_sparse(source: FilePart, found: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarray]:
     """Sparse arrays are spread over several members: name/format, /data, /shape, /indices, and /indptr of a csr."""
     for name in [key[:-len('/format')] for key in found if key.endswith('/format')]:
         _, values, sizes, columns, pointers = (

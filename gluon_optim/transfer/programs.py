@@ -1,4 +1,4 @@
-"""What a conversion can write: one `Target` for each program, and the `Job` that it gets."""
+"""What a conversion can write: one `Program` for each that reads the result, and the `Job` that it gets."""
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from ..mapping import optax_file
@@ -12,7 +12,7 @@ from ..states.mxnet_files import writer
 from .read import NO_NAMES
 from .refused import Refused
 
-__all__ = ['CLASS_TARGETS', 'TARGETS', 'Job', 'Target']
+__all__ = ['CLASS_TARGETS', 'PROGRAMS', 'Job', 'Program']
 
 
 class Job(NamedTuple):
@@ -22,18 +22,18 @@ class Job(NamedTuple):
     states: OptimizerStates
     output: str
     target: str = 'mirror'                  # class of the other framework, as in `gluon_optim.to_torch`
-    names: Optional[List[str]] = None       # parameters, in the order in which they shall be written
+    names: Optional[List[str]] = None       # parameters, in the order to write them
     mxnet_version: Optional[int] = None     # 1 or 2: MXNet's own file of that version; None: ours
     allow_lossy: bool = False
-    verify: int = 0                         # steps to replay on both sides before the file gets its name
+    verify: int = 0                         # steps to replay on both sides before the file gets its final name
 
 
-class Target(NamedTuple):
+class Program(NamedTuple):
     """One program to write for."""
 
     ending: str
     write: Callable[[Job, str], None]
-    classes: Tuple[str, ...] = ('mirror',)   # what --target may be
+    classes: Tuple[str, ...] = ('mirror',)   # allowed values of --target
 
 
 def _to_torch(job: Job, path: str) -> None:
@@ -61,18 +61,18 @@ def _to_mxnet(job: Job, path: str) -> None:
         raise Refused(f'{job.contents.path!r} is already a gluon_optim file. Choose the MXNet version: --mxnet-version 1 or 2.')
     nameless = all(name.isdecimal() for name in job.states.names)
     if NO_NAMES in job.states.report:
-        raise Refused(f'{job.contents.path!r} has no names of parameters, and their numbers in PyTorch are not those of a Gluon '
-                      'trainer. Give the names as --params, in the order of the optimizer.')
+        raise Refused(f'{job.contents.path!r} has no parameter names, and their numbers in PyTorch are not those of a Gluon '
+                      'trainer. Pass the names as --params, in the order of the optimizer.')
     container.write(path, job.states)
     if nameless:
-        job.states.report.append('the names in the new file are the indices of an old one: load_states gives the states to the '
-                                 'parameters at these places of the trainer. Convert with params= for names that stay')
+        job.states.report.append('the names in the new file are the indices of an old one: load_states assigns the states to the '
+                                 'parameters at these positions in the trainer. Convert with params= to get real names')
 
 
 CLASS_TARGETS = tuple(dict.fromkeys(['mirror', 'torch', *(foreign.target for foreign in FOREIGN)]))
-TARGETS: Dict[str, Target] = {
-    'torch': Target('.pt', _to_torch, CLASS_TARGETS),
-    'onnx': Target('.onnx', _to_onnx, ('mirror', 'preview')),
-    'optax': Target('.npz', _to_optax),
-    'mxnet': Target('.safetensors', _to_mxnet),
+PROGRAMS: Dict[str, Program] = {
+    'torch': Program('.pt', _to_torch, CLASS_TARGETS),
+    'onnx': Program('.onnx', _to_onnx, ('mirror', 'preview')),
+    'optax': Program('.npz', _to_optax),
+    'mxnet': Program('.safetensors', _to_mxnet),
 }

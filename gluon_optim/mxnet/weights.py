@@ -1,0 +1,90 @@
+"""Setting weights without losing the states on a kvstore, and with a way to undo it."""
+import contextlib
+import ctypes
+from typing import Any, Iterable, Sequence
+
+# submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
+from mxnet import base as mx_base
+from mxnet import ndarray as nd
+from mxnet import numpy as mx_numpy
+from mxnet.ndarray.ndarray import array as nd_array
+from mxnet.util import is_np_array
+
+from .typing import ParameterLike, TrainerLike
+
+__all__ = ['initialize', 'keep_kvstore', 'remember', 'write_weight']
+
+
+def initialize(parameter: ParameterLike, value: Any) -> None:
+    """Initialize a deferred parameter with the NumPy array ``value``, on all its devices."""
+    make = mx_numpy.array if is_np_array() else nd_array
+    parameter._load_init(make(value, dtype=value.dtype), None)
+
+
+def keep_kvstore(trainer: TrainerLike) -> None:
+    """Let the states survive `Parameter.set_data` and `net.load_parameters`.
+
+    Both make a trainer that updates on its kvstore discard it with all states, and MXNet's next one starts fresh while the
+    counts continue. This trainer keeps its kvstore, and sends it the new weights before the next step.
+    """
+    if '_reset_kvstore' in vars(trainer):
+        return
+    reset, start = trainer._reset_kvstore, trainer._init_kvstore
+
+    def reset_kvstore() -> None:
+        if trainer._update_on_kvstore and not trainer._distributed:
+            trainer._kv_initialized = False  # asks for `_init_kvstore` before the next step
+        else:
+            reset()
+
+    def init_kvstore() -> None:
+        if trainer._kvstore is None:
+            start()
+        else:
+            _send_weights(trainer)
+            trainer._kv_initialized = True
+
+    trainer._reset_kvstore, trainer._init_kvstore = reset_kvstore, init_kvstore
+
+
+def _send_weights(trainer: TrainerLike) -> None:
+    """Make the kvstore's copy of each weight that of the first device, as MXNet does when it makes a kvstore."""
+    store, updater = trainer._kvstore, trainer._kvstore._updater
+    store._set_updater(lambda key, new, stored: new.copyto(stored))
+    try:
+        for index, parameter in enumerate(trainer._params):
+            if parameter not in trainer._params_to_init:
+                store.push(index, _arrays(parameter)[0])
+        nd.waitall()
+    finally:
+        store._set_updater(updater)
+
+
+def write_weight(parameter: ParameterLike, values: Sequence[Any]) -> None:
+    """Write the NumPy arrays ``values`` into ``parameter``, one for each of its devices.
+
+    Like `Parameter.set_data`, but nothing is allocated, and errors are raised here rather than at a later step.
+    """
+    trainer = parameter._trainer
+    if trainer and trainer._kv_initialized and trainer._update_on_kvstore and parameter not in trainer._params_to_init:
+        keep_kvstore(trainer)
+        trainer._reset_kvstore()
+    for array, value in zip(_arrays(parameter), values):
+        if array.stype == 'default':
+            _restore_layout(array)
+        array[:] = value
+
+
+def _restore_layout(array: Any) -> None:
+    """Turn back what an inference has permuted for oneDNN: `NDArray._sync_copyfrom` takes no such array."""
+    mx_base.check_call(mx_base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(ctypes.c_void_p())))
+
+
+def remember(undo: contextlib.ExitStack, parameters: Iterable[ParameterLike]) -> None:
+    """Let ``undo`` restore the current values of the parameters, on all devices."""
+    for parameter in parameters:
+        undo.callback(write_weight, parameter, [array.asnumpy() for array in _arrays(parameter)])
+
+
+def _arrays(parameter: ParameterLike) -> Any:
+    return parameter._check_and_get(parameter._data, list)  # `list_data` refuses row_sparse ones

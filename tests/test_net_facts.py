@@ -1,0 +1,183 @@
+"""What a net tells besides its arrays: fix_gamma, epsilon, what is frozen, what is shared."""
+import numpy as np
+import pytest
+
+mx = pytest.importorskip('mxnet')
+torch = pytest.importorskip('torch')
+
+from mxnet import autograd, gluon  # noqa: E402
+
+import gluon_optim as go  # noqa: E402
+
+nn = gluon.nn
+X = mx.nd.array(np.random.RandomState(0).randn(8, 4))
+
+
+def step(net, trainer, steps=1):
+    for _ in range(steps):
+        with autograd.record():
+            loss = (net(X) ** 2).mean()
+        loss.backward()
+        trainer.step(1)
+
+
+def symbol_block(folder, prefix='', fix_gamma=True):
+    """A net that was made by MXNet's symbolic interface, imported."""
+    hidden = mx.sym.BatchNorm(mx.sym.Variable('data'), name=prefix + 'b', eps=2e-5, fix_gamma=fix_gamma, momentum=0.5)
+    symbol = mx.sym.FullyConnected(hidden, num_hidden=3, name=prefix + 'fc')
+    rng = np.random.RandomState(1)
+    arguments = {'b_gamma': np.full(4, 1.25), 'b_beta': rng.randn(4), 'fc_weight': rng.randn(3, 4), 'fc_bias': rng.randn(3)}
+    states = {'b_moving_mean': np.zeros(4), 'b_moving_var': np.ones(4)}
+    arrays = [{prefix + name: mx.nd.array(value) for name, value in values.items()} for values in (arguments, states)]
+    mx.model.save_checkpoint(str(folder / 'net'), 0, symbol, *arrays)
+    return gluon.SymbolBlock.imports(str(folder / 'net-symbol.json'), ['data'], str(folder / 'net-0000.params'))
+
+
+@pytest.mark.parametrize('prefix', ['', 'net0_'])
+def test_a_symbol_block_and_its_checkpoint_tell_fix_gamma_and_epsilon(tmp_path, prefix):
+    net = symbol_block(tmp_path, prefix)
+    trainer = gluon.Trainer(net.collect_params(), 'adamw', {'wd': 0.1})
+    step(net, trainer, 2)
+    go.save_checkpoint(tmp_path / 'run', net=net, trainer=trainer)
+    states = go.read_states(tmp_path / 'run')
+    assert states.facts == {'fix_gamma': ['b_gamma'], 'epsilon': {'b_gamma': 2e-5}, 'momentum': {'b_gamma': 0.5},
+                            'channels_last': [], 'packed': {}, 'shared': {}, 'unknown': []}
+    like = torch.nn.Sequential(torch.nn.BatchNorm1d(4, eps=2e-5, momentum=0.5), torch.nn.Linear(4, 3))
+    for source in (net, tmp_path / 'run'):
+        model = go.model_to_torch(source, like=like)
+        assert "give the layer of 'b' eps=2e-05, momentum=0.5" in model.report
+        assert model.frozen == ['0.weight'] and sum('not trained in Gluon' in line for line in model.report) == 1
+        like.load_state_dict(model.state_dict())
+        np.testing.assert_allclose(like.eval()(torch.tensor(X.asnumpy())).detach(), net(X).asnumpy(), atol=1e-5)
+        assert model.freeze(like) is like and [p.requires_grad for p in like.parameters()] == [False, True, True, True]
+
+
+def test_a_symbol_block_within_a_net(tmp_path):
+    net = nn.HybridSequential()
+    net.add(symbol_block(tmp_path), nn.Dense(2, in_units=3))
+    net[1].initialize()
+    facts = go.models.gluon.facts_of(net)
+    assert facts.ones == ['0.b_gamma'] and facts.epsilon == {'0.b_gamma': 2e-5} and not facts.unknown
+
+
+def test_gamma_that_is_trained_is_no_fixed_one(tmp_path):
+    model = go.model_to_torch(symbol_block(tmp_path, fix_gamma=False))
+    assert model.frozen == [] and (model.weights['b.weight'] == 1.25).all()
+
+
+def test_blocks_tell_what_they_are_and_what_they_do_not_know(tmp_path):
+    class Own(gluon.HybridBlock):
+        def __init__(self):
+            super().__init__()
+            with self.name_scope():
+                self.gamma = self.params.get('gamma', shape=(4,), init='ones')
+
+        def hybrid_forward(self, F, x, gamma):
+            return x * gamma
+
+    net = nn.HybridSequential()
+    net.add(nn.BatchNorm(in_channels=4, scale=False), nn.LayerNorm(in_channels=4, epsilon=1e-3), Own(), nn.Dense(3, in_units=4))
+    net.initialize()
+    trainer = gluon.Trainer(net.collect_params(), 'novograd')
+    step(net, trainer)
+    go.save_checkpoint(tmp_path / 'run', net=net, trainer=trainer)
+    facts = go.read_states(tmp_path / 'run').facts
+    assert facts['fix_gamma'] == ['0.gamma'] and facts['epsilon'] == {'0.gamma': 1e-5, '1.gamma': 1e-3}
+    assert facts['unknown'] == ['2.gamma']
+    for source in (net, tmp_path / 'run'):
+        report = go.model_to_torch(source).report
+        assert any(line.startswith('unknown') and "'2.gamma'" in line for line in report)
+        assert "give the layer of '1' eps=0.001" in report
+
+
+def test_sources_without_facts_say_unknown(tmp_path):
+    net = nn.HybridSequential()
+    net.add(nn.BatchNorm(in_channels=4, scale=False), nn.Dense(3, in_units=4))
+    net.initialize()
+    net.save_parameters(str(tmp_path / 'net.params'))
+    arrays = {name: parameter.data().asnumpy() for name, parameter in net._collect_params_with_prefix().items()}
+    trainer = gluon.Trainer(net.collect_params(), 'novograd')
+    for source in (str(tmp_path / 'net.params'), arrays):
+        assert any(line.startswith('unknown') and "'0.gamma'" in line for line in go.model_to_torch(source).report)
+        go.save_states(trainer, tmp_path / 'states', net=net)  # which hold them
+        report = go.model_to_torch(source, states=go.read_states(tmp_path / 'states')).report
+        assert not any('unknown' in line for line in report) and any('fix_gamma' in line for line in report)
+    go.save_states(trainer, tmp_path / 'states')  # without the net
+    assert go.read_states(tmp_path / 'states').facts is None
+
+
+def test_what_is_frozen_is_known_in_the_checkpoint_and_said_in_one_line(tmp_path):
+    net = nn.HybridSequential()
+    for _ in range(40):
+        net.add(nn.Dense(4, in_units=4))
+    net.add(nn.Dense(2, in_units=4))
+    net.initialize()
+    for layer in net[:40]:
+        layer.collect_params().setattr('grad_req', 'null')
+    net[40].weight.grad_req = 'add'
+    trainer = gluon.Trainer(net.collect_params(), 'adamw')
+    step(net, trainer)
+    head = gluon.Trainer(net[40].collect_params(), 'adamw')  # the frozen ones are in no trainer
+    step(net, head)
+    for given in (trainer, head):
+        go.save_checkpoint(tmp_path / 'run', net=net, trainer=given)
+        model = go.model_to_torch(tmp_path / 'run')
+        assert model.frozen == [f'{k}.{leaf}' for k in range(40) for leaf in ('weight', 'bias')]
+        module = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(40)), torch.nn.Linear(4, 2))
+        model.freeze(module)
+        assert [p.requires_grad for p in module.parameters()] == [False] * 80 + [True] * 2
+        states = model.states()
+        go.to_torch(states)
+        for report in (model.report, states.report):
+            assert max(map(len, report)) < 300, report
+        assert sum('trained' in line for line in model.report) == 1
+    assert {info.name: info.grad_req for info in go.read_states(tmp_path / 'run').parameters} == {
+        '40.weight': 'add', '40.bias': 'write'}
+    with pytest.raises(ValueError, match="one without '0.bias'"):
+        model.freeze(torch.nn.Linear(4, 2))
+
+
+class Tied(gluon.Block):
+    """The decoder's weight is the encoder's."""
+
+    def __init__(self):
+        super().__init__()
+        with self.name_scope():
+            self.emb = nn.Embedding(7, 4)
+            self.dec = nn.Dense(7, in_units=4, flatten=False, params=self.emb.params)
+
+    def forward(self, x):
+        return self.dec(self.emb(x))
+
+
+class TiedModule(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb, self.dec = torch.nn.Embedding(7, 4), torch.nn.Linear(4, 7)
+        self.dec.weight = self.emb.weight
+
+
+@pytest.mark.parametrize('with_net', [True, False])
+def test_either_name_of_a_shared_parameter_is_accepted(tmp_path, with_net):
+    net = Tied()
+    net.initialize()
+    trainer = gluon.Trainer(net.collect_params(), 'novograd')
+    with autograd.record():
+        loss = (net(mx.nd.array([[1, 2]])) ** 2).mean()
+    loss.backward()
+    trainer.step(1)
+    net.save_parameters(str(tmp_path / 'dedup.params'), deduplicate=True)  # under the last of its names
+    go.save_checkpoint(tmp_path / 'run', net=net, trainer=trainer)        # under the first
+    states = go.read_states(tmp_path / 'run')
+    assert states.facts['shared'] == {'dec.weight': 'emb.weight'}
+    mean = states.slots['emb.weight']['mean']
+    if not with_net:
+        states.facts = None  # as in a file of version 1
+    for like in (TiedModule(),) + (() if not with_net else (None,)):
+        followed = go.model_to_torch(tmp_path / 'dedup.params', like=like, states=states).states()
+        name = 'emb.weight' if like is not None else 'dec.weight'
+        assert (followed.slots[name]['mean'] == mean).all()
+    if with_net:
+        assert (go.to_torch(states, params=['dec.weight', 'dec.bias'])['state'][0]['exp_avg'].numpy() == mean).all()
+        names = {'a': 'dec.weight', 'b': 'dec.bias'}
+        assert list(go.model_to_torch(tmp_path / 'run', names=names).weights) == ['a', 'b']
