@@ -11,8 +11,7 @@ import gluon_optim as go
 
 NEEDS = {'torch': ['torch', 'to_torch', 'from_torch'], 'onnx': ['onnx', 'to_onnx', 'from_onnx'],
          'jax': ['optax', 'to_optax', 'from_optax'],
-         'mxnet': ['create', 'accelerate', 'restore_builtins', 'save_states', 'load_states', 'states_digest', 'save_checkpoint',
-                   'load_checkpoint', 'CheckpointManager']}
+         'mxnet': [name for name, home in go._PUBLIC.items() if home.startswith('mxnet.') and name != 'register']}
 LOOK = '''
 import pydoc, sys, warnings
 warnings.simplefilter('ignore')
