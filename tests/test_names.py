@@ -90,7 +90,7 @@ go.register(type('Mine', (go.Rule,), {{
     'step': staticmethod(lambda xp, h, c, w, g, s: (w - c.lr * (g + c.wd * w), {{}}))}}))
 print('mine' in go.list_optimizers())
 ''').splitlines()
-    assert said[0] == '-' if 'None' in before else said[0].endswith('What needs no MXNet works without it.')
+    assert said[0] == '-' if 'None' in before else said[0].endswith('The parts that do not need MXNet still work.')
     assert len(said) == len(NEEDS['mxnet']) + 4 and said[-1] == 'True'
     for line in said[1:-1]:
         assert line.startswith('gluon_optim.mxnet needs MXNet, and importing it failed: '), line
