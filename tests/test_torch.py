@@ -723,7 +723,8 @@ def test_a_gluon_run_goes_on_in_torch_and_comes_back(name, hypers, dtype):
 
     other = GluonRun(name, hypers, dtype, {key: p.detach().numpy() for key, p in params.items()})
     back = from_torch(optimizer.state_dict(), params=states.parameters)
-    report = import_states(other.trainer, back)
+    with pytest.warns(UserWarning, match='learning_rate is .* in the trainer and .* in the file'):
+        report = import_states(other.trainer, back)
     assert report.restored == list(params) and report.step == 30
     assert states_digest(other.trainer) == digest(back)
 
