@@ -377,8 +377,12 @@ class RuleOptimizer(Runner):
     learning_rate : float, optional
         Without it the scheduler's ``base_lr`` stays; without a scheduler the rule's default applies.
     wd, rescale_grad, clip_gradient, and the rule's own
-        See the rule. Checked here, and again after every change.
-    lr_scheduler, begin_num_update, multi_precision, param_idx2name, param_dict, sym
+        See the rule. Checked here, and again after every change. ``rescale_grad``, and with it the batch size given to
+        `Trainer.step`, may be an array of one element: if it is NaN or infinite, updates are skipped and not counted.
+    begin_num_update : int, optional
+        The number of updates already done, for the scheduler. Each parameter's t starts at 1 all the same, unless its state
+        comes from a file without counts, as `Module.save_optimizer_states` writes: then t continues from this number.
+    lr_scheduler, multi_precision, param_idx2name, param_dict, sym
         As documented in `mx.optimizer.Optimizer`.
 
     Raises TypeError for an unknown argument or a wrong type, ValueError for a value out of range.
@@ -416,7 +420,8 @@ class RuleOptimizer(Runner):
         self.aggregate_num = 2 ** 31 - 1  # the updater passes all parameters of a dtype at once
         self._restored_counts: Dict[Any, int] = {}
         self._set_up()
-        self.rescale_grad = factor
+        if isinstance(factor, nd.NDArray):
+            self.rescale_grad = factor
 
     def _given(self) -> Dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}
