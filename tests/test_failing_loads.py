@@ -228,3 +228,27 @@ def test_weights_whose_bytes_mxnet_has_permuted(tmp_path):
     for name, parameter in net._collect_params_with_prefix().items():
         np.testing.assert_array_equal(parameter.data().asnumpy(), wanted[name])
     np.testing.assert_array_equal(net(data).asnumpy(), output)
+
+
+@pytest.mark.parametrize('steps', [0, 2])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_an_error_in_the_very_last_step(tmp_path, monkeypatch, layout, steps):
+    """When everything else has been restored: MXNet's generators are seeded last."""
+    config, path = LAYOUTS[layout], str(tmp_path / 'x')
+    go.save_checkpoint(path, *trained(config, 3))
+    net, trainer = trained(config, steps)
+    if steps:
+        before, seeds = snapshot(net, trainer), generators()
+    twin = trained(config, steps)
+    with monkeypatch.context() as patch:
+        patch.setattr(mx.random, 'seed', FailAt(lambda _, *args: None, 1).__get__(None))
+        with pytest.raises(OutOfMemory):
+            go.load_checkpoint(path, net=net, trainer=trainer)
+    if steps:
+        assert snapshot(net, trainer) == before and generators() == seeds
+    for pair in ((net, trainer), twin):
+        mx.random.seed(3)
+        np.random.seed(3)
+        random.seed(3)
+        runs.train(*pair, 2)
+    assert runs.facts(net, trainer, noise=False) == runs.facts(*twin, noise=False)
