@@ -179,6 +179,7 @@ def test_either_name_of_a_shared_parameter_is_accepted(tmp_path, with_net):
         assert (followed.slots[name]['mean'] == mean).all()
     if with_net:
         assert (go.to_torch(states, params=['dec.weight', 'dec.bias'])['state'][0]['exp_avg'].numpy() == mean).all()
+        assert set(states.under_own_names(mx.nd.load(str(tmp_path / 'dedup.params')))) == {'emb.weight', 'dec.bias'}
         names = {'a': 'dec.weight', 'b': 'dec.bias'}
         assert list(go.model_to_torch(tmp_path / 'run', names=names).weights) == ['a', 'b']
 
