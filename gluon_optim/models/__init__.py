@@ -414,18 +414,30 @@ def _follow_one(model: TorchModel, name: str, take: Take, info: ParameterInfo, s
     result.parameters.append(dataclasses.replace(info, name=name, full_name=name, shape=tuple(weight.shape), dtype=dtype))
     count, slots = states.counts.get(info.name, 0), states.slots.get(info.name)
     result.counts[name] = count
-    scalars = [slot for slot, array in (slots or {}).items() if array.shape != tuple(info.shape)]
-    if slots is not None and (take.repeat > 1 or (take.rnn is not None and scalars)):
-        why = 'its elements are repeated' if take.repeat > 1 else f'{one_of(scalars)} is one number for the whole vector'
+    others = [slot for slot, array in (slots or {}).items() if array.shape != tuple(info.shape)]
+    why = _cannot_follow(take, {slot: slots[slot] for slot in others} if slots else {})
+    if slots is not None and why:
         if not allow_lossy:
             raise ValueError(f'The state of {info.name!r} cannot be converted for {name!r}: {why}. Pass allow_lossy=True to let it '
                              'start fresh.')
         result.report.append(f'lost: the state of {info.name!r}, which becomes {name!r}: {why}')
         result.counts[name], slots = 0, None
     if slots is not None:
-        result.slots[name] = {slot: array if slot in scalars else _contiguous(take.of(array)) for slot, array in slots.items()}
+        result.slots[name] = {slot: array if slot in others else _contiguous(take.of(array)) for slot, array in slots.items()}
     if info.name in states.master and half:
         result.master[name] = _contiguous(take.of(states.master[info.name]))
+
+
+def _cannot_follow(take: Take, others: Dict[str, numpy.ndarray]) -> str:
+    """Why the state of an array that is laid out anew cannot be, '' if it can; ``others`` are slots of another shape than it."""
+    if take.repeat > 1:
+        return 'its elements are repeated'
+    if take.rnn is not None and others:
+        return f'{one_of(others)} is one number for the whole vector'
+    factored = [slot for slot, array in others.items() if array.size != 1]
+    if factored and (take.view, take.transpose, take.shape) != (None, None, None):
+        return f'{one_of(factored)} has another shape than the array, which is laid out anew'
+    return ''
 
 
 def _contiguous(array: numpy.ndarray) -> numpy.ndarray:
