@@ -16,7 +16,7 @@ project = 'gluon_optim'
 author = 'the authors of gluon_optim'
 release = version = gluon_optim.__version__
 extensions = ['sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'myst_nb']
-exclude_patterns = ['**.ipynb_checkpoints']
+exclude_patterns = ['**.ipynb_checkpoints', 'DESCRIPTION.md']  # the latter is for package indexes
 html_theme = 'furo'
 html_title = f'gluon_optim {release}'
 html_static_path = ['site']

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Every optimizer of gluon_optim trains the same small net on handwritten digits: table, and picture of the losses.
+"""Train the same small net on handwritten digits with every optimizer of gluon_optim; print a table, plot the losses.
 
     python examples/compare_optimizers.py --plot losses.png
     python examples/compare_optimizers.py --only novograd adamw lamb --json -
@@ -30,7 +30,7 @@ SEED = 0
 
 
 class Setting(NamedTuple):
-    """``hypers`` as `gluon.Trainer` takes them, ``tuned`` among them by `--tune`; ``decay`` of the rate, to 0 along a cosine."""
+    """``hypers`` for `gluon.Trainer`; ``tuned`` is the one that `--tune` tunes; ``decay``: whether its rate falls as a cosine."""
     family: str
     hypers: Dict[str, Any]
     batch_size: int = BATCH_SIZE
@@ -44,10 +44,10 @@ class Setting(NamedTuple):
 
 GRADIENT, ADAPTIVE, ADAM, LAYERWISE = 'gradient and momentum', 'adaptive rates and signs', "Adam's family", 'norms of tensors'
 
-# One setting per optimizer; what is not said here is the optimizer's default, and a cosine takes every learning rate to 0. The
-# `tuned` argument was moved along 1, 3, 10, 30, ... by `--tune` until the best value had worse neighbours; best is the smallest
-# loss on a fifth of the training digits, kept out for that. The held-out digits chose no value; but adagrad_torch got
-# its second argument, and noise_adaptive_sgd 0.7 for 0.5, both chosen in the same way, as they had missed the accuracy (95.3 %).
+# One setting per optimizer; anything not given is the optimizer's default, and a cosine takes every learning rate to 0. `--tune`
+# moved the `tuned` argument along 1, 3, 10, 30, ... until the best value had worse neighbors; best means the smallest loss
+# on a fifth of the training digits, kept out for this. The held-out digits were not used to choose values, with two exceptions:
+# adagrad_torch got its second argument, and noise_adaptive_sgd 0.7 instead of 0.5, after they missed the accuracy (95.3 %).
 SETTINGS = {
     'sgd': Setting(GRADIENT, dict(learning_rate=0.1, momentum=0.9)),
     'sgd_torch': Setting(GRADIENT, dict(learning_rate=0.1, momentum=0.9)),
@@ -57,7 +57,7 @@ SETTINGS = {
     'dcasgd': Setting(GRADIENT, dict(learning_rate=0.1, momentum=0.9)),
     # samples weights: its loss is the sum over the 1437 digits, here ten times that, a posterior of temperature 0.1
     'sgld': Setting(GRADIENT, dict(learning_rate=1e-4, rescale_grad=14370)),
-    # with long averages the noise of the first steps keeps the rate small for all 300
+    # with long averages, the noise of the first steps keeps the rate small for all 300
     'noise_adaptive_sgd': Setting(GRADIENT, dict(learning_rate=1.0, averaging_min=0.7, batch_size=64)),
 
     'adagrad': Setting(ADAPTIVE, dict(learning_rate=0.3)),
@@ -66,10 +66,10 @@ SETTINGS = {
     'adadelta_torch': Setting(ADAPTIVE, dict(learning_rate=10.0)),
     'rmsprop': Setting(ADAPTIVE, dict(learning_rate=0.01)),
     'rmsprop_torch': Setting(ADAPTIVE, dict(learning_rate=0.03)),
-    # its weights are in proportion to the rate, so the rate is constant; large lamda1 and beta forget the first weights
+    # its weights are proportional to the rate, so the rate is constant; large lamda1 and beta forget the first weights
     'ftrl': Setting(ADAPTIVE, dict(learning_rate=0.3, lamda1=1e-4, beta=1e-6), decay=False),
     'signum': Setting(ADAPTIVE, dict(learning_rate=0.01)),
-    # the sign of a gradient needs little noise, and the rate is that of its first step only
+    # the sign of a gradient requires little noise, and the rate applies only to the first step
     'rprop': Setting(ADAPTIVE, dict(learning_rate=0.001, step_max=0.01), batch_size=512, tuned='step_max'),
 
     'adam': Setting(ADAM, dict(learning_rate=0.03)),
@@ -94,7 +94,7 @@ SETTINGS = {
 
 
 class Run(NamedTuple):
-    """What one training showed. Losses of the batches; (step, accuracy, loss) of evaluations; seconds per step, and per update."""
+    """The results of one training: batch losses; (step, accuracy, loss) of evaluations; seconds per step and per update."""
     losses: numpy.ndarray
     evaluations: numpy.ndarray
     step_seconds: float
@@ -124,7 +124,7 @@ def evaluate(net, data):
 
 
 def train(name, setting, steps, data, judged_on, progress):
-    """Train the net with the optimizer ``name``; the seed fixes first weights, batches and noise, whatever the optimizer."""
+    """Train the net with the optimizer ``name``; the seed fixes initial weights, batches and noise for any optimizer."""
     images, labels = data
     batch_size = min(setting.batch_size, len(images))
     mx.random.seed(SEED)
@@ -132,7 +132,7 @@ def train(name, setting, steps, data, judged_on, progress):
     net.initialize(mx.init.Xavier())
     schedule = {}
     if setting.decay:
-        # 0 comes after the last step: sgld's noise and ftml's division need a rate
+        # 0 is reached after the last step: sgld's noise and ftml's division need a rate
         schedule['lr_scheduler'] = mx.lr_scheduler.CosineScheduler(steps + 1, base_lr=setting.hypers['learning_rate'])
     trainer = gluon.Trainer(net.collect_params(), go.create(name, **setting.hypers, **schedule))
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
@@ -143,7 +143,7 @@ def train(name, setting, steps, data, judged_on, progress):
         with autograd.record():
             batch_losses = loss_function(net(mx.nd.array(images[batch])), mx.nd.array(labels[batch]))
         batch_losses.backward()
-        mx.nd.waitall()  # so that the clock tells the update from the gradient
+        mx.nd.waitall()  # so that the clock separates the update from the gradient
         update = time.perf_counter()
         trainer.step(batch_size)
         mx.nd.waitall()
@@ -153,12 +153,12 @@ def train(name, setting, steps, data, judged_on, progress):
         if (step + 1) % EVALUATE_EVERY == 0 or step + 1 == steps:
             evaluations.append((step + 1, *evaluate(net, judged_on)))
         progress.update()
-    # of the quickest steps: the first one compiles, and other programs interrupt
+    # from the fastest steps: the first one compiles, and other programs interrupt
     return Run(numpy.array(losses), numpy.array(evaluations), *numpy.quantile(times, 0.05, axis=0))
 
 
 def smooth(losses, keep=0.9):
-    """Exponential moving average; the first values count as much as their number allows."""
+    """Exponential moving average, corrected for the number of values at the start."""
     smoothed, mean, weight = [], 0.0, 0.0
     for loss in losses:
         mean, weight = keep * mean + (1 - keep) * loss, keep * weight + (1 - keep)
@@ -200,7 +200,7 @@ def table(rows, accuracy):
 
 
 def plot(runs, path):
-    """A row of two panels for each family, its losses over step and over time in front of all others."""
+    """A row of two panels per family: its losses over steps and over time, in front of all others."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as pyplot
@@ -230,7 +230,7 @@ def plot(runs, path):
     totals = [len(run.losses) * run.step_seconds for run in runs.values()]
     axes[-1, 1].set_xlim(0, 1.05 * min(max(totals), 1.5 * numpy.median(totals)))  # large batches leave the panel
     axes[-1, 0].set_xlabel('step')
-    axes[-1, 1].set_xlabel('seconds (at the speed of the quickest 5 % of the steps)')
+    axes[-1, 1].set_xlabel('seconds (at the speed of the fastest 5 % of the steps)')
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
@@ -266,13 +266,13 @@ def tune(names, steps):
 def parse(arguments):
     names = sorted(set(go.list_optimizers()) & set(SETTINGS))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--only', nargs='+', metavar='NAME', choices=sorted(SETTINGS), default=names, help='instead of all')
+    parser.add_argument('--only', nargs='+', metavar='NAME', choices=sorted(SETTINGS), default=names, help='run only these')
     parser.add_argument('--steps', type=int, default=STEPS, help='default: %(default)s')
-    parser.add_argument('--accuracy', type=float, default=ACCURACY, help='which all must reach (default: %(default)s)')
+    parser.add_argument('--accuracy', type=float, default=ACCURACY, help='accuracy that all must reach (default: %(default)s)')
     parser.add_argument('--json', metavar='FILE', help='write results and losses here; - prints them instead of the table')
     parser.add_argument('--plot', metavar='FILE', help='draw the losses (needs matplotlib)')
     parser.add_argument('--tune', nargs='+', metavar='NAME', choices=sorted(SETTINGS),
-                        help='instead of comparing, train with values around those of the table')
+                        help='instead of comparing, train with values around those in the table')
     options = parser.parse_args(arguments)
     if options.steps < 1:
         parser.error('--steps must be at least 1')

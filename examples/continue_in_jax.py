@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Finish in JAX the ResNet-18 that train_resnet.py has half trained in Gluon. Neither MXNet nor PyTorch is needed.
+"""Finish in JAX the ResNet-18 that train_resnet.py half trained in Gluon. Neither MXNet nor PyTorch is needed.
 
     python examples/train_resnet.py --checkpoint-dir resnet
     python examples/continue_in_jax.py resnet/step-44.safetensors --save finished.npz
@@ -21,7 +21,7 @@ import gluon_optim as go
 
 
 def convolution(x, w, stride=1):
-    """Of images (batch, channels, height, width) with a weight (outputs, inputs, height, width), padded by half of it."""
+    """Convolve images (batch, channels, height, width) with a weight (outputs, inputs, height, width), padded by half of it."""
     padding, layout = w.shape[2] // 2, ('NCHW', 'OIHW', 'NCHW')
     return jax.lax.conv_general_dilated(x, w, (stride, stride), [(padding, padding)] * 2, dimension_numbers=layout)
 
@@ -31,7 +31,7 @@ def max_pool(x):
 
 
 def forward(params, statistics, images, training):
-    """resnet18_v1 of Gluon's model zoo, all arrays under Gluon's names: scores, and new running statistics."""
+    """resnet18_v1 from Gluon's model zoo, all arrays under Gluon's names: returns scores and new running statistics."""
     new = dict(statistics)
 
     def conv(x, name, stride=1):
@@ -40,7 +40,7 @@ def forward(params, statistics, images, training):
     def batch_norm(x, name):
         mean, var = running = [statistics[f'{name}.running_{what}'] for what in ('mean', 'var')]
         if training:
-            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))  # MXNet adds this very variance to the running one, PyTorch n/(n-1)
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))  # MXNet adds this variance itself, PyTorch n/(n-1) times it
             new[name + '.running_mean'], new[name + '.running_var'] = (
                 0.9 * old + 0.1 * now for old, now in zip(running, (mean, var)))
         scale = params[name + '.gamma'] / jnp.sqrt(var + 1e-5)
@@ -63,9 +63,9 @@ def forward(params, statistics, images, training):
 def carry_over(states, run, steps):
     """Parameters, running statistics, optimizer and its state of a checkpoint, as JAX has them."""
     arrays = {weight.name: jnp.array(weight.copies[0]) for weight in run.weights}
-    params = {name: arrays.pop(name) for name in states.names if states.counts[name]}  # what no gradient moves has no updates
+    params = {name: arrays.pop(name) for name in states.names if states.counts[name]}  # no gradients, no updates
 
-    def schedule(count):  # in JAX a function of the number of updates done
+    def schedule(count):  # in JAX, a function of the number of updates done
         return run.extra['learning_rate'] * (1 + jnp.cos(jnp.pi * (count + 1) / steps)) / 2
 
     names = {name: name for name in params}
@@ -87,10 +87,10 @@ def main(arguments=None):
     steps = recipe['epochs'] * (len(images) // recipe['batch_size'])
     try:
         params, statistics, optimizer, state = carry_over(states, run, steps)
-    except ValueError as error:  # an optimizer that has no counterpart in JAX, say
+    except ValueError as error:  # for example, an optimizer without a counterpart in JAX
         parser.error(str(error))
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))  # the new arrays take the memory of the old ones
+    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))  # the new arrays reuse the memory of the old ones
     def train_step(params, statistics, state, images, labels):
         def loss_of(params):
             scores, new = forward(params, statistics, images, training=True)

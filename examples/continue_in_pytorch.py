@@ -19,7 +19,7 @@ import gluon_optim as go
 
 
 def build_net(dropout):
-    """The net of train_digits.py, layer by layer, so that names differ only where the frameworks' words do."""
+    """The net of train_digits.py, layer by layer, so that names differ only where the frameworks' names for layers do."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
         nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
@@ -29,7 +29,7 @@ def build_net(dropout):
 
 def carry_over(checkpoint, net):
     """Load the weights of a checkpoint into ``net``, and return its optimizer, for PyTorch, with its state."""
-    model = go.model_to_torch(checkpoint, like=net)  # of float16 weights their float32 masters
+    model = go.model_to_torch(checkpoint, like=net)  # for float16 weights, their float32 masters
     net.load_state_dict(model.state_dict())
     states = model.states()
     optimizer = go.torch.create(states.optimizer, net.parameters())

@@ -22,9 +22,9 @@ def load():
 
 
 def batch_indices(seed, step, samples, batch_size):
-    """Which samples make up the batch of step number ``step`` = 0, 1, ...
+    """The samples in the batch of step number ``step`` = 0, 1, ...
 
-    A function of (seed, step) alone: a run that resumes at any step needs no generator's state.
+    Depends only on (seed, step): a run that resumes at any step needs no generator's state.
     """
     per_epoch = samples // batch_size
     epoch, batch = divmod(step, per_epoch)
@@ -33,12 +33,12 @@ def batch_indices(seed, step, samples, batch_size):
 
 
 def photographs(images):
-    """The images in the format of ResNet: 32 x 32 pixels in three equal colours."""
+    """The images in ResNet's format: 32 x 32 pixels in three equal color channels."""
     return numpy.broadcast_to(images, (len(images), 3, 8, 8)).repeat(4, axis=2).repeat(4, axis=3)
 
 
 def read_checkpoint(parser, path, *recipe):
-    """States and run of a checkpoint that says where the run stands and, in ``extra``, its ``recipe``; else the parser's error."""
+    """States and run of a checkpoint that records its step and, in ``extra``, its ``recipe``; otherwise a parser error."""
     try:
         states, run = go.read_checkpoint(path)
     except (OSError, ValueError) as error:
@@ -46,12 +46,12 @@ def read_checkpoint(parser, path, *recipe):
     said = {} if run is None else {'step': run.step, **run.extra}
     missing = [word for word in ('step', 'learning_rate', 'epochs', 'batch_size', 'seed', *recipe) if said.get(word) is None]
     if missing:
-        parser.error(f'{path} must be a checkpoint of the example that it is to continue: it does not say {", ".join(missing)}')
+        parser.error(f'{path} must be a checkpoint of the example to continue: it does not contain {", ".join(missing)}')
     return states, run
 
 
 def logged(checkpoint):
-    """The losses of the run that went on in Gluon, step -> loss, if its log is beside the checkpoint; else none."""
+    """The losses of the run that continued in Gluon, step -> loss, if its log is next to the checkpoint; otherwise none."""
     log = os.path.join(os.path.dirname(checkpoint), 'losses.jsonl')
     if not os.path.exists(log):
         return {}
@@ -60,7 +60,7 @@ def logged(checkpoint):
 
 
 def compare(losses, gluon, where):
-    """Print how far two runs are apart, each step -> loss."""
+    """Print the differences between the losses of two runs, each step -> loss."""
     apart = [abs(loss - gluon[step]) for step, loss in losses.items() if step in gluon]
     if apart:
         print(f'losses in Gluon and {where} differ by {apart[0]:.1e} in the first step, '

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Finish in PyTorch the ResNet-18 that train_resnet.py has half trained in Gluon. MXNet is not needed.
+"""Finish in PyTorch the ResNet-18 that train_resnet.py half trained in Gluon. MXNet is not needed.
 
     python examples/train_resnet.py --checkpoint-dir resnet
     python examples/finish_resnet_in_pytorch.py resnet/step-44.safetensors --save finished.pt
 
-The net is torchvision's ResNet-18, whose parameters have other names than Gluon's: they are matched in their order.
+The net is torchvision's ResNet-18. Its parameters have different names from Gluon's, so they are matched in order.
 """
 import argparse
 import math
@@ -19,7 +19,7 @@ import gluon_optim as go
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut, as torchvision names them."""
+    """Two convolutions and a shortcut, with torchvision's names."""
 
     def __init__(self, inputs, outputs, stride):
         super().__init__()
@@ -52,7 +52,7 @@ class ResNet18(nn.Module):
 
 
 def carry_over(checkpoint):
-    """The net and the optimizer of a checkpoint, as PyTorch has them."""
+    """The net and the optimizer of a checkpoint, in PyTorch."""
     net = ResNet18(classes=10)
     model = go.model_to_torch(checkpoint, like=net)
     net.load_state_dict(model.state_dict())
@@ -64,7 +64,7 @@ def carry_over(checkpoint):
 
 
 def train(net, optimizer, start, recipe, images, labels):
-    """The rest of the run, step by step as train_resnet.py would have gone on: step -> loss."""
+    """The rest of the run, step by step as train_resnet.py would have continued: step -> loss."""
     steps, losses = recipe['epochs'] * (len(images) // recipe['batch_size']), {}
     for step in tqdm(range(start, steps), 'finishing in PyTorch', initial=start, total=steps, disable=None):
         batch = digits.batch_indices(recipe['seed'], step, len(images), recipe['batch_size'])
@@ -88,7 +88,7 @@ def main(arguments=None):
     (images, labels), (test_images, test_labels) = digits.load()
     try:
         net, optimizer = carry_over(options.checkpoint)
-    except ValueError as error:  # an optimizer that has no counterpart in PyTorch, say
+    except ValueError as error:  # for example, an optimizer without a counterpart in PyTorch
         parser.error(str(error))
     losses = train(net, optimizer, run.step, run.extra, images, labels)
     digits.compare(losses, digits.logged(options.checkpoint), 'PyTorch')

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Train on for 20 updates with the optimizer as an ONNX model, from train_resnet.py's checkpoint. MXNet is not needed.
+"""Continue train_resnet.py's checkpoint for 20 updates with the optimizer as an ONNX model. MXNet is not needed.
 
     python examples/train_resnet.py --checkpoint-dir resnet
     python examples/onnx_train.py resnet/step-44.safetensors --save trained.onnx
 
-ONNX Runtime holds weights and optimizer state and makes the updates; the gradients come from PyTorch, of the net that
-`finish_resnet_in_pytorch.py` defines. The optimizer's mirror in PyTorch gets the same gradients, to compare with.
+ONNX Runtime holds weights and optimizer state and does the updates; the gradients come from PyTorch, from the net defined in
+`finish_resnet_in_pytorch.py`. For comparison, the optimizer's mirror in PyTorch gets the same gradients.
 """
 import argparse
 import math
@@ -27,22 +27,22 @@ UPDATES = 20
 
 
 class OnnxOptimizer:
-    """The optimizer of a checkpoint on ONNX Runtime. ``arrays`` are weights and state, by the names of the model."""
+    """The optimizer of a checkpoint on ONNX Runtime. ``arrays`` holds weights and state under the model's names."""
 
     def __init__(self, states, weights):
         self.model = go.to_onnx(states, weights=weights)    # weights and state, and the update as the model's training_info
-        step, self.arrays = go.onnx.unpack(self.model)      # the update as a model that ONNX Runtime takes, and its arrays
+        step, self.arrays = go.onnx.unpack(self.model)      # the update as a model that ONNX Runtime can run, and its arrays
         self.session = onnxruntime.InferenceSession(step.SerializeToString(), providers=['CPUExecutionProvider'])
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def step(self, gradients, learning_rate):
-        """One update; outputs are called as the arrays that they replace, and /new."""
+        """One update; outputs have the names of the arrays that they replace, plus /new."""
         inputs = {f'{name}/grad': gradient for name, gradient in gradients.items()}
         new = self.session.run(None, {**self.arrays, **inputs, 'learning_rate': numpy.array(learning_rate)})
         self.arrays = {name[:-len('/new')]: array for name, array in zip(self.outputs, new)}
 
     def save(self, path):
-        """Write the model with weights and state as they are now: `gluon-optim convert` takes them back to MXNet."""
+        """Write the model with the current weights and state: `gluon-optim convert` takes them back to MXNet."""
         for graph in (self.model.graph, self.model.training_info[0].algorithm):
             for tensor in graph.initializer:
                 tensor.CopyFrom(numpy_helper.from_array(self.arrays[tensor.name], tensor.name))
@@ -50,13 +50,13 @@ class OnnxOptimizer:
 
 
 class Mirror:
-    """The same optimizer in PyTorch, on weights of its own, which tells how far ONNX Runtime is from it."""
+    """The same optimizer in PyTorch, on separate weights, to measure how far ONNX Runtime is from it."""
 
     def __init__(self, states, weights):
         self.weights = {name: torch.tensor(weights[name]) for name in states.names}
         self.optimizer = go.torch.create(states.optimizer, self.weights.values())
         self.optimizer.load_state_dict(go.to_torch(states))
-        self.travelled = dict.fromkeys(self.weights, 0.0)  # the sum of updates: of each, its largest element
+        self.travelled = dict.fromkeys(self.weights, 0.0)  # the sum of updates, taking the largest element of each
 
     def step(self, gradients, learning_rate):
         before = {name: weight.clone() for name, weight in self.weights.items()}
@@ -68,8 +68,8 @@ class Mirror:
             self.travelled[name] += (weight - before[name]).abs().max().item()
 
     def compare(self, arrays):
-        """Print by how much ``arrays`` are apart from the weights here. A weight that is nearly as large as others can hold no
-        change smaller than the spacing of numbers of its size: rounded another way once, it is that far off."""
+        """Print by how much ``arrays`` differ from the weights here. A weight cannot represent changes smaller than the spacing
+        of numbers of its size: rounded the other way once, it is off by that much."""
         names = [name for name, weight in self.weights.items() if (weight.numpy() != arrays[name]).any()]
         print(f'ONNX Runtime and PyTorch agree bit for bit in {len(self.weights) - len(names)} of {len(self.weights)} tensors')
         apart = {name: numpy.abs(self.weights[name].numpy() - arrays[name]).max() for name in names}
@@ -89,14 +89,15 @@ def main(arguments=None):
     recipe, (images, labels) = run.extra, digits.load()[0]
     steps = recipe['epochs'] * (len(images) // recipe['batch_size'])
     if run.step + UPDATES > steps:
-        parser.error(f'{options.checkpoint} is at step {run.step} of {steps}: {UPDATES} updates are not left. Give an earlier one.')
+        parser.error(f'{options.checkpoint} is at step {run.step} of {steps}: fewer than {UPDATES} updates are left. '
+                     'Pass an earlier one.')
     net = ResNet18(classes=10)
     try:
         model = go.model_to_torch(options.checkpoint, like=net)
         net.load_state_dict(model.state_dict())
         states = model.states()                             # under PyTorch's names
         optimizer, mirror = OnnxOptimizer(states, model.weights), Mirror(states, model.weights)
-    except ValueError as error:                             # an optimizer that has no counterpart there, say
+    except ValueError as error:                             # for example, an optimizer without a counterpart there
         parser.error(str(error))
 
     params, losses = dict(net.named_parameters()), {}

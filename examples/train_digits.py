@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a small convolutional Gluon net on handwritten digits; die at any instant, resume bit for bit.
+"""Train a small convolutional Gluon net on handwritten digits; kill it at any instant, resume bit for bit.
 
     python examples/train_digits.py --optimizer novograd
     python examples/train_digits.py --checkpoint-dir run              # kill it whenever you like, then
@@ -10,6 +10,7 @@ Exit codes: 0 trained, 1 refused with a reason, 2 unusable arguments.
 import argparse
 import hashlib
 import json
+import logging
 import os
 import sys
 
@@ -21,16 +22,16 @@ from tqdm import tqdm
 
 import gluon_optim as go
 
-# What a resumed run must share with the one that it continues. The device and the places of files may differ.
+# What a resumed run must share with the one it continues. The device and file locations may differ.
 RECIPE = ('optimizer', 'learning_rate', 'epochs', 'batch_size', 'dropout', 'multi_precision', 'seed')
 
 
 class Refused(Exception):
-    """The run cannot start or go on, for the reason that the message gives."""
+    """The run cannot start or continue; the message gives the reason."""
 
 
 def in_float32(layer):
-    """``layer``, a class, computing in float32 whatever its parameters are stored in.
+    """``layer``, a class, computing in float32 whatever type its parameters are stored in.
 
     MXNet has no float16 matrix product on the CPU. The gradients return to float16 through the cast.
     """
@@ -54,7 +55,7 @@ def build_net(dropout=0.0):
 
 
 def restore(manager, net, trainer, recipe):
-    """Restore the newest sound checkpoint, if it is of a run with the same recipe; returns its step."""
+    """Restore the newest intact checkpoint if it is from a run with the same recipe; returns its step."""
     restored = manager.restore_latest(net=net, trainer=trainer)
     if restored is None:
         raise Refused(f'--resume finds no checkpoint in {manager.directory}. Leave --resume out to start a new run there.')
@@ -66,7 +67,7 @@ def restore(manager, net, trainer, recipe):
 
 
 def parameters_digest(net):
-    """SHA-256 over names and bytes of all parameters, the running means of batch norm included."""
+    """SHA-256 over names and bytes of all parameters, including the running means of batch norm."""
     digest = hashlib.sha256()
     for name, parameter in sorted(net._collect_params_with_prefix().items()):
         digest.update(name.encode() + parameter.data().asnumpy().tobytes())
@@ -88,7 +89,7 @@ def train_step(net, trainer, images, labels, device):
 
 
 def run(options):
-    """Train as the options say; returns the last line to be shown."""
+    """Train as the options say; returns the last line to show."""
     device = mx.cpu(options.device)
     recipe = {key: getattr(options, key) for key in RECIPE}
     (images, labels), held_out = digits.load()
@@ -114,7 +115,7 @@ def run(options):
     with open(options.log or os.devnull, 'a', buffering=1) as log:
         for step in tqdm(range(start, steps), 'training', initial=start, total=steps, disable=None):
             batch = digits.batch_indices(options.seed, step, len(images), options.batch_size)
-            mx.random.seed(options.seed * 1_000_003 + step, ctx=device)  # dropout, too, depends on (seed, step) alone
+            mx.random.seed(options.seed * 1_000_003 + step, ctx=device)  # dropout, too, depends only on (seed, step)
             loss = train_step(net, trainer, images[batch], labels[batch], device)
             if manager:  # no need to save random states: they follow from the step
                 manager.save(step + 1, net=net, trainer=trainer, extra=recipe, reseed=False)
@@ -151,6 +152,7 @@ def parse(arguments):
 
 def main(arguments=None):
     options = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format='%(message)s')  # shows what is saved and restored
     try:
         print(run(options))
     except (Refused, ValueError, TypeError, OSError) as error:

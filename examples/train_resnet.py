@@ -1,15 +1,16 @@
 #!/usr/bin/env python
-"""Train ResNet-18 of Gluon's model zoo on handwritten digits, with a checkpoint half-way, to be finished elsewhere.
+"""Train ResNet-18 from Gluon's model zoo on handwritten digits, with a checkpoint halfway, to be finished elsewhere.
 
     python examples/train_resnet.py --checkpoint-dir resnet                       # saves step-44 and step-88
     python examples/finish_resnet_in_pytorch.py resnet/step-44.safetensors
     python examples/onnx_train.py resnet/step-44.safetensors
     python examples/continue_in_jax.py resnet/step-44.safetensors
 
-These go on from there without MXNet, and compare their losses with the ones that this run has logged.
+These continue from there without MXNet, and compare their losses with the ones that this run logged.
 """
 import argparse
 import json
+import logging
 import os
 import sys
 
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 import gluon_optim as go
 
-RECIPE = ('optimizer', 'learning_rate', 'epochs', 'batch_size', 'seed')  # what another program must know to go on
+RECIPE = ('optimizer', 'learning_rate', 'epochs', 'batch_size', 'seed')  # what another program must know to continue
 
 
 def train_step(net, trainer, images, labels):
@@ -35,10 +36,10 @@ def train_step(net, trainer, images, labels):
 
 
 def run(options):
-    """Train as the options say; returns the share of held-out digits that are recognised at the end."""
+    """Train as the options say; returns the share of held-out digits recognized at the end."""
     manager = go.CheckpointManager(options.checkpoint_dir)
     if manager.steps():
-        raise ValueError(f'{manager.directory} already holds a run. Give another --checkpoint-dir.')
+        raise ValueError(f'{manager.directory} already holds a run. Pass another --checkpoint-dir.')
     (images, labels), (test_images, test_labels) = digits.load()
     steps = options.epochs * (len(images) // options.batch_size)
     recipe = {'net': 'resnet18_v1', **{key: getattr(options, key) for key in RECIPE}}
@@ -72,6 +73,7 @@ def main(arguments=None):
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--seed', type=int, default=0)
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format='%(message)s')  # shows what is saved and restored
     try:
         print(f'Gluon: accuracy {run(options):.2%} on held-out digits')
     except (ValueError, TypeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Optimizers for MXNet Gluon, state that survives, and the way to PyTorch, ONNX and JAX.
+"""Optimizers for MXNet Gluon, training state that survives a crash, and a way to PyTorch, ONNX and JAX.
 
     import gluon_optim as go
     trainer = gluon.Trainer(net.collect_params(), 'novograd', {'learning_rate': 0.01})
@@ -9,21 +9,22 @@ works: states are read, inspected and converted.
 import importlib
 import importlib.util
 import warnings
-from typing import Any, List
+from typing import Any, List, Set
 
 from . import rules
 
-__version__ = '0.1.0'
+__version__ = '1.0.0'
 
-# public name -> where it lives; loaded when it is first used
+# public name -> the module that defines it; loaded on first use
 _PUBLIC = {
     'Hyper': 'schema', 'Slot': 'schema', 'Rule': 'rules.base',
     'OptimizerStates': 'states.model',
     'list_optimizers': 'rules', 'optimizer_info': 'rules',
     'create': 'mxnet.registry', 'register': 'mxnet.registry',
-    'accelerate': 'mxnet.builtin', 'restore_builtins': 'mxnet.builtin',
+    'accelerate': 'mxnet.builtin', 'accelerated': 'mxnet.builtin', 'restore_builtins': 'mxnet.builtin',
     'save_states': 'mxnet.trainer', 'load_states': 'mxnet.trainer', 'states_digest': 'mxnet.trainer',
     'save_checkpoint': 'mxnet.checkpoint', 'load_checkpoint': 'mxnet.checkpoint', 'CheckpointManager': 'mxnet.manager',
+    'EstimatorCheckpoints': 'mxnet.estimator', 'EpochSampler': 'mxnet.data',
     'read_states': 'states.reader', 'read_checkpoint': 'states.container',
     'to_torch': 'torch', 'from_torch': 'torch', 'to_onnx': 'onnx', 'from_onnx': 'onnx', 'to_optax': 'optax', 'from_optax': 'optax',
     'model_to_torch': 'models', 'suggest_names': 'models',
@@ -31,36 +32,57 @@ _PUBLIC = {
 }
 _MODULES = ('models', 'torch', 'onnx', 'optax', 'rules', 'schedules', 'schema', 'states')
 
-__all__ = sorted([*_PUBLIC, *_MODULES])
+_NEEDS = {'torch': ('torch',), 'onnx': ('onnx',), 'optax': ('jax', 'optax'), 'mxnet': ('mxnet',)}
+_broken: Set[str] = set()  # rooms that were found not to work here
 
 
 def __getattr__(name: str) -> Any:
+    if name == '__all__':  # what `from gluon_optim import *` takes, and `help` shows
+        return _working()
     if name in _MODULES:
         return importlib.import_module(f'.{name}', __name__)
     if name not in _PUBLIC:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    if name == 'register' and importlib.util.find_spec('mxnet') is None:
+    if name == 'register' and not _installed('mxnet'):
         return rules.register
-    if _PUBLIC[name].startswith('mxnet.') and importlib.util.find_spec('mxnet') is None:
-        raise ImportError(f'gluon_optim.{name} needs MXNet, which is not installed here. '
-                          'Install mxnet==1.9.1 and "numpy<1.24" on Python 3.8 to 3.11.')
     value = getattr(importlib.import_module(f'.{_PUBLIC[name]}', __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> List[str]:
-    return sorted([*globals(), *__all__])
+    """The public names that work here, as far as this is known without importing what they need."""
+    names = [name for name in [*_PUBLIC, *_MODULES] if name == 'register' or _installed(_room(name))]
+    return sorted([*names, *(name for name in globals() if name.startswith('__'))])
+
+
+def _room(name: str) -> str:
+    return _PUBLIC.get(name, name).partition('.')[0]
+
+
+def _installed(room: str) -> bool:
+    return room not in _broken and all(importlib.util.find_spec(package) for package in _NEEDS.get(room, ()))
+
+
+def _working() -> List[str]:
+    """The public names that work here. Imports what they need."""
+    for room in _NEEDS:
+        if _installed(room):
+            try:
+                importlib.import_module(f'.{room}', __name__)
+            except Exception:  # whatever a damaged package raises; using one of these names says it
+                _broken.add(room)
+    return [name for name in __dir__() if not name.startswith('__')]
 
 
 def _register_optimizers() -> None:
-    if importlib.util.find_spec('mxnet') is None:
+    if not _installed('mxnet'):
         return
     try:
         from .mxnet import registry  # noqa: F401
-    except (ImportError, AttributeError, OSError) as error:
-        warnings.warn(f'MXNet is installed but cannot be imported ({error}). MXNet 1.9.1 needs NumPy below 1.24: '
-                      'pip install "numpy<1.24". What needs no MXNet works without it.', RuntimeWarning, stacklevel=3)
+    except ImportError as error:
+        _broken.add('mxnet')
+        warnings.warn(f'{error} The parts that do not need MXNet still work.', RuntimeWarning, stacklevel=3)
 
 
 _register_optimizers()

@@ -1,7 +1,7 @@
-"""What an optimizer declares about itself: hyper-parameters and slots, and the errors made from them.
+"""What an optimizer declares about itself: hyper-parameters and slots, and the error messages derived from them.
 
-Everything that needs to know a name, a default, a range or a shape reads it from here: the constructors, the checkpoint
-manifest, the converters, the command line and the tables of the README. Nothing here imports a framework.
+Everything that needs a name, a default, a range or a shape reads it from here: the constructors, the checkpoint manifest, the
+converters, the command line and the tables in the README. Nothing here imports a framework.
 
 >>> from gluon_optim.schema import Hyper
 >>> Hyper('momentum', 0.9, '[0, 1)').check(0.5)
@@ -44,17 +44,17 @@ class Hyper(NamedTuple):
     Parameters
     ----------
     name : str
-        MXNet's word for it (``learning_rate``, ``wd``, ``beta1``, ``epsilon``).
+        MXNet's name for it (``learning_rate``, ``wd``, ``beta1``, ``epsilon``).
     default : number, bool, str or None
     domain : str or collection
-        An interval in mathematical notation (``'[0, 1)'``) makes a number; a tuple of allowed values makes a switch.
+        For a number, an interval in mathematical notation (``'[0, 1)'``); for a switch, a tuple of allowed values.
     doc : str
-        Half a sentence for the tables: what it is, in which unit.
+        A phrase for the tables: what it is, and its unit.
     optional : bool
-        Whether None is allowed too.
+        Whether None is also allowed.
 
-    A switch is static: rules branch on it with Python's ``if``. A number reaches the arrays through
-    ``Rule.coefficients`` only, so one compiled kernel serves all its values.
+    A switch is static: rules branch on it with Python's ``if``. A number reaches the arrays only through
+    ``Rule.coefficients``, so one compiled kernel serves all its values.
 
     `check` raises ValueError for a value that is not allowed, TypeError for one of another type.
 
@@ -123,13 +123,15 @@ class Slot(NamedTuple):
         The key under which it is saved (``<parameter>/<name>``).
     like : str
         How its shape follows from the weight's: 'weight', the same; 'scalar', one number (shape (1,) in MXNet, () elsewhere);
-        'rows', one for each entry of the first axis; 'columns', one for each place along the others. Compiled kernels have
-        the first two.
+        'rows', one for each entry of the first axis; 'columns', one for each position along the others. Compiled kernels
+        support the first two.
     init : float or 'weight'
         What it holds before the first update: a number, or the weight itself.
     torch : str
         The key that PyTorch's state_dict uses for this quantity.
     doc : str
+
+    Raises nothing: `register` tries a rule before it accepts it, and raises TypeError where its slots do not work.
 
     >>> Slot('row_sums', 'rows').shape((3, 4)), Slot('norm', 'scalar').shape((3, 4))
     ((3,), ())
@@ -160,14 +162,14 @@ class Values:
         self.__dict__.update(values)
 
     def replace(self, **values: Any) -> 'Values':
-        """A copy with some values exchanged."""
+        """A copy with some values replaced."""
         return Values(**{**self.__dict__, **values})
 
     def asdict(self) -> Dict[str, Any]:
         return dict(self.__dict__)
 
     def __getattr__(self, name: str) -> Any:  # reached only when the attribute is missing
-        raise AttributeError(f'no `{name}` here; there are {one_of(self.__dict__)}')
+        raise AttributeError(f'no `{name}` here; available: {one_of(self.__dict__)}')
 
     def __contains__(self, name: str) -> bool:
         return name in self.__dict__
@@ -193,6 +195,8 @@ def one_of(names: Iterable[Any]) -> str:
 def some_of(names: Collection[Any], most: int = 6) -> str:
     """Names as `one_of` lists them, and of more than ``most`` the first ones and how many there are.
 
+    Raises nothing.
+
     >>> some_of('abcdef', most=3)
     "'a', 'b', 'c', ... (6)"
     """
@@ -200,18 +204,26 @@ def some_of(names: Collection[Any], most: int = 6) -> str:
     return shown if len(names) <= most else f'{shown}, ... ({len(names)})'
 
 
-# other frameworks' words for MXNet's
+# other frameworks' names -> MXNet's
 _WORDS = {'lr': ('learning_rate',), 'weight_decay': ('wd',), 'eps': ('epsilon',), 'betas': ('beta1', 'beta2'), 'b1': ('beta1',),
           'b2': ('beta2',)}
 
 
 def lower_name(name: Any) -> Any:
-    """``name`` lower-cased; other objects are returned unchanged."""
+    """``name`` lower-cased; other objects are returned unchanged.
+
+    Raises nothing.
+
+    >>> lower_name('AdamW'), lower_name(3)
+    ('adamw', 3)
+    """
     return name.lower() if isinstance(name, str) else name
 
 
 def compute_type(dtype: Any) -> str:
-    """The type in which a weight of type ``dtype`` is updated, and of its slots: double for double, single for all others.
+    """The type in which a weight of type ``dtype`` is updated, and of its slots: float64 for float64, otherwise float32.
+
+    Raises nothing.
 
     >>> compute_type('float64'), compute_type('float16')
     ('float64', 'float32')
@@ -220,7 +232,15 @@ def compute_type(dtype: Any) -> str:
 
 
 def check_int(name: str, value: Any, least: int = 0) -> int:
-    """``value``, an integer of Python or NumPy, as one of Python; ValueError for anything else, or below ``least``."""
+    """``value``, a Python or NumPy integer, as a Python one; ValueError for anything else, or a value below ``least``.
+
+    ``name`` is what the error calls it, ``least`` the smallest that is allowed. Raises ValueError.
+
+    >>> check_int('step', -1)
+    Traceback (most recent call last):
+      ...
+    ValueError: `step` must be a whole number, 0 or more. Received: step=-1.
+    """
     try:
         if not isinstance(value, bool) and operator.index(value) >= least:
             return operator.index(value)
@@ -230,7 +250,13 @@ def check_int(name: str, value: Any, least: int = 0) -> int:
 
 
 def error_text(error: BaseException) -> str:
-    """What an error says, without the numbers and quotes that Python adds."""
+    """An error's message, without the numbers and quotes that Python adds.
+
+    ``error`` is any exception; raises nothing.
+
+    >>> error_text(KeyError('no such name'))
+    'no such name'
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f': {error.filename!r}' if error.filename else '')
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
@@ -238,7 +264,7 @@ def error_text(error: BaseException) -> str:
 
 def check_known(what: str, name: Any, known: Iterable[str], error: Type[Exception] = TypeError, owner: Optional[str] = None
                 ) -> None:
-    """Raise ``error`` unless ``name`` is one of ``known``; say which known names are near. TypeError for what is no string.
+    """Raise ``error``, suggesting close matches, unless ``name`` is one of ``known``. TypeError if it is not a string.
 
     >>> check_known('optimizer', 'novgrad', ['novograd', 'adamw'], ValueError)
     Traceback (most recent call last):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / 'gluon_optim'
 # from the ground up; a room imports from rooms of lower floors, and from itself
-FLOORS = [['schema'], ['rules', 'schedules'], ['lowering', 'states'], ['mapping', 'models'],
+FLOORS = [['schema', 'requirements', 'display'], ['rules', 'schedules'], ['lowering', 'states'], ['mapping', 'models'],
           ['torch', 'onnx', 'optax', 'mxnet'], ['transfer'], ['cli']]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -98,6 +98,35 @@ def test_a_missing_package_is_named_not_hidden(figures):
             assert package in figures['cases'][0]['missing'][name] or 'jax' in figures['cases'][0]['missing'][name]
 
 
+@pytest.fixture(scope='module')
+def layouts(tmp_path_factory):
+    path = tmp_path_factory.mktemp('bench') / 'figures.json'
+    output, _ = run('--case', 'layouts', '--nets', 'cnn', '--rounds', '1', '--json', str(path))
+    return output, json.loads(path.read_text())['layouts']
+
+
+def test_every_layout_is_measured(layouts):
+    found = [(row['kvstore'], row['update_on_kvstore'], row['contexts']) for row in layouts[1]]
+    assert len(found) == len(set(found)) == 10
+    assert set(found) == {(None, False, 1), (None, False, 2)} | {
+        (kvstore, there, contexts) for kvstore in ('local', 'device') for there in (False, True) for contexts in (1, 2)}
+
+
+def test_layouts_compare_ours_with_mxnets_and_the_others_with_adam(layouts):
+    output, rows = layouts
+    for row in rows:
+        ms = row['ms']
+        assert set(ms) == {'mxnet:adam', 'mxnet:sgd', *(f'gluon_optim:{name}' for name in ('adam', 'sgd', 'novograd', 'adamw'))}
+        assert row['ratios'] == {
+            'gluon_optim:adam': ms['gluon_optim:adam'] / ms['mxnet:adam'],
+            'gluon_optim:sgd': ms['gluon_optim:sgd'] / ms['mxnet:sgd'],
+            'gluon_optim:novograd': ms['gluon_optim:novograd'] / ms['gluon_optim:adam'],
+            'gluon_optim:adamw': ms['gluon_optim:adamw'] / ms['gluon_optim:adam']}
+        line = next(line.split() for line in output.splitlines() if line.split()[:4] == [
+            'cnn', str(row['kvstore']), 'yes' if row['update_on_kvstore'] else 'no', str(row['contexts'])])
+        assert line[4:7] == [f'{x:.2f}' for x in (ms['mxnet:adam'], ms['gluon_optim:adam'], row['ratios']['gluon_optim:adam'])]
+
+
 def test_float16_counts_masters(tmp_path):
     output, _ = run('--case', 'tiny', '--rounds', '1', '--dtype', 'float16', '--optimizers', 'novograd', '--peers', 'mxnet:adam',
                     'mxnet:sgd', '--json', str(tmp_path / 'figures.json'))
@@ -138,9 +167,9 @@ def test_a_python_that_stops_is_named(bench):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['--optimizers', 'novgrad'], "nothing is called 'novgrad'"),
-    (['--peers', 'jax:*'], "nothing is called 'jax:*'"),
-    (['--peer-python', 'no/such/python'], "--peer-python must be a Python that can be run. Received: 'no/such/python'."),
+    (['--optimizers', 'novgrad'], "nothing matches 'novgrad'"),
+    (['--peers', 'jax:*'], "nothing matches 'jax:*'"),
+    (['--peer-python', 'no/such/python'], "--peer-python must be an executable Python. Received: 'no/such/python'."),
     (['--rounds', '0'], '--rounds must be at least 1. Received: 0.'),
 ])
 def test_bad_arguments(bench, capsys, arguments, message):

@@ -245,8 +245,8 @@ def forged(path, change):
     (lambda m: m['run'].update(step=-1), "'step' of the run"),
     (lambda m: m['run'].update(metrics={'a': 'b'}), "'metrics' of the run must be an object of numbers"),
     (lambda m: m['run'].update(extra=[]), "'extra' of the run"), (lambda m: m['run'].update(weights={}), "'weights' of the run"),
-    (lambda m: m['run']['weights'].pop(), 'must be those that the manifest lists'),
-    (lambda m: m['run']['weights'].__setitem__(1, m['run']['weights'][0]), 'must differ. Received twice'),
+    (lambda m: m['run']['weights'].pop(), 'must be those listed in the manifest'),
+    (lambda m: m['run']['weights'].__setitem__(1, m['run']['weights'][0]), 'must be unique. Received twice'),
     (lambda m: m['run']['weights'][0].update(copies=2**50), 'more than its'),
     (lambda m: m['run']['weights'][0].update(copies=0), "'copies' of a weight"),
     (lambda m: m['run']['weights'][0].update(name='../a'), "'name' of a weight"),
@@ -316,7 +316,7 @@ def test_a_net_without_a_trainer(path):
     assert restored == {'a': 1} and restored.step == 3 and restored.states is None
     for name, parameter in net._collect_params_with_prefix().items():
         np.testing.assert_array_equal(parameter.data().asnumpy(), other._collect_params_with_prefix()[name].data().asnumpy())
-    with pytest.raises(ValueError, match='saved without one. Load it with net= alone'):
+    with pytest.raises(ValueError, match='saved without one. Load it with only net='):
         go.load_checkpoint(path, net=net, trainer=trainer)
 
 
@@ -345,7 +345,7 @@ def test_extra_must_be_json(path, extra, error, words):
 
 def test_other_refusals(path):
     net, trainer = runs.make(NOVOGRAD)
-    with pytest.raises(TypeError, match=r'`trainer` must be one .*Received: list.*a checkpoint each'):
+    with pytest.raises(TypeError, match=r'`trainer` must be one .*Received: list.*one checkpoint each'):
         go.save_checkpoint(path, net=net, trainer=[trainer, trainer])
     with pytest.raises(ValueError, match='Received: neither'):
         go.save_checkpoint(path)
@@ -354,7 +354,7 @@ def test_other_refusals(path):
             go.save_checkpoint(path, net=net, trainer=trainer, **position)
     assert not os.path.exists(path)
     go.save_states(trainer, path, net=net)
-    with pytest.raises(StateFileError, match='optimizer states only. Use load_states'):
+    with pytest.raises(StateFileError, match='only optimizer states. Use load_states'):
         go.load_checkpoint(path, net=net, trainer=trainer)
     with pytest.raises(ValueError, match='Received: neither'):
         go.save_checkpoint(path, net=net, trainer=trainer)

@@ -1,8 +1,10 @@
 """The container of optimizer states: exact, complete or invisible, and closed to anything damaged or forged."""
+import errno
 import hashlib
 import json
 import os
 import random
+import re
 import signal
 import stat
 import struct
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import work
 
-from gluon_optim.states import container
+from gluon_optim.states import atomic, container
 from gluon_optim.states.errors import StateFileError
 from gluon_optim.states.files import kind_of
 from gluon_optim.states.model import OptimizerStates, ParameterInfo, digest
@@ -360,11 +362,11 @@ print(peak() - before)
 # What is read
 
 @pytest.mark.parametrize('data, words', [
-    (b'', 'no container'),
-    (b'\x10', 'no container'),
-    (b'\x80\x02}q\x00.', 'no container'),
-    (struct.pack('<Q', 2) + b'{}', 'no container'),
-    (safetensors_numpy.save({'a': np.zeros(2)}), 'no container'),
+    (b'', 'not a gluon_optim file'),
+    (b'\x10', 'not a gluon_optim file'),
+    (b'\x80\x02}q\x00.', 'not a gluon_optim file'),
+    (struct.pack('<Q', 2) + b'{}', 'not a gluon_optim file'),
+    (safetensors_numpy.save({'a': np.zeros(2)}), 'not a gluon_optim file'),
 ])
 def test_other_files(path, data, words):
     with pytest.raises(StateFileError, match=words):
@@ -385,7 +387,7 @@ def edit(old, new, times=1):
 
 
 @pytest.mark.parametrize('change_header, words', [
-    (edit(b'\\"version\\":2', b'\\"version\\":3'), 'version of the format must be 1 or 2. Received: 3'),
+    (edit(b'\\"version\\":2', b'\\"version\\":3'), 'format version must be 1 or 2. Received: 3'),
     (edit(b'\\"version\\":2', b'\\"version\\":true'), 'version'),
     (edit(b'\\"version\\":2', b'\\"version\\":1'), 'keys'),
     (edit(b'gluon_optim.states', b'other.states'), 'format'),
@@ -404,7 +406,7 @@ def edit(old, new, times=1):
     (edit(b'\\"hypers\\":{', b'\\"hypers\\":{\\"x\\":' + b'[' * 100000 + b']' * 100000 + b','), 'JSON'),
     (edit(b'\\"hypers\\":{', b'\\"hypers\\":{\\"x\\":\\"\\\\ud800\\",'), 'surrogates'),
     (edit(b'\\"novograd\\"', b'\\"novo\xff\\"'), 'UTF-8'),
-    (edit(b'{"__metadata__":{', b'{"__metadata__":{"a":"b",'), 'no container'),
+    (edit(b'{"__metadata__":{', b'{"__metadata__":{"a":"b",'), 'not a gluon_optim file'),
     (edit(b'},"', b',"more":"x"},"'), 'no others'),
     (edit(b'\\"name\\":\\"1.bias\\"', b'\\"name\\":\\"../1.bias\\"'), "'..'"),
     (edit(b'\\"name\\":\\"1.bias\\"', b'\\"name\\":\\"net/0.weight\\"'), 'twice'),
@@ -462,9 +464,9 @@ def test_a_list_of_names_without_end_is_refused_in_time(path):
     (('[0,8]', '[0,8]'), 8, "'w/b' .* must be at bytes 8 to 16 of the data. Received: 0 to 8"),     # the same bytes twice
     (('[0,8]', '[16,24]'), 24, "'w/b' .* must be at bytes 8 to 16 of the data. Received: 16 to 24"),  # bytes that nothing covers
     (('[8,16]', '[0,8]'), 16, None),                                                                 # another order is as good
-    (('[0,8]', '[8,16]'), 15, 'the data must have 16 bytes. Received: 15. The file is cut off'),
+    (('[0,8]', '[8,16]'), 15, 'the data must have 16 bytes. Received: 15. The file is truncated'),
     (('[0,8]', '[8,16]'), 17, 'the data must have 16 bytes. Received: 17. The file is longer'),
-    (('[0,8]', '[8,16]'), 0, 'cut off'),
+    (('[0,8]', '[8,16]'), 0, 'truncated'),
 ])
 def test_the_data_are_covered_exactly(path, offsets, data, words):
     container.write(path, OptimizerStates('adamw', {}, 1, [ParameterInfo('w', 'w', (2,), 'float32')], {'w': 1},
@@ -561,3 +563,81 @@ def test_mutations(path, intact):
     """Damaged files are refused with our error; forged ones with a right signature are refused or read as safetensors does."""
     read = fuzz(path, intact, int(os.environ.get('GLUON_OPTIM_MUTATIONS', 10000)))
     assert read > 10  # harmless forgeries, such as another rate: else the forging itself is broken
+
+
+def temporaries(folder):
+    return [name for name in os.listdir(folder) if name.endswith('.tmp')]
+
+
+def test_a_private_file_is_private_while_it_is_written(path):
+    container.write(path, example())
+    path.chmod(0o600)
+    seen = []
+
+    class Watching(Failing):
+        def chunks(self):
+            seen.extend(stat.S_IMODE(os.stat(path.parent / name).st_mode) for name in temporaries(path.parent))
+            yield np.zeros(4, 'float32')
+
+    opened = os.open
+
+    def watched(name, flags, mode=0o777, **options):
+        descriptor = opened(name, flags, mode, **options)
+        if str(name).endswith('.tmp'):
+            seen.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        return descriptor
+
+    states = example(1)
+    states.slots['frozen"\\'] = {'mean': Watching(None)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'open', watched)
+        container.write(path, states)
+    assert seen and set(seen) == {0o600} and stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_folder_that_cannot_be_synchronised(path):
+    """The file is there: the error says so, and does not look like one of a file that was not written."""
+    container.write(path, example())
+    synchronise = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, 'Input/output error')
+        synchronise(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'fsync', fsync)
+        with pytest.raises(OSError, match='the file is in its place, whole, but its folder') as caught:
+            container.write(path, example(1))
+    assert caught.value.errno == errno.EIO and caught.value.filename == str(path)
+    assert_same(container.read(path), example(1))
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize('when', ['before the claim', 'while it is claimed'])
+def test_who_cleans_up_does_not_take_a_file_that_is_being_written(path, when):
+    """Between its creation and its claim a temporary file looks like the leftover of a killed writer."""
+    everything = re.compile('.*')
+    claim, cleaned = atomic._claim, []
+
+    def slow(descriptor):
+        if not cleaned:
+            cleaned.append(True)
+            if when == 'before the claim':
+                atomic.remove_leftovers(path.parent, everything)
+            else:  # the other process holds the lock, and will delete the file in a moment
+                name = temporaries(path.parent)[0]
+                with open(path.parent / name, 'r+b') as file:
+                    held, _ = claim(file.fileno())
+                    found = claim(descriptor)
+                    os.unlink(path.parent / name)
+                os.close(held)
+                return found
+        return claim(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, '_claim', slow)
+        container.write(path, example())
+    assert cleaned
+    assert_same(container.read(path), example())
+    assert os.listdir(path.parent) == [path.name]

@@ -25,8 +25,8 @@ from gluon_optim.states.mxnet_files import writer
 from gluon_optim.states.protobuf import NUMBERS, WHOLE, Place, header, skim, varint
 from gluon_optim.transfer import verify
 from gluon_optim.transfer.names import Params, read_params
+from gluon_optim.transfer.programs import PROGRAMS
 from gluon_optim.transfer.read import read
-from gluon_optim.transfer.targets import PROGRAMS
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = ROOT / 'tests' / 'legacy' / '1.9.1'
@@ -115,7 +115,7 @@ def test_from_any_file_to_any_other(run, adamw):
         source = 'run.safetensors'
         for k, target in enumerate(chain):
             output = f'{k}' + ENDINGS.get(target, '')
-            assert run('convert', source, '--to', target, '-o', output)[0] == 0
+            assert run('convert', source, '--to', target, '-o', output, '--force')[0] == 0
             source = output
         assert digest(container.read(source)) == digest(states)
 
@@ -141,7 +141,7 @@ def test_old_files_of_mxnet(run, version, file):
             continue
         assert run('convert', path, '--params', 'w,b', '--to', target, '-o', 'x' + ENDINGS[target])[0] == 0
         code, _, err = run('convert', 'x' + ENDINGS[target], '--to', 'mxnet', '--mxnet-version', version[0], '-o', 'back.states',
-                           '--params', 'w,b')
+                           '--params', 'w,b', '--force')
         assert (code, err) == (0, '')
         back = legacy.read_states('back.states', ['w', 'b'])
         assert digest(back) == digest(original)
@@ -217,11 +217,11 @@ def test_damaged_files_are_unreadable_and_nothing_worse(run, adamw, tmp_path, ta
 
 def test_a_file_of_another_kind(run, tmp_path):
     np.savez(tmp_path / 'params.npz', weight=np.zeros(2))
-    refused(run('convert', 'params.npz', '--to', 'mxnet', '-o', 'x'), 1, 'parameters only')
+    refused(run('convert', 'params.npz', '--to', 'mxnet', '-o', 'x'), 1, 'only parameters')
     np.savez(tmp_path / 'x.npz', **{'gluon_optim.json': np.frombuffer(b'{"version": 9}', 'u1')})
     refused(run('convert', 'x.npz', '--to', 'mxnet', '-o', 'x'), 2, 'version must be 1. Received: 9')
     np.savez(tmp_path / 'x.npz', **{'gluon_optim.json': np.frombuffer(b'[]', 'u1')})
-    refused(run('convert', 'x.npz', '--to', 'mxnet', '-o', 'x'), 2, 'must be there, and complete')
+    refused(run('convert', 'x.npz', '--to', 'mxnet', '-o', 'x'), 2, 'must be present and complete')
 
 
 def test_protocol_buffers():
@@ -272,7 +272,7 @@ def test_verified_from_random_weights_and_in_double(run, tmp_path):
 def test_files_for_mxnet_are_read_again(run, adamw, to, options, monkeypatch):
     assert run('convert', 'run.safetensors', '--to', 'optax')[0] == 0
     code, out, err = run('convert', 'run.npz', '--to', to, *options, '--verify', 1)
-    assert (code, err) == (0, '') and 'verified: read again, and equal bit for bit' in out
+    assert (code, err) == (0, '') and 'verified: read again and equal bit for bit' in out
     changed = writer.write_states, container.write
 
     def other(write):
@@ -326,7 +326,7 @@ def without(package, *arguments):
 def test_what_runs_the_file_must_be_there(run, adamw, tmp_path, target, package):
     need(target)
     done = without(package, 'convert', 'run.safetensors', '--to', target, '--verify', '3')
-    refused(done, 1, f"pip install 'gluon-optim[{target}]'")
+    refused(done, 1, f"pip install '.[{target}]'")
     assert os.listdir(tmp_path) == ['run.safetensors']
 
 
@@ -439,10 +439,10 @@ ALL = ('torch', 'onnx', 'optax')
     (one_missing, ['--params', 'p.params'], ('onnx',), ["none for 'bias'", 'Add it']),
     (with_variables, [], ALL, ["'m_schedule'", 'would lose', '--allow-lossy']),
     (of_sgld, [], ALL, ["'sgld' has no mirror"]),
-    (another_optimizer, [], ALL, ["'weight'", "'mean', 'norm_sq'", 'those of other hyper-parameters?']),
-    (incomplete, [], ALL, ["'bias' must hold", 'Is it the state of another optimizer']),
+    (another_optimizer, [], ALL, ["'weight'", "'mean', 'norm_sq'", 'belong to other hyper-parameters?']),
+    (incomplete, [], ALL, ["'bias' must hold", 'Does the state belong to another optimizer']),
     (transposed, [], ALL, ["of 'weight' must have shape (4, 3)", '(3, 4)']),
-    (nothing, ['--target', 'preview'], ('onnx',), ["'adamw' is none of the optimizers", "--target 'mirror'"]),
+    (nothing, ['--target', 'preview'], ('onnx',), ["'adamw' is not one of the optimizers", "--target 'mirror'"]),
     (nothing, ['-o', 'no/folder/x'], (*ALL, 'mxnet'), ['No such file or directory', 'no/folder/x']),
     (nothing, ['--params', 'weight,bias', '--mxnet-version', '1'], ('mxnet',), ["'number'"]),
 ])
@@ -481,7 +481,7 @@ def test_the_package_of_a_target_must_be_there(run, adamw, tmp_path, target):
     need(target)
     assert run('convert', 'run.safetensors', '--to', target)[0] == 0
     for arguments in (['run.safetensors', '--to', target, '-o', 'x'], ['run' + ENDINGS[target], '--to', 'mxnet', '-o', 'x']):
-        refused(without(target, 'convert', *arguments), 1, f"pip install 'gluon-optim[{target}]'")
+        refused(without(target, 'convert', *arguments), 1, f"pip install '.[{target}]'")
     assert not (tmp_path / 'x').exists()
 
 

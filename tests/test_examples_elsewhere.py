@@ -170,13 +170,13 @@ def test_what_is_no_checkpoint_for_the_example_is_a_usage_error(tmp_path, script
     write('digits', extra={**RECIPE, 'net': None})
     write('empty', extra=RECIPE)
     write('late', step=25, extra=RECIPE)
-    cases = {'none': 'No such file', 'foreign': 'no container of gluon_optim', 'states': 'it does not say step',
-             'little': 'it does not say learning_rate, epochs, batch_size',
-             'digits': 'does not say dropout' if script == 'continue_in_pytorch' else 'does not say net'}
+    cases = {'none': 'No such file', 'foreign': 'not a gluon_optim file', 'states': 'it does not contain step',
+             'little': 'it does not contain learning_rate, epochs, batch_size',
+             'digits': 'does not contain dropout' if script == 'continue_in_pytorch' else 'does not contain net'}
     if script != 'continue_in_pytorch':
         cases['empty'] = 'There must be '
     if script == 'onnx_train':
-        cases['late'] = '20 updates are not left'
+        cases['late'] = 'fewer than 20 updates are left'
     path = os.pathsep.join([str(ROOT / 'examples'), PATH])
     done = subprocess.run([sys.executable, '-c', MANY, script, *(str(tmp_path / name) for name in cases)],
                           stderr=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': path})

@@ -1,4 +1,4 @@
-"""Trainers that update on their kvstore: one call of the optimizer per step, and the same numbers as one for each parameter.
+"""Trainers and modules that update on their kvstore: one call of the optimizer per step, with the numbers of one per parameter.
 
 A kvstore hands over new objects at every call; what was prepared for an update serves as long as they are of the same kind.
 """
@@ -12,7 +12,7 @@ mx = pytest.importorskip('mxnet')
 from mxnet import autograd, gluon, nd  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-from contract_nets import RATE, SHAPES, Run, assert_same, conv_net, images, numbers  # noqa: E402
+from contract_nets import RATE, SHAPES, Run, assert_same, conv_net, flat, images, numbers  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
 from gluon_optim.mxnet import executors, kvstore  # noqa: E402
@@ -104,6 +104,53 @@ def test_a_change_of_the_batch_size_holds_at_once(monkeypatch):
         return run.facts()
 
     assert_same(*one_by_one(monkeypatch, lambda: run_on('local', (0, 1), 'adam'), train))
+
+
+def module_on(kind, contexts, name, steps=4, **arguments):
+    """Parameters, and the states of the store, of a small `Module` after some steps; one of its parameters is not trained."""
+    data = mx.sym.Variable('data')
+    net = mx.sym.FullyConnected(mx.sym.Activation(mx.sym.FullyConnected(data, num_hidden=5, name='first'), 'tanh'), num_hidden=3,
+                                name='second')
+    module = mx.mod.Module(mx.sym.SoftmaxOutput(net, name='softmax'), context=[mx.cpu(i) for i in contexts],
+                           fixed_param_names=['first_bias'])
+    module.bind([('data', (8, 4))], [('softmax_label', (8,))])
+    random = np.random.RandomState(0)
+    shapes = dict(first_weight=(5, 4), first_bias=(5,), second_weight=(3, 5), second_bias=(3,))
+    module.init_params(arg_params={key: nd.array(random.normal(size=shape)) for key, shape in shapes.items()})
+    module.init_optimizer(mx.kv.create(kind), name, dict(arguments, learning_rate=RATE))
+    for _ in range(steps):
+        x, y = nd.array(random.normal(size=(8, 4))), nd.array(random.randint(0, 3, 8))
+        module.forward_backward(mx.io.DataBatch([x], [y]))
+        module.update()
+    arrays = dict(module.get_params()[0])
+    for key, state in module._kvstore._updater.states.items():
+        arrays.update((f'{key}/{k}', array) for k, array in enumerate(flat(state)))
+    return {key: array.asnumpy() for key, array in arrays.items()}
+
+
+@stores
+@pytest.mark.parametrize('name, arguments', [('adam', {}), ('lars', dict(momentum=0.9)), ('novograd', {})])
+def test_modules_make_one_call_too(name, arguments, kind, contexts, calls, monkeypatch):
+    together = module_on(kind, contexts, name, wd=0.125, **arguments)
+    assert calls == [3] * 4 and len(together) > 4
+    monkeypatch.setattr(mx.module.module, '_update_params_on_kvstore', kvstore._update_params_on_kvstore)
+    monkeypatch.setattr(kvstore, 'update_together', lambda: None)
+    assert_same(together, module_on(kind, contexts, name, wd=0.125, **arguments))
+    assert calls == [3] * 4 + [1] * 12
+
+
+def test_an_error_of_the_optimizer_reaches_who_updates_a_module():
+    with pytest.raises(ValueError, match='`wd` must be in .-inf, inf.. Received: wd=nan'):
+        module_on('local', (0, 1), 'adam', wd=float('nan'))
+
+
+def test_a_net_whose_parameters_are_all_frozen(calls):
+    run = run_on('local', (0, 1))
+    for parameter in run.parameters:
+        parameter.grad_req = 'null'
+    run.trainer.step(1)
+    assert calls == []
+    np.testing.assert_array_equal(run.weights()['p0_weight'], numbers(0, SHAPES[0]))
 
 
 def test_sparse_gradients_are_taken_one_by_one(calls):

@@ -101,9 +101,9 @@ def test_order_of_parameters(tmp_path):
         return [back.slots[name]['momentum'].size for name in sorted(back.slots, key=int)]
 
     assert sizes(1) == [1, 3, 11] and states.report == []
-    assert sizes(2) == [1, 11, 3] and 'sorted by their places' in states.report[0]
+    assert sizes(2) == [1, 11, 3] and 'sorted by structural name' in states.report[0]
     assert sizes(1, ['10.weight', '0.weight', '2.weight']) == [11, 1, 3]
-    with pytest.raises(ValueError, match="`names` must be all parameters, each once. Received: none of '2.weight'"):
+    with pytest.raises(ValueError, match="`names` must list all parameters, each once. Received: a list without '2.weight'"):
         sizes(1, ['10.weight', '0.weight'])
 
 
@@ -288,5 +288,5 @@ def test_a_foreign_file_is_no_old_file(mx, tmp_path):
     import resume as run
 
     import gluon_optim as go
-    with pytest.raises(StateFileError, match='no container of gluon_optim'):
+    with pytest.raises(StateFileError, match='not a gluon_optim file'):
         go.load_states(run.make({})[1], str(tmp_path / 'x'))

@@ -129,10 +129,10 @@ def test_a_save_that_fails_after_going_back_loses_nothing(folder, pair, monkeypa
 
 def test_steps_that_cannot_be_restored(folder, pair):
     manager = go.CheckpointManager(folder)
-    with pytest.raises(ValueError, match='Received: step=3. There are none'):
+    with pytest.raises(ValueError, match='Received: step=3. Available: none'):
         manager.restore(3, *pair)
     save(manager, pair, 1, 2)
-    with pytest.raises(ValueError, match='Received: step=3. There are 1, 2'):
+    with pytest.raises(ValueError, match='Received: step=3. Available: 1, 2'):
         manager.restore(3, *pair)
     with pytest.raises(ValueError, match='`step` must be a whole number'):
         manager.restore('2', *pair)
@@ -249,7 +249,7 @@ def test_damaged_ones_are_reported_and_passed_over(folder, caplog):
     assert restored.step == 1 and runs.facts(net, trainer) == wanted
     warned = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
     assert [line.split('step-')[1][0] for line in warned] == ['4', '3', '2']
-    assert all('passing over a damaged checkpoint' in line for line in warned) and 'CRC-32' in warned[0]
+    assert all('skipping a damaged checkpoint' in line for line in warned) and 'CRC-32' in warned[0]
     damage(folder / 'step-1.safetensors', 'cut')
     with pytest.raises(StateFileError, match='4 damaged ones, the newest: .*CRC-32.* Move them away'):
         manager.restore_latest(net, trainer)

@@ -27,8 +27,9 @@ from gluon_optim.transfer.read import read
 
 COUNT = int(os.environ.get('GLUON_OPTIM_MUTATIONS', 250))
 NUMBERS = [b'\xff' * 8, b'\xff' * 4, b'\0' * 8, b'\0\0\0\x80', b'\xff\xff\xff\x7f', b'\xff' * 7 + b'\x7f', b'\0' * 7 + b'\1', b'\1',
-           b'(', b'.', b'\x80\x80\x80\x80\x08', b'K\xff', b'J\xff\xff\xff\x7f', b'N', b']', b'}', b'\x85', b'h\0', b'Q', b'R',
-           b'b', b's', b'u']
+           b'(', b'.', b'\x80\x80\x80\x80\x08',
+           b'K\xff', b'J\xff\xff\xff\x7f', b'N', b']', b'}', b'\x85', b'h\0', b'Q', b'R', b'b', b's',
+           b'u']
 WORDS = [b'{', b'}', b'[', b']', b'"', b',', b':', b'null', b'true', b'NaN', b'Infinity', b'-1', b'1e400', b'9' * 25, b'9' * 400,
          b'0.5', b'"a"', b'\\ud800', b'\xff', b'[[[[[[[[', b'{"a":', b'"repeat": 1000000000,', b'"layers": 1000000000,',
          b'"ones": true,', b'"rnn": "lstm",', b'[4611686018427387904, 4]', b'[]', b'{}', b'\\u001b']

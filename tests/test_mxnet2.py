@@ -75,7 +75,7 @@ def test_in_pytorch(tmp_path):
     weight = torch.nn.Parameter(torch.tensor(CONTINUED['adagrad/wd+clip/weight']))
     optimizer = go.torch.create('adagrad_torch', [weight])
     optimizer.load_state_dict(go.to_torch(states))
-    assert "the adagrad of MXNet 2.x computes what 'adagrad_torch' does here" in states.report
+    assert "MXNet 2.x's adagrad computes what 'adagrad_torch' does here" in states.report
     for gradient, wanted in zip(CONTINUED['gradients'], CONTINUED['adagrad/wd+clip/weights']):
         weight.grad = torch.tensor(gradient) * np.float32(states.hypers['rescale_grad'])
         optimizer.step()

@@ -11,6 +11,7 @@ import pytest
 mx = pytest.importorskip('mxnet')
 
 import gluon_optim as go  # noqa: E402
+from gluon_optim.mapping.selection import normalize  # noqa: E402
 from gluon_optim.mxnet.trainer import export_states, import_states  # noqa: E402
 from gluon_optim.states import inspection  # noqa: E402
 from gluon_optim.transfer.read import read  # noqa: E402
@@ -111,8 +112,8 @@ def test_hyperparameters_of_a_stranger():
     net, trainer = runs.make({'optimizer': 'bertadam'})
     runs.train(net, trainer, 1)
     states = export_states(trainer, net)
-    for mode, words, beta1 in (('file', "beta1 is 0.5 in the trainer and 0.9 in the file: the file's holds", 0.9),
-                               ('current', "beta1 is 0.5 in the trainer and 0.9 in the file: the trainer's holds", 0.5)):
+    for mode, words, beta1 in (('file', "beta1 is 0.5 in the trainer and 0.9 in the file: the file's applies", 0.9),
+                               ('current', "beta1 is 0.5 in the trainer and 0.9 in the file: the trainer's applies", 0.5)):
         net, trainer = runs.make({'optimizer': 'bertadam'})
         trainer._optimizer.beta1 = 0.5
         with pytest.warns(UserWarning, match=words):
@@ -156,7 +157,7 @@ def test_a_state_that_nests_otherwise_is_refused(resumed):
     assert all(parameter._data is None for parameter in net.collect_params().values() if parameter.name.endswith('weight'))
 
 
-@pytest.mark.parametrize('name', ['bertadam', 'bare', 'nesting', 'lamb2'])
+@pytest.mark.parametrize('name', ['bertadam', 'bare', 'nesting', 'lamb2', *(name for name in runs.BUILTINS if name != 'sgld')])
 def test_mxnets_own_file_of_a_stranger(tmp_path, name):
     config = {'optimizer': name}
     net, trainer = runs.make(config)
@@ -184,3 +185,89 @@ def test_counts_go_on_for_a_parameter_that_was_not_trained_from_the_start(tmp_pa
     go.load_states(resumed, tmp_path / 's', net=other)
     assert resumed._optimizer._index_update_count == trainer._optimizer._index_update_count
     np.testing.assert_equal(go.states_digest(resumed, other), go.states_digest(trainer, net))
+
+
+# Conversion
+
+def test_conversion_needs_a_rule_and_says_so(resumed, tmp_path):
+    torch = pytest.importorskip('torch')
+    states = go.read_states(resumed[0] / 'bertadam')
+    with pytest.raises(ValueError, match=r"Received: 'bertadam'.*states\.as_rule\('adamw'\)"):
+        go.to_torch(states)
+    taken = states.as_rule('adamw')
+    assert (taken.hypers['epsilon'], taken.hypers['learning_rate']) == (1e-6, 0.05)
+    assert list(taken.slots['0.weight']) == ['mean', 'var']
+    assert np.shares_memory(taken.slots['0.weight']['var'], states.slots['0.weight']['1']) and not taken.trees
+    assert taken.report[0] == "bertadam is taken for adamw, as you say: its arrays are 'mean', 'var', in this order"
+    optimizer = go.torch.create('adamw', [torch.nn.Parameter(torch.zeros(info.shape)) for info in taken.parameters])
+    optimizer.load_state_dict(go.to_torch(taken))
+    assert states.as_rule('adamw', epsilon=0.5).hypers['epsilon'] == 0.5
+    half = go.read_states(resumed[0] / 'bertadam-halfTrue').as_rule('adamw')
+    assert half.master['0.weight'].dtype == np.float32 and list(half.slots['0.weight']) == ['mean', 'var']
+    with pytest.raises(ValueError, match='as many arrays as the rule has slots, 0: .*Received: 2'):
+        states.as_rule('sgd_torch')
+    with pytest.raises(ValueError, match="must be of an optimizer without a rule here. Received: those of 'adam'"):
+        go.read_states(resumed[0] / 'adam').as_rule('adamw')
+    with pytest.raises(ValueError, match="'mean' of '0.weight' must have the shape"):
+        states.slots['0.weight']['0'] = np.zeros(3, 'float32')
+        states.as_rule('adamw')
+
+
+def test_conversion_on_the_command_line(resumed, tmp_path):
+    pytest.importorskip('torch')
+
+    def convert(*options):
+        return subprocess.run([sys.executable, '-m', 'gluon_optim.cli', 'convert',
+                               str(resumed[0] / 'bertadam'), '--to', 'torch', '-o', str(tmp_path / 'x.pt'), *options],
+                              capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}, check=False)
+
+    refused = convert()
+    assert refused.returncode == 1 and 'say which: --as adamw' in refused.stderr and not (tmp_path / 'x.pt').exists()
+    done = convert('--as', 'adamw')
+    assert done.returncode == 0 and 'bertadam is taken for adamw' in done.stdout, done.stderr
+
+
+def test_somebody_elses_class_of_a_known_name_is_not_taken_for_it(tmp_path):
+    class AdamW(runs.BERTAdam):
+        pass
+
+    class LAMB(runs.Bare):
+        pass
+
+    for cls in (AdamW, LAMB):
+        cls.__module__, cls.__qualname__ = 'theirs', cls.__name__
+        net, _ = runs.make({'optimizer': 'adam'})
+        trainer = mx.gluon.Trainer(net.collect_params(), cls(learning_rate=0.05))
+        runs.train(net, trainer, 2)
+        path = f'theirs.{cls.__name__}'
+        go.save_states(trainer, tmp_path / 'states', net=net)
+        states = go.read_states(tmp_path / 'states')
+        assert states.optimizer == path and inspection.missing(states) == []
+        with pytest.raises(ValueError, match=f"Received: '{path}'"):
+            normalize(states)
+        sys.modules['theirs'] = type(sys)('theirs')
+        setattr(sys.modules['theirs'], cls.__name__, cls)
+        try:
+            trainer.save_states(str(tmp_path / 'mxnet.states'))
+        finally:
+            del sys.modules['theirs']
+        old = go.read_states(tmp_path / 'mxnet.states', [p.name for p in trainer._params], allow=[path])
+        assert old.optimizer == path and old.trees.keys() == old.slots.keys()
+        go.load_states(trainer, tmp_path / 'mxnet.states', net=net)
+
+
+def test_attributes_by_index_go_to_no_other_parameter(tmp_path):
+    """`sums` of this optimizer is kept by the index in the trainer, and the order may be another one."""
+    net, trainer = runs.make({'optimizer': 'remembering'})
+    runs.train(net, trainer, 2)
+    go.save_checkpoint(tmp_path / 'run', net=net, trainer=trainer)
+    other, _ = runs.make({'optimizer': 'remembering'})
+    turned = mx.gluon.Trainer(list(other.collect_params().values())[::-1], 'remembering')
+    with pytest.raises(ValueError, match="keeps 'sums' by their index.*another place for '1.bias'"):
+        go.load_checkpoint(tmp_path / 'run', net=other, trainer=turned)
+    net, trainer = runs.make({'optimizer': 'bertadam'})
+    runs.train(net, trainer, 2)
+    go.save_checkpoint(tmp_path / 'run', net=net, trainer=trainer)
+    turned = mx.gluon.Trainer(list(other.collect_params().values())[::-1], 'bertadam')
+    go.load_checkpoint(tmp_path / 'run', net=other, trainer=turned)  # that of others goes by name
+    assert go.states_digest(turned, other) == go.states_digest(trainer, net)

@@ -1,8 +1,10 @@
 """What `pip install` brings, on every platform that we name, and what an installed copy contains."""
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
@@ -30,15 +32,21 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp('wheel')
     source = folder / 'source'
     source.mkdir()
-    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / 'gluon_optim', source / 'gluon_optim', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.cfg', 'pyproject.toml', 'LICENSE', 'docs/DESCRIPTION.md'):
+        (source / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    for name in ('gluon_optim', 'tools/packaging'):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
     run(sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir', folder, source)
     return next(folder.glob('*.whl'))
 
 
 @pytest.fixture(scope='module')
 def metadata(wheel):
+    return metadata_of(wheel)
+
+
+def metadata_of(wheel):
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
         return message_from_bytes(archive.read(name))
@@ -73,6 +81,43 @@ def test_metadata(metadata):
     assert metadata['Requires-Python'] == '>=3.8'
     assert 'Apache-2.0' in (metadata['License'] or metadata['License-Expression'])
     assert {'torch', 'onnx', 'optax', 'plot', 'bench', 'docs', 'test'} <= set(metadata.get_all('Provides-Extra'))
+    assert metadata.get_all('Project-URL')
+    links = re.findall(r'\]\(([^)]*)\)', metadata.get_payload())
+    assert links and all(link.startswith('https://') for link in links)  # an index has no files beside the description
+
+
+def test_the_changelog_has_a_dated_section_of_this_version(metadata):
+    changelog = (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
+    assert re.search(rf'^## \[{re.escape(metadata["Version"])}\] - 20\d\d-\d\d-\d\d$', changelog, re.MULTILINE)
+
+
+def test_the_reader_is_the_same_package_without_mxnet(wheel, metadata, tmp_path):
+    run(sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir', tmp_path,
+        ROOT / 'tools/reader')
+    reader = next(tmp_path.glob('gluon_optim_reader-*.whl'))
+    contents = [{name: archive.read(name) for name in archive.namelist() if '.dist-info/' not in name}
+                for archive in map(zipfile.ZipFile, (reader, wheel))]
+    assert contents[0] == contents[1]
+    own = metadata_of(reader)
+    assert (own['Name'].replace('_', '-'), own['Version']) == ('gluon-optim-reader', metadata['Version'])
+    assert required(own, LINUX, '3.11') == {'numpy': '>=1.17'}
+    assert {'jax', 'optax'} <= set(required(own, LINUX, '3.11', 'optax')) and 'torch' in required(own, LINUX, '3.11', 'torch')
+
+
+def test_an_sdist_contains_every_file(tmp_path):
+    tracked = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if tracked.returncode:
+        pytest.skip('not a checkout of git')
+    names = {name for name in tracked.stdout.decode().split('\0') if name and (ROOT / name).exists()}
+    source = tmp_path / 'source'
+    for name in names:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    code = 'import sys, gluon_optim_build; gluon_optim_build.build_sdist(sys.argv[1])'
+    run(sys.executable, '-c', code, tmp_path, cwd=source, env={**os.environ, 'PYTHONPATH': 'tools/packaging'})
+    with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as archive:
+        packed = {name.partition('/')[2] for name in archive.getnames()}
+    assert names - packed == {'.gitignore'}
 
 
 def test_the_wheel_contains_the_whole_package_and_nothing_else(wheel):

@@ -11,7 +11,7 @@ mx = pytest.importorskip('mxnet')
 from mxnet import gluon  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
-from gluon_optim.mxnet import schedulers  # noqa: E402
+from gluon_optim.mxnet import lr_scheduler as schedulers  # noqa: E402
 from gluon_optim.mxnet.trainer import export_states, import_states  # noqa: E402
 
 S = mx.lr_scheduler
@@ -172,7 +172,7 @@ def test_what_differs_within_such_a_scheduler_is_said(path, change, names):
     step(saved, 4)
     go.save_states(saved, path)
     said = told(lambda: go.load_states(trainer_of(change()), path))
-    assert [line.split(' of the scheduler')[0] for line in said] == names and all("the file's holds" in line for line in said)
+    assert [line.split(' of the scheduler')[0] for line in said] == names and all("the file's applies" in line for line in said)
 
 
 def test_other_parts_are_an_error_and_nothing_is_changed(path):
@@ -265,7 +265,7 @@ def test_a_changed_schedule_is_said_and_an_unchanged_one_is_not(path, what, at, 
             assert said == []
         else:
             assert name in [line.split(' of the scheduler')[0] for line in said]
-            assert all(("the file's holds" if mode == 'file' else "the trainer's holds") in line for line in said)
+            assert all(("the file's applies" if mode == 'file' else "the trainer's applies") in line for line in said)
 
 
 def test_a_rate_beside_the_scheduler(path):
@@ -278,20 +278,20 @@ def test_a_rate_beside_the_scheduler(path):
     go.save_states(saved, path)
     assert told(lambda: go.load_states(make(0.2), path)) == []
     assert told(lambda: go.load_states(make(0.1), path)) == [
-        "base_lr of the scheduler at update 6 is 0.05 in the trainer and 0.1 in the file: the file's holds."]
+        "base_lr of the scheduler at update 6 is 0.05 in the trainer and 0.1 in the file: the file's applies."]
 
 
 def test_a_scheduler_given_up_or_exchanged_is_said(path):
     saved = trainer_of(S.CosineScheduler(20))
     go.save_states(saved, path)
     assert told(lambda: go.load_states(trainer_of(None), path)) == [
-        "The scheduler is none in the trainer and mxnet.lr_scheduler.CosineScheduler in the file: the file's holds."]
+        "The scheduler is none in the trainer and mxnet.lr_scheduler.CosineScheduler in the file: the file's applies."]
     for scheduler, mine in ((None, 'none'), (S.PolyScheduler(20), 'mxnet.lr_scheduler.PolyScheduler')):
         assert told(lambda: go.load_states(trainer_of(scheduler), path, hyperparameters='current')) == [  # noqa: B023
-            f"The scheduler is {mine} in the trainer and mxnet.lr_scheduler.CosineScheduler in the file: the trainer's holds."]
+            f"The scheduler is {mine} in the trainer and mxnet.lr_scheduler.CosineScheduler in the file: the trainer's applies."]
     go.save_states(trainer_of(None), path)
     assert told(lambda: go.load_states(trainer_of(S.PolyScheduler(20)), path, hyperparameters='current')) == [
-        "The scheduler is mxnet.lr_scheduler.PolyScheduler in the trainer and none in the file: the trainer's holds."]
+        "The scheduler is mxnet.lr_scheduler.PolyScheduler in the trainer and none in the file: the trainer's applies."]
 
 
 def test_a_schedule_that_begins_later(path):

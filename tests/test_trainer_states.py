@@ -346,7 +346,7 @@ def test_another_scheduler_is_an_error_that_names_both(path):
     trainer = scheduled(SCHEDULERS[2])
     with pytest.raises(ValueError, match='FactorScheduler.*PolyScheduler'):
         go.load_states(trainer, path)
-    with pytest.warns(UserWarning, match="PolyScheduler in the trainer and .*FactorScheduler in the file: the trainer's holds"):
+    with pytest.warns(UserWarning, match="PolyScheduler in the trainer and .*FactorScheduler in the file: the trainer's applies"):
         go.load_states(trainer, path, hyperparameters='current')
     assert isinstance(trainer.optimizer.lr_scheduler, mx.lr_scheduler.PolyScheduler)
     go.save_states(scheduled(None), path)
@@ -443,7 +443,7 @@ def test_whose_hyperparameters_hold(path):
     said = [str(w.message) for w in caught if w.category is UserWarning]
     assert report.warnings == said and sorted(text.split()[0] for text in said) == ['beta1', 'clip_gradient', 'learning_rate', 'wd']
     trainer = scheduled(None, **mine)
-    with pytest.warns(UserWarning, match="trainer's holds"):
+    with pytest.warns(UserWarning, match="trainer's applies"):
         assert len(go.load_states(trainer, path, hyperparameters='current').warnings) == 4
     assert values(trainer) == [0.003, 0.5, 0.9, None]
     with warnings.catch_warnings():
@@ -597,7 +597,7 @@ def spoiled(path, how):
     ({'optimizer': 'adamw'}, None, ValueError, "'novograd'.*'adamw'"),
     ({'half': True}, None, ValueError, r'3.weight is float16\[6, 48\], in the file float32\[6, 48\]'),
     ({'arguments': {'variant': 'apex'}, 'hyper': 'current'}, None, ValueError, 'norm'),
-    ({}, 'cut', StateFileError, 'cut off'),
+    ({}, 'cut', StateFileError, 'truncated'),
     ({}, 'flip', StateFileError, 'CRC'),
     ({}, 'header', StateFileError, 'SHA-256'),
 ])

@@ -1,16 +1,17 @@
 #!/usr/bin/env python
-"""How long one update takes: our optimizers, MXNet's own, PyTorch's, and the NovoGrads of other packages.
+"""Measure how long one update takes: our optimizers, MXNet's own, PyTorch's, and other packages' NovoGrads.
 
     python tools/bench.py                                       all cases, some minutes
     python tools/bench.py --case resnet50 --rounds 30
     python tools/bench.py --case 2000 --optimizers novograd --peers 'torch_fused:*' '*:novograd'
+    python tools/bench.py --case layouts --nets cnn             Trainer.step with every kvstore, on one context and two
     python tools/bench.py --dtype float16 --json figures.json --plot figures.png
-    python tools/bench.py --peer-python other/bin/python        peers that this environment lacks run under that one
+    python tools/bench.py --peer-python other/bin/python        runs peers that this environment lacks under that one
 
-All competitors are measured in one run, round by round in changing order, each with arrays of its own. In every round the
-bandwidth of an in-place addition is measured too: `floor` is the time in which the bytes that an optimizer must move would
-move at that rate. It reads the gradient, and reads and writes the weight and each slot of the weight's size (float16
-weights with masters: the float16 weight is written, the float32 master read and written).
+All competitors are measured in one run, round by round in changing order, each with its own arrays. Every round also
+measures the bandwidth of an in-place addition: `floor` is the time that the bytes an optimizer must move would take at that
+rate. It reads the gradient, and reads and writes the weight and each slot of the weight's size (for float16 weights with
+masters: the float16 weight is written, the float32 master read and written).
 
 Exit codes: 0 measured, 1 a competitor did not update its weights, 2 unusable arguments.
 """
@@ -25,6 +26,7 @@ import sys
 import time
 from pathlib import Path
 
+import bench_layouts
 import bench_peers
 import mxnet as mx
 import numba
@@ -35,7 +37,7 @@ from tqdm import tqdm
 
 import gluon_optim as go
 
-# so that an optimizer keeps the state that it is known for, and none has less to compute than its peers
+# so that each optimizer keeps its usual state, and none has less to compute than its peers
 ARGUMENTS = {name: dict(momentum=0.9) for name in ('sgd', 'nag', 'signum', 'lars', 'lbsgd', 'sgd_torch')}
 ARGUMENTS['novograd'] = dict(wd=bench_peers.DECAY)
 
@@ -43,7 +45,7 @@ MXNET = ('nothing', 'adam', 'sgd', 'lamb', 'nadam', 'adamax', 'ftml', 'adagrad',
          'lars')
 ROUTES = {'Trainer': 'gluon.Trainer.update', 'Updater': 'Updater.__call__'}
 REFERENCE = 'torch_fused:adamw'
-PAUSE = 0.005  # seconds before each turn: the threads of the one before still spin
+PAUSE = 0.005  # seconds before each turn: the threads of the previous one are still spinning
 
 
 def resnet50():
@@ -66,7 +68,7 @@ CASES = {
     '2000': [(1000,)] * 2000,
     '200': [(1000,)] * 200,
     'one': [(5000, 5000)],
-    'tiny': [(1000,), (30, 7), (1,)],  # to see that everything runs; left out unless asked for
+    'tiny': [(1000,), (30, 7), (1,)],  # to check that everything runs; left out unless requested
 }
 
 
@@ -117,14 +119,14 @@ def in_mxnet(optimizer, data, dtype):
 
 
 def mark_fresh(parameters):
-    """Let the gradients count as new, as a backward pass does: `Trainer.update` refuses old ones."""
+    """Mark the gradients as fresh, as a backward pass does: `Trainer.update` refuses stale ones."""
     for parameter in parameters:
         for data in parameter.list_data():
             data._fresh_grad = True
 
 
 def count_slots(state, shape, dtype):
-    """How many arrays of the weight's size a state has, its master not counted."""
+    """The number of arrays of the weight's size in a state, not counting its master."""
     arrays, pending = 0, [state]
     while pending:
         one = pending.pop()
@@ -155,7 +157,7 @@ class Bandwidth:
         self._competitor.step()
 
     def turn(self):
-        """Bytes per second, of some additions."""
+        """Bytes per second of a few additions."""
         return [2 * self._array.nbytes / seconds for seconds in self._competitor.turn()]
 
 
@@ -232,7 +234,7 @@ def take_turns(case, competitors, bandwidth, rounds):
     with tqdm(total=rounds * len(order), desc=case, disable=None, leave=False) as bar:
         for _ in range(rounds):
             rates += bandwidth.turn()
-            shuffle(order)  # nobody always comes after the same one
+            shuffle(order)  # so that none always follows the same one
             for label in order:
                 time.sleep(PAUSE)
                 seconds[label] += competitors[label].turn()
@@ -240,7 +242,7 @@ def take_turns(case, competitors, bandwidth, rounds):
     for label, competitor in competitors.items():
         problem = '' if label.startswith('mxnet:nothing') else competitor.problem(before[label])
         if problem:
-            raise SystemExit(f'{label}: {problem}. Its figures mean nothing.')
+            raise SystemExit(f'{label}: {problem}. Its figures are meaningless.')
     return seconds, rates
 
 
@@ -265,7 +267,7 @@ def add_ratios(rows):
 # Reporting
 
 def facts():
-    """The machine and the versions, as far as figures depend on them."""
+    """The machine and the versions that figures depend on."""
     return dict(
         cpu=processor(), system=platform.platform(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
@@ -291,7 +293,7 @@ def processor():
 
 
 def table(figures):
-    """Text for people."""
+    """The figures as text."""
     rate = figures['gigabytes_per_second']
     lines = [f"{figures['case']}, {figures['dtype']}: {figures['tensors']} tensors, {figures['elements']:,} elements; "
              f"in-place addition {rate['median']:.1f} GB/s ({rate['quartiles'][0]:.1f} to {rate['quartiles'][1]:.1f})",
@@ -358,16 +360,19 @@ def chosen(parser, option, patterns, known):
     found = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     for pattern in patterns:
         if not fnmatch.filter(known, pattern):
-            parser.error(f'{option}: nothing is called {pattern!r}. Known: {", ".join(known)}.')
+            parser.error(f'{option}: nothing matches {pattern!r}. Known: {", ".join(known)}.')
     return found
 
 
 def arguments(given=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--case', nargs='+', choices=list(CASES), default=[case for case in CASES if case != 'tiny'],
-                        help='which tensors (default: all but tiny)')
+    known = [*CASES, 'layouts']
+    parser.add_argument('--case', nargs='+', choices=known, default=[case for case in known if case != 'tiny'],
+                        help='which tensors, or the layouts of kvstores and contexts (default: all but tiny)')
+    parser.add_argument('--nets', nargs='+', choices=list(bench_layouts.NETS), default=['cnn', 'mobilenet', '56x3000'],
+                        help='the nets of the case layouts (default: %(default)s)')
     parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
-                        help='of weights and gradients in MXNet; float16 has float32 masters, and peers run in float32')
+                        help='type of weights and gradients in MXNet; float16 has float32 masters, and peers run in float32')
     parser.add_argument('--optimizers', nargs='*', default=['novograd', 'adamw', 'sgd_torch'], metavar='PATTERN',
                         help='ours, as names or patterns (default: %(default)s)')
     parser.add_argument('--peers', nargs='*', metavar='PATTERN',
@@ -383,7 +388,7 @@ def arguments(given=None):
         parser.error(f'--rounds must be at least 1. Received: {options.rounds}.')
     for python in options.peer_python:
         if shutil.which(python) is None:
-            parser.error(f'--peer-python must be a Python that can be run. Received: {python!r}.')
+            parser.error(f'--peer-python must be an executable Python. Received: {python!r}.')
     options.optimizers = chosen(parser, '--optimizers', options.optimizers, sorted({*go.list_optimizers(), *MXNET} - {'nothing'}))
     options.peers = chosen(parser, '--peers', options.peers, [f'mxnet:{name}' for name in MXNET] + list(bench_peers.PEERS))
     return options
@@ -391,20 +396,23 @@ def arguments(given=None):
 
 def main(given=None):
     options = arguments(given)
-    cases, start = [], facts()
+    cases, layouts, start = [], [], facts()
+    show = print if options.json != '-' else lambda *text, **how: None
+    show(in_words(start))
     for case in options.case:
-        cases.append(measure(case, options.dtype, options.optimizers, options.peers, options.rounds, options.peer_python))
-        if options.json != '-':
-            if len(cases) == 1:
-                print(in_words(start))
-            print('\n' + table(cases[-1]), flush=True)
+        if case == 'layouts':
+            layouts = bench_layouts.measure(options.nets, options.rounds)
+            show('\n' + bench_layouts.table(layouts), flush=True)
+        else:
+            cases.append(measure(case, options.dtype, options.optimizers, options.peers, options.rounds, options.peer_python))
+            show('\n' + table(cases[-1]), flush=True)
     if options.json:
-        text = json.dumps(dict(facts=start, cases=cases), indent=1) + '\n'
+        text = json.dumps(dict(facts=start, cases=cases, layouts=layouts), indent=1) + '\n'
         if options.json == '-':
             sys.stdout.write(text)
         else:
             Path(options.json).write_text(text)
-    if options.plot:
+    if options.plot and cases:
         plot(cases, options.plot)
 
 

@@ -1,4 +1,4 @@
-"""What tools/bench.py compares with: the optimizers of PyTorch, torch_optimizer, pytorch_optimizer, timm and optax.
+"""The peers of tools/bench.py: the optimizers of PyTorch, torch_optimizer, pytorch_optimizer, timm and optax.
 
 tools/bench.py imports this file. With `--peer-python` it also runs it in another environment, where it steps on request:
 one JSON object per line comes in on standard input, one answer goes out on standard output. Neither MXNet nor gluon_optim
@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy
 
 RATE, DECAY, NOVOGRAD_BETAS = 1e-4, 1e-4, (0.95, 0.98)
-STEPS, TURN = 10, 0.05  # a turn of a competitor is so many steps, or fewer that take so many seconds
+STEPS, TURN = 10, 0.05  # a competitor's turn is at most this many steps and about this many seconds
 PACKAGES = ('numpy', 'torch', 'torch_optimizer', 'pytorch_optimizer', 'timm', 'jax', 'optax')
 
 
 class Data:
-    """Weights and gradients that every competitor copies: the same numbers, but memory of its own."""
+    """Weights and gradients that every competitor copies: the same numbers in separate memory."""
 
     def __init__(self, shapes):
         self.shapes = [tuple(shape) for shape in shapes]
@@ -53,9 +53,9 @@ class Competitor:
     weight : callable
         The first weight, as a NumPy array.
     slots : int
-        How many arrays of the size of the weight it keeps.
+        Number of arrays of the weight's size that it keeps.
     prepare : callable
-        What must be done before each step and is not its work.
+        What must be done before each step but is not part of it.
     """
 
     def __init__(self, step, weight, slots, prepare=lambda: None):
@@ -72,7 +72,7 @@ class Competitor:
         return seconds
 
     def problem(self, before):
-        """Why the measured steps were no updates, '' if they were."""
+        """Why the measured steps were not updates, or '' if they were."""
         after = self.weight()
         if not numpy.isfinite(after).all():
             return 'the weights are not finite'
@@ -163,12 +163,12 @@ PEERS = {f'{family}:{name}': make for family, peers in _FAMILIES.items() for nam
 
 
 def build(name, data):
-    """(Competitor, '') with one step done, so that everything is compiled, or (None, why this environment has it not)."""
+    """(Competitor, '') with one step done, so that everything is compiled, or (None, why this environment lacks it)."""
     try:
         competitor = PEERS[name](data)
         competitor.step()
         return competitor, ''
-    except Exception as error:  # whatever a package of another version raises, it says why there is no figure
+    except Exception as error:  # whatever a package of another version raises explains why there is no figure
         return None, f'{type(error).__name__}: {error}'.splitlines()[0]
 
 
@@ -204,7 +204,7 @@ class Server:
             return json.loads(self._process.stdout.readline())
         except (OSError, ValueError) as error:
             raise SystemExit(f'The peers under {self.python} have stopped (exit code {self._process.poll()}). '
-                             'Is it a Python with NumPy? Its own message stands above.') from error
+                             'Does that Python have NumPy? Its own message is above.') from error
 
     def close(self):
         self._process.stdin.close()
@@ -213,7 +213,7 @@ class Server:
 
 
 class Remote:
-    """A competitor in another process, which takes the time itself."""
+    """A competitor in another process, which measures its own time."""
 
     def __init__(self, server, name, slots):
         self._server, self._name, self.slots = server, name, slots
@@ -230,7 +230,7 @@ class Remote:
 
 def serve():
     answers = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # what packages print must not come between the answers
+    os.dup2(2, 1)  # packages' output must not get between the answers
     data, competitors, before = None, {}, {}
     for line in sys.stdin:
         (what, value), = json.loads(line).items()

@@ -1,4 +1,4 @@
-"""The demonstration that tools/demo runs: straight, killed, resumed elsewhere, continued in PyTorch, and a picture of it."""
+"""The demonstration run by tools/demo: uninterrupted, killed, resumed elsewhere, continued in PyTorch, and a picture."""
 import json
 import os
 import re
@@ -33,7 +33,7 @@ def losses(log):
 
 
 def run(command, log):
-    """Run to the end and show what it says, indented. Progress bars go to the terminal, where there is one."""
+    """Run to the end and show the output, indented. Progress bars go to the terminal, if there is one."""
     done = subprocess.run([*command, '--log', str(log)], stdout=subprocess.PIPE, check=False)
     for line in done.stdout.decode().splitlines():
         print(textwrap.fill(line, 130, initial_indent=INDENT, subsequent_indent=INDENT + '  ', break_on_hyphens=False))
@@ -43,7 +43,7 @@ def run(command, log):
 
 
 def run_and_kill(command, log, step):
-    """Start, and kill -9 as soon as the log shows ``step``. Returns the step at which the process died."""
+    """Start, and kill -9 once the log shows ``step``. Returns the step at which the process died."""
     process = subprocess.Popen([*command, '--log', str(log)])
     while process.poll() is None:
         if max(losses(log), default=0) >= step:
@@ -51,14 +51,14 @@ def run_and_kill(command, log, step):
             break
         time.sleep(0.005)
     if process.wait() != -signal.SIGKILL:
-        raise Failed(f'the run to be killed ended by itself with code {process.returncode}')
+        raise Failed(f'the run to be killed ended on its own with code {process.returncode}')
     if sys.stderr.isatty():
         print(file=sys.stderr)  # its progress bar was cut off
     return max(losses(log))
 
 
 def picture(path, logs, killed_at, resumed_from):
-    """Loss of the four runs, one above the other, and how far each is from the straight one."""
+    """Losses of the four runs, one above another, and how far each is from the uninterrupted one."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot
@@ -100,7 +100,7 @@ def demonstrate(folder):
     logs = {name: folder / f'{name}.jsonl' for name in ('straight', 'killed', 'resumed', 'torch')}
     checkpoints = folder / 'checkpoints'
 
-    print('1. Train with NovoGrad, straight through, on mx.cpu(0).')
+    print('1. Train with NovoGrad, uninterrupted, on mx.cpu(0).')
     run(TRAIN, logs['straight'])
 
     print('2. Train again; kill the process with SIGKILL in the middle.')
@@ -108,15 +108,15 @@ def demonstrate(folder):
     print(f'{INDENT}killed after step {killed_at}')
 
     newest = max(checkpoints.glob('step-*.safetensors'), key=os.path.getmtime)
-    shutil.copy(newest, folder)  # for PyTorch: the resumed run keeps its last three only
+    shutil.copy(newest, folder)  # for PyTorch: the resumed run keeps only its last three
 
     print('3. Resume from the last checkpoint, on another device: mx.cpu(2).')
     said = run([*TRAIN, '--checkpoint-dir', str(checkpoints), '--resume', '--device', '2'], logs['resumed'])
     resumed_from = int(re.search(r'at step (\d+)', said).group(1))
     ends = [records(logs[name])[-1]['parameters'] for name in ('straight', 'resumed')]
     if ends[0] != ends[1]:
-        raise Failed(f'the parameters differ: SHA-256 {ends[0]} of the straight run, {ends[1]} of the resumed one')
-    print(f'{INDENT}parameters equal those of the straight run bit for bit: SHA-256 {ends[0]}')
+        raise Failed(f'the parameters differ: SHA-256 {ends[0]} of the uninterrupted run, {ends[1]} of the resumed one')
+    print(f'{INDENT}parameters equal those of the uninterrupted run bit for bit: SHA-256 {ends[0]}')
 
     print(f'4. Continue the same checkpoint in PyTorch, from step {resumed_from} on the same batches.')
     run([*CONTINUE, str(folder / newest.name)], logs['torch'])
@@ -125,7 +125,7 @@ def demonstrate(folder):
         means = [sum(run[step] for step in range(last - 19, last + 1)) / 20 for run in (straight, torch)]
         print(f'{INDENT}mean loss of steps {last - 19} to {last}: {means[0]:.5f} in MXNet, {means[1]:.5f} in PyTorch')
     picture(folder / 'resume.png', logs, killed_at, resumed_from)
-    print(f'{INDENT}the picture of it all: {folder / "resume.png"}')
+    print(f'{INDENT}the picture: {folder / "resume.png"}')
 
 
 def main():

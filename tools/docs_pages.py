@@ -1,8 +1,8 @@
-"""Write the reference pages of the documentation: one for each public name, optimizer and command.
+"""Write the documentation's reference pages: one for each public name, optimizer and command.
 
     python tools/docs_pages.py docs/reference
 
-docs/conf.py does this at each build. Everything is read off the declarations, and the examples are run.
+docs/conf.py does this at each build. Everything is taken from the declarations, and the examples are run.
 """
 import argparse
 import contextlib
@@ -27,18 +27,17 @@ import gluon_optim as go
 from gluon_optim import cli, rules
 
 PACKAGE = go.__name__
-MODULES = [name for name in go.__all__ if name not in go._PUBLIC]
+MODULES = sorted(go._MODULES)
 
 
 # Public names
 
 def public_names(module=PACKAGE):
-    """The names that have a page in a module: of its ``__all__`` those which the package itself does not export."""
+    """The names in a module that get a page: those in its ``__all__`` that the package itself does not export."""
     if module == PACKAGE:
         return sorted(go._PUBLIC)
-    home = importlib.import_module(module)
-    return sorted(name for name in getattr(home, '__all__', ())
-                  if not (name in go._PUBLIC and getattr(go, name) is getattr(home, name)))
+    names = getattr(importlib.import_module(module), '__all__', ())
+    return sorted(name for name in names if not f'{PACKAGE}.{go._PUBLIC.get(name, "")}.'.startswith(f'{module}.'))
 
 
 def homes(path):
@@ -47,7 +46,7 @@ def homes(path):
 
 
 def has_page(cls):
-    """Whether a class is public, in the package or in the module that it is from."""
+    """Whether a class is public, in the package or in its own module."""
     return any(cls.__name__ in public_names(module) for module in homes(cls.__module__))
 
 
@@ -127,7 +126,7 @@ def entries(pages):
 
 
 def plain(text):
-    """Text in which reStructuredText sees no markup but ``code``."""
+    """Text in which reStructuredText sees no markup except ``code``."""
     return ''.join(part if part.startswith('`') else re.sub(r'([*|_\\])', r'\\\1', part) for part in re.split('(`+[^`]+`+)', text))
 
 
@@ -173,7 +172,7 @@ def optimizer_page(name):
     builtin = any(peer.startswith('mxnet.optimizer.') for peer in info.equals)
     parts = [f'# {name}', f'{sentence(info.summary)}', f'Source: {linked(info.paper)}.', '## Formula', specification(rule, info)]
     handled = '' if 'rescale_grad' in info.formula else ' (rescaled and, with `clip_gradient`, clipped)'
-    parts.append(f'w is the weight, g its gradient{handled}, t = 1, 2, ... the number of the update of this parameter.')
+    parts.append(f'w is the weight, g its gradient{handled}, t = 1, 2, ... the update number of this parameter.')
     parts += ['## Arguments', table(['name', 'default', 'allowed', 'meaning'], [
         [f'`{h.name}`', f'`{h.default!r}`', allowed(h), h.doc] for h in info.hypers])]
     parts.append("Also MXNet's `lr_scheduler`, `begin_num_update`, `multi_precision` and `param_dict`.")
@@ -182,7 +181,7 @@ def optimizer_page(name):
     if info.exceptions:
         parts += ['## Exceptions', '\n'.join(f'* {what}: {why}' for what, why in info.exceptions.items())]
     parts += ['## The same elsewhere', f'Runs on: {", ".join(info.runtimes)}.',
-              'Computes the same, as tests show: ' + (', '.join(f'`{peer}`' for peer in info.equals) or 'nothing else known') + '.']
+              'Computes the same, as tests show: ' + (', '.join(f'`{peer}`' for peer in info.equals) or 'none known') + '.']
     if forms:
         parts += ['Classes of other projects that take its state, by [`to_torch`](../api/gluon_optim.to_torch.rst):',
                   table(['`target`', 'class', 'result', 'conditions'], [conversion(form)[1:] for form in forms]),
@@ -223,19 +222,22 @@ def allowed(hyper):
     return ', '.join(f'`{value!r}`' for value in hyper.domain)
 
 
+SHAPES = {'weight': 'that of the weight', 'scalar': 'one number: (1,)', 'rows': 'the first axis of the weight',
+          'columns': 'the other axes of the weight'}
+
+
 def state(info):
     if not info.slots:
         return 'None with the default arguments.'
-    rows = [[f'`{slot.name}`', 'that of the weight' if slot.like == 'weight' else 'one number: (1,)',
-             'the weight' if slot.init == 'weight' else f'{slot.init:g}', slot.doc, f'`{slot.torch or slot.name}`']
-            for slot in info.slots]
+    rows = [[f'`{slot.name}`', SHAPES[slot.like], 'the weight' if slot.init == 'weight' else f'{slot.init:g}', slot.doc,
+             f'`{slot.torch or slot.name}`'] for slot in info.slots]
     return (f'With the default arguments: {info.memory}. Slots are float32, and float64 for float64 weights; `multi_precision` '
             'adds float32 masters of float16 weights.\n\n'
             + table(['slot', 'shape', 'at first', 'meaning', 'in PyTorch'], rows))
 
 
 def errors(rule):
-    """What all optimizers refuse, and the messages of this one."""
+    """What all optimizers refuse, and this one's messages."""
     def message(call):
         try:
             call()
@@ -272,7 +274,7 @@ def optimizers_index():
 # Examples
 
 def executed(text):
-    """The text with the output of its examples, which are run one after the other in an empty folder."""
+    """The text with the output of its examples, which are run in sequence in an empty folder."""
     names, parts = {}, []
     with tempfile.TemporaryDirectory() as folder, working_in(folder):
         for part in doctest.DocTestParser().parse(text.strip() + '\n'):
@@ -366,7 +368,7 @@ def run_command(arguments):
 
 
 def command_page(name):
-    """One command: its help, and what it says to files that are made for this page."""
+    """One command: its help, and its output for files made for this page."""
     with tempfile.TemporaryDirectory() as folder, working_in(folder):
         executed_here = {}
         for example in doctest.DocTestParser().get_examples(FILES):
@@ -413,7 +415,7 @@ def pages():
 
 
 def write(folder):
-    """Write all pages, and delete those of names that are gone. A page that is as it was keeps its time."""
+    """Write all pages, and delete those of names that are gone. An unchanged page keeps its timestamp."""
     texts = {folder / path: text() for path, text in pages()}
     for path in [*folder.rglob('*.md'), *folder.rglob('*.rst')]:
         if path not in texts:

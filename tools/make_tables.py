@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/CONVERSIONS.md that follow from declarations in the code; with --check, only compare.
+"""Write the tables in README.md and docs/CONVERSIONS.md from the declarations in the code; with --check, only compare.
 
     python tools/make_tables.py
 """
@@ -6,6 +6,8 @@ import argparse
 import re
 import sys
 from pathlib import Path
+
+import speed_tables
 
 import gluon_optim as go
 from gluon_optim import rules
@@ -22,12 +24,12 @@ def optimizers():
         info = go.optimizer_info(name)
         classes = ', '.join(f'`{form.path}`' + ('' if form.labels[-1].name == EXACT else f' ({form.labels[-1].name})')
                             for form in FOREIGN if form.rule == name and form.target == 'torch')
-        equals = ', '.join(info.equals) or '(nothing else known)'
+        equals = ', '.join(info.equals) or '(none known)'
         yield f'| `{name}` | {info.summary} | {equals} | {memory(info.slots)} | {classes} |'
 
 
 def memory(slots):
-    """What a parameter's state takes with the default arguments, in words."""
+    """The size of a parameter's state with the default arguments, in words."""
     arrays = sum(slot.like == 'weight' for slot in slots)
     numbers = len(slots) - arrays
     words = [f'{4 * arrays} bytes'] * (arrays > 0) + [f'{numbers} per tensor'] * (numbers > 0)
@@ -59,7 +61,8 @@ def refused():
         yield f"| `{name}` | {reason(rule)}{'' if mirrored(rule) else ' (no mirror)'} |"
 
 
-TABLES = {'README.md': [optimizers], 'docs/CONVERSIONS.md': [conversions, refused]}
+TABLES = {'README.md': [optimizers, speed_tables.speed, speed_tables.accelerated], 'docs/CONVERSIONS.md': [conversions, refused],
+          'docs/speed.md': [speed_tables.resnet50, speed_tables.half, speed_tables.tensors, speed_tables.layouts]}
 
 
 def updated(text, tables, name):
@@ -76,7 +79,7 @@ def updated(text, tables, name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--check', action='store_true', help='exit 1 if one of them is not up to date')
+    parser.add_argument('--check', action='store_true', help='exit with 1 if one of them is out of date')
     check = parser.parse_args().check
     stale = []
     for name, tables in TABLES.items():
@@ -87,7 +90,7 @@ def main():
         if not check:
             (ROOT / name).write_text(new, encoding='utf-8')
     if check and stale:
-        print(f'{", ".join(stale)}: not up to date: run python tools/make_tables.py', file=sys.stderr)
+        print(f'{", ".join(stale)}: out of date: run python tools/make_tables.py', file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""Print what a test run runs on: the versions that decide."""
+"""Print the versions that a test run depends on."""
 import platform
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,4 +1,4 @@
-"""The commands that say what there is: list, info."""
+"""The commands that list and describe optimizers: list, info."""
 import json
 from argparse import Namespace
 from typing import Any
@@ -29,7 +29,7 @@ def _list(options: Namespace) -> int:
         print(json.dumps(names))
         return 0 if names else 1
     if not names:
-        raise Refused(f'No optimizer matches {options.pattern!r}. `gluon-optim list` has them all.')
+        raise Refused(f'No optimizer matches {options.pattern!r}. `gluon-optim list` shows all names.')
     width = max(map(len, names))
     for name in names:
         say(f'{name:{width}}  {catalog.optimizer_info(name).summary}')
@@ -48,7 +48,7 @@ def _info(options: Namespace) -> int:
     table([(h.name, repr(h.default), h.allowed, h.doc) for h in info.hypers])
     say()
     say(f'State: {info.memory}')
-    table([(slot.name, 'as the weight' if slot.like == 'weight' else 'one number', slot.doc) for slot in info.slots])
+    table([(slot.name, 'like the weight' if slot.like == 'weight' else 'one number', slot.doc) for slot in info.slots])
     say()
     say('Runs on: ' + ', '.join(info.runtimes))
     if info.equals:

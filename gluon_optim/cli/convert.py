@@ -1,52 +1,61 @@
-"""The command that writes states, or a model, for another program: convert."""
+"""The command that converts states or a model for another program: convert."""
 import contextlib
 import os
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional, TextIO
 
 from ..schema import one_of
 from ..states import atomic
 from ..states.files import OpenFile
 from ..transfer import job
 from ..transfer.names import Params, read_params
+from ..transfer.programs import CLASS_TARGETS, PROGRAMS, Job
 from ..transfer.read import NAMELESS
 from ..transfer.refused import Refused, refusing
-from ..transfer.targets import CLASS_TARGETS, PROGRAMS, Job
 from . import models
 from .options import NAMELESS_FILES, add_command, check_used, opened, progress, read_contents
-from .paths import keep_apart, output_for
+from .paths import STANDARD, check_absent, keep_apart, output_for, standard_output
 from .text import dumps, in_options, say, shape_text, table
 
 __all__ = ['add_commands', 'add_conversion']
+
+ALIASES = {'pytorch': 'torch', 'jax': 'optax', 'gluon': 'mxnet'}  # other words for what --to takes
 
 
 def add_commands(commands: Any) -> None:
     """Add the command to an ``argparse`` parser's ``commands``."""
     command = add_command(
-        commands, 'convert', _convert, 'write states, or a model, for another program',
+        commands, 'convert', _convert, 'convert states or a model for another program',
         f'{NAMELESS_FILES}. For states with names, a list chooses parameters and gives their order in the new file '
-        '(--mxnet-version: the order of the trainer), and a .params or .npz file gives the weights where they are needed: '
+        '(--mxnet-version: the order of the trainer), and a .params or .npz file gives the weights if they are needed: for '
         '--to onnx, --verify, --like, --map, and parameters without state')
     add_conversion(command)
 
 
 def add_conversion(command: ArgumentParser) -> None:
     """The options of ``convert`` besides its file."""
-    command.add_argument('--to', required=True, choices=sorted({*PROGRAMS, *models.ENDINGS}),
+    command.add_argument('--to', required=True, type=lambda name: ALIASES.get(name, name),
+                         choices=sorted({*PROGRAMS, *models.ENDINGS}),
                          help="target program; safetensors: a model's weights, "
-                         'mxnet: states, in a file of gluon_optim')
+                         'mxnet: states, in a gluon_optim file')
     command.add_argument('-o', '--output', metavar='FILE',
-                         help='default: beside the input, with the ending of its kind; must not exist then')
+                         help="'-' for standard output; default: in this folder, called as the input, with the extension of "
+                         'its kind')
+    command.add_argument('--force', action='store_true', help='replace the output if it exists')
     command.add_argument('--target', metavar='CLASS', help="the class that continues: 'mirror' keeps everything (default). "
                          f'--to torch: {one_of(CLASS_TARGETS)}, where torch is the class of torch.optim computing the same, and '
                          "the last are other projects'; --to onnx: 'mirror', 'preview', which are ONNX's own Adam, Momentum and "
                          'Adagrad. docs/CONVERSIONS.md says which optimizers have which')
     command.add_argument('--mxnet-version', type=int, choices=(1, 2), help="--to mxnet: write MXNet's own .states of 1.x or 2.x; "
-                         'left out, a file of gluon_optim')
+                         'default: a gluon_optim file')
     command.add_argument('--verify', type=_steps, default=0, metavar='N',
-                         help='replay N steps on both sides, and write nothing if they differ; needs what runs the file '
-                         '(--to mxnet: read it again, whatever N)')
-    command.add_argument('--allow-lossy', action='store_true', help='convert although something is lost, and say what')
+                         help='replay N steps on both sides, and write nothing if they differ; needs the runtime for the file '
+                         '(--to mxnet: read it again, for any N)')
+    command.add_argument('--allow-lossy', action='store_true', help='convert even if something is lost, and say what')
+    command.add_argument('--as', metavar='NAME', dest='as_rule',
+                         help='of the states of an optimizer that has no rule here: the name in `gluon-optim list` of the one that '
+                         'computes the same')
     command.add_argument('--report', metavar='FILE', help='write what was converted, assumed and lost to FILE, as JSON')
     models.add_options(command)
 
@@ -59,12 +68,13 @@ def _steps(text: str) -> int:
 
 
 def _check_conversion(options: Namespace, file: OpenFile, model: bool, params: Params) -> None:
-    """Refuse options that do not go together, or with the file: they would be ignored."""
+    """Refuse options that do not fit together, or do not fit the file: they would be ignored."""
     if model:
-        for name in ('target', 'mxnet_version', 'verify', 'params', 'optimizer', 'source', 'allow'):
+        for name in ('target', 'mxnet_version', 'verify', 'params', 'optimizer', 'source', 'allow', 'as_rule'):
             if getattr(options, name):
-                raise ValueError(f'--{name.replace("_", "-")} is for optimizer states. Received: a model to be written. Leave it '
-                                 'out, or give --what optimizer if the file holds both.')
+                option = name.replace('_rule', '').replace('_', '-')
+                raise ValueError(f'--{option} is for optimizer states. Received: a model to write. Leave it '
+                                 'out, or pass --what optimizer if the file holds both.')
         return
     classes = PROGRAMS[options.to].classes
     if options.target is not None and options.target not in classes:
@@ -82,27 +92,45 @@ def _convert(options: Namespace) -> int:
         model = models.writes_model(options, file)
         params = Params() if model else read_params(options.params)
         _check_conversion(options, file, model, params)
-        output = options.output or (models.output_for(options) if model else output_for(
-            options.file, options.to, options.mxnet_version))
+        output = _output(options, model)
         mapped = None if options.map == models.SUGGEST else options.map
         keep_apart({'--output': output, '--report': options.report}, {
             'the input': options.file, '--params': options.params, '--map': mapped, '--like': options.like})
-        with _reporting(options.report) as write:
-            report = models.report_of(options, file, output) if model else _convert_states(options, file, params, output)
+        if not options.force:
+            check_absent(output)
+        with contextlib.ExitStack() as stack:
+            write = stack.enter_context(_reporting(options.report))
+            path = stack.enter_context(standard_output()) if output == STANDARD else output
+            report = models.report_of(options, file, path) if model else _convert_states(options, file, params, path)
+            report['output'] = output
             write(report)
+    stream = sys.stderr if output == STANDARD else None
     if options.json:
-        print(dumps(report))
+        print(dumps(report), file=stream)
     else:
-        _tell(report)
+        _tell(report, stream)
     return 0
+
+
+def _output(options: Namespace, model: bool) -> str:
+    """Where the result goes."""
+    if options.output is not None:
+        return str(options.output)
+    if model:
+        return models.default_output(options)
+    ending = PROGRAMS[options.to].ending
+    return output_for(options.file, f'.mxnet{options.mxnet_version}.states' if options.mxnet_version else ending)
 
 
 def _convert_states(options: Namespace, file: OpenFile, params: Params, output: str) -> Dict[str, Any]:
     with refusing(reading=True):
         contents = read_contents(file, options, params)
     if contents.states is None:
-        raise Refused(f'{options.file!r} holds parameters only, no optimizer states. Convert the file of the states, and '
-                      'give this one as --params.')
+        raise Refused(f'{options.file!r} holds only parameters, no optimizer states. Convert the state file, and '
+                      'pass this one as --params.')
+    if options.as_rule is not None:
+        with refusing():
+            contents.states = contents.states.as_rule(options.as_rule)
     names = params.names
     if names and options.to != 'mxnet' and file.kind in NAMELESS:  # names of all in the trainer
         names = [name for name in names if name in contents.states.names]
@@ -119,21 +147,21 @@ def _convert_states(options: Namespace, file: OpenFile, params: Params, output: 
 
 @contextlib.contextmanager
 def _reporting(path: Optional[str]) -> Iterator[Callable[[Dict[str, Any]], Any]]:
-    """What writes the report. Its file is begun before the conversion, so that there are both or neither."""
+    """Yields a function that writes the report. Its file is opened before the conversion, so that both exist or neither."""
     with contextlib.ExitStack() as stack:
         with refusing():
             file = stack.enter_context(atomic.replacing(path)) if path else None
         yield lambda report: file and file.write((dumps(report) + '\n').encode())
 
 
-def _tell(report: Dict[str, Any]) -> None:
+def _tell(report: Dict[str, Any], stream: Optional[TextIO] = None) -> None:
     number = f'{len(report["parameters"])} parameters'
     if 'what' in report:
-        say(f'{report["output"]}: {report["what"]}, {number}')
+        say(f'{report["output"]}: {report["what"]}, {number}', stream)
         table([('in PyTorch', 'in Gluon', 'shape', 'dtype', 'how')] + [
             (row['name'], row['from'] or '', shape_text(row['shape'], bool(row['dtype'])), row['dtype'], row['how'])
-            for row in report['parameters']])
+            for row in report['parameters']], stream)
     else:
-        say(f'{report["output"]}: {report["optimizer"]} at update {report["num_update"]}, {number}')
+        say(f'{report["output"]}: {report["optimizer"]} at update {report["num_update"]}, {number}', stream)
     for line in [*('lost: ' + line for line in report['lost']), *report['report']]:
-        say('  ' + line)
+        say('  ' + line, stream)

@@ -1,14 +1,15 @@
-"""The commands that look into files: inspect, diff, verify."""
+"""The commands that examine files: inspect, diff, verify."""
 import contextlib
 import json
 import os
+import sys
 from argparse import Namespace
 from typing import Any, Dict, List, Sequence
 
 from ..schema import one_of
 from ..states import inspection
 from ..states.files import Kind
-from ..states.model import NO_OPTIMIZER, digest
+from ..states.model import NO_OPTIMIZER, STATISTICS, digest
 from ..transfer.names import read_params
 from ..transfer.read import READABLE
 from ..transfer.refused import refusing
@@ -18,24 +19,26 @@ from .text import dumps, in_options, pairs, say, shape_text, short, table
 
 __all__ = ['add_commands']
 
+_ARRAYS = {Kind.PARAMS: 'parameters of MXNet', Kind.NPZ: 'arrays of NumPy, or parameters of MXNet 2',
+           Kind.MODEL: 'weights of a model'}
 PICTURES = ('.png', '.svg', '.pdf')
 
 
 def add_commands(commands: Any) -> None:
     """Add the commands to an ``argparse`` parser's ``commands``."""
-    command = add_command(commands, 'inspect', _inspect, 'what is in a file of states, parameters or a checkpoint')
+    command = add_command(commands, 'inspect', _inspect, 'show the contents of a file of states, parameters or a checkpoint')
     command.add_argument('--plot', metavar='FILE', help='also write a picture of the magnitudes of each slot, layer by layer '
                          f'({", ".join(PICTURES)})')
 
     command = commands.add_parser('diff', help='compare two files',
-                                  description='Compare two files: exit code 0 if all is equal, 1 if not.')
+                                  description='Compare two files: exit code 0 if they are equal, 1 if not.')
     command.add_argument('a', help=READABLE)
     command.add_argument('b', help='likewise, of any kind')
     add_common(command)
     command.set_defaults(run=_diff)
 
-    add_command(commands, 'verify', _verify, 'check that a file is sound and complete',
-             f'{NAMELESS_FILES}. For other files: the parameters that must be there')
+    add_command(commands, 'verify', _verify, 'check that a file is intact and complete',
+             f'{NAMELESS_FILES}. For other files: the parameters that must be present')
 
 
 def _inspect(options: Namespace) -> int:
@@ -49,6 +52,7 @@ def _inspect(options: Namespace) -> int:
         from ..states.picture import draw
         with refusing():
             _whole(options.plot, lambda path: draw(contents, path))
+        say(f'picture: {options.plot}', sys.stderr)
     rows = list(inspection.rows(contents))
     if options.json:
         print(dumps(dict(contents.about(), arrays=[row._asdict() for row in rows if row.array is not None])))
@@ -63,10 +67,12 @@ def _inspect(options: Namespace) -> int:
 
 
 def _multipliers(contents: inspection.Contents) -> Dict[str, Dict[str, str]]:
-    """'lr_mult' and 'wd_mult' of each parameter, where not all are 1."""
+    """'lr_mult' and 'wd_mult' of each parameter, if not all are 1, and 'grad_req', if not all are trained."""
     infos = contents.states.parameters if contents.states else []
     found = {key: {info.name: f'{getattr(info, key):g}' for info in infos} for key in ('lr_mult', 'wd_mult')}
-    return {key: mults for key, mults in found.items() if set(mults.values()) - {'1'}}
+    known = {info.name: info.grad_req for info in infos if info.grad_req is not None and not info.name.endswith(STATISTICS)}
+    return {**{key: mults for key, mults in found.items() if set(mults.values()) - {'1'}},
+            **({'grad_req': known} if set(known.values()) - {'write'} else {})}
 
 
 def _measured(row: inspection.Row) -> Sequence[str]:
@@ -106,7 +112,7 @@ def _verify(options: Namespace) -> int:
     if options.json:
         print(dumps(facts))
     else:
-        how = 'every byte has its checksum' if checked else 'it can be read as a whole; files of this kind have no checksums'
+        how = 'every byte matches its checksum' if checked else 'all of it can be read; files of this kind have no checksums'
         say(f'{contents.kind.value}: {how}')
         say(f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else ''))
         for line in found:
@@ -115,7 +121,7 @@ def _verify(options: Namespace) -> int:
 
 
 def _whole(path: str, write: Any) -> None:
-    """``write`` to another name with the same ending, and give it its own when it is complete."""
+    """``write`` to a temporary name with the same extension, and rename it once it is complete."""
     root, ending = os.path.splitext(path)
     partial = f'{root}.{os.getpid()}.partial{ending}'
     try:
@@ -129,7 +135,7 @@ def _whole(path: str, write: Any) -> None:
 def _about(contents: inspection.Contents) -> List[str]:
     states = contents.states
     if states is None:
-        return [f'{contents.path}: parameters of MXNet']
+        return [f'{contents.path}: {_ARRAYS[contents.kind]}']
     producer = ', '.join(f'{name} {version}' for name, version in states.producer.items())
     lines = [f'{contents.path}: {contents.kind.value}' + (f', written by {producer}' if producer else ''),
              'a net alone, without an optimizer' if states.optimizer == NO_OPTIMIZER else

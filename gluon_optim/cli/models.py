@@ -1,6 +1,5 @@
 """The part of `gluon-optim convert` that writes models: weights for PyTorch, and drafts of maps."""
 import json
-import os
 from argparse import ArgumentParser, Namespace
 from typing import Any, Dict, Mapping, Optional
 
@@ -12,10 +11,10 @@ from ..states.files import Kind, OpenFile
 from ..states.inspection import Contents
 from ..states.model import OptimizerStates
 from ..transfer.refused import Refused, refusing
-from .paths import check_absent
+from .paths import output_for
 from .text import in_options
 
-__all__ = ['ENDINGS', 'SUGGEST', 'add_options', 'output_for', 'report_of', 'states_in_torch_order', 'writes_model']
+__all__ = ['ENDINGS', 'SUGGEST', 'add_options', 'default_output', 'report_of', 'states_in_torch_order', 'writes_model']
 
 SUGGEST = 'suggest'
 STATES = (Kind.MXNET_STATES, Kind.PYTORCH, Kind.OPTAX)  # kinds of files without weights
@@ -28,14 +27,14 @@ def add_options(command: ArgumentParser) -> None:
     """The options for models."""
     command.add_argument('--what', choices=('model', 'optimizer'),
                          help="--to torch of a checkpoint, which holds both: the model's state_dict, or the optimizer's (default)")
-    command.add_argument('--like', metavar='FILE', help='a .pt or .safetensors file of a state_dict: the names and shapes that '
-                         'there must be. With --what optimizer, the state follows to these names, order and layouts')
+    command.add_argument('--like', metavar='FILE', help='a .pt or .safetensors file of a state_dict: the required names and '
+                         'shapes. With --what optimizer, the state gets these names, this order and these layouts')
     command.add_argument('--map', metavar='FILE', help="JSON of PyTorch's names to Gluon's, as described in gluon_optim.models; "
-                         f"'{SUGGEST}' writes a draft of one, to be edited")
+                         f"'{SUGGEST}' writes a draft to edit")
 
 
 def writes_model(options: Namespace, file: OpenFile) -> bool:
-    """Whether a model is to be written, or a map of one, and not states. ValueError for options that do not go together."""
+    """Whether to write a model or a map of one, not states. ValueError for options that do not fit together."""
     if options.to not in ENDINGS:
         given = [name for name in ('what', 'like', 'map') if getattr(options, name)]
         if given:
@@ -53,14 +52,15 @@ def writes_model(options: Namespace, file: OpenFile) -> bool:
     return file.kind.holds_parameters
 
 
-def output_for(options: Namespace) -> str:
-    """Where a model or a draft of a map goes if nothing is said."""
-    ending = '.map.json' if options.map == SUGGEST else ENDINGS[options.to]
-    return check_absent(os.path.splitext(options.file)[0] + ending)
+def default_output(options: Namespace) -> str:
+    """The default output of a model or a draft of a map; not that of an optimizer's states from the same file."""
+    if options.map == SUGGEST:
+        return output_for(options.file, '.map.json')
+    return output_for(options.file, ('.model' if options.what == 'model' else '') + ENDINGS[options.to])
 
 
 def report_of(options: Namespace, file: OpenFile, output: str) -> Dict[str, Any]:
-    """Write the model or the draft of a map that the options ask for; what to say about it, as JSON has it."""
+    """Write the model or the draft of a map that the options ask for; returns the report, as JSON values."""
     with refusing(reading=True):
         source, target = source_of(file), target_of(options.like)
     if options.map == SUGGEST:
@@ -79,11 +79,11 @@ def _suggest(options: Namespace, source: Any, target: Any, output: str) -> Dict[
     open_ones = [name for name, entry in draft.items() if isinstance(entry, Mapping) and 'choose' in entry]
     with atomic.replacing(output) as file:
         file.write((json.dumps(draft, indent=1, ensure_ascii=False) + '\n').encode())
-    todo = f'{len(open_ones)} entries are to be chosen: ' if open_ones else 'complete: check it, '
+    todo = f'{len(open_ones)} entries must be chosen: ' if open_ones else 'complete: check it, '
     report = [f'{todo}edit {output} and pass it as --map {output}']
     return {'input': options.file, 'output': output, 'to': options.to, 'what': 'map', 'lost': [], 'report': report, 'parameters': [
         {'name': name, 'from': entry.get('from') if isinstance(entry, Mapping) else entry,
-         'how': 'to be chosen' if name in open_ones else 'as proposed', 'shape': [], 'dtype': ''} for name, entry in draft.items()]}
+         'how': 'choose one' if name in open_ones else 'as proposed', 'shape': [], 'dtype': ''} for name, entry in draft.items()]}
 
 
 def states_in_torch_order(options: Namespace, contents: Contents) -> Optional[OptimizerStates]:
@@ -93,7 +93,7 @@ def states_in_torch_order(options: Namespace, contents: Contents) -> Optional[Op
     if contents.states is None:
         return None
     if contents.run is None and not contents.parameters:
-        raise Refused(f'--like and --map need the weights too, which {options.file!r} does not hold. Give the .params file '
+        raise Refused(f'--like and --map also need the weights, which {options.file!r} does not hold. Pass the .params file '
                               'as --params.')
     with refusing(reading=True):
         run = contents.run

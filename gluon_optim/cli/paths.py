@@ -1,34 +1,64 @@
-"""Where results go, and that no output is an input."""
+"""Where results go, and a check that no output is an input."""
+import contextlib
 import os
-from typing import Mapping, Optional
+import shutil
+import sys
+import tempfile
+from typing import Iterator, Mapping, Optional
 
 from ..transfer.refused import Refused
-from ..transfer.targets import PROGRAMS
 
-__all__ = ['check_absent', 'keep_apart', 'output_for']
-
-
-def output_for(path: str, to: str, mxnet_version: Optional[int]) -> str:
-    """Where the result goes if nothing is said: beside the input, with the ending of its kind."""
-    ending = '.states' if to == 'mxnet' and mxnet_version else PROGRAMS[to].ending
-    root = os.path.splitext(path)[0]
-    return check_absent(f'{root}.mxnet{mxnet_version}{ending}' if ending == '.states' else root + ending)
+__all__ = ['STANDARD', 'check_absent', 'keep_apart', 'output_for', 'standard_input', 'standard_output']
 
 
-def check_absent(output: str) -> str:
-    """Return ``output``; Refused where a file has that name."""
-    if os.path.exists(output):
-        raise Refused(f'{output!r} exists. Give the file to be written as --output.')
-    return output
+STANDARD = '-'  # in place of a file: standard input, or output
+
+
+def output_for(path: str, ending: str) -> str:
+    """The default output: in the folder where the command runs, called as the input, with the extension ``ending``."""
+    if path == STANDARD:
+        raise ValueError(f"The output must have a name where the input is standard input. Pass it as --output, or '{STANDARD}'.")
+    return os.path.splitext(os.path.basename(path))[0] + ending
+
+
+def check_absent(output: str) -> None:
+    """Refused if a file of that name exists."""
+    if output != STANDARD and os.path.isfile(output):
+        raise Refused(f'{output!r} exists. Pass another name as --output, or --force to replace it.')
+
+
+@contextlib.contextmanager
+def standard_output() -> Iterator[str]:
+    """A temporary file that goes to standard output when the block ends."""
+    if sys.stdout is None or sys.stdout.isatty():
+        raise ValueError(f"--output '{STANDARD}' is for a pipe or a redirection. Received: a terminal. Pass the name of a file.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'output')
+        yield path
+        sys.stdout.flush()
+        with open(path, 'rb') as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+
+
+@contextlib.contextmanager
+def standard_input() -> Iterator[str]:
+    """A temporary file with all that comes on standard input."""
+    if sys.stdin is None:
+        raise ValueError(f"'{STANDARD}' is standard input. Received: none. Pass the name of a file.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'input')
+        with open(path, 'wb') as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield path
 
 
 def keep_apart(written: Mapping[str, Optional[str]], read: Mapping[str, Optional[str]]) -> None:
-    """Refuse where a file that is to be written, by option, is one that is read, or two are the same: one would be lost."""
+    """Refuse if a file to be written, by option, is also read, or if two are the same: one would be lost."""
     others = dict(read)
     for option, path in written.items():
         for other, its in others.items():
-            if path and its and _same_file(path, its):
-                raise Refused(f'{option} must be another file than {other}, which would be lost. Received: {path!r}.')
+            if path and its and STANDARD not in (path, its) and _same_file(path, its):
+                raise Refused(f'{option} must be a different file from {other}, which would be lost. Received: {path!r}.')
         others[option] = path
 
 

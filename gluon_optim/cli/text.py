@@ -10,9 +10,11 @@ from typing import Any, Dict, List, Optional, Sequence, TextIO
 __all__ = ['dumps', 'escaped', 'in_options', 'pairs', 'shape_text', 'say', 'short', 'table']
 
 ARGUMENT = re.compile(r'(?<![\w.])(?:`(params|target|optimizer|names|like|weights)`|(params|target|optimizer|names|like)=)')
-OPTIONS = {'`names`': 'params', '`weights`': 'params', 'names=': 'map'}  # where an option is not called as the argument
+OPTIONS = {'`names`': 'params', '`weights`': 'params', 'names=': 'map'}  # options with names that differ from the argument's
 PHRASES = (('allow_lossy=True', '--allow-lossy'), ('suggest_names', '--map suggest'), ('like= the module or a', '--like a'),
            ('`params` as a dictionary of names to weights', '--params a .params file with the weights'),
+           ("states.as_rule('adamw')", '--as adamw'), ('gluon_optim.list_optimizers()', '`gluon-optim list`'),
+           ('import the module that registers it first', 'pass --import MODULE, the module that registers it'),
            ('Set states.', 'In Python, set states.'))
 
 
@@ -35,7 +37,7 @@ def escaped(text: str, encoding: str = 'utf-8') -> str:
 
 
 def in_options(message: str, reading: bool = False) -> str:
-    """A message with the options of the command line in place of the arguments of functions; those of ``reading`` or writing.
+    """A message with command-line options in place of function arguments; ``reading`` selects --source instead of --target.
 
     >>> in_options("Leave `params` out, or pass target='mirror' or allow=['lions.Lion'].")
     "Leave --params out, or pass --target 'mirror' or --allow lions.Lion."
@@ -80,18 +82,18 @@ def _finite(value: Any) -> Any:
     return value.item() if hasattr(value, 'item') and getattr(value, 'size', 2) == 1 else value
 
 
-def table(rows: Sequence[Sequence[str]]) -> None:
-    """Print columns, wrapped at spaces to the width of the terminal, or to 100; the first row are headings if there are more."""
+def table(rows: Sequence[Sequence[str]], stream: Optional[TextIO] = None) -> None:
+    """Print columns, wrapped at spaces to the width of the terminal, or to 100; the first row is a heading if there are more."""
     rows = [[escaped(cell) for cell in row] for row in rows]
     widths = _widths(rows, shutil.get_terminal_size((100, 24)).columns)
     for row in rows:
         cells = [[cell] if len(cell) <= width else textwrap.wrap(cell, width) for cell, width in zip(row, widths)]
         for line in itertools.zip_longest(*cells, fillvalue=''):
-            say('  ' + '  '.join(f'{cell:{width}}' for cell, width in zip(line, widths)).rstrip())
+            say('  ' + '  '.join(f'{cell:{width}}' for cell, width in zip(line, widths)).rstrip(), stream)
 
 
 def _widths(rows: Sequence[Sequence[str]], room: int) -> List[int]:
-    """Of each column. The widest give way, but no word is cut: names must stay whole."""
+    """The width of each column. The widest shrink, but no word is cut: names must stay whole."""
     columns = list(zip(*rows))
     widths = [max(map(len, column)) for column in columns]
     words = [max((len(word) for cell in column for word in cell.split()), default=1) for column in columns]

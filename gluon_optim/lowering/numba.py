@@ -25,9 +25,9 @@ __all__ = ['Batch', 'Kernel', 'Storage', 'kernel', 'source_of']
 
 log = logging.getLogger('gluon_optim')
 
-BLOCK = 64      # elements of one turn of a loop
-AHEAD = 1024    # elements from the block that is computed to the block that is brought into the cache
-GROUP = 2 ** 19  # elements per thread that see all passes before the next do: its cache still has their gradients
+BLOCK = 64      # elements per turn of a loop
+AHEAD = 1024    # elements between the block being computed and the block being prefetched
+GROUP = 2 ** 19  # elements per thread that go through all passes before the next group: their gradients are still cached
 
 
 class Kernel(NamedTuple):
@@ -54,7 +54,7 @@ def kernel(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], s
 
 
 def source_of(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage) -> str:
-    """The generated Python source, for people."""
+    """The generated Python source, for reading."""
     return _Printer(plan(rule, static, coefficients, storage)).text
 
 
@@ -91,7 +91,7 @@ class Batch:
             self._table, self._lanes = numpy.empty((len(coefficients), len(self.kernel.coefficients)), self.kernel.precision), 0
         if lanes != self._lanes:
             self._assign(lanes)
-        self._table[:len(coefficients)] = coefficients  # float64 until here: rounded once
+        self._table[:len(coefficients)] = coefficients  # float64 up to here: rounded once
         self._rows[:] = rows
         numba_runtime.launch(self.kernel.address, self.kernel.passes, lanes, *self._launched)
 
@@ -110,7 +110,7 @@ class Batch:
         self._launched = len(groups), self._words.ctypes.data, self._words.strides[0]
 
     def _groups(self, lanes: int) -> numpy.ndarray:
-        """First and last + 1 of consecutive tensors of about GROUP elements per lane; all tensors where one pass does."""
+        """First and last + 1 of consecutive tensors of about GROUP elements per lane; all tensors if a single pass is enough."""
         ends = numpy.cumsum(self._sizes) if self.kernel.passes > 1 else numpy.zeros(len(self._sizes))
         first = numpy.flatnonzero(numpy.diff(ends // (GROUP * lanes), prepend=-1))
         return numpy.stack([first, [*first[1:], len(ends)]], axis=1)
@@ -138,7 +138,7 @@ def kernel(stage, lane, address):
 _FORMATS = {
     'constant': '{T}({name!r})', 'neg': '-{0}', 'sqrt': 'sqrt({0})', 'exp': 'exp({0})', 'abs': 'abs({0})',
     'half': 'half_to_float(float_to_half({0}))',
-    # not-a-number passes through minimum and maximum, as it does in MXNet
+    # NaN passes through minimum and maximum, as in MXNet
     'minimum': '({0} if ({0} < {1}) | ({0} != {0}) else {1})', 'maximum': '({0} if ({0} > {1}) | ({0} != {0}) else {1})',
     'sign': '{T}({0} > {T}(0)) - {T}({0} < {T}(0))', 'where': '({1} if {0} else {2})',
 }
@@ -196,7 +196,7 @@ class _Printer:
                 *[f'    partial[item * {self.plan.sums} + {k}] = total{k}' for k in range(len(one.sums))]]
 
     def _ask_for(self, roles: Sequence[str]) -> List[str]:
-        """Bring a later block into the cache: left alone, a processor has too few reads on their way to keep the memory busy."""
+        """Prefetch a later block: on its own, a processor has too few reads in flight to keep the memory busy."""
         return [f'    prefetch({role}_at + {self.storage.itemsize(role)} * (done + {AHEAD}) + {line})'
                 for role in roles for line in range(0, self.storage.itemsize(role) * BLOCK, 64)]
 
@@ -209,7 +209,7 @@ class _Printer:
                 *[f'    total{k} += part{k}' for k in range(len(one.sums))]]
 
     def _elements(self, one: LoopPass) -> List[str]:
-        """What is done for element j of each array."""
+        """The computation for element j of each array."""
         body = []
         for node in one.body:
             value = self._load(one.loads[node]) if node in one.loads else self._expression(node)
@@ -275,8 +275,8 @@ def _load(rule: str, text: str) -> ModuleType:
         if not path.exists():
             _write(path, text.replace('{cache}', 'True'))
         return _execute(name, path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: numba found nowhere to write
-        _say_once(f'Compiled kernels are not kept for the next process: {error}. Set GLUON_OPTIM_CACHE to a folder you can write.')
+    except (OSError, RuntimeError) as error:  # RuntimeError: numba found no place to write
+        _say_once(f'Compiled kernels are not kept for the next process: {error}. Set GLUON_OPTIM_CACHE to a writable folder.')
     module = ModuleType(name)
     exec(compile(text.replace('{cache}', 'False'), f'<{name}>', 'exec'), module.__dict__)
     return module
@@ -299,7 +299,7 @@ def _write(path: pathlib.Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.tmp')
     with os.fdopen(handle, 'w') as file:
         file.write(text)
-    os.replace(temporary, path)  # several processes may write at once, all the same content
+    os.replace(temporary, path)  # several processes may write at once, but all write the same content
 
 
 @functools.lru_cache(maxsize=None)

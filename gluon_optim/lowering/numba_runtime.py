@@ -1,8 +1,8 @@
-"""What generated kernels call, and how they are launched on several threads.
+"""The functions that generated kernels call, and the launch of kernels on several threads.
 
 A kernel is a C function ``kernel(pass, lane, words)``: one pass over one lane's share of the work. ``words`` points to
 int64 values, most of them addresses (`Words`). Kernels contain no parallelism: one driver, compiled once, runs any
-kernel's passes one after the other, the lanes of a pass side by side. The work is cut into the same items whatever the
+kernel's passes one after the other, the lanes of a pass side by side. The work is cut into the same items for any
 number of lanes, and partial sums belong to items, so results do not depend on the number of threads.
 """
 import os
@@ -45,7 +45,7 @@ def inlined(function: F) -> F:
 
 
 def compiled(**options: Any) -> Callable[[F], F]:
-    """``numba.njit`` with the result kept on disk, where numba finds a folder to keep it in."""
+    """``numba.njit`` with the result cached on disk, if numba finds a folder for it."""
     def decorate(function: F) -> F:
         made: F
         try:
@@ -78,8 +78,8 @@ i64_at = _pointer(types.int64, _I64)
 
 @intrinsic
 def accumulate(typing_context: Any, total: types.Type, value: types.Type) -> Typed:
-    """total + value in float64, where the compiler may reorder: the one place where it may, so that sums vectorise and
-    everything else stays equal to MXNet's operators bit for bit."""
+    """total + value in float64, in any order. Only here may the compiler reorder, so that sums vectorize while everything
+    else stays bit for bit equal to MXNet's operators."""
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
         return builder.fadd(args[0], args[1], flags=('reassoc',))
     return types.float64(types.float64, types.float64), generate
@@ -87,8 +87,8 @@ def accumulate(typing_context: Any, total: types.Type, value: types.Type) -> Typ
 
 @intrinsic
 def prefetch(typing_context: Any, address: types.Type) -> Typed:
-    """Begin to bring the line at ``address`` into the second cache (the first can wait for few at a time). Any address is
-    allowed, also one past the end."""
+    """Start fetching the cache line at ``address`` into the second-level cache (the first level can wait for only a few at a
+    time). Any address is allowed, even one past the end."""
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
         number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
@@ -137,7 +137,7 @@ def _convert(source: types.Type, target: types.Type, instructions: Callable[[ir.
 _float_bits = _convert(types.float32, types.uint32, lambda builder, x: builder.bitcast(x, ir.IntType(32)))
 _bits_float = _convert(types.uint32, types.float32, lambda builder, x: builder.bitcast(x, ir.FloatType()))
 
-# Numba has no float16 on the CPU, LLVM has: one instruction for eight values where the processor has F16C.
+# Numba has no float16 on the CPU, but LLVM does: one instruction for eight values where the processor has F16C.
 _half_to_float_f16c = _convert(types.uint16, types.float32, lambda builder, x: builder.fpext(
     builder.bitcast(x, ir.HalfType()), ir.FloatType()))
 _float_to_half_f16c = _convert(types.float32, types.uint16, lambda builder, x: builder.bitcast(
@@ -161,7 +161,7 @@ def _float_to_half_integer(value: Any) -> Any:
     bits = _float_bits(value)
     sign = bits & numpy.uint32(0x80000000)
     rest = numpy.uint32(bits ^ sign)
-    # below 2^-14 the addition of 0.5 lets the floating-point unit round at the last bit of a subnormal half
+    # below 2^-14, adding 0.5 makes the floating-point unit round at the last bit of a subnormal half
     subnormal = _float_bits(_bits_float(rest) + numpy.float32(0.5)) - numpy.uint32(0x3f000000)
     odd = (rest >> numpy.uint32(13)) & numpy.uint32(1)
     normal = (rest + numpy.uint32(0xc8000fff) + odd) >> numpy.uint32(13)
@@ -172,7 +172,7 @@ def _float_to_half_integer(value: Any) -> Any:
 
 
 def _has_f16c() -> bool:
-    """Whether compiled code may use F16C; a processor that the user named for numba is not looked into."""
+    """Whether compiled code may use F16C; no if the user named a processor for numba, which is not examined."""
     return not numba.config.CPU_NAME and bool(binding.get_host_cpu_features().get('f16c'))
 
 
@@ -180,7 +180,7 @@ half_to_float = _half_to_float_f16c if _has_f16c() else _half_to_float_integer
 float_to_half = _float_to_half_f16c if _has_f16c() else _float_to_half_integer
 
 
-# Two functions, not one with and without prange: numba's cache tells them apart by their names.
+# Two functions rather than one with and without prange: numba's cache distinguishes them by name.
 @compiled(parallel=True)
 def _drive(kernel: int, passes: int, lanes: int, groups: int, words: int, stride: int, returned: numpy.ndarray) -> None:
     for group in range(groups):
@@ -230,12 +230,12 @@ def describe(functions: numpy.ndarray, handles: numpy.ndarray, found: numpy.ndar
 
 
 _home = os.getpid()
-_one_at_a_time = threading.Lock()  # numba's workqueue layer kills the process when two threads launch at once
+_one_at_a_time = threading.Lock()  # numba's workqueue layer kills the process if two threads launch at once
 
 
 def lane_count(elements: int) -> int:
-    """How many threads a launch over ``elements`` uses: numba's setting, at most OMP_NUM_THREADS; one in a forked child,
-    where OpenMP's threads did not come along."""
+    """How many threads a launch over ``elements`` uses: numba's setting, at most OMP_NUM_THREADS; one in a forked child, to
+    which OpenMP's threads are not copied."""
     if elements < SMALL or os.getpid() != _home:
         return 1
     openmp = os.environ.get('OMP_NUM_THREADS', '')

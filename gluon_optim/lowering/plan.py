@@ -1,4 +1,4 @@
-"""From the graph of a rule to passes over lists of tensors, in no language: what all back ends share.
+"""From a rule's graph to passes over lists of tensors, in a language-independent form shared by all back ends.
 
 A sum over the tensor is the only barrier: everything before it is one pass over the elements, everything after it the
 next. Between two passes lie a few numbers per tensor (running norms, trust ratios), which are kept in a table. A back end
@@ -41,9 +41,9 @@ class Storage(NamedTuple):
 
 
 class ScalarPass(NamedTuple):
-    """Numbers of each tensor, computed between two loops.
+    """Numbers per tensor, computed between two loops.
 
-    ``sums``    those that the loop before has accumulated, in their order there
+    ``sums``    those accumulated by the preceding loop, in the same order
     ``loads``   nodes that an earlier pass has kept
     ``body``    nodes in the order of computation
     ``stores``  scalar slot -> node
@@ -60,7 +60,7 @@ class LoopPass(NamedTuple):
 
     ``roles``    the tensors that it reads or writes
     ``scalars``  kept numbers that it needs
-    ``loads``    node -> role, values that are read: leaves, and what an earlier pass has stored
+    ``loads``    node -> role, values read from memory: leaves, and what an earlier pass has stored
     ``body``     nodes in the order of computation, loads included
     ``sums``     sum nodes that it accumulates
     ``stores``   slot -> node
@@ -88,9 +88,9 @@ class Plan(NamedTuple):
     ``roles``         what a tensor is to the update: weight (its master, where there is one, and then half, the float16
                       weight that follows it), gradient, and the slots
     ``coefficients``  names, in the order of a row of the table that the kernel gets
-    ``passes``        one after the other
+    ``passes``        in the order of execution
     ``kept``          node -> its column in the table of numbers that are used outside the pass that computes them
-    ``sums``          how many sums a loop accumulates at most
+    ``sums``          the largest number of sums that a loop accumulates
     """
 
     storage: Storage
@@ -103,7 +103,7 @@ class Plan(NamedTuple):
 
 @dataclass
 class Stage:
-    """One pass over the elements, and the scalars computed before it.
+    """One pass over the elements, together with the scalars computed before it.
 
     ``scalars``  nodes of size 'scalar' in the order of computation
     ``stores``   slot -> node, written in this pass ('tensor' size) or before it ('scalar' size)
@@ -139,14 +139,14 @@ def cut(graph: Graph) -> List[Stage]:
             break
         stored_in.update(late)
 
-    # scalar slots are written last, when nothing needs their old value any more
+    # scalar slots are written last, once nothing needs their old values
     stages[-1].scalar_stores = {name: node for name, node in graph.outputs.items() if node.size == 'scalar'}
     _place_scalars(stages)
     return stages
 
 
 def _place_scalars(stages: List[Stage]) -> None:
-    """Compute each scalar before the first pass that needs it, and not earlier."""
+    """Compute each scalar right before the first pass that needs it."""
     place: Dict[Node, int] = {}
 
     def need(nodes: Iterable[Node], stage: int) -> None:
@@ -160,7 +160,7 @@ def _place_scalars(stages: List[Stage]) -> None:
     roots = set(place)
     for node in reversed(_order(roots, stop=lambda node: node.size != 'scalar' or node.op == 'sum')):
         if node.op == 'sum':
-            stages[node.level].scalars.insert(0, node)  # at once: the next loop overwrites the partial sums
+            stages[node.level].scalars.insert(0, node)  # immediately: the next loop overwrites the partial sums
         elif node.size == 'scalar':
             stages[place[node]].scalars.insert(0, node)
             need(node.args, place[node])
@@ -177,7 +177,7 @@ def _loop(k: int, tensors: Dict[str, Node], sums: List[Node], stored_in: Dict[st
 
 
 def _order(roots: Set[Node], stop: Any) -> List[Node]:
-    """``roots`` and what they need, arguments first; nodes that ``stop`` are kept but not looked into."""
+    """``roots`` and what they need, arguments first; a node for which ``stop`` is true is kept, but its arguments are not."""
     seen: Set[Node] = set()
     pending = list(roots)
     while pending:
@@ -212,7 +212,7 @@ def _loop_pass(stage: 'Stage', roles: Sequence[str], storage: Storage) -> LoopPa
 
 
 def _missing(scalars: Sequence[Node]) -> List[Node]:
-    """Scalars that an earlier pass has computed and ``scalars`` need."""
+    """Scalars that ``scalars`` need and an earlier pass has computed."""
     own = set(scalars)
     return _sorted({a for node in scalars if node.op != 'sum' for a in node.args if a.size == 'scalar' and a not in own})
 
@@ -229,7 +229,7 @@ def _kept(stages: Sequence[Stage]) -> Dict[Node, int]:
 
 
 def with_coefficients(nodes: Sequence[Node]) -> List[Node]:
-    """Coefficients and constants that ``nodes`` use, and negated ones after what they negate."""
+    """Coefficients and constants that ``nodes`` use, each negated one after the one it negates."""
     found: Set[Node] = set()
     pending = [a for node in nodes for a in node.args if a.size == 'coefficient']
     while pending:

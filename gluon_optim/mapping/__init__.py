@@ -1,1 +1,1 @@
-"""Which slot, argument and count is which in other projects, and what would be lost on the way."""
+"""How slots, arguments and counts correspond to those of other projects, and what a conversion would lose."""

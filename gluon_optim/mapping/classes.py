@@ -1,7 +1,8 @@
 """Optimizer classes of other projects that compute what a rule computes: one `Foreign` each, in `FOREIGN`.
 
-How its hyper-parameters are called, what it keeps, and under which conditions it computes the same. The converters, their
-reports, the lists of what is refused and the table of docs/CONVERSIONS.md are all made from these declarations.
+Each one declares the names of the hyper-parameters, the state it keeps, and the conditions under which it computes the
+same. The converters, their reports, the lists of what is refused and the table in docs/CONVERSIONS.md are all derived from
+these declarations.
 """
 import math
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Type, Union
@@ -16,7 +17,7 @@ from ..schema import Slot, Values, one_of
 __all__ = ['APPROXIMATE', 'CONSTANT_RATE', 'EXACT', 'FOREIGN', 'VANISHED', 'Computed', 'Foreign', 'Label', 'Need', 'find',
            'mirrored', 'reason']
 
-VANISHED = 1e-16                                   # what 1 minus it does not show
+VANISHED = 1e-16                                   # below this, 1 - x rounds to 1
 EXACT = 'exact'                                    # up to rounding
 CONSTANT_RATE = 'equal at constant learning rate'
 APPROXIMATE = 'approximate'                        # the report says by how much at this step
@@ -25,8 +26,8 @@ APPROXIMATE = 'approximate'                        # the report says by how much
 class Computed(NamedTuple):
     """A hyper-parameter of another class that is not simply one of ours.
 
-    ``ours`` are those of ours that it holds; ``there`` gives its value; ``back`` gives ours from a whole param group,
-    or nothing where other keys tell already. A group in which it has another value than ``there`` says is refused.
+    ``ours`` names those of ours that it holds; ``there`` computes its value; ``back`` computes ours from a whole param group,
+    or returns nothing if other keys already determine them. A group with a value other than that of ``there`` is refused.
     """
 
     ours: Tuple[str, ...]
@@ -37,8 +38,8 @@ class Computed(NamedTuple):
 class Need(NamedTuple):
     """A condition on one of our hyper-parameters that the other class does not have.
 
-    ``allowed`` is the condition in words, ``back`` the value that a state of the class comes back with (None: the default),
-    ``remedy`` what to do where it does not hold.
+    ``allowed`` is the condition in words, ``back`` the value used when converting back (None: the default),
+    ``remedy`` what to do if it does not hold.
     """
 
     hyper: str
@@ -49,7 +50,7 @@ class Need(NamedTuple):
 
 
 class Label(NamedTuple):
-    """How good a conversion is, where ``holds(h, t)``; ``when`` says that in words."""
+    """How good a conversion is if ``holds(h, t)``; ``when`` is that condition in words."""
 
     name: str
     when: str = ''
@@ -64,37 +65,38 @@ class Foreign(NamedTuple):
     rule, target, path : str
         The registered name, the ``target`` under which the converters offer the class, and where to import it from.
     keys : dict
-        Its hyper-parameter -> ours, a tuple of ours where it keeps several in one (``betas``), or a `Computed`.
+        Its hyper-parameter -> ours, a tuple of ours if it combines several (``betas``), or a `Computed`.
     labels : tuple of Label
-        The first that holds is what the conversion is.
+        The first that holds describes the conversion.
     condition : str
-        What else must hold that no hyper-parameter tells, in words.
+        In words, what else must hold that no hyper-parameter shows.
     fixed : dict
-        Its switches that must have these values, where it has them; our rule knows no other.
+        Switches that must have these values if it has them, because our rule supports no others.
     build : dict
-        Arguments with which it must be made, because no state holds them.
+        Arguments it must be constructed with, because they are not part of the state.
     needs : tuple of Need
         Our hyper-parameters that it lacks must have their defaults, unless a `Need` says otherwise.
     slots : dict
-        Our slot -> its key, where that is not what `Slot` declares.
+        Our slot -> its key, where it differs from what `Slot` declares.
     divisors : dict
-        Our slot -> what it is divided by to be its.
+        Our slot -> the factor between our slot and theirs: ours is divided by it.
     denominators : callable
-        ``(h, t, slots)`` -> what the two divide by, where that is all in which they differ.
+        ``(h, t, slots)`` -> the two denominators, if the two differ in nothing else.
     doubt : callable
-        ``(h, slots)`` of a parameter that has been updated -> what goes on differently, or ''.
+        ``(h, slots)`` of a parameter that has been updated -> what will behave differently, or ''.
     vanished : dict
-        Variable of our optimizer as a whole -> the key by which it keeps one for each parameter. They are the same when both
-        are as good as 0, which they stay.
+        Variable of our optimizer as a whole -> the key under which it keeps one per parameter. They are equivalent once both
+        have practically reached 0, where they stay.
     counts : 'tensor', 'number' or ''
-        How it keeps each parameter's number of updates; '' if it does not.
+        How it stores each parameter's number of updates; '' if it does not.
     eager : bool
-        Whether a parameter without updates must have its state: it begins otherwise by itself, or does not begin at all.
+        Whether a parameter without updates must already have its state, because the class would start differently on its own,
+        or not at all.
     pack, unpack : callable
-        From a state_dict in which every parameter has its own count and slots to one as the class writes it, and back.
-        Parameters of a group have one count then.
+        From a state_dict in which every parameter has its own count and slots to one in the class's own form, and back.
+        The parameters of a group then share one count.
     cls : str
-        The class whose state it is, if not ``path``; '' where it cannot be made on every machine.
+        The class that the state belongs to, if not ``path``; '' if it cannot be constructed on every machine.
     masters : bool
         Whether it keeps single-precision masters of half-precision parameters.
     """
@@ -130,7 +132,7 @@ class Foreign(NamedTuple):
         return dict({key: _there(ours, h) for key, ours in self.keys.items()}, **self.fixed)
 
     def hypers(self, group: Mapping[str, Any], partly: bool = False) -> Dict[str, Any]:
-        """Ours, from its; ``partly`` allows some to be missing. ValueError for a switch that our rule does not know."""
+        """Our hyper-parameters from its own; ``partly`` allows some to be missing. ValueError for a switch our rule lacks."""
         for key, value in self.fixed.items():
             if group.get(key, value) != value:
                 raise self._refuse(key, value, group)
@@ -138,7 +140,7 @@ class Foreign(NamedTuple):
         missing = [key for key in keys if key not in group]
         if missing:
             raise ValueError(f'A group of {self.path} has {one_of(self.keys)}. Received: one without {one_of(missing)}. '
-                             'Is it of another optimizer? Give the right `optimizer` and `target`.')
+                             'Does it belong to another optimizer? Pass the right `optimizer` and `target`.')
         hypers = {need.hyper: need.back for need in self.needs if need.back is not None}
         for key, ours in keys.items():
             if isinstance(ours, Computed):
@@ -148,14 +150,15 @@ class Foreign(NamedTuple):
         return hypers
 
     def check(self, h: Values, group: Mapping[str, Any]) -> None:
-        """ValueError unless what it computes from ``h``, our hyper-parameters, is what stands in ``group``."""
+        """ValueError unless the values it computes from ``h``, our hyper-parameters, are those in ``group``."""
         for key, ours in self.keys.items():
             if isinstance(ours, Computed) and not math.isclose(ours.there(h), group[key], rel_tol=1e-12):
                 raise self._refuse(key, ours.there(h), group)
 
     def _refuse(self, key: str, value: Any, group: Mapping[str, Any]) -> ValueError:
         return ValueError(f'`{key}` in a group of {self.path} must be {value!r}, or it is not {self.rule!r}. '
-                          f'Received: {key}={group[key]!r}. Is it of another optimizer? Give the right `optimizer` and `target`.')
+                          f'Received: {key}={group[key]!r}. Does it belong to another optimizer? '
+                          'Pass the right `optimizer` and `target`.')
 
     def slot_key(self, slot: Slot) -> str:
         return self.slots.get(slot.name) or slot.torch or slot.name
@@ -166,7 +169,7 @@ class Foreign(NamedTuple):
         return [name for ours in [*self.keys.values(), *self.build.values()] for name in _names(ours)]
 
     def made_with(self, h: Values) -> Dict[str, Any]:
-        """The arguments with which it must be made, because no state holds them."""
+        """The arguments it must be constructed with, because they are not part of the state."""
         return {key: ours.there(h) if isinstance(ours, Computed) else ours for key, ours in self.build.items()}
 
     def label(self, h: Values, t: int) -> str:
@@ -197,7 +200,7 @@ def _there(ours: Any, h: Values) -> Any:
 
 
 def _names(ours: Any) -> Tuple[str, ...]:
-    """Which of our hyper-parameters an entry of ``keys`` or ``build`` holds."""
+    """The names of our hyper-parameters in an entry of ``keys`` or ``build``."""
     if isinstance(ours, Computed):
         return ours.ours
     return (ours,) if isinstance(ours, str) else ours if isinstance(ours, tuple) else ()
@@ -209,12 +212,12 @@ ANY = 'any'
 
 
 def no_inverse(group: Mapping[str, Any]) -> Dict[str, Any]:
-    """What a key tells about ours that others tell already."""
+    """The ``back`` of a key that adds nothing to what other keys determine."""
     return {}
 
 
 def same(name: str) -> Computed:
-    """Our hyper-parameter ``name`` as an argument with which a class is made."""
+    """Our hyper-parameter ``name`` as a constructor argument of a class."""
     return Computed((name,), lambda h: getattr(h, name), no_inverse)
 
 
@@ -231,12 +234,12 @@ def no_momentum(h: Values, t: int) -> bool:
 
 
 def root(name: str) -> Computed:
-    """Epsilon inside a root, as one outside: steps are never longer than ours, and at most 29% shorter."""
+    """An epsilon inside a root converted to one outside it: steps are never longer than ours, and at most 29% shorter."""
     return Computed((name,), lambda h: math.sqrt(getattr(h, name)), lambda group: {name: float(f'{group["eps"] ** 2:.15g}')})
 
 
 def minus_rate(h: Values) -> float:
-    """MXNet keeps the next step as momentum, sign and learning rate included."""
+    """MXNet's momentum is the next step, including sign and learning rate."""
     return -float(h.learning_rate)
 
 
@@ -247,7 +250,7 @@ AVERAGING = Computed(('grad_averaging',), lambda h: bool(h.grad_averaging),
 
 
 def adam_denominators(h: Values, t: int, slots: Mapping[str, Any]) -> Tuple[Any, Any]:
-    """MXNet adds epsilon before bias correction: it counts as epsilon / sqrt(1 - beta2^t)."""
+    """MXNet adds epsilon before bias correction, so it acts like epsilon / sqrt(1 - beta2^t)."""
     root_correction = math.sqrt(1 - h.beta2 ** t)
     deviation = numpy.sqrt(slots['var'])
     return (deviation + h.epsilon) / root_correction, deviation / root_correction + h.epsilon
@@ -263,14 +266,14 @@ def adagrad_denominators(h: Values, t: int, slots: Mapping[str, Any]) -> Tuple[A
 
 
 def unset_norm(h: Values, slots: Mapping[str, Any]) -> str:
-    """These classes take the next norm as the first one while theirs is 0, the paper's variant does not."""
-    return 'a norm of 0 after a first gradient of zeros, which is set anew' if h.variant == 'paper' and not slots['norm_sq'] else ''
+    """While their norm is 0, these classes treat the next one as the first; the paper's variant does not."""
+    return 'a norm of 0 after a zero first gradient, which it sets again' if h.variant == 'paper' and not slots['norm_sq'] else ''
 
 
 # Classes that count in their param groups
 
 def count_in_groups(state_dict: Dict[str, Any]) -> Dict[str, Any]:
-    """One count for each group, which all its parameters share."""
+    """One count per group, shared by all its parameters."""
     state, param_groups = dict(state_dict['state']), []
     for group in state_dict['param_groups']:
         for key in group['params']:
@@ -291,7 +294,7 @@ def count_in_parameters(state_dict: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def norms_in_groups(state_dict: Dict[str, Any]) -> Dict[str, Any]:
-    """One array of norms for each group: first those of half-precision parameters, which are none here."""
+    """One list of norms per group: first those of half-precision parameters (none here), then the others."""
     packed = count_in_groups(state_dict)
     for group in packed['param_groups']:
         norms = [packed['state'][key].pop('exp_avg_sq') for key in group['params'] if key in packed['state']]
@@ -307,7 +310,7 @@ def norms_in_parameters(state_dict: Dict[str, Any]) -> Dict[str, Any]:
         norms = numpy.concatenate(group.get('exp_avg_sq') or [numpy.zeros(0)])
         if len(norms) not in (0, len(group['params'])):
             raise ValueError(f'A group of {len(group["params"])} parameters must have as many norms in `exp_avg_sq`. '
-                             f'Received: {len(norms)}. Parameters that never had a gradient cannot be told apart: leave them out.')
+                             f'Received: {len(norms)}. Parameters that never had a gradient cannot be identified: leave them out.')
         for key, norm in zip(group['params'], norms):
             unpacked['state'][key] = dict(unpacked['state'][key], exp_avg_sq=numpy.array(norm))
     return unpacked
@@ -322,11 +325,11 @@ SGD: Dict[str, Any] = {**MOMENTUM, 'dampening': 'dampening', 'nesterov': 'nester
 MINIMIZE = {'maximize': False}
 COUPLED, DECOUPLED = {**MINIMIZE, 'decoupled_weight_decay': False}, {**MINIMIZE, 'decoupled_weight_decay': True}
 UNCORRECTED = {'decoupled_decay': False, 'corrected_weight_decay': False}
-ZERO_NORMS = 'no weight and no gradient is all zeros'
-NOT_RUN = 'float32 parameters; from its source, not run: needs CUDA'
+ZERO_NORMS = 'no weight or gradient is all zeros'
+NOT_RUN = 'float32 parameters; checked against its source, not run: needs CUDA'
 
 FOREIGN: Tuple[Foreign, ...] = (
-    # PyTorch's conventions, which our rules of these names have
+    # PyTorch's conventions, which our rules of the same names follow
     Foreign('adadelta_torch', 'torch', 'torch.optim.Adadelta', {**RATE, 'rho': 'rho', 'eps': 'epsilon'}, fixed=MINIMIZE),
     Foreign('adagrad_torch', 'torch', 'torch.optim.Adagrad',
             {**RATE, 'lr_decay': 'lr_decay', 'initial_accumulator_value': 'initial_accumulator', 'eps': 'epsilon'},
@@ -335,7 +338,7 @@ FOREIGN: Tuple[Foreign, ...] = (
     Foreign('adamax_torch', 'torch', 'torch.optim.Adamax', ADAM, fixed=MINIMIZE),
     Foreign('adamw', 'torch', 'torch.optim.AdamW', {**ADAM, 'amsgrad': 'amsgrad'}, fixed=DECOUPLED),
     Foreign('asgd', 'torch', 'torch.optim.ASGD', {**RATE, 'lambd': 'lambd', 'alpha': 'alpha', 't0': 't0'}, fixed=MINIMIZE,
-            condition='PyTorch rounds `eta` and `mu` to torch.get_default_dtype(), also those of float64 parameters'),
+            condition='PyTorch rounds `eta` and `mu` to torch.get_default_dtype(), even for float64 parameters'),
     Foreign('nadam_torch', 'torch', 'torch.optim.NAdam',
             {**ADAM, 'momentum_decay': 'momentum_decay', 'decoupled_weight_decay': 'decoupled_wd'}, fixed=MINIMIZE),
     Foreign('radam', 'torch', 'torch.optim.RAdam', {**ADAM, 'decoupled_weight_decay': 'decoupled_wd'}, fixed=MINIMIZE),
@@ -344,15 +347,15 @@ FOREIGN: Tuple[Foreign, ...] = (
     Foreign('rprop', 'torch', 'torch.optim.Rprop',
             {'lr': 'learning_rate', 'etas': ('eta_minus', 'eta_plus'), 'step_sizes': ('step_min', 'step_max')}, fixed=MINIMIZE),
     Foreign('sgd_torch', 'torch', 'torch.optim.SGD', SGD, fixed=MINIMIZE, counts=''),
-    # an average of gradients is a sum that is dampened from the first update on, which begins with a buffer of zeros;
-    # PyTorch has no dampening with nesterov: there the buffer is the sum, and the rate that much smaller
+    # an average of gradients is a sum dampened from the first update on, which starts from a buffer of zeros;
+    # PyTorch allows no dampening with nesterov: there the buffer is the sum, and the rate correspondingly smaller
     Foreign('sgd_ema', 'torch', 'torch.optim.SGD',
             {**MOMENTUM, 'nesterov': 'nesterov',
              'lr': Computed(('learning_rate',), lambda h: h.learning_rate * (1 - h.momentum if h.nesterov else 1),
                             lambda group: {'learning_rate': group['lr'] / (1 - group['momentum'] if group['nesterov'] else 1)}),
              'dampening': Computed((), lambda h: 0.0 if h.nesterov else h.momentum, no_inverse)},
             divisors={'mean': lambda h: 1 - h.momentum if h.nesterov else 1.0},
-            condition='nesterov: learning rates are to be multiplied by 1 - momentum',
+            condition='nesterov: multiply learning rates by 1 - momentum',
             fixed=MINIMIZE, slots={'mean': 'momentum_buffer'}, counts='', eager=True),
 
     # MXNet's own
@@ -362,17 +365,17 @@ FOREIGN: Tuple[Foreign, ...] = (
     Foreign('nag', 'torch', 'torch.optim.SGD', {**MOMENTUM, 'nesterov': Computed((), lambda h: h.momentum > 0, no_inverse)},
             (WITHOUT_MOMENTUM, SCHEDULE), fixed={**MINIMIZE, 'dampening': 0.0},
             needs=(Need('wd', '0, or `momentum` 0', lambda h: h.wd == 0 or h.momentum == 0,
-                        remedy='MXNet puts the decay of the new weight into the momentum'),),
+                        remedy="MXNet's momentum includes the decay of the new weight"),),
             slots={'momentum': 'momentum_buffer'}, divisors={'momentum': minus_rate}, counts=''),
     Foreign('adam', 'torch', 'torch.optim.Adam', ADAM,
             (Label(EXACT, 'epsilon 0, or beta2^t below 1e-16', lambda h, t: h.epsilon == 0 or (t > 0 and h.beta2 ** t < VANISHED)),
              Label(APPROXIMATE)),
             fixed={**COUPLED, 'amsgrad': False}, needs=(no_effect('lazy_update'),), denominators=adam_denominators,
-            condition='epsilon counts as epsilon / sqrt(1 - beta2^t) in MXNet'),
+            condition='in MXNet, epsilon acts like epsilon / sqrt(1 - beta2^t)'),
     Foreign('nadam', 'torch', 'torch.optim.NAdam', {**ADAM, 'momentum_decay': 'schedule_decay'}, fixed=COUPLED, eager=True,
             vanished={'m_schedule': 'mu_product'},
-            condition='the products of momenta have vanished (`m_schedule` below 1e-16), as after some 50 updates of parameters'),
-    # 1e-30 is lost in the sum with any gradient, and keeps 0/0 away
+            condition='the products of momenta have vanished (`m_schedule` below 1e-16), as after about 50 parameter updates'),
+    # 1e-30 vanishes in the sum with any gradient, and avoids 0/0
     Foreign('adamax', 'torch', 'torch.optim.Adamax', {**RATE, 'betas': ('beta1', 'beta2')}, fixed={**MINIMIZE, 'eps': 1e-30},
             slots={'var': 'exp_inf'}),
     Foreign('rmsprop', 'torch', 'torch.optim.RMSprop',
@@ -405,7 +408,7 @@ FOREIGN: Tuple[Foreign, ...] = (
             needs=(Need('variant', "'jasper', or 'paper' where no first gradient is all zeros",
                         lambda h: h.variant in ('paper', 'jasper'), back='jasper'),)),
     Foreign('novograd', 'torch_optimizer', 'torch_optimizer.NovoGrad', {**ADAM, 'amsgrad': 'amsgrad', 'grad_averaging': AVERAGING},
-            counts='number', doubt=unset_norm, condition='it writes to the gradients',
+            counts='number', doubt=unset_norm, condition='it overwrites the gradients',
             needs=(Need('variant', "'jasper', or 'paper' where no first gradient is all zeros",
                         lambda h: h.variant in ('paper', 'jasper'), back='jasper'),)),
     Foreign('novograd', 'apex', 'apex.optimizers.FusedNovoGrad',
@@ -428,38 +431,38 @@ FOREIGN: Tuple[Foreign, ...] = (
             fixed={'always_adapt': True}, counts='', condition=ZERO_NORMS),
     Foreign('larc', 'torch_optimizer', 'torch_optimizer.LARS', {**SGD, 'trust_coefficient': 'trust_coefficient', 'eps': 'epsilon'},
             counts='', needs=(Need('clip', 'False', lambda h: not h.clip, back=False),
-                              Need('wd', 'above 0, wd_mult included', lambda h: h.wd > 0,
-                                   remedy='it takes plain steps of SGD without decay'))),
+                              Need('wd', 'above 0, including wd_mult', lambda h: h.wd > 0,
+                                   remedy='without decay it takes plain SGD steps'))),
     Foreign('larc', 'apex', 'apex.parallel.LARC', SGD, fixed=MINIMIZE, counts='', cls='torch.optim.SGD',
             build={'trust_coefficient': same('trust_coefficient'), 'clip': same('clip'), 'eps': same('epsilon')},
-            condition='around torch.optim.SGD, whose state it is; newer Apex lacks it'),
+            condition='wraps torch.optim.SGD, which holds the state; removed from newer Apex'),
 )
 
-# Why rules have no class elsewhere, or why one that looks alike is not offered
+# Why a rule has no class elsewhere, or why one that looks similar is not offered
 REASONS: Dict[str, str] = {
     'adabelief': "timm's and torch_optimizer's AdaBelief add epsilon to the root after bias correction, and accumulate it too",
-    'dcasgd': 'it compares with the weight before the last step, which no class elsewhere keeps',
+    'dcasgd': 'it uses the weight before the last step, which no class elsewhere keeps',
     'ftml': 'no class elsewhere computes it',
     'ftrl': 'no class elsewhere computes it',
     'lans': 'no class elsewhere computes it',
-    'lars': 'names of parameters decide who is adapted, and MXNet corrects the momentum of some; continue with larc, clip=False',
-    'lbsgd': 'it sums gradients by itself, and its rate depends on what it has seen',
+    'lars': 'parameter names decide what is adapted, and MXNet corrects only some momenta; continue with larc, clip=False',
+    'lbsgd': 'it accumulates gradients on its own, and its rate depends on what it has seen',
     'noise_adaptive_sgd': 'no class elsewhere computes it',
-    'sgld': 'it draws random numbers of MXNet',
+    'sgld': "it draws MXNet's random numbers",
     'signum': 'no class elsewhere computes it',
     'sngd': 'no class elsewhere computes it',
 }
 
 
 def reason(rule: Type[Rule]) -> str:
-    """Why `FOREIGN` has no class for ``rule``."""
+    """The reason why `FOREIGN` has no class for ``rule``."""
     return REASONS.get(rule.name, 'no class elsewhere is known to compute it')
 
 
 def own_class(rule: Type[Rule], given: Mapping[str, Any]) -> Foreign:
-    """How our own PyTorch optimizer keeps ``rule``: everything, under MXNet's names but ``lr``."""
+    """How our own PyTorch optimizer stores ``rule``: everything, under MXNet's names except ``lr``."""
     if not mirrored(rule):
-        raise ValueError(f'{rule.name!r} has no mirror: its update is more than the state of one parameter and sums over it. '
+        raise ValueError(f'{rule.name!r} has no mirror: its update needs more than the state of one parameter and sums over it. '
                          'Continue with another optimizer; its states can still be read.')
     names = [hyper.name for hyper in rule.declared(given) + BASE_HYPERS]
     keys = {'lr' if name == 'learning_rate' else name: name for name in names}
@@ -468,13 +471,13 @@ def own_class(rule: Type[Rule], given: Mapping[str, Any]) -> Foreign:
 
 
 def find(rule: Type[Rule], target: str, given: Mapping[str, Any]) -> Foreign:
-    """The class that computes ``rule`` in ``target``; ``given`` are hyper-parameters or a param group.
+    """The class that computes ``rule`` in ``target``; ``given`` is hyper-parameters or a param group.
 
     >>> from gluon_optim import rules
     >>> find(rules.get('ftrl'), 'torch', {})
     Traceback (most recent call last):
       ...
-    ValueError: 'ftrl' has no equal in target='torch': no class elsewhere computes it. There is: target='mirror'.
+    ValueError: 'ftrl' has no equivalent in target='torch': no class elsewhere computes it. Available: target='mirror'.
     """
     if target == 'mirror':
         return own_class(rule, given)
@@ -483,5 +486,5 @@ def find(rule: Type[Rule], target: str, given: Mapping[str, Any]) -> Foreign:
     if target not in fits:
         there_is = ', '.join(f'target={name!r}' for name in ['mirror'] * mirrored(rule) + sorted(fits)) or 'no target at all'
         why = '' if fits else f': {reason(rule)}'
-        raise ValueError(f'{rule.name!r} has no equal in target={target!r}{why}. There is: {there_is}.')
+        raise ValueError(f'{rule.name!r} has no equivalent in target={target!r}{why}. Available: {there_is}.')
     return fits[target]

@@ -1,4 +1,4 @@
-"""What would be lost on the way to another class, and what is left for the user to do."""
+"""What a conversion to another class would lose, and what is left for the user to do."""
 from typing import Any, List, Mapping, Sequence, Type
 
 import numpy
@@ -19,11 +19,11 @@ def listed(arguments: Mapping[str, Any]) -> str:
 
 def what_is_lost(foreign: Foreign, rule: Type[Rule], h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]
                  ) -> List[str]:
-    """What ``foreign`` cannot hold of these states, and what to do about it: one line each, none where the conversion is whole."""
+    """What ``foreign`` cannot hold of these states, and what to do about it: one line each, none if nothing is lost."""
     lines = list(dict.fromkeys(line for info in chosen for line in _not_held(foreign, rule, own_hypers(h, info))))
     if 'clip_gradient' not in foreign.held and h.clip_gradient is not None:
-        remedy = 'MXNet bounds the sum of gradient and decay, which cannot be done from outside' if (
-            issubclass(rule, DecayedFirst) and h.wd) else 'bound each element of the gradients yourself'
+        remedy = 'MXNet clips the sum of gradient and decay, which cannot be done from outside' if (
+            issubclass(rule, DecayedFirst) and h.wd) else 'clip each element of the gradients yourself'
         lines.append(f'clip_gradient={h.clip_gradient!r}, which {foreign.path} lacks: {remedy}')
     if foreign.doubt:
         doubts = {info.name: foreign.doubt(h, states.slots[info.name]) for info in chosen
@@ -43,8 +43,8 @@ def what_is_lost(foreign: Foreign, rule: Type[Rule], h: Values, states: Optimize
     for name in foreign.vanished:
         value = float(states.variables.get(name, 1.0))
         if not abs(value) < VANISHED:
-            lines.append(f'{name}={value:.2g}, which {foreign.path} has for each parameter on its own: go on in MXNet until it is '
-                         f'below {VANISHED:g}')
+            lines.append(f'{name}={value:.2g}, which {foreign.path} has separately for each parameter: continue in MXNet until '
+                         f'it is below {VANISHED:g}')
     variables = [name for name in states.variables if name not in foreign.vanished]
     if variables:
         lines.append(f'the variables {one_of(variables)} of the optimizer as a whole')
@@ -52,7 +52,7 @@ def what_is_lost(foreign: Foreign, rule: Type[Rule], h: Values, states: Optimize
 
 
 def _not_held(foreign: Foreign, rule: Type[Rule], own: Values) -> List[str]:
-    """The hyper-parameters of one parameter that ``foreign`` has not, with values that make a difference."""
+    """The hyper-parameters of one parameter that ``foreign`` lacks, if their values make a difference."""
     needs, lines = {need.hyper: need for need in foreign.needs}, []
     for hyper in rule.declared(own.asdict()):
         value, need = getattr(own, hyper.name), needs.get(hyper.name)
@@ -69,7 +69,7 @@ def label_of(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Seque
 
 
 def how_far(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> str:
-    """By how much the steps of elements differ, at the last update of each parameter."""
+    """By how much the steps of individual elements differ, at the last update of each parameter."""
     worst = total = size = 0.0
     for info in chosen:
         count, held = states.counts.get(info.name, 0), states.slots.get(info.name)
@@ -83,7 +83,7 @@ def how_far(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequen
 
 
 def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
-    """What goes on outside the optimizer and so is not in the converted state: lines for the report."""
+    """What happens outside the optimizer and so is not in the converted state: lines for the report."""
     label = label_of(foreign, h, states, chosen)
     label = how_far(foreign, h, states, chosen) if label == APPROXIMATE else label
     lines = [f'{foreign.path}: {label}; {len(chosen)} parameters, update {states.num_update}; in this order: '
@@ -94,7 +94,7 @@ def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Se
     if foreign.condition:
         lines.append(f'{foreign.path}: {foreign.condition}')
     if foreign.build:
-        lines.append(f'make {foreign.path} with {listed(foreign.made_with(h))}: no state can set that')
+        lines.append(f'make {foreign.path} with {listed(foreign.made_with(h))}: the state cannot set them')
     frozen = [info.name for info in chosen if info.grad_req == 'null']
     if frozen:
         lines.append(f'not trained in Gluon: {some_of(frozen)}; do not train them here either: requires_grad_(False) in PyTorch')
@@ -104,15 +104,15 @@ def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Se
             '. If Gluon did not train them (a frozen layer, scale=False), do not train them here either: requires_grad_(False) in '
             'PyTorch')
         lines.append(f'no state yet, as in the file: {some_of(fresh)}' if len(fresh) == len(chosen) else
-                     f'without one update in {states.num_update}: {some_of(fresh)}{advice}')
+                     f'never updated in {states.num_update} steps: {some_of(fresh)}{advice}')
     if h.rescale_grad != 1:
         lines.append(f'rescale_grad={h.rescale_grad!r} is not carried over: MXNet multiplied gradients of the summed loss by it; '
-                     'give those of the mean loss')
+                     'use gradients of the mean loss')
     if states.scheduler and 'learning_rate' in foreign.held:
         lines.append(f"the scheduler {states.scheduler.get('class')} is not carried over: the param groups have its base_lr, "
-                     f'{h.learning_rate!r}; set the rate at each step, beginning with that of update {states.num_update + 1}')
+                     f'{h.learning_rate!r}; set the rate at each step, starting with update {states.num_update + 1}')
     if states.loss_scaler:
-        lines.append(f'the loss scaler {states.loss_scaler!r} is not carried over: give its scale to the new one')
+        lines.append(f'the loss scaler {states.loss_scaler!r} is not carried over: pass its scale to the new one')
     if foreign.masters and any(info.name in states.master for info in chosen):
         lines.append("float32 masters are in the state as 'master': half-precision parameters follow them from the next step on")
     param_groups, by = split(foreign, states, chosen), list(groups(chosen))

@@ -1,9 +1,9 @@
-"""What optimizers of `gluon_optim.optax.create` keep, in NumPy alone, and as a file. Nothing here imports JAX.
+"""The state of optimizers made by `gluon_optim.optax.create`, as NumPy arrays and as a file. Nothing here imports JAX.
 
-The file is an ordinary .npz: `numpy.load` reads it, and `gluon_optim.optax.load` makes a state of it in JAX.
+The file is an ordinary .npz: `numpy.load` reads it, and `gluon_optim.optax.load` turns it into a state in JAX.
 
     gluon_optim.json       UTF-8 text as bytes: the optimizer, the arguments of `create`, the run
-    count                  updates of all parameters; where they differ, counts/<name> for each
+    count                  updates of all parameters; if they differ, counts/<name> for each
     slots/<slot>/<name>    the rule's arrays
     master/<name>          float32 weights of float16 parameters
 """
@@ -34,7 +34,7 @@ MULTIPLIERS = ('lr_mult', 'wd_mult')
 
 
 class Packed(NamedTuple):
-    """The state of an optimizer, one entry for each of ``names``. Arrays are those of the states, not copies."""
+    """The state of an optimizer, one entry for each of ``names``. Arrays are the states' own, not copies."""
 
     names: List[str]
     counts: List[int]
@@ -44,16 +44,16 @@ class Packed(NamedTuple):
 
 def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Optional[Mapping[str, Any]] = None,
          allow_lossy: bool = False) -> Packed:
-    """The parameters ``chosen`` of ``states``; what is lost or to be done by hand goes to ``states.report``.
+    """The parameters ``chosen`` of ``states``; what is lost and what to do by hand goes to ``states.report``.
 
-    ``weights`` are needed for parameters that have seen no update where their state begins with the weight.
-    Raises ValueError where the states do not fit the rule, or something would be lost.
+    ``weights`` are needed for parameters without any update if their state starts from the weight.
+    Raises ValueError if the states do not fit the rule, or something would be lost.
     """
     states, rule, h = normalize(states, allow_lossy)
     mirrored = as_foreign(rule, h)
     lost = what_is_lost(mirrored, rule, h, states, chosen)
     if lost and not allow_lossy:
-        raise ValueError(f"optax would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without.")
+        raise ValueError(f"optax would lose {'; '.join(lost)}. Pass allow_lossy=True to convert anyway.")
     entries = to_state_dict(mirrored, rule, h, states, chosen)['state']
     known = weights or {}
     full = [entries.get(position)
@@ -67,8 +67,8 @@ def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Opti
 
 
 def arguments(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
-    """What `create` needs beside the name to go on from ``states``; multipliers are lists in the order of ``chosen``."""
-    states, _, h = normalize(states, allow_lossy=True)  # `pack` has asked
+    """What `create` needs besides the name to continue from ``states``; multipliers are lists in the order of ``chosen``."""
+    states, _, h = normalize(states, allow_lossy=True)  # `pack` has already checked
     found = dict(h.asdict(), rescale_grad=1.0)
     for name in MULTIPLIERS:
         mults = [getattr(info, name) for info in chosen]
@@ -79,7 +79,7 @@ def arguments(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[
 
 
 def as_foreign(rule: Type[Rule], h: Values) -> Foreign:
-    """How an optimizer of `create` keeps ``rule``: everything, under our own names."""
+    """How an optimizer made by `create` stores ``rule``: everything, under our own names."""
     own = {slot.name: slot.name for slot in rule.slots(h)}
     return own_class(rule, h.asdict())._replace(path=f'gluon_optim.optax.create({rule.name!r})', slots=own)
 
@@ -88,9 +88,9 @@ def as_foreign(rule: Type[Rule], h: Values) -> Foreign:
 
 def write(path: Path, states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Optional[Mapping[str, Any]] = None,
           allow_lossy: bool = False) -> None:
-    """Write the parameters ``chosen`` of ``states`` to ``path``, whole or not at all. Arrays are copied in small pieces.
+    """Write the parameters ``chosen`` of ``states`` to ``path``, completely or not at all. Arrays are copied in small pieces.
 
-    Raises as `pack` does, and OSError where the file system refuses.
+    Raises what `pack` raises, and OSError if the file system refuses.
     """
     states, _, _ = normalize(states, allow_lossy)
     packed = pack(states, chosen, weights, allow_lossy)
@@ -117,7 +117,7 @@ def _members(packed: Packed, about: Mapping[str, Any]) -> Iterator[Tuple[str, nu
 def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, Any]]:
     """The states in a file of `write`, and the arguments of `create`. Nothing in the file is executed.
 
-    Raises StateFileError for a file that is damaged, incomplete or something else, OSError where it cannot be opened.
+    Raises StateFileError for a damaged or incomplete file or a different kind of file, OSError if it cannot be opened.
     """
     with open_once(path) as file:
         arrays, path = mxnet_files.read_params(file), file.path
@@ -127,7 +127,7 @@ def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, Any]]:
     except UnreadableFile:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        reason = error if isinstance(error, ValueError) else f'{JSON} must be there, and complete. Received: {error!r}.'
+        reason = error if isinstance(error, ValueError) else f'{JSON} must be present and complete. Received: {error!r}.'
         raise StateFileError(f'Cannot read {path!r}: {reason}') from None
 
 
@@ -141,7 +141,7 @@ def _read(arrays: Dict[str, numpy.ndarray]) -> Tuple[OptimizerStates, Dict[str, 
     for name in states.names:
         count = arrays.pop(f'counts/{name}', arrays.get('count'))
         if count is None:
-            raise StateFileError(f"the number of updates of {name!r} must be there, as 'count' or {'counts/' + name!r}.")
+            raise StateFileError(f"the number of updates of {name!r} must be there as 'count' or {'counts/' + name!r}.")
         if count.shape != () or not 0 <= count <= 2**53 or count % 1:
             raise StateFileError(f'the number of updates of {name!r} must be a whole number. Received: {count!r}.')
         states.counts[name] = int(count)
@@ -160,10 +160,10 @@ def _read(arrays: Dict[str, numpy.ndarray]) -> Tuple[OptimizerStates, Dict[str, 
 # Parts
 
 def _say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
-    """What the user has to do by hand: lines for the report."""
+    """What the user must do by hand: lines for the report."""
     alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # `arguments` has the multipliers
     lines = what_to_say(foreign, h, dataclasses.replace(states, scheduler=None, master={}), alike)
     if states.scheduler:
         lines.append(f"the scheduler {states.scheduler.get('class')} is not carried over: pass a schedule as learning_rate; it is "
-                     f'called with the number of updates done, {states.num_update} at the next one')
+                     f'called with the number of updates done, next with {states.num_update}')
     return lines

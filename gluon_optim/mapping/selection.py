@@ -1,10 +1,11 @@
-"""What every conversion begins with: the states under the rule that runs them, and the parameters that are converted."""
+"""Where every conversion starts: the states under the rule that runs them, and the parameters to convert."""
+import difflib
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Type
 
 from .. import rules
 from ..rules import Rule
 from ..schema import Values, check_known, one_of
-from ..states.model import STATISTICS, OptimizerStates, ParameterInfo
+from ..states.model import STATISTICS, OptimizerStates, ParameterInfo, has_rule
 from ..states.mxnet_files import mxnet2
 from .classes import Foreign
 
@@ -12,11 +13,11 @@ __all__ = ['groups', 'normalize', 'own_hypers', 'select', 'split']
 
 
 def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> List[ParameterInfo]:
-    """The parameters ``names`` in that order; for None all in trainer order, but for running statistics.
+    """The parameters ``names`` in that order; for None, all except running statistics, in trainer order.
 
     Unknown and repeated names are refused.
     """
-    if names is None:  # running statistics are parameters in Gluon, and no optimizer's business anywhere
+    if names is None:  # running statistics are parameters in Gluon, but no optimizer handles them
         names = [info.name for info in states.parameters if info.name in states.slots or not info.name.endswith(STATISTICS)]
     if isinstance(names, str):
         raise TypeError(f'`params` must be a list of names. Received: {names!r}. Write [{names!r}].')
@@ -29,17 +30,23 @@ def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> Li
     if repeated:
         raise ValueError(f'`params` must name each parameter once. Received twice: {one_of(repeated)}.')
     if not names:
-        raise ValueError('There must be a parameter to convert. Received: none. Leave `params` out to convert all of them.')
+        raise ValueError('Nothing to convert. Omit `params` to convert all parameters.')
     return [known[name] for name in names]
 
 
 def normalize(states: OptimizerStates, allow_lossy: bool = False) -> Tuple[OptimizerStates, Type[Rule], Values]:
-    """What all converters begin with: the states, those of MXNet 2.x under the rule that computes the same; that rule; and the
-    hyper-parameters with which the run goes on, at the scheduler's rate, which in MXNet's own files is not the optimizer's.
+    """The first step of all converters: the states (MXNet 2.x's under the rule that computes the same), that rule, and the
+    hyper-parameters with which the run continues, at the scheduler's rate, which in MXNet's own files is not the optimizer's.
 
-    Raises as `mxnet2.as_rule` does, and where the hyper-parameters are not the rule's.
+    Raises what `mxnet2.as_rule` raises, and ValueError or TypeError if the hyper-parameters are not the rule's.
     """
     states = mxnet2.as_rule(states, allow_lossy)
+    if states.optimizer and not has_rule(states):
+        near = difflib.get_close_matches(states.optimizer, rules.names(drop_ins=True), n=1)
+        hint = f' Did you mean {near[0]!r}?' if near else ''
+        raise ValueError('The optimizer must be one of gluon_optim.list_optimizers(), or it is unknown what its arrays mean. '
+                         f'Received: {states.optimizer!r}.{hint} If it computes what one of them does, say which: '
+                         "states.as_rule('adamw'). If it is your own rule, import the module that registers it first.")
     rule = rules.get(states.optimizer)
     h = rule.hyperparameters(**states.hypers)
     base_lr = (states.scheduler or {}).get('attributes', {}).get('base_lr')
@@ -47,7 +54,7 @@ def normalize(states: OptimizerStates, allow_lossy: bool = False) -> Tuple[Optim
 
 
 def own_hypers(h: Values, info: ParameterInfo) -> Values:
-    """The hyper-parameters of one parameter: with its multipliers, and for gradients that are not to be rescaled."""
+    """The hyper-parameters of one parameter: with its multipliers applied, for gradients that need no rescaling."""
     return h.replace(learning_rate=h.learning_rate * info.lr_mult, wd=h.wd * info.wd_mult, rescale_grad=1.0)
 
 

@@ -1,6 +1,6 @@
-"""States as a ``state_dict``, and back. Arrays here are NumPy's; a converter exchanges them for its own.
+"""States as a ``state_dict``, and back. Arrays here are NumPy's; a converter replaces them with its own.
 
-Which classes compute the same, and what they keep, is declared in `gluon_optim.mapping.classes`.
+The classes that compute the same, and the state they keep, are declared in `gluon_optim.mapping.classes`.
 """
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type
 
@@ -21,8 +21,8 @@ def common_hypers(rule: Type[Rule], given: Sequence[Mapping[str, Any]], mults: O
                   ) -> Tuple[Values, List[Tuple[float, float]]]:
     """One set of hyper-parameters for all groups, and each group's (lr_mult, wd_mult): the inverse of `groups`.
 
-    ``given`` holds our hyper-parameters of each group, ``mults`` what its multipliers are known to be. Without ``mults`` they
-    are relative to the first group whose value is not 0. Groups that differ in more than rate and decay are refused.
+    ``given`` holds our hyper-parameters of each group, ``mults`` its multipliers if known. Without ``mults`` they are
+    relative to the first group with a nonzero value. Groups that differ in more than rate and decay are refused.
 
     >>> from gluon_optim import rules
     >>> common_hypers(rules.get('sgd_torch'), [dict(learning_rate=.5, wd=.5), dict(learning_rate=1., wd=0.)])[1]
@@ -45,28 +45,28 @@ def _factors(name: str, values: Sequence[float], mults: Optional[Sequence[float]
     if mults is None:
         base = next((value for value in values if value), 0.0)
         return base, [value / base if base else 1.0 for value in values]
-    if 1.0 in mults:  # there it can be read off exactly
+    if 1.0 in mults:  # then it can be read off exactly
         base = values[list(mults).index(1.0)]
     else:
         base = next((value / mult for value, mult in zip(values, mults) if mult), 0.0)
     if any(abs(base * mult - value) > 1e-9 * abs(value) for value, mult in zip(values, mults)):
         raise ValueError(f'`{name}` of the param groups must be one value times the multipliers {list(mults)!r}. '
-                         f'Received: {list(values)!r}. Pass `params` as names only, and the multipliers follow from the groups.')
+                         f'Received: {list(values)!r}. Pass `params` as names only: the multipliers then follow from the groups.')
     return base, mults
 
 
 def check_entry(foreign: Foreign, slots: Sequence[Slot], where: str, shape: Sequence[int], dtype: str, entry: Mapping[str, Any]
                 ) -> Dict[str, str]:
-    """Check one parameter's entry of a state_dict; return which of its arrays are the rule's, and of which type they must be.
+    """Check one parameter's entry of a state_dict; return which of its arrays are the rule's, and the type each must have.
 
-    ``dtype`` is the type of the slots. Keys that the class does not know are left alone. ValueError where an array is missing, has
-    another shape, or would lose digits.
+    ``dtype`` is the type of the slots. Keys unknown to the class are ignored. ValueError if an array is missing, has another
+    shape, or would lose digits.
     """
     shapes = {foreign.slot_key(slot): slot.shape(shape) for slot in slots}
     missing = [key for key in [*shapes, *(['step'] if foreign.counts else [])] if key not in entry]
     if missing:
         raise ValueError(f'The state of {where} must hold {one_of(missing)}. Received: only {one_of(entry)}. '
-                         'Is it the state of another optimizer, or of other hyper-parameters?')
+                         'Does the state belong to another optimizer or other hyper-parameters?')
     types = dict.fromkeys(shapes, dtype)
     if foreign.masters and 'master' in entry:
         shapes['master'], types['master'] = tuple(shape), 'float32'
@@ -83,7 +83,7 @@ def check_entry(foreign: Foreign, slots: Sequence[Slot], where: str, shape: Sequ
 
 
 def weight_of(info: ParameterInfo, weights: Mapping[str, Any]) -> numpy.ndarray:
-    """The parameter's weight; ValueError where it is not of the run of the states."""
+    """The parameter's weight; ValueError if it cannot be from the same run as the states."""
     weight = numpy.asarray(weights[info.name])
     if (weight.shape, weight.dtype.name) != (tuple(info.shape), info.dtype):
         raise ValueError(f'The weight {info.name!r} must be {info.dtype} of shape {tuple(info.shape)}, as in the states. '
@@ -92,9 +92,9 @@ def weight_of(info: ParameterInfo, weights: Mapping[str, Any]) -> numpy.ndarray:
 
 
 def fresh_entry(slots: Iterable[Slot], info: ParameterInfo, weight: Optional[numpy.ndarray]) -> Dict[str, Any]:
-    """The entry of a parameter that has seen no update, in ONNX and optax; ValueError where it takes a weight that is None."""
+    """The entry of a parameter without any update, in ONNX and optax; ValueError if it needs a weight and that is None."""
     if weight is None and (info.dtype == 'float16' or any(slot.init == 'weight' for slot in slots)):
-        raise ValueError(f'{info.name!r} has seen no update, and its state begins with its weight. Pass `weights`.')
+        raise ValueError(f'{info.name!r} has not been updated yet, and its state starts from its weight. Pass `weights`.')
     start = numpy.zeros(info.shape, info.dtype) if weight is None else weight
     master = {'master': start.astype('float32')} if info.dtype == 'float16' else {}
     return {**{slot.name: initial_slot(slot, master.get('master', start)) for slot in slots}, **master}
@@ -116,7 +116,7 @@ def to_state_dict(foreign: Foreign, rule: Type[Rule], h: Values, states: Optimiz
     Also one for each number of updates, if the class counts in its groups.
     """
     if foreign.divisors and 'learning_rate' not in states.hypers:
-        raise ValueError(f"`learning_rate` of the last update must be known for {foreign.path}. Received: states without. "
+        raise ValueError(f"`learning_rate` of the last update must be known for {foreign.path}. Received: states without it. "
                          "Set states.hypers['learning_rate'].")
     entries = {position: _entry(foreign, rule, own_hypers(h, info), states, info) for position, info in enumerate(chosen)}
     param_groups = [dict(foreign.group(own_hypers(h, chosen[positions[0]])), params=positions)
@@ -126,12 +126,12 @@ def to_state_dict(foreign: Foreign, rule: Type[Rule], h: Values, states: Optimiz
 
 
 def _entry(foreign: Foreign, rule: Type[Rule], own: Values, states: OptimizerStates, info: ParameterInfo) -> Dict[str, Any]:
-    """One parameter's entry, empty where the class starts afresh. ValueError where the states are not those of the rule."""
+    """One parameter's entry, empty where the class starts fresh. ValueError if the states are not those of the rule."""
     name, count, held = info.name, states.counts.get(info.name, 0), states.slots.get(info.name)
     slots, dtype = rule.slots(own), compute_type(info.dtype)
     if held is None and count:
         raise ValueError(f'{name!r} has seen {count} updates but has no slots: the states are incomplete. '
-                         'Leave it out by `params`, which lists the names to convert.')
+                         'Leave it out: list the names to convert in `params`.')
     if not count and foreign.eager:
         held = {slot.name: initial_slot(slot, numpy.zeros(info.shape, dtype)) for slot in slots}
     elif held is None or not (count or foreign.counts) or (foreign.pack and not count):
@@ -139,7 +139,7 @@ def _entry(foreign: Foreign, rule: Type[Rule], own: Values, states: OptimizerSta
     strangers = set(held) - {slot.name for slot in slots}
     if strangers:
         raise ValueError(f'{name!r} must have the slots {one_of(slot.name for slot in slots)} of {foreign.rule}. '
-                         f'Received: {one_of(held)}. Are the states those of other hyper-parameters?')
+                         f'Received: {one_of(held)}. Do the states belong to other hyper-parameters?')
     entry = {foreign.slot_key(slot): held[slot.name] for slot in slots if slot.name in held}
     if foreign.counts:
         entry['step'] = count if foreign.counts == 'number' else numpy.array(count, 'float32')
@@ -156,12 +156,11 @@ def _entry(foreign: Foreign, rule: Type[Rule], own: Values, states: OptimizerSta
 
 
 def _divisor(foreign: Foreign, slot: Slot, own: Values, name: str) -> float:
-    """Our slot is so many times that of ``foreign``."""
+    """The factor between our slot and theirs."""
     divisor = foreign.divisors[slot.name](own) if slot.name in foreign.divisors else 1.0
     if divisor == 0:
-        raise ValueError(f'The learning rate of {name!r} must not be 0, or its {slot.name!r}, which is the rate times that of '
-                         f'{foreign.path}, tells nothing. Set `learning_rate` to that of the last update, or leave the parameter '
-                         'out.')
+        raise ValueError(f'The learning rate of {name!r} must not be 0: its {slot.name!r} is the rate times that of '
+                         f'{foreign.path}. Set `learning_rate` to that of the last update, or leave the parameter out.')
     return divisor
 
 
@@ -173,7 +172,7 @@ def from_state_dict(foreign: Foreign, rule: Type[Rule], state_dict: Mapping[str,
     likes = _likes(given, params)
     known = _known_mults(given, likes)
     ours = [_checked(foreign, rule, group) for group in given]
-    if known and 'learning_rate' not in foreign.held:  # nor can it tell that of a group
+    if known and 'learning_rate' not in foreign.held:  # and so it does not give a group's rate either
         ours = [dict(hypers, learning_rate=rule.hyper('learning_rate').default * lr_mult)
                 for hypers, (lr_mult, _) in zip(ours, known)]
     h, mults = common_hypers(rule, ours, known)
@@ -187,19 +186,19 @@ def from_state_dict(foreign: Foreign, rule: Type[Rule], state_dict: Mapping[str,
     if num_update is None:
         states.num_update = max(states.counts.values())
     if not foreign.counts:
-        states.report.append(f'{foreign.path} keeps no counts: parameters with a state are given {states.num_update}')
+        states.report.append(f'{foreign.path} keeps no counts: parameters with a state get {states.num_update}')
     if foreign.build:
-        states.report.append(f'the state of {foreign.path} does not tell with which arguments it was made; they are taken to be '
+        states.report.append(f'the state of {foreign.path} does not record its constructor arguments; assumed: '
                              + listed(foreign.made_with(h)))
     label = label_of(foreign, h, states, states.parameters)
     if label == APPROXIMATE and not allow_lossy:
         far = how_far(foreign, h, states, states.parameters)
         raise ValueError(f'{rule.name!r} would lose the exact step: {foreign.path} is {far}. '
-                         'Pass allow_lossy=True to go on.')
+                         'Pass allow_lossy=True to convert anyway.')
     if label != EXACT or foreign.condition:
         states.report.append('; '.join(filter(None, [f'{foreign.path}: {label}', foreign.condition])))
     if any(like is None for _, like in likes.values()):
-        states.report.append('shapes and types of weights are those of the slots, for want of `params` that tell them')
+        states.report.append('no `params` given: shapes and types of weights are taken from the slots')
     return states
 
 
@@ -214,15 +213,15 @@ def _take(states: OptimizerStates, foreign: Foreign, rule: Type[Rule], own: Valu
           copy: bool) -> None:
     """Add one parameter's ``entry`` of a state_dict to ``states``."""
     states.counts[info.name], slots = 0, rule.slots(own)
-    if not entry and (foreign.counts or slots):  # a class that keeps neither counts nor slots has no entry at all
+    if not entry and (foreign.counts or slots):  # a class with neither counts nor slots has no entry at all
         return
     types = check_entry(foreign, slots, repr(info.name), info.shape, compute_type(info.dtype), entry)
     for name, key in foreign.vanished.items():
         if not abs(float(entry.get(key, 1.0))) < VANISHED:
             raise ValueError(f'{key!r} of {info.name!r} must be below {VANISHED:g}: {rule.name} has one for all parameters. '
-                             f'Received: {float(entry.get(key, 1.0)):.2g}. Go on in PyTorch until it has vanished.')
+                             f'Received: {float(entry.get(key, 1.0)):.2g}. Continue in PyTorch until it has vanished.')
         states.variables[name] = numpy.array(0.0)
-    if foreign.eager and foreign.counts and not int(entry['step']):  # there only because it has to be
+    if foreign.eager and foreign.counts and not int(entry['step']):  # present only because it has to be
         return
     make = numpy.array if copy else numpy.asarray
     arrays = {key: make(entry[key], dtype) for key, dtype in types.items()}
@@ -238,7 +237,7 @@ def _take(states: OptimizerStates, foreign: Foreign, rule: Type[Rule], own: Valu
 
 
 def _likes(given: Sequence[Mapping[str, Any]], params: Any) -> Dict[Any, Tuple[str, Any]]:
-    """Id -> name, and what has the weight's shape and type (or None), in the order that the states shall have."""
+    """Id -> name and something with the weight's shape and type (or None), in the order of the resulting states."""
     ids = [key for group in given for key in group['params']]
     names = [name for group in given for name in group.get('param_names', ())]
     own = dict(zip(names, ids)) if len(set(names)) == len(ids) else {}
@@ -247,7 +246,7 @@ def _likes(given: Sequence[Mapping[str, Any]], params: Any) -> Dict[Any, Tuple[s
         return {key: (name_of[key], None) for key in sorted(ids)}
     if isinstance(params, Mapping):
         likes = dict(params)
-        if len(likes) > len(ids):  # a file of weights has running statistics too
+        if len(likes) > len(ids):  # a file of weights also has running statistics
             likes = {name: like for name, like in likes.items() if not name.endswith(STATISTICS)}
     else:
         likes = {like.name if isinstance(like, ParameterInfo) else like: like if isinstance(like, ParameterInfo) else None
@@ -257,35 +256,35 @@ def _likes(given: Sequence[Mapping[str, Any]], params: Any) -> Dict[Any, Tuple[s
     if set(likes) == set(own):
         return {own[name]: (name, like) for name, like in likes.items()}
     if set(likes) & set(own):
-        raise ValueError(f'`params` must be the parameters of the state, or all have other names. Only in `params`: '
+        raise ValueError(f'`params` must have either the same names as the state or entirely different ones. Only in `params`: '
                          f'{one_of(sorted(set(likes) - set(own)))}. Only in the state: {one_of(sorted(set(own) - set(likes)))}.')
     return dict(zip(sorted(ids), likes.items()))
 
 
 def _known_mults(given: Sequence[Mapping[str, Any]], likes: Mapping[Any, Tuple[str, Any]]) -> Optional[List[Tuple[float, float]]]:
-    """Each group's (lr_mult, wd_mult), if `ParameterInfo` tell them."""
+    """Each group's (lr_mult, wd_mult), if `ParameterInfo` objects give them."""
     if not all(isinstance(like, ParameterInfo) for _, like in likes.values()):
         return None
     found = [sorted({(likes[key][1].lr_mult, likes[key][1].wd_mult) for key in group['params']}) for group in given]
     mixed = [position for position, pairs in enumerate(found) if len(pairs) != 1]
     if mixed:
         raise ValueError(f'The parameters of a param group must have one lr_mult and wd_mult. Received: group {mixed[0]} with '
-                         f'{found[mixed[0]]!r}. Pass `params` as names only, and the multipliers follow from the groups.')
+                         f'{found[mixed[0]]!r}. Pass `params` as names only: the multipliers then follow from the groups.')
     return [pairs[0] for pairs in found]
 
 
 def _shape_and_type(name: str, like: Any, foreign: Foreign, slots: Sequence[Slot], entry: Mapping[str, Any]
                     ) -> Tuple[Tuple[int, ...], str]:
-    """Shape and type of a weight, from ``like`` or else from its state."""
+    """Shape and type of a weight, from ``like`` if given, else from its state."""
     if like is not None:
         shape, dtype = tuple(like.shape), like.dtype if isinstance(like.dtype, str) else type_name(like)
     else:
         alike = [foreign.slot_key(slot) for slot in slots if slot.like == 'weight']
         held = [entry[key] for key in ['master', *alike] if key in entry]
         if not held:
-            raise ValueError(f'The state does not tell the shape of {name!r}. Pass `params` as a dictionary of names to weights.')
+            raise ValueError(f'The state does not give the shape of {name!r}. Pass `params` as a dictionary of names to weights.')
         shape, dtype = tuple(held[0].shape), 'float16' if 'master' in entry else type_name(held[0])
     if dtype not in ('float16', 'float32', 'float64'):
         raise ValueError(f'{name!r} must be float16, float32 or float64, the types that MXNet trains. Received: {dtype}. '
-                         'Pass `params` with the type that the weight shall have in MXNet.')
+                         'Pass `params` with the type that the weight is to have in MXNet.')
     return shape, dtype

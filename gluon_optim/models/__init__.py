@@ -3,20 +3,21 @@
     model = go.model_to_torch('run/step-44.safetensors', like=net)       # or a .params file, or a gluon.Block
     net.load_state_dict(model.state_dict())
     optimizer = go.torch.create(model.states().optimizer, net.parameters())
-    optimizer.load_state_dict(go.to_torch(model.states()))               # goes on where Gluon stopped
+    optimizer.load_state_dict(go.to_torch(model.states()))               # continues where Gluon stopped
 
-Reading and ``model.save('net.safetensors')`` need NumPy alone; `TorchModel.state_dict` and ``.pt`` need PyTorch.
+Reading and ``model.save('net.safetensors')`` need only NumPy; `TorchModel.state_dict` and ``.pt`` need PyTorch.
 
 **Names** are found in one of three ways.
 
-1. By convention, without ``like`` and ``names``: the places of layers stay, the words change. ``gamma`` is ``weight``, ``beta`` is
-   ``bias``, ``moving_mean`` is ``running_mean``, PReLU's ``alpha`` is ``weight``, ``l0_i2h_weight`` is ``weight_ih_l0``, and so on.
-2. ``like`` says which names and shapes there must be: a module, its state_dict, or a file of it. When all of them are found by
-   convention, that is the answer. Otherwise layers whose names (without numbers) and shapes agree are taken, and the rest is
-   matched in its order, if in that order all shapes agree, or by shapes that occur only once. What remains ambiguous is an error
-   that lists the candidates. What ``like`` has tied is one array, whichever of its names it has in Gluon. Where ``like`` has two
-   parameters and a checkpoint one that was shared, both get its values, and the report says so.
-3. ``names`` is a map, a dictionary or a JSON file. `suggest_names` writes a draft of it. Each parameter of PyTorch is a key:
+1. By convention, without ``like`` and ``names``: layers keep their structural names, the rest changes. ``gamma`` is ``weight``,
+   ``beta`` is ``bias``, ``moving_mean`` is ``running_mean``, PReLU's ``alpha`` is ``weight``, ``l0_i2h_weight`` is
+   ``weight_ih_l0``, and so on.
+2. ``like`` gives the required names and shapes: a module, its state_dict, or a file of one. If convention finds all of them,
+   that is the answer. Otherwise layers with the same names (without numbers) and shapes are matched, and the rest in order if
+   all shapes then agree, or by shapes that occur only once. Anything still ambiguous is an error that lists the candidates.
+   Parameters tied in ``like`` are one array, whichever of the names it has in Gluon. If ``like`` has two parameters where a
+   checkpoint has one that was shared, both get its values, and the report says so.
+3. ``names`` is a map: a dictionary or a JSON file. `suggest_names` writes a draft. Each of PyTorch's parameters is a key:
 
     {"conv1.weight": "features.0.weight",
      "conv2.weight": {"from": "features.1.weight", "transpose": [0, 3, 1, 2]},
@@ -25,16 +26,16 @@ Reading and ``model.save('net.safetensors')`` need NumPy alone; `TorchModel.stat
      "lstm.*": {"from": "lstm_parameters", "rnn": "lstm", "hidden": 64, "layers": 2, "bidirectional": false},
      "drop": ["aux.weight"]}
 
-   An array is seen with the shape ``view``, transposed, each element repeated (a GroupNorm of MXNet 1.x has one number per group,
-   PyTorch's one per channel), and given the ``shape``; ``"ones": true`` is a gamma that ``fix_gamma`` overrides. ``"lstm.*"`` are
-   all arrays of a layer that MXNet keeps in one vector; ``"projection"`` is possible there, ``"rnn"`` is also ``"gru"``,
-   ``"rnn_tanh"``, ``"rnn_relu"``. ``"drop"`` names parameters of Gluon that PyTorch's net lacks. A map is complete: everything else
-   that is missing or left over is an error.
+   An array is viewed with the shape ``view``, transposed, its elements repeated (MXNet 1.x's GroupNorm has one number per group,
+   PyTorch's one per channel), and reshaped to ``shape``; ``"ones": true`` is a gamma that ``fix_gamma`` overrides. ``"lstm.*"``
+   stands for all arrays of a layer that MXNet keeps in one vector; it may have ``"projection"``, and ``"rnn"`` may also be
+   ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``. ``"drop"`` names Gluon parameters that PyTorch's net lacks. A map must be complete:
+   anything else that is missing or left over is an error.
 
-**Layouts.** Weights of Dense, convolutions and transposed convolutions, normalisations, Embedding and recurrent layers are the
-same arrays in both. Channels-last convolutions are transposed where the Block, the symbol beside the file or the shapes of ``like``
-say so. A Dense that follows the Flatten of a channels-last net must be mapped by ``view``, as above: its inputs are in another
-order, which nothing shows.
+**Layouts.** Weights of Dense, convolutions and transposed convolutions, normalization, Embedding and recurrent layers are the
+same arrays in both. Channels-last convolutions are transposed if the Block, the symbol next to the file or the shapes of ``like``
+say so. A Dense that follows the Flatten of a channels-last net must be mapped with ``view``, as above: its inputs are in a
+different order, which cannot be detected.
 
 >>> import numpy, gluon_optim as go
 >>> model = go.model_to_torch({'0.gamma': numpy.ones(2, 'float32'), '0.running_mean': numpy.zeros(2, 'float32')})
@@ -47,7 +48,10 @@ from typing import Any, Dict, List, Optional
 
 import numpy
 
+from ..display import Rows, table, text, without_none
+from ..requirements import missing
 from ..schema import one_of, some_of
+from ..states import safetensors_files
 from ..states.atomic import Path, replacing
 from ..states.model import OptimizerStates, ParameterInfo
 from .gluon import Source, source_of, with_states
@@ -55,26 +59,26 @@ from .maps import check_map, from_map, read_map, take_dropped
 from .matching import check_layouts, matched, one_for_tied, rests_on_order, settled, with_tied
 from .names import conventional, split, torch_leaf
 from .plan import Plan, Shape, Take
-from .pytorch import COUNTER, Target, target_of, write_safetensors
+from .pytorch import COUNTER, Target, target_of
 
 __all__ = ['TorchModel', 'model_to_torch', 'suggest_names']
 
 STATISTICS = ('running_mean', 'running_var')
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class TorchModel:
-    """A net's parameters as PyTorch names and lays them out.
+    """A net's parameters with PyTorch's names and layouts.
 
-    ``weights``   name -> NumPy array, running statistics and ``num_batches_tracked`` included, in the order of the module
-    ``rows``      for each: ``name``, ``from`` (Gluon's name), ``shape``, ``dtype`` and ``how`` it was laid out anew
-    ``report``    what was assumed, and what is yours to do, one sentence a line
+    ``weights``   name -> NumPy array, including running statistics and ``num_batches_tracked``, in the order of the module
+    ``rows``      for each: ``name``, ``from`` (Gluon's name), ``shape``, ``dtype`` and ``how`` it was converted
+    ``report``    what was assumed and what is left to you, one sentence per line
     ``frozen``    names of parameters that Gluon does not train (``grad_req='null'``, fix_gamma); `freeze` does the same to a module
 
     Made by `model_to_torch`. ``plan``, ``found``, ``target``, ``dropped`` and ``ordered`` are for its methods, which say what
     they raise.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> model = go.model_to_torch({'0.gamma': numpy.ones(2, 'float32'), '0.beta': numpy.zeros(2, 'float32')})
     >>> [(row['name'], row['from']) for row in model.rows]
     [('0.weight', '0.gamma'), ('0.bias', '0.beta')]
@@ -83,11 +87,24 @@ class TorchModel:
     weights: Dict[str, numpy.ndarray]
     rows: List[Dict[str, Any]]
     report: List[str]
-    plan: Plan = dataclasses.field(repr=False)
-    found: Source = dataclasses.field(repr=False)
-    target: Optional[Target] = dataclasses.field(repr=False, default=None)
+    plan: Plan
+    found: Source
+    target: Optional[Target] = None
     dropped: List[str] = dataclasses.field(default_factory=list)
-    ordered: bool = dataclasses.field(repr=False, default=True)
+    ordered: bool = True
+
+    def _rows(self) -> Rows:
+        frozen = self.frozen
+        return without_none([('from', self.found.what), ('for', self.target.what if self.target else None),
+                             ('optimizer', self.found.states), ('frozen', some_of(frozen) if frozen else None),
+                             *(('report', line) for line in self.report)])
+
+    def __repr__(self) -> str:
+        return text(f'<TorchModel: {len(self.weights)} arrays>', self._rows())
+
+    def _repr_html_(self) -> str:
+        arrays = [(row['name'], f'{row["dtype"]}{row["shape"]} {row["how"]}') for row in self.rows]
+        return table(f'TorchModel: {len(self.weights)} arrays', [*self._rows(), *arrays])
 
     @property
     def frozen(self) -> List[str]:
@@ -111,26 +128,25 @@ class TorchModel:
         return module
 
     def state_dict(self) -> Dict[str, Any]:
-        """The weights as PyTorch's tensors, for ``module.load_state_dict``; parameters that are shared are one tensor."""
+        """The weights as PyTorch tensors, for ``module.load_state_dict``; shared parameters are one tensor."""
         try:
             import torch
         except ImportError as error:
-            raise ImportError("The state_dict of a model needs PyTorch: pip install 'gluon-optim[torch]'. Without it, save a "
-                              '.safetensors file.') from error
+            raise missing('The state_dict of a model (not a .safetensors file)', 'PyTorch', 'torch', error) from error
         tensors: Dict[Any, Any] = {}
         return {name: tensors.setdefault(self.plan.get(name, name), torch.from_numpy(_writable(array)))
                 for name, array in self.weights.items()}
 
     def save(self, path: Path, to: Optional[str] = None) -> None:
-        """Write a file, whole or not at all.
+        """Write a file, completely or not at all.
 
-        ``to`` is 'safetensors', or 'torch' for one that ``torch.load(path, weights_only=True)`` reads; None goes by the ending,
+        ``to`` is 'safetensors', or 'torch' for one that ``torch.load(path, weights_only=True)`` reads; None goes by the extension,
         ``.safetensors``, ``.pt`` or ``.pth``.
         """
         ending = os.path.splitext(os.fspath(path))[1]
         to = to or {'.safetensors': 'safetensors', '.pt': 'torch', '.pth': 'torch'}.get(ending)
         if to == 'safetensors':
-            write_safetensors(path, self.weights)
+            safetensors_files.write(path, self.weights)
         elif to == 'torch':
             state_dict = self.state_dict()
             import torch
@@ -141,13 +157,13 @@ class TorchModel:
                              f'{os.fspath(path)!r}, {to!r}.')
 
     def states(self, allow_lossy: bool = False) -> OptimizerStates:
-        """The optimizer's states under PyTorch's names, in its order and its layouts: what `to_torch` can take as it is.
+        """The optimizer's states under PyTorch's names, in its order and layouts, ready for `to_torch`.
 
         Parameters
         ----------
         allow_lossy : bool
-            Let parameters whose state cannot follow start afresh: a number per tensor of a vector that was unpacked, or the
-            state of an array whose elements were repeated. The report says which.
+            Let parameters start fresh if their state cannot be converted: a per-tensor number of a vector that was unpacked, or
+            the state of an array with repeated elements. The report says which.
 
         Returns
         -------
@@ -155,35 +171,35 @@ class TorchModel:
             The order is that of ``module.parameters()`` if ``like`` was a module, else that of the weights or of the
             map. Masters have become the weights, and are in the states only where ``like`` has half precision.
 
-        Parameters that the run did not train are left out, and reported.
+        Parameters that the run did not train are left out and reported.
 
-        Raises ValueError where states do not belong to these weights, or cannot follow them.
+        Raises ValueError if the states do not belong to these weights, or cannot be converted with them.
         """
         if self.found.states is None:
             raise ValueError(f'There are no optimizer states in {self.found.what}. Read them, states = go.read_states(path, '
                              'params=names), and pass states=states to model_to_torch.')
         if not self.ordered:
             what = self.found.what if self.target is None else self.target.what
-            raise ValueError(f'The order of the parameters of the module must be known: its optimizer tells them by their places. '
-                             f'{what} has them sorted. Give like= the module or a .pt file of its state_dict, or a map alone.')
+            raise ValueError(f"The order of the module's parameters must be known: its optimizer identifies them by position. "
+                             f'{what} has them sorted. Pass like= the module or a .pt file of its state_dict, or only a map.')
         return _follow(self, self.found.states, allow_lossy)
 
 
 def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Optional[OptimizerStates] = None) -> TorchModel:
-    """The parameters of a Gluon net as a PyTorch net has them. The module's docstring tells how names are found.
+    """The parameters of a Gluon net in the form of a PyTorch net. The module's docstring explains how names are found.
 
     Parameters
     ----------
     source : path, gluon.Block or dict
         A ``.params`` file of MXNet (``save_parameters``, ``export``, Module; 1.x and 2.x), a file of `save_checkpoint`, a net in
-        this process, or arrays by name. A symbol that lies beside an exported file is read too. Where a checkpoint has float32
-        masters they are the weights.
+        this process, or arrays by name. A symbol next to an exported file is read too. If a checkpoint has float32 masters,
+        they become the weights.
     like : torch.nn.Module, state_dict, or path, optional
-        What has the names and shapes that there must be; a path of a ``.pt`` or ``.safetensors`` file of a state_dict.
+        Gives the required names and shapes; a path is that of a ``.pt`` or ``.safetensors`` file of a state_dict.
     names : dict or path, optional
         A map of PyTorch's names to Gluon's.
     states : OptimizerStates, optional
-        Of the same net, under the same names, where ``source`` is no checkpoint: for `TorchModel.states`, and for their masters.
+        Of the same net, under the same names, if ``source`` is not a checkpoint: for `TorchModel.states`, and for their masters.
 
     Returns
     -------
@@ -221,7 +237,7 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
         if target is not None:
             plan, found = one_for_tied(plan, found, target)
     if target is not None:
-        found = _named_as_tied(plan, found, target)
+        found = _named_as_tied(plan, found)
         check_layouts(plan, found, target)
     notes = rests_on_order(plan, found, target) if target is not None and names is None else []
     model = _made(plan, dropped, found, target, notes)
@@ -231,8 +247,8 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
     return model
 
 
-def _named_as_tied(plan: Plan, found: Source, target: Target) -> Source:
-    """``found`` with its states under the names of its weights, where ``target`` shows that two names are one parameter."""
+def _named_as_tied(plan: Plan, found: Source) -> Source:
+    """``found`` with its states under the names of its weights, where ``plan`` shows that two names are one parameter."""
     if found.states is None:
         return found
     dotted, names = any('.' in name for name in found.states.names), {}
@@ -246,9 +262,9 @@ def _named_as_tied(plan: Plan, found: Source, target: Target) -> Source:
 
 
 def suggest_names(source: Any, like: Any = None) -> Dict[str, Any]:
-    """A draft of the map for ``names``; source and like as for `model_to_torch`.
+    """A draft of the map for ``names``; ``source`` and ``like`` as for `model_to_torch`.
 
-    Where several parameters fit, or none, the entry is ``{"choose": [...]}``, and is to be replaced by one of them.
+    If several parameters fit, or none, the entry is ``{"choose": [...]}``: replace it with one of them.
 
     Raises ValueError and OSError for a source that cannot be read, as `model_to_torch` does.
 
@@ -278,7 +294,7 @@ def _entries(plan: Plan) -> Dict[str, Any]:
 
 
 def _choices(name: str, found: Source, target: Target) -> List[str]:
-    """What may become ``name``: of its shape, and of its kind if there are such."""
+    """The parameters that could become ``name``: those of its shape, and of its kind if there are any."""
     fit = [other for other, array in found.arrays.items()
            if other not in found.shared and _may_be(array.shape, target.shapes[name])]
     dotted = any('.' in other for other in found.arrays)
@@ -312,42 +328,42 @@ def _made(plan: Plan, dropped: List[str], found: Source, target: Optional[Target
 
 
 def _updates(running_var: str, plan: Plan, found: Source) -> int:
-    """How many updates the batch norm of ``running_var`` has seen: PyTorch counts its batches, MXNet does not."""
+    """The number of updates of the batch norm with ``running_var``: PyTorch counts its batches, MXNet does not."""
     counts = {} if found.states is None else found.states.counts
     prefix = running_var[:-len('running_var')]
     return max((counts.get(plan[name].source, 0) for name in (prefix + 'weight', prefix + 'bias') if name in plan), default=0)
 
 
 def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
-    """What was assumed, and what is the user's to do."""
+    """What was assumed, and what is left to the user."""
     lines = [*found.notes, *found.facts.notes()]
     names: Dict[Take, str] = {}
     for name, take in plan.items():
         first = names.setdefault(take._replace(source=found.shared.get(take.source, take.source)), name)
         if first != name:
-            lines.append(f'{name!r} is {first!r}: let the module share them, or they go different ways')
+            lines.append(f'{name!r} is {first!r}: let the module share them, or they will diverge')
     if any(take.transpose is not None for take in plan.values()):
-        lines.append('convolutions were channels last: give the module its images channels first, and map a Dense after Flatten '
+        lines.append('convolutions were channels last: pass images to the module channels first, and map a Dense after Flatten '
                      'with "view"')
     fixed = [name for name, take in plan.items() if take.ones]
     if fixed:
         lines.append(f'fix_gamma: {some_of(fixed)} are 1, whatever the arrays say')
     if any(take.repeat > 1 for take in plan.values()):
-        lines.append('group norm: PyTorch trains a number per channel where Gluon had one per group: equal until the next update')
+        lines.append('group norm: PyTorch trains one number per channel where Gluon had one per group: equal until the next update')
     if any(name.endswith('running_var') for name in plan):
         lines.append('batch norm: in training, PyTorch adds the unbiased variance of a batch to running_var, MXNet the biased one; '
-                     'predictions are equal now and drift by 1/n of it with n values per channel and batch')
+                     'predictions are equal now, and later drift by 1/n of it, with n values per channel and batch')
     whole = [name for name, take in plan.items() if found.arrays[take.source].dtype.kind != 'f']
     if whole:
-        lines.append(f'{" and ".join(map(repr, whole))}: whole numbers, as in Gluon; PyTorch does not train them')
+        lines.append(f'{" and ".join(map(repr, whole))}: integers, as in Gluon; PyTorch does not train them')
     used = {take.source for take in plan.values()}
     given_up = set(dropped)
     told = {*given_up, *found.shared, *used}
-    lines += [f'{name!r} of Gluon has the values of {other!r}, which was converted: it was taken to be the same parameter'
+    lines += [f'{name!r} in Gluon has the values of {other!r}, which was converted: it was assumed to be the same parameter'
               for name, other in found.alike.items() if name not in told]
-    lines += [f'{name!r} of Gluon is {other!r}, which was converted' for name, other in found.shared.items()
+    lines += [f'{name!r} in Gluon is {other!r}, which was converted' for name, other in found.shared.items()
               if name not in used and name not in given_up]
-    lines += [f'{name!r} of Gluon was dropped, as the map says' for name in dropped]
+    lines += [f'{name!r} in Gluon was dropped, as the map says' for name in dropped]
     return lines
 
 
@@ -370,22 +386,22 @@ def _follow(model: TorchModel, states: OptimizerStates, allow_lossy: bool) -> Op
         else:
             _follow_one(model, name, take, info, states, result, allow_lossy)
     if not result.parameters:
-        raise ValueError(f'The optimizer states must be of the parameters of {model.found.what}. Received: those of '
-                         f'{one_of(list(infos)[:8])}, ... Read them with params= the names of the weights.')
+        raise ValueError(f'The optimizer states must belong to the parameters of {model.found.what}. Received: those of '
+                         f'{one_of(list(infos)[:8])}, ... Read them with the names of the weights as params=.')
     if untrained:
-        result.report.append(f'not in the optimizer of the run: {some_of(untrained)}; give the one in PyTorch the others only')
+        result.report.append(f'not in the optimizer of the run: {some_of(untrained)}; pass only the others to the one in PyTorch')
     known = {*(take.source for take in model.plan.values()), *model.dropped, *model.found.shared}
     left = [name for name in states.slots if name not in known]
     if left:
-        raise ValueError(f'The optimizer has states of {one_of(left[:8])}, not in {model.found.what}. Are they of another net?')
+        raise ValueError(f'The optimizer has states of {one_of(left[:8])}, not in {model.found.what}. Are they from another net?')
     return result
 
 
 def _trained(model: TorchModel) -> List[str]:
-    """Names of what the optimizer of PyTorch is given, in its order."""
+    """Names of the parameters passed to PyTorch's optimizer, in its order."""
     if model.target is not None and model.target.trained is not None:
         return [name for name in model.target.trained if name in model.plan]
-    first: Dict[Take, str] = {}  # a parameter that is shared counts once, as in module.parameters()
+    first: Dict[Take, str] = {}  # a shared parameter counts once, as in module.parameters()
     return [name for name, take in model.plan.items()
             if name.rpartition('.')[2] not in STATISTICS and first.setdefault(take, name) == name]
 
@@ -402,8 +418,8 @@ def _follow_one(model: TorchModel, name: str, take: Take, info: ParameterInfo, s
     if slots is not None and (take.repeat > 1 or (take.rnn is not None and scalars)):
         why = 'its elements are repeated' if take.repeat > 1 else f'{one_of(scalars)} is one number for the whole vector'
         if not allow_lossy:
-            raise ValueError(f'The state of {info.name!r} cannot follow to {name!r}: {why}. Pass allow_lossy=True to let it start '
-                             'afresh.')
+            raise ValueError(f'The state of {info.name!r} cannot be converted for {name!r}: {why}. Pass allow_lossy=True to let it '
+                             'start fresh.')
         result.report.append(f'lost: the state of {info.name!r}, which becomes {name!r}: {why}')
         result.counts[name], slots = 0, None
     if slots is not None:

@@ -1,9 +1,9 @@
-"""Parameters of Gluon, and what is known about their layers: from files, symbols and Blocks. MXNet is not imported."""
+"""Gluon parameters, and what files, symbols and Blocks say about their layers. MXNet is not imported."""
 import os
 import re
 import weakref
 from dataclasses import dataclass, field, replace
-from typing import Any, Collection, Dict, List, Mapping, Optional, Union
+from typing import Any, Collection, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 import numpy
 
@@ -21,32 +21,32 @@ __all__ = ['Facts', 'Source', 'facts_of', 'of_checkpoint', 'source_of', 'with_st
 class Facts:
     """What is known about layers besides their arrays, by names of parameters; from a symbol, a Block or a checkpoint."""
 
-    ones: List[str] = field(default_factory=list)            # gammas that are 1 whatever their arrays say: fix_gamma
+    ones: Set[str] = field(default_factory=set)              # gammas that are 1 regardless of their arrays: fix_gamma
     epsilon: Dict[str, float] = field(default_factory=dict)  # of the layer of a gamma
     momentum: Dict[str, float] = field(default_factory=dict)  # likewise, MXNet's: PyTorch's is 1 - momentum
-    channels_last: List[str] = field(default_factory=list)   # weights of convolutions in NHWC and the like
+    channels_last: Set[str] = field(default_factory=set)     # weights of convolutions in NHWC and the like
     packed: Dict[str, Rnn] = field(default_factory=dict)
     shared: Dict[str, str] = field(default_factory=dict)     # name -> another name of the same parameter
     unknown: List[str] = field(default_factory=list)         # gammas of which nothing is known
     frozen: List[str] = field(default_factory=list)          # parameters that get no gradient
-    order: List[str] = field(default_factory=list)           # in which the net uses them; empty where there was no net
+    order: List[str] = field(default_factory=list)           # the order in which the net uses them; empty where there was no net
 
     def record(self) -> Dict[str, Any]:
         """As a checkpoint has them (docs/FORMAT.md), under the first name of each parameter."""
         def first(name: str) -> str:
             return self.shared.get(name, name)
 
-        return {'fix_gamma': list(dict.fromkeys(map(first, self.ones))),
+        return {'fix_gamma': sorted(set(map(first, self.ones))),
                 'epsilon': {first(name): value for name, value in self.epsilon.items()},
                 'momentum': {first(name): value for name, value in self.momentum.items()},
-                'channels_last': list(dict.fromkeys(map(first, self.channels_last))),
+                'channels_last': sorted(set(map(first, self.channels_last))),
                 'packed': {first(name): rnn._asdict() for name, rnn in self.packed.items()},
                 'shared': dict(self.shared), 'unknown': list(dict.fromkeys(map(first, self.unknown)))}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any], order: Collection[str]) -> 'Facts':
         """The inverse of `record`, for a net whose parameters are used in that ``order``."""
-        return cls(list(record['fix_gamma']), dict(record['epsilon']), dict(record['momentum']), list(record['channels_last']),
+        return cls(set(record['fix_gamma']), dict(record['epsilon']), dict(record['momentum']), set(record['channels_last']),
                    {name: Rnn(**rnn) for name, rnn in record['packed'].items()}, dict(record['shared']), list(record['unknown']),
                    order=list(order))
 
@@ -73,8 +73,8 @@ class Source:
     arrays: Dict[str, numpy.ndarray]
     ordered: bool = True                                     # whether their order is that of the layers
     shared: Dict[str, str] = field(default_factory=dict)     # name -> another name of the same parameter
-    alike: Dict[str, str] = field(default_factory=dict)      # name -> another with the same values: perhaps the same parameter
-    once: bool = False                                       # whether a shared parameter is there under its first name only
+    alike: Dict[str, str] = field(default_factory=dict)      # name -> another name with the same values: perhaps the same parameter
+    once: bool = False                                       # whether a shared parameter occurs only under its first name
     facts: Facts = field(default_factory=Facts)
     notes: List[str] = field(default_factory=list)           # for the report
     states: Optional[OptimizerStates] = None
@@ -102,7 +102,7 @@ def _of_file(path: Union[Path, OpenFile]) -> Source:
         if file.kind.is_ours:
             states, run = container.read_checkpoint(file)
             if run is None:
-                raise ValueError(f'{file.path!r} holds optimizer states only, no weights. Give the .params file of the net, or a '
+                raise ValueError(f'{file.path!r} holds only optimizer states, no weights. Pass the .params file of the net, or a '
                                  'file of save_checkpoint.')
             return of_checkpoint(repr(file.path), states, run)
         if not file.kind.holds_parameters:
@@ -112,7 +112,7 @@ def _of_file(path: Union[Path, OpenFile]) -> Source:
     symbol = re.sub(r'(-\d{4})?\.params$', '', path) + '-symbol.json'
     if os.path.lexists(symbol):
         facts = _of_symbol(symbol)
-        if set(found.arrays) <= set(facts.order):  # else it is of another net, or the file has names of places
+        if set(found.arrays) <= set(facts.order):  # else it belongs to another net, or the file has structural names
             found.facts = facts
             if list(found.arrays) == sorted(found.arrays):  # by MXNet 2; the order of 1.x is that of the net's definition
                 found.arrays = {name: found.arrays[name] for name in facts.order if name in found.arrays}
@@ -147,7 +147,7 @@ def with_states(source: Source, states: OptimizerStates) -> Source:
     if wrong:
         name, shape = wrong[0], source.arrays[wrong[0]].shape
         raise ValueError(f'The master of {name!r} must have the shape of the weight, {shape}. Received: {arrays[name].shape}. '
-                         'Are the states of another net?')
+                         'Do the states belong to another net?')
     return replace(source, arrays=arrays, states=states)
 
 
@@ -161,12 +161,12 @@ LEAVES = ('weight', 'gamma', 'bias', 'beta')  # as layers define them
 
 
 def _checked(source: Source) -> Source:
-    """With what follows from names and arrays: whether they are in order, and which may be there twice."""
+    """``source`` with what follows from names and arrays: whether they are in order, and which may occur twice."""
     if not source.arrays:
-        raise ValueError(f'There must be parameters to convert. Received: none in {source.what}.')
+        raise ValueError(f'Nothing to convert: there are no parameters in {source.what}.')
     names = list(source.arrays)
     if not source.facts.order and len(names) > 1 and names == sorted(names):
-        # MXNet 2 sorts names when it saves; the numbers in a Sequential still tell its order
+        # MXNet 2 sorts names when it saves; the numbers in a Sequential still give its order
         source.ordered = _numbered(names)
         source.arrays = {name: source.arrays[name] for name in sorted(names, key=_natural)}
     if not source.facts.order:  # no net and no symbol
@@ -174,7 +174,7 @@ def _checked(source: Source) -> Source:
     seen: Dict[Any, str] = {}
     for name, array in source.arrays.items():
         if name in source.shared or not array.size or (array == array.flat[0]).all():
-            continue  # two arrays of zeros are no shared parameter
+            continue  # two zero arrays need not be the same parameter
         key = array.shape, array.dtype.str, array.reshape(-1)[:8].tobytes()
         first = seen.setdefault(key, name)
         if first != name and numpy.array_equal(array, source.arrays[first]):
@@ -202,7 +202,7 @@ def _numbered(names: Collection[str]) -> bool:
 
 
 def _array(name: str, value: Any) -> numpy.ndarray:
-    """NumPy's array of what may be one of MXNet's; bfloat16 becomes float32."""
+    """A NumPy array from what may be an MXNet array; bfloat16 becomes float32."""
     array = value.asnumpy() if hasattr(value, 'asnumpy') else numpy.asarray(value)
     if array.dtype.names or array.dtype.name == 'bfloat16':  # MXNet's, or that of ml_dtypes
         return (array.view('<u2').astype('<u4') << 16).view('<f4')
@@ -246,7 +246,7 @@ def facts_of(block: Any) -> Facts:
 
 
 def _look(block: Any, prefix: str, facts: Facts, parameters: Mapping[str, Any]) -> None:
-    """Add what the layers of ``block`` know about themselves."""
+    """Add what the layers of ``block`` say about themselves."""
     if any(cls.__name__ == 'SymbolBlock' for cls in type(block).__mro__):
         _look_at_symbol(block, prefix, facts)
         return
@@ -262,9 +262,9 @@ def _look(block: Any, prefix: str, facts: Facts, parameters: Mapping[str, Any]) 
             if isinstance(options.get('momentum'), (int, float)):
                 facts.momentum[name] = float(options['momentum'])
             if options.get('fix_gamma'):
-                facts.ones.append(name)
+                facts.ones.add(name)
         if leaf == 'weight' and str(options.get('layout', '')).endswith('C') and len(parameters[name].shape or ()) > 2:
-            facts.channels_last.append(name)
+            facts.channels_last.add(name)
         if leaf == 'rnn_param':
             facts.packed[name] = Rnn(block._mode, block._hidden_size, block._num_layers, block._dir == 2,
                                      block._projection_size or None)
@@ -275,9 +275,9 @@ def _look(block: Any, prefix: str, facts: Facts, parameters: Mapping[str, Any]) 
 def _look_at_symbol(block: Any, prefix: str, facts: Facts) -> None:
     """Add what the symbol of a ``SymbolBlock`` tells; there parameters have their full names."""
     places = {name: prefix + leaf for leaf, parameter in block._reg_params.items() for name in (leaf, parameter.name)}
-    found = _facts_of(json_text.loads(block._cached_graph[1].tojson().encode(), 'the symbol'))
-    facts.ones += [places[name] for name in found.ones if name in places]
-    facts.channels_last += [places[name] for name in found.channels_last if name in places]
+    found = _read_graph(json_text.loads(block._cached_graph[1].tojson().encode(), 'the symbol'))
+    facts.ones.update(places[name] for name in found.ones if name in places)
+    facts.channels_last.update(places[name] for name in found.channels_last if name in places)
     facts.epsilon.update((places[name], value) for name, value in found.epsilon.items() if name in places)
     facts.momentum.update((places[name], value) for name, value in found.momentum.items() if name in places)
     facts.packed.update((places[name], rnn) for name, rnn in found.packed.items() if name in places)
@@ -289,21 +289,25 @@ EPSILONS = {'BatchNorm': 1e-3, 'InstanceNorm': 1e-3, 'LayerNorm': 1e-5, 'GroupNo
 
 
 def _of_symbol(path: str) -> Facts:
-    """What a symbol tells about the parameters of its layers."""
+    """What a symbol says about the parameters of its layers."""
     remedy = 'It is the symbol beside the parameters. Repair it, or move it away: the parameters can be converted without it.'
     try:
-        return _facts_of(json_text.read(path, 'the symbol'))
+        return _read_graph(json_text.read(path, 'the symbol'))
     except UnreadableFile as error:
         raise UnreadableFile(f'{error} {remedy}') from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UnreadableFile(f'Cannot read {path!r}: {type(error).__name__}: {error}. {remedy}') from error
 
 
-def _facts_of(symbol: Any) -> Facts:
-    """What a symbol in JSON tells."""
+def _read_graph(symbol: Any) -> Facts:
+    """What a symbol tells, as its JSON has it."""
     nodes = symbol['nodes']
-    graph = [(node['op'], node['name'], dict(node.get('attrs') or node.get('attr') or node.get('param') or {}),
-              [nodes[entry[0]]['name'] for entry in node['inputs']]) for node in nodes]
+    return _facts_of([(node['op'], node['name'], dict(node.get('attrs') or node.get('attr') or node.get('param') or {}),
+                       [nodes[entry[0]]['name'] for entry in node['inputs']]) for node in nodes])
+
+
+def _facts_of(graph: List[Tuple[str, str, Dict[str, Any], List[str]]]) -> Facts:
+    """From nodes: operator, name, options, names of inputs."""
     facts = Facts(order=[name for op, name, _, _ in graph if op == 'null'])
     variables = set(facts.order)
     for op, _, options, inputs in graph:
@@ -312,9 +316,9 @@ def _facts_of(symbol: Any) -> Facts:
             if op == 'BatchNorm':
                 facts.momentum[inputs[1]] = float(options.get('momentum', 0.9))
                 if _true(options.get('fix_gamma', True)):
-                    facts.ones.append(inputs[1])
+                    facts.ones.add(inputs[1])
         elif op in ('Convolution', 'Deconvolution') and len(inputs) > 1 and str(options.get('layout', '')).endswith('C'):
-            facts.channels_last.append(inputs[1])
+            facts.channels_last.add(inputs[1])
         elif op in ('RNN', '_npx_rnn') and len(inputs) > 1 and inputs[1] in variables:
             projection = str(options.get('projection_size', 'None'))
             facts.packed[inputs[1]] = Rnn(

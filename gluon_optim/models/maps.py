@@ -1,4 +1,4 @@
-"""Maps of PyTorch's names to Gluon's, written by people."""
+"""Hand-written maps from PyTorch's names to Gluon's."""
 import math
 import os
 from typing import Any, Dict, List, Mapping, Optional
@@ -27,7 +27,7 @@ def read_map(names: Any) -> Dict[str, Any]:
 
 
 def take_dropped(entries: Dict[str, Any], found: Source) -> List[str]:
-    """Take the list of parameters that PyTorch's net lacks out of a map."""
+    """Remove from a map the list of parameters that PyTorch's net lacks, and return it."""
     if not isinstance(entries.get(DROP, []), list):
         return []  # a parameter of that name
     dropped: List[str] = entries.pop(DROP, [])
@@ -37,7 +37,7 @@ def take_dropped(entries: Dict[str, Any], found: Source) -> List[str]:
 
 
 def from_map(entries: Mapping[str, Any], found: Source) -> Plan:
-    """The plan that a map describes; ValueError for what it cannot mean."""
+    """The plan that a map describes; ValueError for invalid entries."""
     plan: Plan = {}
     room = SMALL + 2 * sum(array.nbytes for array in found.arrays.values())
     for name, value in entries.items():
@@ -45,7 +45,7 @@ def from_map(entries: Mapping[str, Any], found: Source) -> Plan:
             value = {'from': value}
         if not isinstance(value, Mapping) or not isinstance(value.get('from'), str):
             remedy = ' Put one of these names in its place.' if isinstance(value, Mapping) and 'choose' in value else ''
-            raise ValueError(f'{name!r} in the map must be a name of Gluon, or {{"from": name, ...}}. Received: {value!r}.{remedy}')
+            raise ValueError(f'{name!r} in the map must be a Gluon name, or {{"from": name, ...}}. Received: {value!r}.{remedy}')
         check_known('parameter', value['from'], found.arrays, ValueError, found.what)
         packed = name == '*' or name.endswith('.*')
         for key in value:
@@ -70,7 +70,7 @@ def _entry(name: str, value: Mapping[str, Any], found: Source) -> Take:
     take = Take(value['from'], 0, view, transpose, repeat, shape, ones)
     try:
         if take.repeat < 1 or (take.repeat > 1 and array.ndim != 1):
-            raise ValueError('"repeat" is a whole number, for arrays of one dimension')
+            raise ValueError('"repeat" must be an integer, for one-dimensional arrays')
         take._replace(repeat=1, shape=None if take.repeat > 1 else shape).of(array)
         if shape is not None and math.prod(shape) != array.size * take.repeat:
             raise ValueError(f'an array of {array.size * take.repeat} elements cannot have the shape {shape}')
@@ -85,7 +85,7 @@ def _sizes(name: str, value: Mapping[str, Any], key: str) -> Optional[Shape]:
     if sizes is None:
         return None
     if not isinstance(sizes, (list, tuple)) or not all(type(size) is int and size >= 0 for size in sizes):
-        raise ValueError(f'"{key}" of {name!r} in the map must be a list of whole numbers. Received: {sizes!r}.')
+        raise ValueError(f'"{key}" of {name!r} in the map must be a list of integers. Received: {sizes!r}.')
     return tuple(sizes)
 
 

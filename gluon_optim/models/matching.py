@@ -1,4 +1,4 @@
-"""Which array of Gluon is which of a PyTorch module: by name, in order, by shape."""
+"""Match Gluon's arrays with those of a PyTorch module: by name, in order, by shape."""
 import dataclasses
 import math
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
@@ -15,9 +15,9 @@ __all__ = ['check_layouts', 'matched', 'mismatch', 'one_for_tied', 'rests_on_ord
 
 
 def matched(found: Source, target: Target) -> Tuple[Plan, Source]:
-    """By name if all names agree, else in order or by shapes that occur once. Shared parameters may be there once or twice.
+    """Match by name if all names agree, else in order or by shapes that occur once. Shared parameters may occur once or twice.
 
-    Also the source, which then knows what is shared: what ``target`` has tied, too.
+    Also returns the source, with what is shared filled in, including parameters tied in ``target``.
     """
     tries = _tries(found, target)
     for match in (_by_name, _by_layers):
@@ -32,7 +32,7 @@ def matched(found: Source, target: Target) -> Tuple[Plan, Source]:
 
 
 def _tries(found: Source, target: Target) -> List[Tuple[Source, Target]]:
-    """Each shared parameter under all its names; under one of them on either side; and what has the same values once."""
+    """Each shared parameter under all its names; under one name on either side; and equal values only once."""
     once = _without(found, found.shared)
     tries = [(found, dataclasses.replace(target, tied={})), (once, target)]
     if target.tied:
@@ -47,13 +47,13 @@ def _with_last_names(tied: Mapping[str, str]) -> Dict[str, str]:
 
 
 def _perhaps_shared(found: Source) -> Dict[str, str]:
-    """What has the values of another place. A layer's own arrays are never one parameter."""
+    """Arrays with the values of another layer's. Two arrays of one layer are never the same parameter."""
     dotted = any('.' in name for name in found.arrays)
     return {name: first for name, first in found.alike.items() if split(name, dotted)[0] != split(first, dotted)[0]}
 
 
 def _ties(found: Source, target: Target) -> Iterator[Target]:
-    """A Gluon layer has no bias without a weight: where its weight is another's, a checkpoint has its bias alone."""
+    """A Gluon layer has no bias without a weight: if its weight is another layer's, a checkpoint has only its bias."""
     bare = [layer for layer in _layers_of(found, target) if 'bias' in layer.leaves and 'weight' not in layer.leaves]
     if not found.once or target.tied or len(bare) != 1:
         return
@@ -66,7 +66,7 @@ def _ties(found: Source, target: Target) -> Iterator[Target]:
 
 
 def one_for_tied(plan: Plan, found: Source, target: Target) -> Tuple[Plan, Source]:
-    """``plan`` with one array for what is one tensor in PyTorch, by its first name in Gluon. ValueError if there are several."""
+    """``plan`` with one array, by its first name in Gluon, for each tensor in PyTorch. ValueError if there are several."""
     shared, plan, order = dict(found.shared), dict(plan), list(found.arrays)
     for first in dict.fromkeys(target.tied.values()):
         names = [first, *(name for name, other in target.tied.items() if other == first)]
@@ -80,8 +80,8 @@ def one_for_tied(plan: Plan, found: Source, target: Target) -> Tuple[Plan, Sourc
             same = other == one or found.shared.get(other.source, other.source) == found.shared.get(one.source, one.source)
             if not same and not numpy.array_equal(other.of(found.arrays[other.source]), value):
                 both = ' and '.join(map(repr, names))
-                raise ValueError(f'{both} are one tensor in {target.what}, so one array must become it. Received: '
-                                 f'{one.source!r} and {other.source!r} of {found.what}, which differ. Let the module have two.')
+                raise ValueError(f'{both} are one tensor in {target.what}, so they need one array. Received: '
+                                 f'{one.source!r} and {other.source!r} of {found.what}, which differ. Untie them in the module.')
             if other.source != one.source and shared.get(one.source) != other.source:
                 shared.setdefault(other.source, one.source)
             plan[name] = one
@@ -142,18 +142,18 @@ def mismatch(name: str, source: str, shape: Shape, target: Target) -> str:
         for size in wanted:
             order.append(left.index(size))
             left[order[-1]] = -1
-        return (f'{message}, which is that transposed. If its axes are {order}, map it: "{name}": {{"from": "{source}", '
+        return (f'{message}, which is its transpose. If its axes are {order}, map it: "{name}": {{"from": "{source}", '
                 f'"transpose": {order}}}.')
     if len(shape) == len(wanted) == 1 and shape[0] and wanted[0] % shape[0] == 0:
-        return (f'{message}. If it is of a GroupNorm of MXNet 1.x, map it: "{name}": {{"from": "{source}", '
+        return (f'{message}. If it belongs to a GroupNorm of MXNet 1.x, map it: "{name}": {{"from": "{source}", '
                 f'"repeat": {wanted[0] // shape[0]}}}.')
-    return f'{message}. Is it of another net, or must it be mapped to another name?'
+    return f'{message}. Does it belong to another net, or must it be mapped to another name?'
 
 
 # Layers
 
 class Layer(NamedTuple):
-    """Parameters of one place: leaf -> name of PyTorch's parameter, or how to take Gluon's."""
+    """Parameters of one layer: leaf -> name of PyTorch's parameter, or how to convert Gluon's."""
 
     prefix: str
     leaves: Dict[str, Any]
@@ -176,7 +176,7 @@ def _wanted(target: Target) -> List[Layer]:
 
 
 def _fit_layer(layer: Layer, wanted: Layer, found: Source, target: Target) -> Optional[Plan]:
-    """How ``layer`` becomes the module's ``wanted``, None if it does not."""
+    """How ``layer`` becomes the module's ``wanted``, or None if it cannot."""
     if list(layer.leaves) == ['*']:  # a packed vector
         take, prefix = layer.leaves['*'], f'{wanted.prefix}.' if wanted.prefix else ''
         rnn, size = rnn_like(target, prefix), found.arrays[take.source].size
@@ -190,7 +190,7 @@ def _fit_layer(layer: Layer, wanted: Layer, found: Source, target: Target) -> Op
 
 
 def _pairs(layers: List[Layer], wanted: List[Layer], found: Source, target: Target) -> Optional[List[Plan]]:
-    """What becomes each wanted layer: the one of its name, in its place, or the only one that can; None if that leaves a choice."""
+    """The layer for each wanted one: by name, by position, or the only possible one; None if that leaves a choice."""
     if len(layers) != len(wanted):
         return None
     named = _named(layers, wanted, found, target)
@@ -210,7 +210,7 @@ def _pairs(layers: List[Layer], wanted: List[Layer], found: Source, target: Targ
 
 
 def _named(layers: List[Layer], wanted: List[Layer], found: Source, target: Target) -> Dict[str, Plan]:
-    """What becomes the layers whose name and shapes agree. Numbers are no names: they count other things in another net."""
+    """Match layers by name and shapes. Numbers do not identify a layer; other nets count differently."""
     by_name = {layer.prefix: layer for layer in layers}
     fits = {place.prefix: _fit_layer(by_name[place.prefix], place, found, target) for place in wanted
             if place.prefix in by_name and not any(letter.isdigit() for letter in place.prefix)}
@@ -218,7 +218,7 @@ def _named(layers: List[Layer], wanted: List[Layer], found: Source, target: Targ
 
 
 def settled(found: Source, target: Target) -> Plan:
-    """What convention alone tells of a net that cannot be matched as a whole."""
+    """What convention alone determines about a net that cannot be matched as a whole."""
     plan: Plan = {}
     for source, wanted in _tries(found, target)[:3 if target.tied else 2]:
         for fit in _named(_layers_of(source, wanted), _wanted(wanted), source, wanted).values():
@@ -227,11 +227,11 @@ def settled(found: Source, target: Target) -> Plan:
 
 
 def _why_not(found: Source, target: Target) -> str:
-    """Which layers stand in the way of a match, and what could be meant."""
+    """The layers that prevent a match, and what could be meant."""
     plan, wanted = conventional(found, target), wanted_names(target)
     missing, extra = [name for name in wanted if name not in plan], [name for name in plan if name not in wanted]
     lines = []
-    if 2 * len(missing) <= len(wanted):  # most names agree: the others are the fault
+    if 2 * len(missing) <= len(wanted):  # most names agree: the others are the problem
         lines += [f'{name!r} has no parameter in {found.what}' + _candidates(name, found, target) for name in missing]
         lines += [f'{plan[name].source!r} is left over' for name in extra]
     else:
@@ -244,11 +244,11 @@ def _why_not(found: Source, target: Target) -> str:
 def _candidates(name: str, found: Source, target: Target) -> str:
     shape = target.shapes[name]
     alike = [other for other, array in found.arrays.items() if array.shape == shape]
-    return f' (of its shape {shape}: {one_of(alike[:6])})' if alike else f' (there is none of its shape {shape})'
+    return f' (of its shape {shape}: {one_of(alike[:6])})' if alike else f' (none has its shape {shape})'
 
 
 def _unlike(layers: List[Layer], wanted: List[Layer], found: Source, target: Target) -> List[str]:
-    """Where the layers of two nets part: in their order, then those without a counterpart, then those with several."""
+    """Where the layers of two nets diverge: in their order, then those without a counterpart, then those with several."""
     lines, several = [], []
     fits = {(i, k): _fit_layer(layer, place, found, target) is not None
             for i, place in enumerate(wanted) for k, layer in enumerate(layers)}
@@ -265,7 +265,7 @@ def _unlike(layers: List[Layer], wanted: List[Layer], found: Source, target: Tar
             several.append(f'{_name(place)} may be {" or ".join(candidates[:4])}' + (' or ...' if len(candidates) > 4 else ''))
         elif not candidates:
             lines.append(f'{_name(place)} fits none' + _nearest(place, alone, found, target))
-    lines += [f'{_name(layer)} of Gluon fits none' for layer in alone]
+    lines += [f'{_name(layer)} in Gluon fits none' for layer in alone]
     return lines + several
 
 
@@ -278,7 +278,7 @@ def _words(shapes: Mapping[str, Shape]) -> str:
 
 
 def _nearest(place: Layer, layers: List[Layer], found: Source, target: Target) -> str:
-    """What is wrong with layers that would fit but for a transposed shape."""
+    """What is wrong with layers that would fit except for a transposed shape."""
     for layer in layers:
         if set(layer.leaves) == set(place.leaves):
             for leaf, name in place.leaves.items():
@@ -289,7 +289,7 @@ def _nearest(place: Layer, layers: List[Layer], found: Source, target: Target) -
 
 
 def rests_on_order(plan: Plan, found: Source, target: Target) -> List[str]:
-    """A line for the report, if layers of equal shapes could only be told apart by their order."""
+    """A line for the report if layers of equal shapes could only be distinguished by their order."""
     conventional_plan = conventional(found, target)
     moved = [name for name, take in plan.items() if name not in conventional_plan or conventional_plan[name].source != take.source]
     shapes = [target.shapes[name] for name in moved if name.rpartition('.')[2] == 'weight']
@@ -297,11 +297,11 @@ def rests_on_order(plan: Plan, found: Source, target: Target) -> List[str]:
     if not alike:
         return []
     return [f'{alike} layers have other names in {target.what} and the same shape as another: they were matched by the order in '
-            'which the nets define them. Check that both nets give the same answer to an input']
+            'which the nets define them. Check that both nets give the same output for one input']
 
 
 def check_layouts(plan: Plan, found: Source, target: Target) -> None:
-    """Where some convolutions were seen to be channels last, those that could be either must not be guessed."""
+    """If some convolutions are known to be channels last, those that could be either must not be guessed."""
     last = [name for name, take in plan.items() if take.transpose and take.transpose == channels_first(len(take.transpose))]
     if not last or found.facts.order:
         return
@@ -310,7 +310,7 @@ def check_layouts(plan: Plan, found: Source, target: Target) -> None:
     if asked:
         order = list(channels_first(len(target.shapes[asked[0]])))
         raise ValueError(f'{one_of(asked)} of {target.what} could be channels first or last: the shape is the same, and '
-                         f'{last[0]!r} was channels last. Say it in a map: "transpose": {order}, or "view" and its shape.')
+                         f'{last[0]!r} was channels last. Specify it in a map: "transpose": {order}, or "view" and its shape.')
 
 
 def _last_too(shape: Shape) -> bool:

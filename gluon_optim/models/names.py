@@ -1,4 +1,4 @@
-"""Gluon's words for the arrays of a layer, and PyTorch's."""
+"""Gluon's and PyTorch's names for the arrays of a layer."""
 import itertools
 import re
 from typing import Optional, Tuple
@@ -9,8 +9,8 @@ from .pytorch import Target
 
 __all__ = ['SUGGEST', 'conventional', 'rnn_like', 'split', 'torch_leaf']
 
-SUGGEST = 'Write a draft of a map by suggest_names, complete it, and pass it as names='
-VECTORS = ('parameters', 'rnn_param')  # words for packed parameters
+SUGGEST = 'Write a draft of a map with suggest_names, complete it, and pass it as names='
+VECTORS = ('parameters', 'rnn_param')  # names of packed parameters
 
 # MXNet 1.x writes a layer's `l0_i2h_weight` as `_unfused.0.i2h_weight`, or `_unfused.0.l_cell.i2h_weight` if it is bidirectional
 _RECURRENT = (r'(?:_unfused\.(?P<old>\d+)\.(?:(?P<side>[lr])_cell\.)?|(?P<way>[lr])(?P<new>\d+)_)?'
@@ -23,9 +23,9 @@ _GATES = {'i2h': 'ih', 'h2h': 'hh', 'h2r': 'hr'}
 
 
 def split(name: str, dotted: bool) -> Tuple[str, str]:
-    """The place of a parameter as PyTorch writes it, '' or with a dot at its end, and Gluon's word for it.
+    """A parameter's layer as PyTorch writes it, '' or ending in a dot, and Gluon's name for the array.
 
-    ``dotted`` tells names of places (``features.1.gamma``) from full names, as symbols have them (``batchnorm0_gamma``).
+    ``dotted`` distinguishes structural names (``features.1.gamma``) from full names, as in symbols (``batchnorm0_gamma``).
 
     >>> split('features.1.gamma', dotted=True), split('lstm0_l0_i2h_weight', dotted=False)
     (('features.1.', 'gamma'), ('lstm0.', 'l0_i2h_weight'))
@@ -41,7 +41,7 @@ def split(name: str, dotted: bool) -> Tuple[str, str]:
 
 
 def torch_leaf(leaf: str) -> str:
-    """PyTorch's word.
+    """PyTorch's name for the array.
 
     >>> torch_leaf('gamma'), torch_leaf('r1_h2h_bias'), torch_leaf('i2h_weight')
     ('weight', 'bias_hh_l1_reverse', 'weight_ih')
@@ -54,7 +54,7 @@ def torch_leaf(leaf: str) -> str:
 
 
 def conventional(found: Source, target: Optional[Target], draft: bool = False) -> Plan:
-    """Each array under PyTorch's word for it. Packed vectors need to be known from the net, or from ``target``."""
+    """Each array under PyTorch's name for it. Packed vectors must be known from the net or from ``target``."""
     plan: Plan = {}
     dotted = any('.' in name for name in found.arrays)
     ones, last = set(found.facts.ones), set(found.facts.channels_last)
@@ -71,7 +71,7 @@ def conventional(found: Source, target: Optional[Target], draft: bool = False) -
                 continue
             if rnn is None:
                 raise ValueError(f'{name!r} of {found.what} is the packed vector of a recurrent layer, without its sizes. '
-                                 f'Give like=, or a map with "{prefix}*": {{"from": "{name}", "rnn": "lstm", "hidden": ..., '
+                                 f'Pass like=, or a map with "{prefix}*": {{"from": "{name}", "rnn": "lstm", "hidden": ..., '
                                  '"layers": ..., "bidirectional": ...}.')
             parts = unpacked(prefix, Take(name, rnn=rnn), array.size)
         else:
@@ -84,7 +84,7 @@ def conventional(found: Source, target: Optional[Target], draft: bool = False) -
 
 
 def _known(found: Source, name: str, last: bool, ones: bool) -> Take:
-    """How the net itself says that an array is to be taken."""
+    """How the net itself says that an array is to be converted."""
     return Take(name, transpose=channels_first(found.arrays[name].ndim) if last else None, ones=ones)
 
 

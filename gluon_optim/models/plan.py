@@ -7,13 +7,13 @@ import numpy
 __all__ = ['ENTRY', 'GATES', 'RNN_ENTRY', 'Plan', 'Rnn', 'Shape', 'Take', 'channels_first', 'unpacked']
 
 Shape = Tuple[int, ...]
-ENTRY = ('view', 'transpose', 'repeat', 'shape', 'ones')  # what a map says of an array besides 'from'
+ENTRY = ('view', 'transpose', 'repeat', 'shape', 'ones')  # what a map may say about an array besides 'from'
 RNN_ENTRY = ('rnn', 'hidden', 'layers', 'bidirectional', 'projection')  # and of a packed vector
 GATES = {'lstm': 4, 'gru': 3, 'rnn_tanh': 1, 'rnn_relu': 1}
 
 
 class Rnn(NamedTuple):
-    """What it takes to unpack the vector in which MXNet's ``RNN`` operator keeps all parameters of its layers."""
+    """What is needed to unpack the vector in which MXNet's ``RNN`` operator keeps all parameters of its layers."""
 
     mode: str                        # 'lstm', 'gru', 'rnn_tanh', 'rnn_relu'
     hidden: int
@@ -22,9 +22,9 @@ class Rnn(NamedTuple):
     projection: Optional[int] = None
 
     def parts(self, size: int, name: str) -> List[Tuple[str, int, Shape]]:
-        """PyTorch's name, place and shape of each array in a vector of ``size`` elements: all weights, then all biases.
+        """PyTorch's name, position and shape of each array in a vector of ``size`` elements: all weights, then all biases.
 
-        Both frameworks order the gates alike: input, forget, cell, output; reset, update, new.
+        Both frameworks use the same order of gates: input, forget, cell, output; reset, update, new.
 
         >>> Rnn('gru', hidden=2).parts(3 * 2 * (5 + 2) + 2 * 6, 'gru_parameters')[:2]
         [('weight_ih_l0', 0, (6, 5)), ('weight_hh_l0', 30, (6, 2))]
@@ -63,7 +63,7 @@ class Rnn(NamedTuple):
 
 
 class Take(NamedTuple):
-    """Which array of Gluon one of PyTorch is, and how it is laid out anew."""
+    """Which of Gluon's arrays one of PyTorch's comes from, and how its layout changes."""
 
     source: str
     begin: int = 0                        # of the part of a packed vector that has the shape `view`
@@ -75,7 +75,7 @@ class Take(NamedTuple):
     rnn: Optional[Rnn] = None
 
     def of(self, array: numpy.ndarray) -> numpy.ndarray:
-        """The array in its new layout, without a copy where that is possible."""
+        """The array in its new layout, without a copy if possible."""
         if self.rnn is not None:
             array = array.reshape(-1)[self.begin:self.begin + math.prod(self.view or ())]
         if self.view is not None:
@@ -97,10 +97,10 @@ class Take(NamedTuple):
         words += [f'each repeated {self.repeat} times'] if self.repeat > 1 else []
         words += [f'shaped {list(self.shape)}'] if self.shape is not None else []
         words += ['ones, for fix_gamma'] if self.ones else []
-        return ', '.join(words) or 'as it is'
+        return ', '.join(words) or 'unchanged'
 
     def entry(self) -> Any:
-        """As a map has it."""
+        """Its entry in a map."""
         if self.rnn is not None:
             layer = dict(self.rnn._asdict(), rnn=self.rnn.mode)
             return {'from': self.source, **{key: layer[key] for key in ('rnn', 'hidden', 'layers', 'bidirectional', 'projection')
@@ -123,6 +123,6 @@ def channels_first(ndim: int) -> Shape:
 
 
 def unpacked(prefix: str, take: Take, size: int) -> Plan:
-    """PyTorch's arrays of the recurrent layer at ``prefix``, of the packed vector that ``take`` names."""
+    """PyTorch's arrays of the recurrent layer at ``prefix``, from the packed vector that ``take`` names."""
     parts = take.rnn.parts(size, take.source) if take.rnn else []
     return {prefix + leaf: take._replace(begin=begin, view=shape) for leaf, begin, shape in parts}

@@ -1,9 +1,9 @@
 """Drop-ins for the optimizers of MXNet 1.9.1: the same results, state and pickle, updated by compiled loops.
 
 `accelerate` makes the built-in names create them; `gluon_optim.create` always does. Each class is a subclass of the one
-that it replaces: constructor, states, multipliers and counts are MXNet's own code, the update is a rule of
-`gluon_optim.rules.mx`. What MXNet keeps on the optimizer (the momentum schedule of nadam, the rates of lars, the gradients
-of lbsgd) is kept there, one for each device.
+that it replaces: constructor, states, multipliers and counts are MXNet's own code, the update is a rule from
+`gluon_optim.rules.mx`. What MXNet keeps on the optimizer (nadam's momentum schedule, lars's rates, lbsgd's gradients)
+stays there, once per device.
 """
 import copy
 import copyreg
@@ -33,17 +33,17 @@ from ..states.mxnet_files.builtins import BUILTINS, Builtin
 from .executors import check_weight
 from .optimizer import Runner
 
-__all__ = ['accelerate', 'create', 'drop_in', 'restore_builtins']
+__all__ = ['accelerate', 'accelerated', 'create', 'drop_in', 'restore_builtins']
 
 if not hasattr(mx_optimizer, 'SGD'):
-    raise ImportError('The drop-ins are for the optimizers of MXNet 1.9.1, and this is another version. '
+    raise ImportError('The drop-ins are for the optimizers of MXNet 1.9.1, but this is another version. '
                       'Use its own: mx.optimizer.create.')
 
 _in_use: 'weakref.WeakSet[DropIn]' = weakref.WeakSet()
 
 
 class DropIn(Runner):
-    """Base of all drop-ins; a subclass derives from it and from the class of MXNet that it replaces.
+    """Base class of all drop-ins; a subclass derives from it and from the MXNet class that it replaces.
 
     ``declared``
         What the class of MXNet keeps, and how it nests that: its entry in `BUILTINS`. Its ``variables`` are state of the
@@ -51,7 +51,7 @@ class DropIn(Runner):
     ``attributes``
         Arguments that MXNet keeps under another name.
     ``off_at_zero``
-        Arguments of which MXNet ignores 0 and negative values.
+        Arguments for which MXNet ignores 0 and negative values.
     ``single_slots``
         Whether MXNet makes float32 slots for weights of any type, and then cannot update others. Here they are float64
         for float64 weights.
@@ -67,7 +67,7 @@ class DropIn(Runner):
     off_at_zero: ClassVar[Tuple[str, ...]] = ('clip_gradient',)
     single_slots: ClassVar[bool] = False
 
-    _process_only = (*Runner._process_only, '_restored_counts', '_device', '_parked')
+    _process_only = (*Runner._process_only, '_restored_counts', '_device', '_parked', '_rate')
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -92,7 +92,7 @@ class DropIn(Runner):
         _in_use.add(self)
         _take_over_loading()
 
-    # -- pickling: as the class of MXNet ----------------------------------------------------------------------------
+    # -- pickling: as MXNet's class ----------------------------------------------------------------------------
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # not copyreg.__newobj__, which refuses another class than that of the object
@@ -109,7 +109,7 @@ class DropIn(Runner):
 
     @property
     def aggregate_num(self) -> int:
-        """How many parameters the updater hands over at once: all. MXNet's own number is what is pickled."""
+        """The number of parameters that the updater passes at once: all. MXNet's own number is the one that is pickled."""
         return 2 ** 31 - 1
 
     @aggregate_num.setter
@@ -140,6 +140,7 @@ class DropIn(Runner):
         """MXNet's own state for ``weight``."""
         if weight.stype == 'default':
             check_weight(self.rule, weight)
+        self._created.add(index)
         state = super().create_state(index, weight)
         if not self.single_slots or weight.dtype != numpy.float64:
             return state
@@ -152,7 +153,7 @@ class DropIn(Runner):
         master = None
         if mixed:
             if not (isinstance(state, (tuple, list)) and len(state) == 2):
-                raise ValueError(f'{self.rule.name} with multi_precision keeps a float32 master per float16 parameter. Received a '
+                raise ValueError(f'{self.rule.name} with multi_precision keeps a float32 master per float16 parameter. Received: a '
                                  'state without. Load states that were saved with multi_precision=True, or start without states.')
             state, master = state if self.declared.master_last else state[::-1]
         arrays = state if isinstance(self.declared.state, tuple) and isinstance(state, (tuple, list)) else (state,)
@@ -169,13 +170,13 @@ class DropIn(Runner):
     # -- what belongs to the optimizer as a whole -------------------------------------------------------------------
 
     def shared_state(self) -> Dict[str, Any]:
-        """The variables of the device that was updated last."""
+        """The variables of the most recently updated device."""
         return {name: copy.copy(getattr(self, name)) for name in self.declared.variables}
 
     def set_shared_state(self, values: Mapping[str, Any]) -> None:
         super().set_shared_state(values)
-        self._device: Any = None                                            # whose they are; None: not known yet
-        self._parked: Dict[Any, Dict[str, Any]] = {None: self.shared_state()}  # those of other devices; None: of a new one
+        self._device: Any = None                                            # the device they belong to; None: not known yet
+        self._parked: Dict[Any, Dict[str, Any]] = {None: self.shared_state()}  # those of other devices; None: those for a new one
 
     def _set_current_context(self, device_id: int) -> None:
         super()._set_current_context(device_id)
@@ -190,6 +191,8 @@ class DropIn(Runner):
 
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
                 mixed: bool) -> None:
+        if self._skips:
+            return
         if runs_on(self.rule, 'kernels') and {*map(type, weights), *map(type, gradients)} <= {NDArray}:
             super()._update(indices, weights, gradients, states, mixed)
             return
@@ -205,17 +208,21 @@ class DropIn(Runner):
             indices, weights, gradients, states = zip(*dense)
             super()._update(indices, weights, gradients, states, mixed)
 
+    def _take_begin(self) -> None:
+        if not self.begin_num_update:
+            self._warn_of_restart()  # else MXNet's count, which is t here, begins there
+
     def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         rates = self._rates(indices)
-        counts = self._index_update_count  # begin_num_update included
+        counts = self._index_update_count  # including begin_num_update
         return list(zip([counts[index] for index in indices], rates, self._get_wds(indices)))
 
     def _rates(self, indices: Sequence[Any]) -> List[float]:
-        """Count, and ask for the rates, in MXNet's order: the scheduler sees what has been counted so far."""
+        """Count and query the rates in MXNet's order: the scheduler sees what has been counted so far."""
         size = self._counted_together()
         if self.lr_scheduler is not None and size < len(indices):
-            begin: int = self.begin_num_update
-            seen: List[int] = [self._index_update_count.get(index, begin) for index in indices]
+            begin = self.begin_num_update
+            seen = [self._index_update_count.get(index, begin) for index in indices]
             if seen[0] < max(seen):  # else the first parameter counts for all
                 return [rate for i in range(0, len(indices), size) for rate in self._rates(indices[i:i + size])]
         self._update_count(indices)
@@ -223,7 +230,7 @@ class DropIn(Runner):
         return rates
 
     def _counted_together(self) -> int:
-        """For how many parameters MXNet asks for rates at once."""
+        """The number of parameters for which MXNet queries rates at once."""
         return 1
 
     def _row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
@@ -250,7 +257,30 @@ class SGD(WithMomentum, mx_optimizer.SGD):
 
 
 class SGLD(DropIn, mx_optimizer.SGLD):
-    pass
+    _rate: float
+
+    def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
+                mixed: bool) -> None:
+        """MXNet's, where the rate is not 0. With that a parameter stays, and MXNet fails later: it has no normal distribution
+        of deviation 0."""
+        for index, weight, gradient, state in zip(indices, weights, gradients, states):
+            if self._skips:
+                return
+            before = self._progress(), [self._index_update_count.get(index)]
+            self._rate, = self._rates([index])
+            if self._rate == 0:
+                continue
+            self._uncount([index], *before)
+            if not self._rate > 0:
+                parameter = self.param_dict.get(index)
+                name = self.idx2name.get(index, index) if parameter is None else parameter.name
+                raise ValueError(f'The learning rate of sgld must be 0 or more. Received: {self._rate!r} for the parameter '
+                                 f'{name!r}. Look at learning_rate, lr_scheduler and lr_mult. It was not updated.')
+            super()._update([index], [weight], [gradient], [state], mixed)
+
+    def _get_lr(self, index: Any) -> float:
+        """What MXNet's update takes: a scheduler is asked once."""
+        return self._rate
 
 
 class LBSGD(DropIn, mx_optimizer.LBSGD):
@@ -263,7 +293,7 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
         super().set_hyperparameters(Values(**{name: value for name, value in h.asdict().items() if name != 'begin_epoch'}))
 
     def variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
-        """The sum of gradients of each parameter and how many they are, under the names that MXNet's own files get too."""
+        """Each parameter's sum of gradients and their number, under the same names as for MXNet's own files."""
         found = {}
         for index, held in self.cumgrads.items():
             total = held['cum_grad']  # the number 0 after an update
@@ -288,7 +318,7 @@ class LBSGD(DropIn, mx_optimizer.LBSGD):
     def _cumulate_gradient(self, grad: Any, index: Any) -> Dict[str, Any]:
         held = self._get_cum_gradient(index)
         if isinstance(held.get('cum_grad'), NDArray):
-            held['cum_grad'] = held['cum_grad'].as_in_context(grad.context)  # saved on another device, perhaps
+            held['cum_grad'] = held['cum_grad'].as_in_context(grad.context)  # perhaps saved on another device
         elif not held and self.batch_scale > 1:
             grad = grad.copy()  # MXNet keeps the array itself
         cumulated: Dict[str, Any] = super()._cumulate_gradient(grad, index)
@@ -310,7 +340,7 @@ class NAG(WithMomentum, mx_optimizer.NAG):
 
 class LARS(WithMomentum, mx_optimizer.LARS):
     def _counted_together(self) -> int:
-        return 2 ** 31 - 1  # asking twice would forget the last rate
+        return 2 ** 31 - 1  # a second query would lose the last rate
 
     def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         keys = super()._count(indices)
@@ -376,10 +406,10 @@ class RMSProp(DropIn, mx_optimizer.RMSProp):
     single_slots = True
 
     def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
-        return slots if master is None else (master, slots)  # what is not needed is not there
+        return slots if master is None else (master, slots)  # what is not needed is left out
 
 
-# Who gets them -------------------------------------------------------------------------------------------------------
+# Creating them -------------------------------------------------------------------------------------------------------
 
 def create(name: str, *args: Any, **kwargs: Any) -> DropIn:
     """The drop-in for the built-in optimizer ``name``, with MXNet's arguments."""
@@ -394,8 +424,8 @@ def accelerate(*names: str) -> None:
     *names : str
         Such as 'adam', 'sgd'. Without any: all that have a drop-in.
 
-    States that MXNet saved are continued by the drop-in, and the other way round. What exists already stays what it is,
-    until it loads states.
+    The drop-ins continue states that MXNet saved, and vice versa. Optimizers that already exist do not change until they
+    load states, nor does what a class makes, ``mx.optimizer.Adam()``: pass that to `accelerated`.
 
     Raises ValueError for a name that is not one of MXNet's built-in optimizers.
 
@@ -411,9 +441,34 @@ def accelerate(*names: str) -> None:
         _check_name(name)
     registry = mx_optimizer.Optimizer.opt_registry
     for name in map(str.lower, names or CLASSES):
-        if registry[name] is CLASSES[name].replaces:  # who registered another under that name wants that one
+        if registry[name] is CLASSES[name].replaces:  # a class registered by the user under that name stays
             registry[name] = CLASSES[name]
     _take_over_loading()
+
+
+def accelerated(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
+    """The drop-in in the state of ``optimizer``, for one that its class made: `accelerate` replaces names only.
+
+    Parameters
+    ----------
+    optimizer : mx.optimizer.Optimizer
+        Of a built-in class. It shares its scheduler and its multipliers with the drop-in, and is not to be used any more.
+        One of this package is returned as it is.
+
+    Raises TypeError for an optimizer of another class.
+
+    >>> import gluon_optim as go, mxnet as mx
+    >>> optimizer = go.accelerated(mx.optimizer.Adam(learning_rate=0.01, beta1=0.8))
+    >>> type(optimizer).__module__, optimizer.lr, optimizer.beta1
+    ('gluon_optim.mxnet.builtin', 0.01, 0.8)
+    """
+    if isinstance(optimizer, Runner):
+        return optimizer
+    if not isinstance(optimizer, mx_optimizer.Optimizer) or _of(optimizer) is None:
+        path = f'{type(optimizer).__module__}.{type(optimizer).__qualname__}'
+        raise TypeError(f'`accelerated` takes an optimizer of one of the classes of MXNet: {one_of(sorted(CLASSES))}. '
+                        f'Received: {path}. Others have no drop-in.')
+    return drop_in(optimizer)
 
 
 def _check_name(name: Any) -> None:
@@ -421,18 +476,18 @@ def _check_name(name: Any) -> None:
         raise TypeError(f'`accelerate` takes names of optimizers, one of {one_of(sorted(CLASSES))}. Received: {name!r}.')
     if name.lower() in rules.names() and name.lower() not in CLASSES:
         raise ValueError(f'{name!r} is an optimizer of gluon_optim, not a drop-in for one of MXNet. There is nothing to replace: '
-                         f'gluon_optim.create({name!r}) makes it. The drop-ins are {one_of(sorted(CLASSES))}.')
+                         f'gluon_optim.create({name!r}) creates it. The drop-ins are {one_of(sorted(CLASSES))}.')
     check_known('built-in optimizer', name.lower(), CLASSES, ValueError)
     registered, cls = mx_optimizer.Optimizer.opt_registry[name.lower()], CLASSES[name.lower()]
     if registered not in (cls, cls.replaces):
         raise ValueError(f'{name!r} must be the optimizer of MXNet. Received: a name under which '
-                         f'{registered.__module__}.{registered.__qualname__} was registered. Give that another name.')
+                         f'{registered.__module__}.{registered.__qualname__} was registered. Use another name for that.')
 
 
 def restore_builtins() -> None:
-    """Undo `accelerate`: the built-in names create MXNet's classes again. Drop-ins that exist stay.
+    """Undo `accelerate`: the built-in names create MXNet's classes again. Existing drop-ins stay.
 
-    Raises nothing, also where there is nothing to undo.
+    Raises nothing, even if there is nothing to undo.
 
     >>> import gluon_optim as go, mxnet as mx
     >>> go.accelerate('sgd')
@@ -456,7 +511,7 @@ def twin(optimizer: mx_optimizer.Optimizer) -> Optional[DropIn]:
 
 
 def drop_in(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
-    """The drop-in in the state of ``optimizer``, if it is of a class that has one; else ``optimizer`` itself."""
+    """The drop-in with the state of ``optimizer`` if its class has one; otherwise ``optimizer`` itself."""
     cls = _of(optimizer)
     if cls is None:
         return optimizer
@@ -481,7 +536,7 @@ _set_states = mx_optimizer.Updater.set_states  # MXNet's
 
 
 def _take_over_loading() -> None:
-    """Let updaters that ran a drop-in, or whose optimizer is accelerated, go on with a drop-in after loading states."""
+    """Make updaters that ran a drop-in, or have an accelerated optimizer, continue with a drop-in after loading states."""
     mx_optimizer.Updater.set_states = _set_states_and_drop_in
 
 

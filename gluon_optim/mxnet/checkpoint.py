@@ -1,15 +1,16 @@
-"""Checkpoints: net, optimizer, random state and the user's own in one file, which is complete or does not exist.
+"""Checkpoints: net, optimizer, random state and the user's own data in one file that is either complete or absent.
 
     go.save_checkpoint('run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, epoch=7, batch=120)
     extra = go.load_checkpoint('run.safetensors', net=net, trainer=trainer)      # extra.epoch == 7
 
-docs/CHECKPOINTS.md describes the file, and which guarantees hold when.
+docs/CHECKPOINTS.md describes the file and what is guaranteed when.
 """
 import contextlib
 import logging
 import math
 import os
 import random
+import time
 import warnings
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -35,10 +36,11 @@ log = logging.getLogger('gluon_optim')
 
 
 class Restored(Dict[str, Any]):
-    """The user's ``extra``, and in attributes what else was restored.
+    """The user's ``extra``, with everything else that was restored as attributes.
 
-    ``step, epoch, batch`` as they were given to `save_checkpoint`, None where they were not; ``metrics``; ``states`` is the
-    report of `load_states`; ``skipped`` has one sentence for each weight that did not fit (with ``strict=False``).
+    ``step, epoch, batch`` as passed to `save_checkpoint`, otherwise None; ``metrics``; ``states`` is the
+    report of `load_states`; ``skipped`` has one sentence for each weight that did not fit (with ``strict=False``); ``path`` is that
+    of the file.
     """
 
     step: Optional[int]
@@ -47,6 +49,15 @@ class Restored(Dict[str, Any]):
     metrics: Dict[str, float]
     states: Optional[LoadReport]
     skipped: List[str]
+    path: str
+
+    def __repr__(self) -> str:
+        position = {name: value for name in ('step', 'epoch', 'batch') for value in [getattr(self, name)] if value is not None}
+        words = [f'{name} {value}' for name, value in position.items()] + [f'from {self.path!r}']
+        words += [str(self.states)] if self.states else []
+        words += [f'{len(self.skipped)} weights skipped'] if self.skipped else []
+        text = dict.__repr__(self)
+        return f'<Restored: {", ".join(words)}, extra {text if len(text) <= 200 else text[:200] + "..."}>'
 
     def __bool__(self) -> bool:
         return True  # ``if restored:`` asks whether there was a checkpoint, not whether ``extra`` is empty
@@ -55,32 +66,32 @@ class Restored(Dict[str, Any]):
 def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
                     extra: Optional[Dict[str, Any]] = None, *, step: Optional[int] = None, epoch: Optional[int] = None,
                     batch: Optional[int] = None, metrics: Optional[Dict[str, float]] = None, reseed: bool = True) -> None:
-    """Save everything that the run needs to go on as if nothing had happened.
+    """Save everything that a run needs to continue as if it had never stopped.
 
     Parameters
     ----------
     path : str or os.PathLike
-        One file. Afterwards the whole new one is there or, after an error, what was there before.
+        One file. Afterwards the complete new file is there or, after an error, whatever was there before.
     net : gluon.Block, optional
-        Whose parameters are saved, under their places in it. The trainer's are saved in any case.
+        Its parameters are saved under their structural names. The trainer's are saved in any case.
     trainer : gluon.Trainer, optional
-        Of an optimizer of this package. Its states, masters, counts, hyper-parameters, scheduler and AMP loss scaler are saved.
-        Without it the net is saved and no random state: a checkpoint to be loaded into a net. Of several trainers, as GANs
-        have them, each has a checkpoint of its own.
+        With an optimizer of this package. Its states, masters, counts, hyper-parameters, scheduler and AMP loss scaler are saved.
+        Without it the net is saved, but no random state: a checkpoint to be loaded into a net. With several trainers, as in
+        GANs, each gets its own checkpoint.
     extra : dict, optional
         Whatever else JSON can hold; `load_checkpoint` returns it.
     step, epoch, batch : int, optional
         Where the run stands.
     metrics : dict of str to number, optional
-        By which `CheckpointManager` keeps the best; of a ``gluon.metric`` ``dict(metric.get_name_value())``. One that is not
-        finite is left out.
+        Used by `CheckpointManager` to keep the best; for a ``gluon.metric``, ``dict(metric.get_name_value())``. Non-finite
+        values are left out.
     reseed : bool
-        MXNet's generators cannot be read. So a seed is drawn from them, saved, and given to them: the run that goes on
-        and the one that is resumed draw the same numbers afterwards. The states of NumPy's and Python's global
-        generators are saved as they are. False leaves all of them out, and alone.
+        MXNet's generators cannot be read. Instead, a seed is drawn from them, saved, and used to reseed them: from then on
+        the run that continues and the one that is resumed draw the same numbers. The states of NumPy's and Python's
+        global generators are saved as they are. False neither saves nor changes any of them.
 
-    Raises TypeError or ValueError for what cannot be saved (an optimizer of MXNet, a scheduler without ``get_config``,
-    parameters without a shape, ``extra`` that is not JSON, ``metrics`` that are no numbers), OSError where the file system
+    Raises TypeError or ValueError for anything that cannot be saved (an MXNet optimizer, a scheduler without ``get_config``,
+    parameters without a shape, ``extra`` that is not JSON, ``metrics`` that are not numbers), OSError if the file system
     refuses.
 
     >>> import tempfile, gluon_optim as go
@@ -99,32 +110,38 @@ def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
     ({'fold': 3}, 7)
     """
     run = checked_run(step, epoch, batch, metrics, extra)
+    begun = time.monotonic()
     container.write(path, take(run, net, trainer, Pieces, reseed), run)
+    log.info('saved %s in %.2f s: %s', _called(run), time.monotonic() - begun, os.fspath(path))
 
 
 def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
-                    strict: bool = True, hyperparameters: str = 'file') -> Restored:
+                    strict: bool = True, hyperparameters: str = 'file', states: bool = True) -> Restored:
     """Restore what `save_checkpoint` saved, on whatever devices net and trainer have.
 
-    Everything is checked first. Then parameters are loaded, then the optimizer's states; float16 weights that are not their
-    rounded masters are rewritten from them.
+    Everything is checked first. Then the parameters are loaded, then the optimizer's states; float16 weights that differ
+    from their rounded masters are rewritten from them.
 
     Parameters
     ----------
     path, net
         As for `save_checkpoint`.
     trainer : gluon.Trainer, optional
-        Without it the parameters of the net are loaded and nothing else, as for inference.
+        Without it only the net's parameters are loaded, for example for inference.
     strict, hyperparameters
         As for `load_states`. With ``strict=False`` weights that do not fit are left alone too, and are listed in ``skipped``.
+
+    states : bool
+        False restores the parameters of net and trainer and nothing else, as to train them on with another optimizer: the trainer's
+        own states, counts and schedule stay, and so do the random generators.
 
     Returns
     -------
     Restored
         ``extra``, a dictionary, with the attributes ``step``, ``epoch``, ``batch``, ``metrics``, ``states`` and ``skipped``.
 
-    Raises StateFileError (a ValueError) for a damaged file or one that is no checkpoint, ValueError where something does not
-    fit. Nothing has been changed then.
+    Raises StateFileError (a ValueError) for a damaged file or one that is not a checkpoint, ValueError if something does not
+    fit. In that case nothing has been changed.
 
     >>> import tempfile, gluon_optim as go
     >>> import mxnet as mx
@@ -138,18 +155,22 @@ def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
     ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
-    >>> restored, restored.step, str(restored.states)
-    ({'fold': 3}, 7, 'restored 2 of 2 parameters at step 1')
+    >>> restored['fold'], restored.step, str(restored.states)
+    (3, 7, 'restored 2 of 2 parameters at step 1')
     """
-    return restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
+    return restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters, states)
+
+
+def _called(run: Run) -> str:
+    return 'a checkpoint' if run.step is None else f'step {run.step}'
 
 
 # Out of a run
 
 def take(run: Run, net: Optional[BlockLike], trainer: Optional[TrainerLike], copy: Callable[[Any], Array],
          reseed: bool) -> OptimizerStates:
-    """The states as they are now; weights and random state are put into ``run``. ``copy`` makes of an NDArray what
-    `container.write` can write."""
+    """The states as they are now; weights and random state are put into ``run``. ``copy`` turns an NDArray into
+    something that `container.write` can write."""
     _check_subjects(net, trainer)
     states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer(), facts=facts_of(net)) if trainer is None
               else export_states(trainer, net, copy))
@@ -163,10 +184,10 @@ def take(run: Run, net: Optional[BlockLike], trainer: Optional[TrainerLike], cop
 
 def _check_subjects(net: Optional[BlockLike], trainer: Optional[TrainerLike]) -> None:
     if net is None and trainer is None:
-        raise ValueError('`net` or `trainer` must be given. Received: neither. Pass what the checkpoint is of.')
+        raise ValueError('`net` or `trainer` must be given. Received: neither. Pass the one to save.')
     if not isinstance(trainer, (gluon.Trainer, type(None))):
-        raise TypeError(f'`trainer` must be one gluon.Trainer or None. Received: {type(trainer).__name__}. Of several trainers, '
-                        "save and restore a checkpoint each: CheckpointManager('run/generator'), "
+        raise TypeError(f'`trainer` must be one gluon.Trainer or None. Received: {type(trainer).__name__}. For several trainers, '
+                        "save and restore one checkpoint each: CheckpointManager('run/generator'), "
                         "CheckpointManager('run/discriminator').")
 
 
@@ -178,7 +199,7 @@ def checked_run(step: Any, epoch: Any, batch: Any, metrics: Any, extra: Any) -> 
         raise TypeError(f'`extra` must be a dictionary. Received: {type(extra).__name__}. Write extra={{"name": value}}.')
     finite = {name: value for name, value in _checked_metrics(metrics).items() if math.isfinite(value)}
     run = Run([], _optional('step', step), _optional('epoch', epoch), _optional('batch', batch), finite, extra=dict(extra or {}))
-    run_record(run)  # is there anything that JSON cannot hold?
+    run_record(run)  # raises if there is anything JSON cannot hold
     return run
 
 
@@ -187,8 +208,8 @@ def _optional(name: str, value: Any) -> Optional[int]:
 
 
 def _checked_metrics(metrics: Any) -> Dict[str, float]:
-    """The metrics as Python's numbers: of NumPy's, and of arrays with one element too."""
-    advice = 'Pass a dictionary of names and numbers: of a gluon.metric dict(metric.get_name_value()).'
+    """The metrics as Python numbers, converted from NumPy's and from arrays with one element."""
+    advice = 'Pass a dictionary of names and numbers; for a gluon.metric, dict(metric.get_name_value()).'
     if not isinstance(metrics, (Mapping, type(None))):
         raise TypeError(f'`metrics` must be a dictionary. Received: {metrics!r}. {advice}')
     numbers = {}
@@ -204,7 +225,7 @@ def _checked_metrics(metrics: Any) -> Dict[str, float]:
 
 
 def parameters(net: Optional[BlockLike], trainer: Optional[TrainerLike]) -> Dict[str, ParameterLike]:
-    """The parameters of net and trainer under the names that `load_states` gives them; a shared one has its first place."""
+    """The parameters of net and trainer under the names used by `load_states`; a shared one goes by its first name."""
     pairs: List[Tuple[str, Any]] = []
     if net is not None:
         collect = getattr(net, '_collect_params_with_prefix', None) or net.collect_params  # MXNet 1.x, 2.x
@@ -215,7 +236,7 @@ def parameters(net: Optional[BlockLike], trainer: Optional[TrainerLike]) -> Dict
     seen = set()
     for name, parameter in pairs:
         if id(parameter) not in seen and name in named:
-            raise ValueError(f'Names of parameters must differ. Received twice: {name}. Pass net=, the Block that they belong to.')
+            raise ValueError(f'Parameter names must be unique. Received twice: {name}. Pass net=, the Block that they belong to.')
         if id(parameter) not in seen:
             named[name] = parameter
         seen.add(id(parameter))
@@ -231,7 +252,7 @@ def _data(name: str, parameter: ParameterLike) -> List[Any]:
     return list(parameter.list_data())
 
 
-def _check_initialized(name: str, parameter: Any) -> None:
+def _check_initialized(name: str, parameter: ParameterLike) -> None:
     if parameter._data is None and not parameter._deferred_init:
         raise ValueError(f'Parameters must be initialized. Received: {name}, which is not. Call net.initialize(ctx=...) first.')
     if parameter._stype != 'default':
@@ -246,15 +267,17 @@ def _differ(a: Any, b: Any) -> bool:
 # Into a run
 
 def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Optional[BlockLike],
-            trainer: Optional[TrainerLike], strict: bool, hyperparameters: str) -> Restored:
+            trainer: Optional[TrainerLike], strict: bool, hyperparameters: str, with_states: bool = True) -> Restored:
     """`load_checkpoint` of what has been read."""
     if run is None:
-        raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds optimizer states only. Use load_states.')
+        raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds only optimizer states. Use load_states.')
     _check_subjects(net, trainer)
-    if trainer is not None and states.optimizer == NO_OPTIMIZER:
-        raise ValueError(f'Cannot load {os.fspath(path)!r} into a trainer: it was saved without one. Load it with net= alone.')
-    weights = [weight._replace(copies=weight.copies[:1]) if weight.name in states.master else weight for weight in run.weights]
     present = parameters(net, trainer)
+    trainer = trainer if with_states else None
+    if trainer is not None and states.optimizer == NO_OPTIMIZER:
+        raise ValueError(f'Cannot load {os.fspath(path)!r} into a trainer: it was saved without one. Load it with only net=, or '
+                         'pass states=False.')
+    weights = [weight._replace(copies=weight.copies[:1]) if weight.name in states.master else weight for weight in run.weights]
     others = other_names([weight.name for weight in weights], list(present), states, net)
     weights, states = [w._replace(name=others.get(w.name, w.name)) for w in weights], states.renamed(others)
     set_weights = _plan_weights(weights, present, strict)
@@ -280,20 +303,21 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
         report.log()
     restored = Restored(run.extra)
     restored.step, restored.epoch, restored.batch, restored.metrics = run.step, run.epoch, run.batch, run.metrics
-    restored.states, restored.skipped = report, set_weights.skipped
+    restored.states, restored.skipped, restored.path = report, set_weights.skipped, os.fspath(path)
+    log.info('restored %s from %s', _called(run), restored.path)
     for line in restored.skipped:
         log.warning('not loaded: %s', line)
     return restored
 
 
 class WeightsPlan(NamedTuple):
-    """Weights that are known to fit."""
+    """Weights known to fit."""
 
     values: List[Tuple[Any, List[numpy.ndarray]]]   # parameters, and their values on each device
     skipped: List[str]                              # one sentence for each that does not fit
 
     def initialize(self, undo: contextlib.ExitStack) -> None:
-        """Give arrays to parameters whose shapes were left out, as `Block.load_parameters` does."""
+        """Initialize parameters with shapes left out, as `Block.load_parameters` does."""
         for parameter, values in self.values:
             if parameter._data is None:
                 keep(undo, vars(parameter))
@@ -320,13 +344,13 @@ def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool) 
                  for i, j in pairs.items() if names[i] not in fitting for copy in weights[j].copies[:1]]
     if strict and problems:
         more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
-        raise ValueError(f'The checkpoint must be of the same parameters. Received: {"; ".join(problems[:8])}{more}. '
+        raise ValueError(f'The checkpoint must have the same parameters. Received: {"; ".join(problems[:8])}{more}. '
                          'Nothing was changed. Pass strict=False to load what fits.')
     return WeightsPlan([(present[name], _for_devices(copies, len(present[name].list_ctx()))) for name, copies in fitting.items()],
                        problems)
 
 
-def _fits(parameter: Any, info: ParameterInfo, value: numpy.ndarray) -> bool:
+def _fits(parameter: ParameterLike, info: ParameterInfo, value: numpy.ndarray) -> bool:
     """Whether the saved value can become that of the parameter, whose shape may have been left out."""
     alike = info.shape == value.shape if parameter._data is not None else 0 not in value.shape and completes(
         value.shape, parameter.shape)
@@ -334,7 +358,7 @@ def _fits(parameter: Any, info: ParameterInfo, value: numpy.ndarray) -> bool:
 
 
 def _for_devices(copies: List[numpy.ndarray], devices: int) -> List[numpy.ndarray]:
-    """Each device gets its own copy where there are as many; else all get their mean, as MXNet saves such parameters."""
+    """Each device gets its own copy if there are as many; otherwise all get the mean, as MXNet saves such parameters."""
     if len(copies) == devices:
         return copies
     return [copies[0] if len(copies) == 1 else numpy.mean(copies, axis=0).astype(copies[0].dtype)] * devices
@@ -350,27 +374,27 @@ def _words(dtype: Any, shape: Sequence[int]) -> str:
 
 # Random state
 
-_SEEDS = 2 ** 31 - 2 ** 10  # a seed, and those after it for further devices, fit into what MXNet takes
+_SEEDS = 2 ** 31 - 2 ** 10  # so that a seed, and those after it for further devices, stay within MXNet's range
 
 
 def _reseed(contexts: List[Any]) -> Dict[str, Any]:
     """Draw a seed from MXNet, give it to all its generators, and return it with the states of the other generators."""
     seed = int(nd.random.randint(0, _SEEDS, shape=(1,), dtype='int32', ctx=contexts[0]).asscalar())
     _seed(seed, contexts)
-    kind, words, *rest = numpy.random.get_state(legacy=True)  # noqa: NPY002  the global generator is what samplers use
+    kind, words, *rest = numpy.random.get_state(legacy=True)  # noqa: NPY002  samplers use the global generator
     version, state, gauss = random.getstate()
     return {'mxnet': seed, 'numpy': [kind, words.tolist(), *rest], 'python': [version, list(state), gauss]}
 
 
 def _seed(seed: int, contexts: List[Any]) -> None:
-    """Seed all devices, and those of the run by their order and not by their ids, which may be others when it is resumed."""
+    """Seed all devices; the run's by their order rather than their ids, which may differ when it is resumed."""
     mxnet.random.seed(seed)
     for k, context in enumerate(contexts):
         mxnet.random.seed(seed + k, context)
 
 
 class RandomPlan(NamedTuple):
-    """States of generators that are known to be some."""
+    """States known to be valid for the generators."""
 
     seed: int
     of_numpy: Tuple[Any, ...]
@@ -378,7 +402,7 @@ class RandomPlan(NamedTuple):
     contexts: List[Any]
 
     def apply(self, undo: contextlib.ExitStack) -> None:
-        """Last of all: what MXNet's generators were cannot be read, nor put back."""
+        """Must come last: the previous state of MXNet's generators can be neither read nor put back."""
         undo.callback(numpy.random.set_state, numpy.random.get_state())  # noqa: NPY002
         undo.callback(random.setstate, random.getstate())
         numpy.random.set_state(self.of_numpy)  # noqa: NPY002

@@ -23,7 +23,7 @@ log = logging.getLogger('gluon_optim')
 
 __all__ = ['Executor', 'Update', 'check_weight']
 
-KEEP = 16384  # tensors whose preparation is kept between steps
+KEEP = 16384  # number of tensors to keep prepared between steps
 
 
 class Update(NamedTuple):
@@ -31,11 +31,11 @@ class Update(NamedTuple):
 
     weights: Sequence[Any]
     gradients: Sequence[Any]
-    states: Sequence[Any]        # as the optimizer nests them
+    states: Sequence[Any]        # nested as in the optimizer
 
 
 class Arrays(NamedTuple):
-    """An `Update` whose states were taken apart."""
+    """An `Update` with its states taken apart."""
 
     weights: Sequence[Any]
     gradients: Sequence[Any]
@@ -124,7 +124,7 @@ class _Loops:
         addresses = dict(zip(kernel.roles, self._batch.addresses))
         for role in kernel.roles:
             if roles.get(role):
-                _fetch(_handles(roles[role]), addresses[role])  # only we touch slots and masters: once is enough
+                _fetch(_handles(roles[role]), addresses[role])  # only this package touches slots and masters: once is enough
         first = kernel.roles.index('half' if masters else 'weight')
         self._fetched = self._batch.addresses[first:first + 2].reshape(-1)  # of weights, then of gradients
         self._handles = _handles([*weights, *gradients])
@@ -149,7 +149,7 @@ class _Loops:
 
     def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int]) -> None:
         coefficients = [[c[name] for name in self._names] for c in table]
-        nd.waitall()  # gradients are complete, and nobody reads the weights any more
+        nd.waitall()  # gradients are complete, and nothing reads the weights any more
         _fetch(self._handles, self._fetched)
         self._batch.run(coefficients, rows)
 
@@ -179,7 +179,7 @@ def _functions(*names: str) -> numpy.ndarray:
 
 @functools.lru_cache(maxsize=None)
 def _compiler() -> Any:
-    """The compiler of loops, imported at the first update; None where numba is missing."""
+    """The compiler of loops, imported at the first update; None if numba is missing."""
     try:
         from ..lowering import numba
         return numba
@@ -211,7 +211,7 @@ class _Namespace:
 
 
 class _Operators:
-    """A list of parameters for MXNet's operators: nothing waits for a result, temporaries come and go."""
+    """A list of parameters for MXNet's operators: nothing waits for a result, and temporaries are not kept."""
 
     update: Update
 
@@ -245,7 +245,7 @@ DTYPES = (numpy.float16, numpy.float32, numpy.float64)
 
 
 def check_weight(rule: Type[Rule], weight: Any) -> None:
-    """Refuse weights that no rule updates."""
+    """Refuse weights that no rule can update."""
     if weight.stype != 'default':
         raise TypeError(f'{rule.name} updates dense weights. Received: a weight of stype {weight.stype!r}. '
                         "Create the Parameter with stype='default'.")
@@ -269,7 +269,7 @@ def _check(rule: Type[Rule], static: KernelKey, arrays: Arrays, slot_dtype: str)
             raise ValueError('One call updates weights of one dtype on one context. '
                              f'Received: {_name(first.dtype)} on {first.context} and {_name(weight.dtype)} on {weight.context}. '
                              'Call once for each.')
-        expected = [(weight.shape if slot.like == 'weight' else (1,), slot_dtype) for slot in static.slots]
+        expected = [(slot.shape(weight.shape) or (1,), slot_dtype) for slot in static.slots]
         received = [(a.shape, _name(a.dtype)) for a in slots] if isinstance(slots, (tuple, list)) else None
         if received != expected:
             raise ValueError(f'The state of parameter number {i} does not belong to {rule.name}. Expected the slots '

@@ -1,61 +1,92 @@
-"""One list of parameters per step where `gluon.Trainer` updates on its kvstore.
+"""One list of parameters per step where `gluon.Trainer` or `Module` updates on its kvstore.
 
-MXNet's trainer pushes one gradient, has its parameter updated and pulls the new weight before it pushes the next. With an
-optimizer of this package it pushes all gradients, has all parameters updated by one call, and pulls all weights. Errors of
-the optimizer reach the caller that way; out of a push they could not, which calls the updater through C.
+MXNet pushes one gradient, has its parameter updated and pulls the new weight before it pushes the next. With an optimizer of
+this package it pushes all gradients, has all parameters updated by one call, and pulls all weights. Errors of the
+optimizer reach the caller that way; out of a push they could not, which calls the updater through C.
 """
 import ctypes
 import functools
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Sequence, Tuple
 
-from mxnet.base import _LIB, c_array, c_handle_array, check_call, mx_uint
+from mxnet import model
+from mxnet.base import _LIB, NDArrayHandle, c_array, c_handle_array, c_str_array, check_call, mx_uint
 from mxnet.gluon import Trainer
 from mxnet.kvstore import KVStore
+from mxnet.module import module
+from mxnet.ndarray import NDArray
 
 __all__ = ['update_together']
 
-_allreduce_grads = Trainer._allreduce_grads  # MXNet's
+_allreduce_grads, _update_params_on_kvstore = Trainer._allreduce_grads, model._update_params_on_kvstore  # MXNet's
 
 
 def update_together() -> None:
-    """Let trainers that update on their kvstore do so by one call of the optimizer, wherever it is one of this package."""
+    """Let trainers and modules that update on their kvstore do so by one call of the optimizer, where it is of this package."""
     Trainer._allreduce_grads = _allreduce_grads_together
+    model._update_params_on_kvstore = module._update_params_on_kvstore = _update_params_together
 
 
 @functools.wraps(_allreduce_grads)
 def _allreduce_grads_together(self: Trainer) -> None:
-    indices = _indices(self)
-    if indices is None:
+    trained = [(i, parameter) for i, parameter in enumerate(self._params) if parameter.grad_req != 'null']
+    dense = not self._contains_sparse_weight and not self._contains_sparse_grad
+    if not (trained and dense and self._update_on_kvstore and _can_update_together(self._kvstore, self._contexts[0])):
         _allreduce_grads(self)
         return
-    store, updater = self._kvstore, self._kvstore._updater
-    parameters = [self._params[i] for i in indices]
-    pushed: List[Tuple[int, Any, Any]] = []  # key, sum of the gradients, stored weight
-    store._set_updater(lambda *arguments: pushed.append(arguments))
+    indices, parameters = zip(*trained)
+    _push_update_pull(self._kvstore, indices, [p.list_grad() for p in parameters], [p.list_data() for p in parameters])
+
+
+@functools.wraps(_update_params_on_kvstore)
+def _update_params_together(param_arrays: Sequence[Any], grad_arrays: Sequence[Any], kvstore: KVStore, param_names: Sequence[str]
+                            ) -> None:
+    trained = [one for one in zip(param_names, grad_arrays, param_arrays) if one[1][0] is not None]
+    dense = all(copies[0].stype == 'default' for _, *arrays in trained for copies in arrays)
+    if not (trained and dense and _can_update_together(kvstore, trained[0][1][0].context)):
+        _update_params_on_kvstore(param_arrays, grad_arrays, kvstore, param_names)
+        return
+    _push_update_pull(kvstore, *zip(*trained))
+
+
+def _can_update_together(store: Any, context: Any) -> bool:
+    """Whether the weights in ``store`` are updated on a CPU, in this process, by an optimizer of this package."""
+    return (type(store) is KVStore and hasattr(getattr(store._updater, 'optimizer', None), 'counting_singly')
+            and context.device_type.startswith('cpu'))
+
+
+_BY_NUMBER, _BY_NAME = (ctypes.CFUNCTYPE(None, key, NDArrayHandle, NDArrayHandle, ctypes.c_void_p)
+                        for key in (ctypes.c_int, ctypes.c_char_p))
+
+
+def _push_update_pull(store: KVStore, keys: Sequence[Any], gradients: Sequence[List[NDArray]], weights: Sequence[List[NDArray]]
+                      ) -> None:
+    """Update what ``store`` has under ``keys``. There are several copies of each gradient and weight, one for each device."""
+    pushed: List[Tuple[Any, NDArray, NDArray]] = []  # key, sum of the gradients, stored weight
+
+    def take(key: Any, gradient: int, weight: int, _: Any) -> None:
+        pushed.append((key, NDArray(NDArrayHandle(gradient)), NDArray(NDArrayHandle(weight))))
+
+    functions = _BY_NUMBER(take), _BY_NAME(take)  # C knows their addresses only: they must live until the pushes are done
+    _set_updater(store, *functions)
     try:
-        _call(_LIB.MXKVStorePush, store, indices, [parameter.list_grad() for parameter in parameters])
+        _call('MXKVStorePush', store, keys, gradients)
     finally:
-        store._set_updater(updater)
-    with updater.optimizer.counting_singly():
-        updater(*map(list, zip(*pushed)))
-    _call(_LIB.MXKVStorePullWithSparse, store, indices, [parameter.list_data() for parameter in parameters], ctypes.c_bool(True))
+        _set_updater(store, store._updater_func, store._str_updater_func)
+    with store._updater.optimizer.counting_singly():
+        store._updater(*map(list, zip(*pushed)))
+    _call('MXKVStorePullWithSparse', store, keys, weights, ctypes.c_bool(True))
 
 
-def _call(function: Any, store: KVStore, indices: List[int], arrays: List[List[Any]], *arguments: Any) -> None:
-    """``store.push`` or ``pull`` of many keys: their own way to make lists for C takes longer than the work on them."""
-    keys = [index for index, copies in zip(indices, arrays) for _ in copies]
-    values = [array for copies in arrays for array in copies]
-    check_call(function(store.handle, mx_uint(len(keys)), c_array(ctypes.c_int, keys), c_handle_array(values),
-                        ctypes.c_int(0), *arguments))
+def _set_updater(store: KVStore, by_number: Any, by_name: Any) -> None:
+    """Let pushes call these functions. The store's own way makes new ones each time."""
+    check_call(_LIB.MXKVStoreSetUpdaterEx(store.handle, by_number, by_name, None))
 
 
-def _indices(trainer: Trainer) -> Optional[List[int]]:
-    """The parameters to be updated together; None where MXNet has to take them one by one."""
-    store = trainer._kvstore
-    if not trainer._update_on_kvstore or type(store) is not KVStore:
-        return None
-    if not hasattr(getattr(store._updater, 'optimizer', None), 'counting_singly'):
-        return None  # an optimizer of MXNet, or that of a server
-    trained = [i for i, parameter in enumerate(trainer._params) if parameter.grad_req != 'null']
-    kinds = {kind for i in trained for kind in (trainer._params[i]._stype, trainer._params[i]._grad_stype)}
-    return trained if kinds == {'default'} else None
+def _call(name: str, store: KVStore, keys: Sequence[Any], arrays: Sequence[List[NDArray]], *arguments: Any) -> None:
+    """``store.push`` or ``pull``: their own way to make lists for C takes longer than the work on them."""
+    repeated = [key for key, copies in zip(keys, arrays) for _ in copies]
+    handles = c_handle_array([array for copies in arrays for array in copies])
+    named = isinstance(keys[0], str)
+    function = getattr(_LIB, name + 'Ex' if named else name)
+    check_call(function(store.handle, mx_uint(len(repeated)), c_str_array(repeated) if named else c_array(ctypes.c_int, repeated),
+                        handles, ctypes.c_int(0), *arguments))

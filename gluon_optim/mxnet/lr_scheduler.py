@@ -1,4 +1,4 @@
-"""Learning rate schedulers in and out of state files: by class path and attributes, never by pickle.
+"""Learning rate schedulers to and from state files: by class path and attributes, never by pickle.
 
 MXNet's schedulers are stateful: past its end a CosineScheduler keeps the rate at which it arrived, and a fresh one would
 answer with the rate from which it started. So all attributes are saved and put back.
@@ -114,7 +114,7 @@ class SchedulerPlan(NamedTuple):
 
 
 def keep(undo: contextlib.ExitStack, changing: Dict[Any, Any]) -> None:
-    """Let ``undo`` put back the entries that ``changing`` has now."""
+    """Let ``undo`` restore the current entries of ``changing``."""
     before = dict(changing)
 
     def put_back() -> None:
@@ -135,14 +135,14 @@ def plan_scheduler(present: Any, begin: int, saved: Optional[Dict[str, Any]], nu
     if mode == 'current':
         if present is not None:
             _check_distance(present, num_update, ASKED)
-        notes = _differences(present, begin, saved, num_update, "the trainer's holds")
+        notes = _differences(present, begin, saved, num_update, "the trainer's applies")
         return SchedulerPlan(present, [], 0 if present is None else num_update, notes)
     if saved is None and present is None:
         return SchedulerPlan(None, [], 0, [])
     if saved is None or (present is not None and not _is_of(present, saved['class'])):
         file = 'without a scheduler' if saved is None else f'with the scheduler {saved["class"]}'
         raise ValueError(f'The file was saved {file}, the trainer has {_path(present)}. Create the trainer as it was, or pass '
-                         'hyperparameters="current" to go on with the trainer\'s.')
+                         'hyperparameters="current" to keep the trainer\'s.')
     saved = copy.deepcopy(saved)
     scheduler = _new(saved['class']) if present is None else _copied(present)  # to try it out
     changes = [] if present is None else _changes(present, saved)
@@ -154,7 +154,7 @@ def plan_scheduler(present: Any, begin: int, saved: Optional[Dict[str, Any]], nu
         _check(scheduler, saved['class'], num_update)
         if type(scheduler) in DECAYING:  # it would decay at the next update; however far that is, it has done so now
             changes = [(present, vars(scheduler))]
-    notes = _differences(present, begin, saved, num_update, "the file's holds")
+    notes = _differences(present, begin, saved, num_update, "the file's applies")
     return SchedulerPlan(scheduler, [], 0, notes) if present is None else SchedulerPlan(present, changes, 0, notes)
 
 
@@ -255,7 +255,7 @@ def _is_record(value: Any) -> bool:
 def _other(where: str, present: str, new: Any) -> ValueError:
     received = f'the scheduler {new["class"]}' if _is_record(new) else f'{len(new)} values' if isinstance(new, list) else repr(new)
     return ValueError(f'{where} is {present} in the trainer. Received from the file: {received:.80}. Create the scheduler as it '
-                      'was, or pass hyperparameters="current" to go on with the trainer\'s.')
+                      'was, or pass hyperparameters="current" to keep the trainer\'s.')
 
 
 def _check(scheduler: Any, path: str, num_update: int) -> None:

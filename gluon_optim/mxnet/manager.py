@@ -1,4 +1,4 @@
-"""`CheckpointManager`: a folder of checkpoints, of which the right ones are kept and the newest valid one is found."""
+"""`CheckpointManager`: a folder of checkpoints that keeps the right ones and finds the newest valid one."""
 import contextlib
 import ctypes
 import logging
@@ -6,8 +6,10 @@ import os
 import re
 import signal
 import threading
+import time
 import warnings
-from typing import Any, Collection, Dict, Iterator, List, Optional, Set, Tuple
+import weakref
+from typing import Any, Callable, Collection, Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy
 from mxnet.base import _LIB, check_call
@@ -17,7 +19,7 @@ from ..states import atomic, container
 from ..states.errors import StateFileError
 from ..states.model import OptimizerStates, Run
 from .checkpoint import Restored, checked_run, restore, take
-from .trainer import Pieces
+from .trainer import Pieces, check_savable
 from .typing import BlockLike, TrainerLike
 
 __all__ = ['CheckpointManager']
@@ -32,21 +34,21 @@ class CheckpointManager:
     Parameters
     ----------
     directory : str or os.PathLike
-        Made when the first checkpoint is saved. One process writes to it at a time; any number may read.
+        Created when the first checkpoint is saved. One process writes to it at a time; any number may read.
     keep_last : int or None
-        How many of the newest are kept; None keeps all.
+        How many of the newest to keep; None keeps all.
     keep_every : int, optional
-        Those whose step is a multiple of it are kept for good.
+        Checkpoints of steps that are multiples of this are kept permanently.
     keep_best : (str, 'min' or 'max'), optional
-        The one with the lowest or highest value of that metric is kept too.
+        Also keep the one with the lowest or highest value of that metric.
     background : bool
-        Write in a thread, while training goes on: `save` returns as soon as everything has been copied. The memory for
-        the copy is kept for the next one. What goes wrong is raised by the next `save`, or by `wait`.
+        Write in a thread while training continues: `save` returns as soon as everything has been copied. The memory for
+        the copy is reused. Errors are raised by the next `save`, or by `wait`.
     save_every : int
         `save` writes when the step is a multiple of it, so that it can be called after each step.
 
-    Use it in a ``with`` statement, or call `wait` at the end, to know that the last checkpoint was written. A run has a
-    folder of its own; `restore` goes back to an earlier step of it.
+    Use it in a ``with`` statement, or call `wait` at the end, to be sure that the last checkpoint was written. Give each run
+    its own folder; `restore` goes back to an earlier step of the run.
 
         with go.CheckpointManager('run', save_every=100, background=True) as manager, manager.on_sigterm():
             restored = manager.restore_latest(net=net, trainer=trainer)
@@ -89,10 +91,10 @@ class CheckpointManager:
         self._metrics: Dict[int, Dict[str, float]] = {}
         self._writing: Optional[_Writing] = None
         self._staging = Staging()
-        self._clean = False
+        self._asked: Optional[Callable[[], Any]] = None  # the trainer that is known to be one that can be saved, weakly
         self._terminated = False
-        self._abandoned: Optional[List[int]] = None  # steps that the next save sets aside; None: nothing was restored or saved
-        self._warned = False  # that `keep_best` keeps nothing
+        self._abandoned: Optional[List[int]] = None  # steps for the next save to set aside; None: nothing was restored or saved
+        self._warned = False  # whether the warning that `keep_best` keeps nothing was given
 
     def __repr__(self) -> str:
         return (f'CheckpointManager({self.directory!r}, keep_last={self.keep_last}, keep_every={self.keep_every}, '
@@ -105,11 +107,11 @@ class CheckpointManager:
         self.wait()
 
     def path(self, step: int) -> str:
-        """Where the checkpoint of ``step`` is, or would be."""
+        """The path of the checkpoint of ``step``, whether or not it exists."""
         return os.path.join(self.directory, f'step-{step}.safetensors')
 
     def steps(self) -> List[int]:
-        """The steps whose checkpoints are in the folder, in ascending order; none where there is no folder."""
+        """The steps with checkpoints in the folder, in ascending order; none if there is no folder."""
         try:
             with os.scandir(self.directory) as entries:
                 names = [entry.name for entry in entries if entry.is_file()]
@@ -127,10 +129,12 @@ class CheckpointManager:
         The other arguments are those of `save_checkpoint`. Afterwards checkpoints that need not be kept are deleted. Returns
         whether it saved.
 
-        Warns where the folder holds later steps, of another run or branch, at the first save of a manager that has restored
-        nothing; and where no checkpoint has the metric of ``keep_best``.
+        Raises as `save_checkpoint` does: TypeError at the first call, whether it saves or not, for a trainer that cannot be saved.
+        Warns if the folder holds later steps, from another run or branch, at the first save of a manager that has restored
+        nothing; and if no checkpoint has the metric of ``keep_best``.
         """
         step = check_int('step', step)
+        self._ask(net, trainer)
         if not (force or self._terminated or step % self.save_every == 0):
             return False
         self.wait()
@@ -149,8 +153,14 @@ class CheckpointManager:
             self._leave()
         return True
 
+    def _ask(self, net: Any, trainer: Any) -> None:
+        """Raise, at once and not at the first step to be saved, where ``trainer`` cannot be saved."""
+        if trainer is not None and (self._asked is None or self._asked() is not trainer):
+            check_savable(trainer, net)
+            self._asked = weakref.ref(trainer)
+
     def wait(self) -> None:
-        """Wait until what is being written in the background is complete; raise what went wrong with it."""
+        """Wait until the background writing is complete; raise its error, if any."""
         writing, self._writing = self._writing, None
         if writing is None:
             return
@@ -160,17 +170,17 @@ class CheckpointManager:
             raise writing.error
 
     def _look_around(self, step: int, metrics: Collection[str]) -> None:
-        """Warn, once, of what is likely to be a mistake."""
+        """Warn once about likely mistakes."""
         if self._abandoned is None:
             self._abandoned = []
             later = [other for other in self.steps() if other > step]
             if later:
                 warnings.warn(f'{self.directory!r} holds the later steps {", ".join(map(str, later))}: restore_latest will restore '
-                              f'{later[-1]}, not step {step}, which is saved now. Give a new run a folder of its own. To go back '
+                              f'{later[-1]}, not step {step}, which is saved now. Give a new run its own folder. To go back '
                               'to an earlier step of this one call manager.restore(step, ...), not load_checkpoint.', stacklevel=3)
         if self.keep_best is None or self._warned or self.keep_best[0] in metrics:
             return
-        with contextlib.suppress(OSError):  # of older checkpoints, which saving does not need
+        with contextlib.suppress(OSError):  # reading older checkpoints, which saving does not need
             steps = self.steps()
             if metrics or (self.keep_last is not None and self.keep_last <= len(steps) and not self._best(steps)):
                 self._warned = True
@@ -178,7 +188,7 @@ class CheckpointManager:
                               f'Received for step {step}: {one_of(metrics) or "none"}.', stacklevel=3)
 
     def _set_aside(self) -> None:
-        """Rename what follows the step that was gone back to; before a new one is written, or it would be found in its place."""
+        """Rename the checkpoints after the step that was restored, before a new one is written: otherwise they would be found."""
         while self._abandoned:
             path = self.path(self._abandoned[-1])
             with contextlib.suppress(FileNotFoundError):
@@ -186,23 +196,23 @@ class CheckpointManager:
             self._abandoned.pop()
 
     def _write(self, step: int, states: OptimizerStates, run: Run) -> None:
-        if not self._clean:
-            atomic.remove_leftovers(self.directory, _NAME)
-            self._clean = True
+        start = time.monotonic()
+        atomic.remove_leftovers(self.directory, _NAME)  # of others, and of a write of our own that failed
         self._set_aside()
         container.write(self.path(step), states, run)
+        log.info('saved step %d in %.2f s', step, time.monotonic() - start)
         self._metrics[step] = run.metrics
         self._delete_old(step)
 
     def _delete_old(self, newest: int) -> None:
-        """Delete what need not be kept. Later steps, of a run that was given up, are not touched and do not count."""
+        """Delete what need not be kept. Later steps, from an abandoned run, are neither touched nor counted."""
         steps = [step for step in self.steps() if step <= newest]
         keep = set(steps if self.keep_last is None else steps[-self.keep_last:])
         keep.update(step for step in steps if self.keep_every and step % self.keep_every == 0)
         try:
             keep.update(self._best(steps))
         except OSError as error:
-            log.warning('no old checkpoint is deleted, as the best is not known: %s', error)
+            log.warning('no old checkpoint is deleted, because the best is not known: %s', error)
             return
         for step in steps:
             if step not in keep:
@@ -212,7 +222,7 @@ class CheckpointManager:
                     log.warning('cannot delete the old checkpoint: %s', error)
 
     def _best(self, steps: List[int]) -> Set[int]:
-        """The one to be kept for its metric, the later of two that are equal."""
+        """The checkpoint to keep for its metric; of two equal ones, the later."""
         if self.keep_best is None:
             return set()
         metric, mode = self.keep_best
@@ -225,74 +235,75 @@ class CheckpointManager:
             try:
                 self._metrics[step] = container.read_manifest(self.path(step))['run']['metrics']
             except (StateFileError, FileNotFoundError, KeyError):
-                self._metrics[step] = {}  # damaged, or states only: no reason to keep it
+                self._metrics[step] = {}  # damaged, or only states: no reason to keep it
         return self._metrics[step]
 
     # -- restoring --------------------------------------------------------------------------------------------------
 
     def restore(self, step: int, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None, strict: bool = True,
-                hyperparameters: str = 'file') -> Restored:
-        """Restore the checkpoint of ``step``, as `load_checkpoint` does; with a trainer, to go on from there.
+                hyperparameters: str = 'file', states: bool = True) -> Restored:
+        """Restore the checkpoint of ``step``, as `load_checkpoint` does; with a trainer, to continue from there.
 
-        Then the run is at ``step``, and the next `save` first sets the checkpoints of later steps aside: they are renamed to
-        ``step-<step>.safetensors.abandoned``, which `restore_latest` does not see and nobody deletes. Until then, and
-        without a trainer, the folder is left as it is.
+        The run is then at ``step``, and the next `save` first sets the checkpoints of later steps aside: they are renamed to
+        ``step-<step>.safetensors.abandoned``, which `restore_latest` ignores and nothing deletes. Until then, and without a
+        trainer or with ``states=False``, the folder is unchanged.
 
-        Raises ValueError where there is no such checkpoint or it does not fit, StateFileError where it is damaged.
+        Raises ValueError if there is no such checkpoint or it does not fit, StateFileError if it is damaged.
         """
         self.wait()
+        self._ask(net, trainer)
         step, steps = check_int('step', step), self.steps()
         if step not in steps:
-            raise ValueError(f'`step` must be one whose checkpoint is in {self.directory!r}. Received: step={step}. '
-                             f'There are {", ".join(map(str, steps)) or "none"}.')
+            raise ValueError(f'`step` must have a checkpoint in {self.directory!r}. Received: step={step}. '
+                             f'Available: {", ".join(map(str, steps)) or "none"}.')
         path = self.path(step)
-        restored = restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters)
-        if trainer is not None:
+        restored = restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters, states)
+        if trainer is not None and states:
             self._abandoned = [later for later in steps if later > step]
         return restored
 
     def restore_latest(self, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None, strict: bool = True,
-                       hyperparameters: str = 'file') -> Optional[Restored]:
-        """Restore the newest checkpoint that is complete and sound, as `load_checkpoint` does; None where there is none yet.
+                       hyperparameters: str = 'file', states: bool = True) -> Optional[Restored]:
+        """Restore the newest intact checkpoint, as `load_checkpoint` does; None if there is none yet.
 
-        Damaged ones are logged as warnings to 'gluon_optim' and passed over. Raises StateFileError when all are damaged,
-        ValueError when the newest sound one does not fit, OSError when one cannot be read: it may be sound.
+        Damaged ones are skipped, with a warning logged to 'gluon_optim'. Raises StateFileError if all are damaged,
+        ValueError if the newest intact one does not fit, OSError if one cannot be read: it may be intact.
         """
         self.wait()
+        self._ask(net, trainer)
         failures = []
         for step in reversed(self.steps()):
             path = self.path(step)
             try:
-                states, run = container.read_checkpoint(path)
+                found, run = container.read_checkpoint(path)
             except FileNotFoundError:
-                continue  # its writer has deleted it just now
+                continue  # its writer has just deleted it
             except StateFileError as error:
                 failures.append(str(error))
-                log.warning('passing over a damaged checkpoint: %s', error)
+                log.warning('skipping a damaged checkpoint: %s', error)
                 continue
-            restored = restore(path, states, run, net, trainer, strict, hyperparameters)
-            if trainer is not None:
+            restored = restore(path, found, run, net, trainer, strict, hyperparameters, states)
+            if trainer is not None and states:
                 self._abandoned = []  # later ones are damaged
-            log.info('restored the checkpoint %s', path)
             return restored
         if failures:
             raise StateFileError(f'No checkpoint in {self.directory!r} can be read. Received: {len(failures)} damaged ones, the '
-                                 f'newest: {failures[0]} Move them away to start anew.')
+                                 f'newest: {failures[0]} Move them away to start over.')
         return None
 
     # -- being terminated -------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def on_sigterm(self) -> Iterator['CheckpointManager']:
-        """Inside the ``with`` block SIGTERM does not end the process: the next `save` does, after it has saved, whatever the step.
+        """Inside the ``with`` block SIGTERM does not end the process: the next `save` saves, whatever the step, and then ends it.
 
-        So call `save` after each step (with ``save_every``). It is not the signal that saves, because it may come in the
-        middle of an update. Then the previous handler is restored and gets the signal; a second SIGTERM goes to it at once.
-        Main thread only, as Python has it.
+        So call `save` after each step (with ``save_every``). The signal itself does not save, because it may arrive in the
+        middle of an update. After saving, the previous handler is restored and gets the signal; a second SIGTERM goes to it
+        at once. Main thread only, like all signal handling in Python.
         """
         if threading.current_thread() is not threading.main_thread():
             raise ValueError('`on_sigterm` must be called in the main thread. Received: a call in '
-                               f'{threading.current_thread().name!r}. Python handles signals in the main thread only.')
+                               f'{threading.current_thread().name!r}. Python handles signals only in the main thread.')
         previous = signal.signal(signal.SIGTERM, self._on_signal)
         self._previous = signal.SIG_DFL if previous is None else previous
         try:
@@ -309,14 +320,14 @@ class CheckpointManager:
             self._terminated = True
 
     def _leave(self) -> None:
-        """Hand the signal to whoever would have had it without us."""
+        """Pass the signal to the handler that was there before."""
         self._terminated = False
         signal.signal(signal.SIGTERM, self._previous)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Writing(threading.Thread):
-    """The writing of one checkpoint, which the interpreter waits for when it ends."""
+    """The writing of one checkpoint; the interpreter waits for it at exit."""
 
     def __init__(self, manager: CheckpointManager, step: int, states: OptimizerStates, run: Run):
         super().__init__(name=f'checkpoint of step {step}', daemon=False)
@@ -335,7 +346,7 @@ class _Writing(threading.Thread):
 
 
 class Staging:
-    """Copies of NDArrays in memory that is kept: new memory would take longer to get than the copy to make."""
+    """Copies of NDArrays in memory that is reused: allocating it would take longer than copying."""
 
     def __init__(self) -> None:
         self._free: Dict[Any, List[numpy.ndarray]] = {}
@@ -349,7 +360,7 @@ class Staging:
         if array.context.device_type.startswith('cpu'):
             array.wait_to_read()
             address = ctypes.c_void_p()
-            # asking for the address also puts the bytes of a weight that MXNet has permuted for oneDNN back into their order
+            # asking for the address also restores the byte order of a weight that MXNet has permuted for oneDNN
             check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))
             ctypes.memmove(copy.ctypes.data, address, copy.nbytes)
         else:
@@ -357,7 +368,7 @@ class Staging:
         return copy
 
     def take_back(self) -> None:
-        """All copies have been written: their memory is free for the next ones."""
+        """Free the memory for the next copies, after all have been written."""
         self._free = {}
         for copy in self._used:
             self._free.setdefault((copy.shape, copy.dtype), []).append(copy)

@@ -1,4 +1,4 @@
-"""MXNet's own `.states` files as the states of a trainer: they know parameters by their index, and no weights."""
+"""MXNet's own `.states` files as a trainer's states: they identify parameters by index and hold no weights."""
 import os
 from typing import List, Sequence
 
@@ -12,7 +12,7 @@ __all__ = ['read_for']
 
 
 def read_for(path: container.Path, trainer: TrainerLike, present: List[ParameterInfo]) -> OptimizerStates:
-    """The states in a file of ours or, named as the parameters ``present`` of ``trainer``, in one of MXNet 1.x or 2.x.
+    """The states in one of our files or, named like ``present``, the parameters of ``trainer``, in one of MXNet 1.x or 2.x.
 
     Raises StateFileError for a damaged file, ValueError for one that does not fit or does not contain its optimizer.
     """
@@ -28,9 +28,9 @@ def read_for(path: container.Path, trainer: TrainerLike, present: List[Parameter
             states = _of_one_order(os.fspath(path), states, other, present)
     if not states.optimizer:
         raise ValueError(f'Cannot load {os.fspath(path)!r}: it was saved without its optimizer, so that update counts and '
-                         'hyper-parameters are not in it. Use trainer.load_states, which begins to count anew.')
+                         'hyper-parameters are not in it. Use trainer.load_states, which restarts the counts.')
     known = {info.name: info for info in states.parameters}
-    # a parameter that is not trained has an index, and nothing in the file
+    # an untrained parameter has an index but nothing in the file
     silent = [info for info, parameter in zip(present, trainer._params)
               if info.name not in known and (parameter.grad_req == 'null' or not known)]
     states.parameters = [_described(info, states) for info in present if info.name in known or info in silent]
@@ -46,7 +46,7 @@ def _of_one_order(path: str, states: OptimizerStates, other: OptimizerStates, pr
     fits, other_fits = _fit(states, present), _fit(other, present)
     if fits and other_fits:
         raise ValueError(
-            f'The order of the parameters in {path!r} must be known: files of MXNet have no names, and trainers sort names as text.'
+            f'The order of the parameters in {path!r} must be known: MXNet files have no names, and trainers sort names as text.'
             f' Received: a trainer of {present[0].full_name!r} and others, which are in another order where their numbers count '
             'from 0, as in a new process, so that states could go to other layers. If the file is of a new process, make the net '
             'again inside `with mx.name.NameManager():`, where names count from 0 too. If it is of a net with these very names, '

@@ -1,11 +1,11 @@
-"""A rule as an `mx.optimizer.Optimizer`: `Runner`, what all of them do, and `RuleOptimizer`, the base of this package's own."""
+"""A rule as an `mx.optimizer.Optimizer`: `Runner`, the common part, and `RuleOptimizer`, the base of this package's own."""
 import contextlib
 import inspect
 import math
 import operator
 import sys
 import warnings
-from typing import Any, ClassVar, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, ClassVar, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Type
 
 import numpy
 
@@ -24,24 +24,27 @@ __all__ = ['RuleOptimizer', 'Runner']
 
 ROWS = 256  # sets of coefficients that are kept
 
-# what every MXNet optimizer accepts and no rule declares
+# accepted by every MXNet optimizer, but not declared by rules
 BASE_ARGUMENTS = ('lr_scheduler', 'begin_num_update', 'multi_precision', 'param_idx2name', 'param_dict', 'sym')
 
 
 class Runner(mx_optimizer.Optimizer):
-    """Updates lists of parameters by `rule`.
+    """Updates lists of parameters with `rule`.
 
-    A subclass says what its hyper-parameters are (`_given`), how its states nest (`split_state`, `join_state`) and what
+    A subclass defines its hyper-parameters (`_given`), the nesting of its states (`split_state`, `join_state`) and what
     counts as t (`_count`).
     """
 
     rule: ClassVar[Type[Rule]]
     _process_only: ClassVar[Tuple[str, ...]] = (  # never saved
-        '_executor', '_read', '_checked', '_warned', '_followed', '_rows', '_rows_of', '_singly')
+        '_executor', '_read', '_checked', '_warned', '_followed', '_rows', '_rows_of', '_singly', '_skips', '_created',
+        '_loaded_at')
     _checked: Tuple[Any, Values]
+    begin_num_update: int
+    _skips = False  # updates, until there is a finite `rescale_grad`
 
     def _set_up(self) -> None:
-        """What lives as long as the process."""
+        """Create what lives as long as the process."""
         self._executor = Executor(self.rule, self.split_state, self.slot_dtype)
         self._read = operator.attrgetter(*self._attributes())
         self._checked = (None, Values())
@@ -50,6 +53,8 @@ class Runner(mx_optimizer.Optimizer):
         self._rows: Dict[Any, Dict[str, float]] = {}  # coefficients of the last steps with the hyper-parameters `_rows_of`
         self._rows_of: Any = None
         self._singly = False
+        self._created: Set[Any] = set()         # the parameters whose states were made here
+        self._loaded_at: Optional[int] = None   # what begin_num_update was, where states without counts take t from it
         if 'mxnet.gluon.trainer' in sys.modules:  # a parameter server has none, and is still importing `mxnet`
             from .kvstore import update_together
             update_together()
@@ -60,6 +65,7 @@ class Runner(mx_optimizer.Optimizer):
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.rescale_grad = self.__dict__.pop('rescale_grad', 1.0)  # MXNet may have saved an array
         self._set_up()
         # saved on some devices, continued on others
         self.set_update_counts(self.update_counts(), self.num_update)
@@ -72,8 +78,29 @@ class Runner(mx_optimizer.Optimizer):
 
     # -- hyper-parameters -------------------------------------------------------------------------------------------
 
+    @property
+    def rescale_grad(self) -> float:
+        """The factor on gradients. It can be set to an array of one element too, as `Trainer.step(batch_size)` does where the
+        batch size is one: if that is NaN or infinite, updates are skipped, and not counted, until the next one is set."""
+        factor: float = self.__dict__['rescale_grad']
+        return factor
+
+    @rescale_grad.setter
+    def rescale_grad(self, factor: Any) -> None:
+        self._skips = False
+        if isinstance(factor, nd.NDArray):
+            if factor.size != 1:
+                raise ValueError('`rescale_grad` must be one number, and so must the batch size. Received: an array of shape '
+                                 f'{factor.shape}. Pass an array of one element, or a number.')
+            factor = factor.asnumpy().item()
+            self._skips = not math.isfinite(factor)
+        if not self._skips:
+            self.__dict__['rescale_grad'] = factor
+        else:
+            self.__dict__.setdefault('rescale_grad', 1.0)
+
     def _given(self) -> Dict[str, Any]:
-        """The hyper-parameters as they are now, but for the learning rate."""
+        """The current hyper-parameters, except for the learning rate."""
         raise NotImplementedError
 
     def _attributes(self) -> List[str]:
@@ -81,7 +108,7 @@ class Runner(mx_optimizer.Optimizer):
         raise NotImplementedError
 
     def set_hyperparameters(self, h: Values) -> None:
-        """Make ``h`` hold; its learning rate is not looked at where there is a scheduler."""
+        """Apply ``h``; its learning rate is ignored if there is a scheduler."""
         for name, value in h.asdict().items():
             if name != 'learning_rate':
                 setattr(self, name, value)
@@ -89,9 +116,9 @@ class Runner(mx_optimizer.Optimizer):
                 self.lr = value
 
     def hyperparameters(self) -> Values:
-        """All hyper-parameters as they are now, checked; ``learning_rate`` is the scheduler's ``base_lr`` where there is one.
+        """All current hyper-parameters, checked; with a scheduler, ``learning_rate`` is its ``base_lr``.
 
-        Raises ValueError or TypeError as the constructor does.
+        Raises ValueError or TypeError, like the constructor.
         """
         rate = self.lr if self.lr_scheduler is None else self.lr_scheduler.base_lr
         attributes = rate, self._read(self)
@@ -102,7 +129,7 @@ class Runner(mx_optimizer.Optimizer):
     # -- update counts ----------------------------------------------------------------------------------------------
 
     def update_counts(self) -> Dict[Any, int]:
-        """How many updates each parameter index has seen: the largest count of all devices, begin_num_update not included."""
+        """The number of updates of each parameter index: the largest over all devices, begin_num_update not included."""
         merged = dict(self._restored_counts)
         for counts in self._all_index_update_counts.values():
             for index, count in counts.items():
@@ -110,7 +137,7 @@ class Runner(mx_optimizer.Optimizer):
         return {index: count - self.begin_num_update for index, count in merged.items()}
 
     def set_update_counts(self, counts: Dict[Any, int], num_update: int) -> None:
-        """Continue from ``counts`` (as `update_counts` gives them) on whatever devices come."""
+        """Continue from ``counts`` (in the form of `update_counts`) on any devices."""
         self._restored_counts = {index: count + self.begin_num_update for index, count in counts.items()}
         self._all_index_update_counts = {0: dict(self._restored_counts)}
         self._index_update_count = self._all_index_update_counts[0]
@@ -118,7 +145,7 @@ class Runner(mx_optimizer.Optimizer):
 
     def _set_current_context(self, device_id: int) -> None:
         self._follow_parameters()
-        # MXNet starts a new device at begin_num_update; a run that was resumed on it is further
+        # MXNet starts a new device at begin_num_update, but a run resumed on it is further along
         if device_id not in self._all_index_update_counts:
             self._all_index_update_counts[device_id] = dict(self._restored_counts)
         super()._set_current_context(device_id)
@@ -143,24 +170,60 @@ class Runner(mx_optimizer.Optimizer):
         self._followed = self.param_dict, contexts
 
     def _move(self, trainer: TrainerLike) -> None:
-        """Let whatever devices come next begin where the run is now."""
+        """Let any new devices start where the run is now."""
         self.set_update_counts(self.update_counts(), self.num_update)
         self.set_shared_state(self.shared_state())
         for updater in (*trainer._updaters, getattr(trainer._kvstore, '_updater', None)):
             if updater is not None:
-                updater.states_synced = dict.fromkeys(updater.states, False)  # it moves them before the next update
+                updater.states_synced = dict.fromkeys(updater.states, False)  # the updater moves them before the next update
+
+    def _update_count(self, index: Any) -> None:
+        counts = self._index_update_count
+        for i in index if isinstance(index, (list, tuple)) else (index,):
+            if i not in counts:
+                counts[i] = self._first_count(i)
+            counts[i] += 1
+            self.num_update = max(counts[i], self.num_update)
+
+    def _first_count(self, index: Any) -> int:
+        """What MXNet's count of a parameter is before the first update here.
+
+        A state that was not made here is from a file without counts, such as `Module.save_optimizer_states` writes:
+        ``begin_num_update`` says how many updates it has seen, and is part of no other count from now on.
+        """
+        if index in self._created:
+            return self.begin_num_update
+        if self._loaded_at is None:
+            self._loaded_at = self.begin_num_update
+            self._take_begin()
+        return self._loaded_at
+
+    def _take_begin(self) -> None:
+        begin = self.begin_num_update
+        if not begin:
+            self._warn_of_restart()
+        for counts in (self._restored_counts, *self._all_index_update_counts.values()):
+            counts.update([(index, count - begin) for index, count in counts.items()])
+        self.begin_num_update = 0
+
+    def _warn_of_restart(self) -> None:
+        h = self.hyperparameters()
+        if self.rule.all_coefficients(scalars, h, 1) != self.rule.all_coefficients(scalars, h, 2):
+            warnings.warn(f'{self.rule.name} got states without update counts, as Module.save_optimizer_states and '
+                          'Updater.get_states write them: its t restarts at 1. Pass begin_num_update, the number of updates '
+                          'that the states have seen.', stacklevel=2)
 
     # -- states -----------------------------------------------------------------------------------------------------
 
     def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
         """The slots in the state of a parameter, in the order of ``rule.slots(h)``, and its float32 master where ``mixed``.
 
-        Raises ValueError for a state of another form.
+        Raises ValueError for a state of a different form.
         """
         raise NotImplementedError
 
     def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
-        """The state that consists of ``slots`` and ``master``; the inverse of `split_state`."""
+        """The state made from ``slots`` and ``master``; the inverse of `split_state`."""
         raise NotImplementedError
 
     def slot_dtype(self, dtype: Any) -> str:
@@ -173,7 +236,7 @@ class Runner(mx_optimizer.Optimizer):
     # -- updates ----------------------------------------------------------------------------------------------------
 
     def update(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
-        """One update of one parameter, or of lists of parameters of one dtype and context."""
+        """One update of one parameter, or of lists of parameters with the same dtype and context."""
         if not isinstance(index, (list, tuple)):
             index, weight, grad, state = [index], [weight], [grad], [state]
         self._update(index, weight, grad, state, False)
@@ -187,7 +250,7 @@ class Runner(mx_optimizer.Optimizer):
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
                 mixed: bool) -> None:
         """``mixed``: the states contain masters."""
-        if not indices:
+        if not indices or self._skips:
             return
         h = self.hyperparameters()
         key = (tuple(indices), weights[0].context)
@@ -195,14 +258,14 @@ class Runner(mx_optimizer.Optimizer):
         prepared.run(*self._coefficients(h, indices, weights[0].dtype))
 
     def _coefficients(self, h: Values, indices: Sequence[Any], dtype: Any) -> Tuple[List[Dict[str, float]], List[int]]:
-        """Count one update of each parameter. Returns the coefficients of each distinct `_count`, and which of them each
-        parameter uses."""
+        """Count one update of each parameter. Returns the coefficients for each distinct `_count`, and for each parameter which
+        of them it uses."""
         before = self._progress(), list(map(self._index_update_count.get, indices))
         try:
             keys = self._count_singly(indices) if self._singly else self._count(indices)
             distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
             table = [self._known_row(h, key, dtype) for key in distinct]
-        except Exception:  # a scheduler's own as well: an update that does not happen is not counted
+        except Exception:  # including a scheduler's own: an update that does not happen is not counted
             self._uncount(indices, *before)
             raise
         return table, [distinct[key] for key in keys] if len(table) > 1 else [0] * len(keys)
@@ -234,7 +297,7 @@ class Runner(mx_optimizer.Optimizer):
             _, rate, wd, *_ = key
             if not (math.isfinite(rate) and math.isfinite(wd)):
                 raise ValueError(f'Learning rate and decay must be finite. Received: learning_rate={rate!r}, wd={wd!r} for '
-                                 f'update {self.num_update}. Look at lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
+                                 f'update {self.num_update}. Check lr_scheduler, lr_mult and wd_mult. Nothing was updated.')
             row = self._row(h, key, dtype)
             if set(row) != set(self._executor.coefficients):
                 raise ValueError(f'`coefficients` of {self.rule.name!r} must return the same names for every t: '
@@ -244,7 +307,7 @@ class Runner(mx_optimizer.Optimizer):
         return row
 
     def _uncount(self, indices: Sequence[Any], progress: Dict[str, Any], counts: Sequence[Optional[int]]) -> None:
-        """Put back what `_count` has changed."""
+        """Undo the changes of `_count`."""
         self.__dict__.update(progress)
         for index, count in zip(indices, counts):
             if count is None:
@@ -301,16 +364,16 @@ class Runner(mx_optimizer.Optimizer):
 
 
 class RuleOptimizer(Runner):
-    """Base of all optimizers of this package; a subclass only names its `rule`.
+    """Base class of all optimizers of this package; a subclass only sets its `rule`.
 
     Parameters
     ----------
     learning_rate : float, optional
-        Without it the scheduler's ``base_lr`` stays, or the rule's default holds where there is no scheduler.
+        Without it the scheduler's ``base_lr`` stays; without a scheduler the rule's default applies.
     wd, rescale_grad, clip_gradient, and the rule's own
-        See the rule. Checked here, and again whenever they were changed.
+        See the rule. Checked here, and again after every change.
     lr_scheduler, begin_num_update, multi_precision, param_idx2name, param_dict, sym
-        As `mx.optimizer.Optimizer` documents them.
+        As documented in `mx.optimizer.Optimizer`.
 
     Raises TypeError for an unknown argument or a wrong type, ValueError for a value out of range.
 
@@ -329,6 +392,9 @@ class RuleOptimizer(Runner):
         for name in arguments:
             check_known('argument', name, declared.union(BASE_ARGUMENTS), owner=self.rule.name)
         own = {name: arguments.pop(name) for name in declared.intersection(arguments)}
+        factor = own.pop('rescale_grad', 1.0)
+        if not isinstance(factor, nd.NDArray):  # else it is set when there is an optimizer
+            own['rescale_grad'] = factor
         if learning_rate is not None:
             own['learning_rate'] = learning_rate
         h = self.rule.hyperparameters(**own)
@@ -341,9 +407,10 @@ class RuleOptimizer(Runner):
         self._names = tuple(name for name in h.asdict() if name != 'learning_rate')
         for name in self._names:
             setattr(self, name, getattr(h, name))
-        self.aggregate_num = 2 ** 31 - 1  # the updater hands over all parameters of a dtype at once
+        self.aggregate_num = 2 ** 31 - 1  # the updater passes all parameters of a dtype at once
         self._restored_counts: Dict[Any, int] = {}
         self._set_up()
+        self.rescale_grad = factor
 
     def _given(self) -> Dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}
@@ -354,10 +421,11 @@ class RuleOptimizer(Runner):
     def create_state(self, index: Any, weight: Any) -> Tuple[Any, ...]:
         """A tuple of the rule's slots for ``weight``, in the order of ``rule.slots``; shape (1,) for one number."""
         check_weight(self.rule, weight)
+        self._created.add(index)
         dtype = 'float64' if weight.dtype == numpy.float64 else 'float32'
         return tuple(
             weight.astype(dtype) if slot.init == 'weight'
-            else nd.full(weight.shape if slot.like == 'weight' else (1,), slot.init, ctx=weight.context, dtype=dtype)
+            else nd.full(slot.shape(weight.shape) or (1,), slot.init, ctx=weight.context, dtype=dtype)
             for slot in self.rule.slots(self.hyperparameters()))
 
     def create_state_multi_precision(self, index: Any, weight: Any) -> Any:
@@ -389,11 +457,11 @@ def _check_begin(begin: Any) -> None:
     if isinstance(begin, bool) or not isinstance(begin, int) or begin < 0:
         raise (ValueError if isinstance(begin, int) else TypeError)(
             f'`begin_num_update` must be a whole number, 0 or more. Received: begin_num_update={begin!r}. '
-            'Pass the number of updates that the scheduler shall count as done.')
+            'Pass the number of updates already done, for the scheduler.')
 
 
 def _signature(rule: Type[Rule]) -> inspect.Signature:
-    """What ``help`` shows: MXNet's word for each argument, and its default."""
+    """The signature that ``help`` shows: MXNet's name for each argument, and its default."""
     own = [(hyper.name, None if hyper.name == 'learning_rate' else hyper.default) for hyper in rule.hypers + BASE_HYPERS]
     base = [('lr_scheduler', None), ('begin_num_update', 0), ('multi_precision', False)]
     keyword = inspect.Parameter.KEYWORD_ONLY

@@ -1,6 +1,6 @@
-"""The optimizers that `gluon.Trainer(params, NAME)` finds: each class is its rule, no more.
+"""The optimizers that `gluon.Trainer(params, NAME)` finds: each class only sets its rule.
 
-Their import path is stable: saved states and parameter servers name it.
+Their import path must not change: saved states and parameter servers refer to it.
 """
 from typing import Any, Dict, Optional, Type, Union
 
@@ -18,12 +18,12 @@ _CLASSES: Dict[str, Type[Optimizer]] = {}
 
 
 def register(what: Union[str, type]) -> Any:
-    """Class decorator: make a rule or an MXNet optimizer available by name, to `gluon.Trainer` and to `create`.
+    """Class decorator that makes a rule or an MXNet optimizer available by name, to `gluon.Trainer` and to `create`.
 
-    ``@register`` takes a `Rule`'s own ``name`` or a class's name in lower case; ``@register('name')`` takes that name.
-    A `Rule` is returned unchanged, and has all that a built-in one has: compiled kernels, state files, conversions.
+    ``@register`` uses a `Rule`'s own ``name``, or a class's name in lower case; ``@register('name')`` uses that name.
+    A `Rule` is returned unchanged, and gets everything a built-in one has: compiled kernels, state files, conversions.
 
-    Raises ValueError where the name is taken, here or by MXNet, TypeError for what is no rule: it is run once to find out.
+    Raises ValueError if the name is taken, here or by MXNet, TypeError for an invalid rule: the rule is run once to check.
 
     >>> import gluon_optim as go
     >>> @go.register
@@ -65,7 +65,7 @@ def _path(cls: type) -> str:
 
 
 class UserOptimizer(RuleOptimizer):
-    """Base of the optimizers made from users' own rules: pickled as the rule, which has an import path."""
+    """Base class of the optimizers made from users' rules: pickled as the rule, which has an import path."""
 
     def __reduce__(self) -> Any:
         return _restore, (self.rule,), self.__getstate__()
@@ -77,9 +77,10 @@ def _restore(rule: Type[rules.Rule]) -> Optimizer:
 
 
 def create(name: str, **hypers: Any) -> Optimizer:
-    """An optimizer by name, of this package whatever MXNet means by the name.
+    """An optimizer by name: always this package's, whatever MXNet means by the name.
 
-    Raises ValueError for an unknown name, TypeError for one that is no string, both for hyper-parameters that the rule refuses.
+    Raises ValueError for an unknown name, TypeError for one that is not a string, both for hyper-parameters that the rule
+    refuses.
 
     ``**hypers`` are the optimizer's own arguments and those of MXNet's base class, such as ``lr_scheduler``.
 
@@ -87,7 +88,7 @@ def create(name: str, **hypers: Any) -> Optimizer:
     >>> go.create('novograd', beta1=0.9).beta1
     0.9
 
-    For the name of a built-in one, the drop-in that computes the same, faster:
+    For a built-in optimizer's name, the drop-in that computes the same, faster:
 
     >>> type(go.create('adam')).__mro__[3]
     <class 'mxnet.optimizer.optimizer.Adam'>
@@ -95,7 +96,7 @@ def create(name: str, **hypers: Any) -> Optimizer:
     check_known('optimizer', lower_name(name), {*_CLASSES, *DROP_INS}, ValueError)
     if name.lower() in _CLASSES:
         return _CLASSES[name.lower()](**hypers)
-    from . import builtin  # when it is needed: most programs do without
+    from . import builtin  # only when needed: most programs do without it
     return builtin.create(name, **hypers)
 
 

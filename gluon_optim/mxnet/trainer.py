@@ -1,4 +1,4 @@
-"""The states of a `gluon.Trainer`: out of it, into it, and their digest.
+"""The states of a `gluon.Trainer`: saved, restored, and their digest.
 
 Everything is checked before anything is changed. What is saved does not depend on devices: one copy of the slots under
 each parameter's name, and the number of updates of each parameter.
@@ -15,6 +15,7 @@ import numpy
 from mxnet import gluon, kvstore
 from mxnet import ndarray as nd
 
+from ..display import Rows, table, text
 from ..models.gluon import facts_of as facts_of_block
 from ..schema import Slot, Values, one_of, some_of
 from ..states import container
@@ -24,27 +25,37 @@ from ..states.mxnet_files import mxnet2
 from .lr_scheduler import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .native import Stranger, adapted, to_mxnet_state
 from .old_files import read_for
-from .typing import BlockLike, TrainerLike, UpdaterLike
+from .typing import BlockLike, ParameterLike, TrainerLike, UpdaterLike
 from .weights import keep_kvstore, remember, write_weight
 
 __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_states', 'states_digest']
 
 log = logging.getLogger('gluon_optim')
-_PIECE = 1 << 18  # elements that are copied from a device at once
+_PIECE = 1 << 18  # number of elements copied from a device at once
 
 
-@dataclass
+@dataclass(repr=False)
 class LoadReport:
     """What `load_states` did; ``str(report)`` is the line that it logs."""
 
     total: int                                              # parameters that are trained or have a state
     step: int                                               # num_update
     restored: List[str] = field(default_factory=list)       # names whose state was restored
-    missing: List[str] = field(default_factory=list)        # trained here, not in the file
-    unexpected: List[str] = field(default_factory=list)     # in the file, not in the trainer
-    mismatched: List[str] = field(default_factory=list)     # in both, and one sentence why it does not fit
-    rewritten: List[str] = field(default_factory=list)      # weights that were not the rounded master, and now are
+    missing: List[str] = field(default_factory=list)        # trained here, but not in the file
+    unexpected: List[str] = field(default_factory=list)     # in the file, but not in the trainer
+    mismatched: List[str] = field(default_factory=list)     # in both: one sentence each why it does not fit
+    rewritten: List[str] = field(default_factory=list)      # weights that were not the rounded master, but now are
     warnings: List[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return text(f'<LoadReport: {self}>', self._rows())
+
+    def _repr_html_(self) -> str:
+        return table(f'LoadReport: {self}', self._rows())
+
+    def _rows(self) -> Rows:
+        lists = [(word, getattr(self, word)) for word in ('missing', 'unexpected', 'mismatched', 'rewritten')]
+        return [*((word, some_of(names)) for word, names in lists if names), *(('warning', line) for line in self.warnings)]
 
     def __str__(self) -> str:
         return f'restored {len(self.restored)} of {self.total} parameters at step {self.step}'
@@ -62,10 +73,10 @@ def save_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
     ----------
     trainer : gluon.Trainer
     path : str or os.PathLike
-        Afterwards the whole new file is there or, after an error, what was there before. docs/FORMAT.md describes it.
+        Afterwards the complete new file is there or, after an error, whatever was there before. docs/FORMAT.md describes it.
     net : gluon.Block, optional
-        With it parameters are saved under their places in the net (``0.weight``), which stay the same in every process;
-        else under ``Parameter.name``.
+        With it, parameters are saved under their structural names (``0.weight``), which are the same in every process;
+        otherwise under ``Parameter.name``.
 
     Raises TypeError for a scheduler, or an attribute or state of somebody else's optimizer, that cannot be saved, ValueError for
     parameters that have no shape yet or names that repeat, OSError where the file system refuses.
@@ -94,25 +105,25 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
     Parameters
     ----------
     trainer : gluon.Trainer
-        Of the same optimizer. Load its parameters before or afterwards: the states stay. Parameters whose shapes were left out
+        Must run the same optimizer. Parameters may be loaded before or after. Parameters with shapes left out
         (``in_units``) take them from the file, and are initialized.
     path, net
-        As for `save_states`; the states in a ``.states`` file of MXNet go by the trainer's order of parameters, and nothing
-        in it is executed. Names are compared by their places in the net, else by `Parameter.name`; where none
-        agrees, names that differ in their automatic numbers only are paired in order, with a warning.
+        As for `save_states`; the states in one of MXNet's ``.states`` files follow the trainer's order of parameters, and
+        nothing in it is executed. Structural names are compared first, then `Parameter.name`; if no name matches, names
+        that differ only in their automatic numbers are matched in order, with a warning.
     strict : bool
-        False restores every parameter that fits and leaves the others as they are; the report lists them.
+        False restores every parameter that fits and leaves the others unchanged; the report lists them.
     hyperparameters : 'file' or 'current'
-        Whose hold afterwards. 'file' puts back the saved hyper-parameters and the scheduler, with a warning for each
-        that differs; 'current' keeps the trainer's and brings its scheduler to the saved number of updates.
+        Which hyper-parameters apply after loading. 'file' restores the saved hyper-parameters and the scheduler, with a warning
+        for each that differs; 'current' keeps the trainer's and advances its scheduler to the saved number of updates.
 
     Returns
     -------
     LoadReport
-        Its text, "restored N of M parameters at step T", is logged to 'gluon_optim'.
+        Its text, "restored N of M parameters at step T", is also logged to 'gluon_optim'.
 
     Raises StateFileError (a ValueError) for a damaged file, ValueError for states of another optimizer, or names, shapes
-    or types that do not fit. Nothing has been changed then.
+    or types that do not fit. In that case nothing has been changed.
 
     >>> import tempfile, gluon_optim as go
     >>> import mxnet as mx
@@ -134,12 +145,12 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
 
 
 def states_digest(trainer: TrainerLike, net: Optional[BlockLike] = None) -> str:
-    """SHA-256 over the state: equal exactly when two trainers would go on alike, given the same rates and gradients.
+    """SHA-256 over the state: equal exactly if two trainers would continue alike, given the same rates and gradients.
 
-    Over the optimizer's name, num_update and, by sorted name, the types and shapes of weights, counts, and the bytes of
-    slots and masters. Not over devices, hyper-parameters or paths.
+    It covers the optimizer's name, num_update and, by sorted name, the types and shapes of weights, counts, and the bytes of
+    slots and masters, but not devices, hyper-parameters or paths.
 
-    ``trainer`` and ``net`` are those of `save_states`; raises the same TypeError and ValueError.
+    ``trainer`` and ``net`` as for `save_states`; raises the same TypeError and ValueError.
 
     >>> import gluon_optim as go
     >>> from mxnet import gluon
@@ -170,9 +181,9 @@ def import_states(trainer: TrainerLike, states: OptimizerStates, net: Optional[B
 
 def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike], strict: bool,
                 hyperparameters: str) -> 'StatesPlan':
-    """All of `import_states` that can find something wrong; the trainer's weights, states and optimizer are as before.
+    """The part of `import_states` that can fail; the trainer's weights, states and optimizer stay unchanged.
 
-    Weights may be loaded before the plan is applied: they are compared with their masters then.
+    Weights may be loaded before the plan is applied: only then are they compared with their masters.
     """
     optimizer = _optimizer(trainer)
     otherwise = mxnet2.not_in_rule(states)
@@ -189,6 +200,8 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
     present = _parameters(trainer, net)
     fit = _match(trainer, optimizer, states, present, () if stranger else optimizer.rule.slots(h), strict)
     _check_shapes(trainer)
+    if stranger:
+        optimizer.check_order(states, fit.pairs)
     shared = (optimizer.read_others(states, contexts_of(trainer)[0]) if stranger
               else optimizer.read_variables(states.variables, fit.pairs))
     notes = [*fit.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
@@ -200,7 +213,7 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
 
 
 class StatesPlan(NamedTuple):
-    """States that are known to fit a trainer, on its devices: what remains is to put them in their places."""
+    """States known to fit a trainer, on its devices: all that remains is to put them in place."""
 
     trainer: TrainerLike
     optimizer: Any                      # one of ours, or what stands for another
@@ -216,13 +229,13 @@ class StatesPlan(NamedTuple):
     notes: List[str]
 
     def warn(self) -> None:
-        """Say what differs. Before anything changes: who makes warnings errors gets one with nothing changed."""
+        """Warn about differences before anything changes, so that warnings turned into errors leave everything unchanged."""
         for note in self.notes:
             warnings.warn(note, stacklevel=4)
 
     def may_write(self) -> List[Any]:
-        """The parameters of which `apply` may change weights."""
-        # MXNet makes all copies of a weight those of the first device
+        """The parameters with weights that `apply` may change."""
+        # MXNet overwrites all copies of a weight with the first device's
         starts = bool(self.trainer._params_to_init) and len(contexts_of(self.trainer)) > 1
         return [parameter for i, parameter in enumerate(self.trainer._params)
                 if starts or (i in self.fit.pairs and self.fit.pairs[i].name in self.states.master)]
@@ -250,7 +263,7 @@ class StatesPlan(NamedTuple):
                           self.fit.mismatched, [names[i] for i in rewritten], self.notes)
 
 
-# What a trainer is
+# Checks of a trainer
 
 def check_trainer(trainer: TrainerLike) -> None:
     if not isinstance(trainer, gluon.Trainer):
@@ -281,12 +294,17 @@ def check_savable(trainer: TrainerLike, net: Optional[BlockLike] = None) -> None
     _parameters(trainer, net)
     export_scheduler(optimizer.lr_scheduler)
     optimizer.hyperparameters()
+    if trainer._kv_initialized:
+        _start_kvstore(trainer)  # which then has nothing to start, and refuses states that are on servers
     if isinstance(optimizer, Stranger):
         optimizer.others()
+        held = _updaters(trainer)[0].states if trainer._kv_initialized else {}
+        for index, state in held.items():
+            optimizer.take_apart(trainer._params[index].name, state)
 
 
 def finish_deferred(undo: contextlib.ExitStack, trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike]) -> None:
-    """Initialize the trainer's parameters whose shapes were left out and are in the file, as the first forward pass would.
+    """Initialize the trainer's parameters with shapes left out that the file has, as the first forward pass would.
 
     Those that do not fit stay as they are, for `plan_import` to refuse.
     """
@@ -318,12 +336,12 @@ def other_names(saved: Sequence[str], present: Sequence[str], states: OptimizerS
 
 
 def start(trainer: TrainerLike, undo: Optional[contextlib.ExitStack] = None) -> None:
-    """What the first step does before it updates."""
+    """Do what the first step does before it updates."""
     _start_kvstore(trainer)
     waiting, deferred = trainer._params_to_init, []
     fresh = len(waiting) == len(trainer._params) and not trainer._distributed
     if undo is not None and fresh and not isinstance(trainer._kvstore_params['kvstore'], kvstore.KVStoreBase):
-        undo.callback(type(trainer)._reset_kvstore, trainer)  # a user's own kvstore cannot be made anew
+        undo.callback(type(trainer)._reset_kvstore, trainer)  # a user's own kvstore cannot be recreated
     try:
         while waiting:  # one by one: when one fails, those before it must not be initialized again, which a kvstore refuses
             trainer._params_to_init = waiting[:1]
@@ -335,7 +353,7 @@ def start(trainer: TrainerLike, undo: Optional[contextlib.ExitStack] = None) -> 
 
 
 def _start_kvstore(trainer: TrainerLike) -> None:
-    """The part of `start` that changes no weights."""
+    """The part of `start` that does not change weights."""
     keep_kvstore(trainer)
     if not trainer._kv_initialized:
         trainer._init_kvstore()
@@ -345,7 +363,7 @@ def _start_kvstore(trainer: TrainerLike) -> None:
 
 
 def _updaters(trainer: TrainerLike) -> List[UpdaterLike]:
-    """Who holds the states: the kvstore's one updater, or one for each context."""
+    """The holders of the states: the kvstore's single updater, or one per context."""
     return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
 
 
@@ -357,35 +375,35 @@ def contexts_of(trainer: TrainerLike) -> List[Any]:
 
 
 def _parameters(trainer: TrainerLike, net: Optional[BlockLike]) -> List[ParameterInfo]:
-    """The trainer's parameters in its order, named by their places in ``net`` where it has them."""
+    """The trainer's parameters in its order, with their structural names if ``net`` has them."""
     places: Dict[int, str] = {}
     if net is not None:
         if not isinstance(net, gluon.Block):
             raise TypeError(f'`net` must be the gluon.Block that is trained. Received: {type(net).__name__}.')
         collect = getattr(net, '_collect_params_with_prefix', None) or net.collect_params  # MXNet 1.x, 2.x
         for place, parameter in collect().items():
-            places.setdefault(id(parameter), place)  # a shared parameter has its first place
+            places.setdefault(id(parameter), place)  # a shared parameter goes by its first name
         if trainer._params and not any(id(parameter) in places for parameter in trainer._params):
             raise ValueError(f"`net` must be the Block that is trained. Received: one that has none of the trainer's parameters, "
-                             f'{one_of([parameter.name for parameter in trainer._params][:4])}, ... Pass the net whose '
-                             'collect_params() the trainer got.')
+                             f'{one_of([parameter.name for parameter in trainer._params][:4])}, ... Pass the net that '
+                             'gave the trainer its parameters.')
     infos = [ParameterInfo(places.get(id(p), p.name), p.name, shape_of(p), numpy.dtype(p.dtype).name,
                            float(p.lr_mult), float(p.wd_mult), p.grad_req) for p in trainer._params]
     names = [info.name for info in infos]
     if len(set(names)) < len(names):
         repeated = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f'Names of parameters must differ. Received twice: {one_of(repeated[:8])}. '
+        raise ValueError(f'Parameter names must be unique. Received twice: {one_of(repeated[:8])}. '
                          'Pass net=, the Block that they belong to.')
     return infos
 
 
-def shape_of(parameter: Any) -> Tuple[int, ...]:
+def shape_of(parameter: ParameterLike) -> Tuple[int, ...]:
     """The shape of the parameter's data: `Parameter.shape` of a SymbolBlock is None for ever."""
     return tuple(parameter.shape or () if parameter._data is None else parameter._data[0].shape)
 
 
 def facts_of(net: Optional[BlockLike]) -> Optional[Dict[str, Any]]:
-    """What a conversion must know of the layers of ``net``, as files have it; None where there is no net."""
+    """What a conversion must know about the layers of ``net``, in the form used in files; None without a net."""
     return None if net is None else facts_of_block(net).record()
 
 
@@ -410,7 +428,7 @@ class Pieces:
 
 def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
                   copy: Callable[[Any], Array] = nd.NDArray.asnumpy) -> OptimizerStates:
-    """The state of ``trainer``, by default as NumPy arrays of its own. Raises as `save_states` does."""
+    """The state of ``trainer``, by default as separate NumPy arrays. Raises what `save_states` raises."""
     optimizer = _optimizer(trainer)
     _check_shapes(trainer)
     infos = _parameters(trainer, net)
@@ -475,7 +493,7 @@ def producer() -> Dict[str, str]:
 # Into a trainer: checks
 
 class _Fit(NamedTuple):
-    pairs: Dict[int, ParameterInfo]    # the trainer's index -> the saved parameter whose state it gets
+    pairs: Dict[int, ParameterInfo]    # the trainer's index -> the saved parameter that provides its state
     slots: Sequence[Slot]
     missing: List[str]
     unexpected: List[str]
@@ -485,7 +503,7 @@ class _Fit(NamedTuple):
 
 def _match(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, present: List[ParameterInfo], slots: Sequence[Slot],
            strict: bool) -> _Fit:
-    """Who gets what. Raises ValueError when something does not fit and ``strict`` is true."""
+    """Match the parameters. Raises ValueError if something does not fit and ``strict`` is true."""
     pairs, note = match(states.parameters, present)
     missing = [info.name for i, info in enumerate(present) if i not in pairs and trainer._params[i].grad_req != 'null']
     unexpected = [info.name for j, info in enumerate(states.parameters)
@@ -495,7 +513,7 @@ def _match(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, presen
     if strict and (missing or unexpected or mismatched):
         problems = [f'{what}: {"; ".join(found[:8])}{f"; and {len(found) - 8} more" if len(found) > 8 else ""}' for what, found in (
             ('in the trainer only', missing), ('in the file only', unexpected), ('different', mismatched)) if found]
-        raise ValueError(f'The states must be of the same parameters. Received: {". ".join(problems)}. Nothing was changed. '
+        raise ValueError(f'The states must have the same parameters. Received: {". ".join(problems)}. Nothing was changed. '
                          'Pass strict=False to restore what fits.')
     fitting = {i: states.parameters[j] for i, j in pairs.items() if not misfits[i]}
     return _Fit(fitting, slots, missing, unexpected, mismatched, [note] if note else [])
@@ -503,7 +521,7 @@ def _match(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, presen
 
 def _misfit(trainer: TrainerLike, index: int, optimizer: Any, slots: Sequence[Slot], present: ParameterInfo, saved: ParameterInfo,
             states: OptimizerStates) -> str:
-    """Why the saved state cannot become that of the present parameter, '' if it can."""
+    """Why the saved state does not fit the present parameter, or '' if it does."""
     if tuple(saved.shape) != present.shape or saved.dtype != present.dtype:
         return f'{present.name} is {present.dtype}{list(present.shape)}, in the file {saved.dtype}{list(saved.shape)}'
     if saved.name not in states.slots:
@@ -515,7 +533,7 @@ def _misfit(trainer: TrainerLike, index: int, optimizer: Any, slots: Sequence[Sl
         have = 'has a float32 master' if master is not None else 'has no float32 master'
         return f'{present.name} {have} in the file, the trainer has multi_precision={bool(optimizer.multi_precision)}'
     dtype = optimizer.slot_dtype(numpy.dtype('float32' if master is not None else present.dtype))
-    needed = {slot.name: (dtype, present.shape if slot.like == 'weight' else ()) for slot in slots}
+    needed = {slot.name: (dtype, slot.shape(present.shape)) for slot in slots}
     arrays = dict(states.slots[saved.name])
     if master is not None:
         needed['master'], arrays['master'] = ('float32', present.shape), master
@@ -524,7 +542,7 @@ def _misfit(trainer: TrainerLike, index: int, optimizer: Any, slots: Sequence[Sl
 
 
 def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Values:
-    """Those that will hold, checked by the rule."""
+    """The hyper-parameters that will apply, checked by the rule."""
     now: Values = optimizer.hyperparameters()
     if mode == 'current':
         return now
@@ -532,7 +550,7 @@ def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Valu
         saved: Values = optimizer.rule.hyperparameters(**states.hypers)
     except (TypeError, ValueError) as error:
         raise ValueError(f'The hyper-parameters in the file must be those of {optimizer.rule.name}. {error} '
-                         'Pass hyperparameters="current" to go on with the trainer\'s.') from error
+                         'Pass hyperparameters="current" to keep the trainer\'s.') from error
     if set(saved.asdict()) != set(now.asdict()):
         raise ValueError(f'The file has the hyper-parameters {one_of(saved.asdict())}, the trainer {one_of(now.asdict())}. '
                          'Create the trainer with the same `base`.')
@@ -542,10 +560,10 @@ def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Valu
 
 def _differences(optimizer: Any, h: Values, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
                  present: List[ParameterInfo], mode: str) -> List[str]:
-    """One sentence for each value that differs between file and trainer, and which of the two holds."""
+    """One sentence for each value that differs between file and trainer, and which of the two applies."""
     now, saved = optimizer.hyperparameters().asdict(), dict(states.hypers)
     skipped = {'rescale_grad'} | ({'learning_rate'} if optimizer.lr_scheduler or states.scheduler else set())
-    whose = "the file's holds" if mode == 'file' else "the trainer's holds"
+    whose = "the file's applies" if mode == 'file' else "the trainer's applies"
     if isinstance(optimizer, Stranger):  # what is not an argument is state
         now = {name: now[name] for name in optimizer.arguments()}
     notes = [f'{name} is {now[name]!r} in the trainer and {saved[name]!r} in the file: {whose}.'
@@ -555,7 +573,7 @@ def _differences(optimizer: Any, h: Values, states: OptimizerStates, pairs: Dict
             mine, theirs = getattr(present[i], name), getattr(info, name)
             if mine != theirs:
                 notes.append(f"{name} of {present[i].name} is {mine!r} in the trainer and {theirs!r} in the file: "
-                             "the trainer's holds.")
+                             "the trainer's applies.")
     return notes
 
 
@@ -577,7 +595,7 @@ def _loss_scaler(trainer: TrainerLike, states: OptimizerStates, notes: List[str]
 # Into a trainer: changes
 
 def _to_devices(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, fit: _Fit, h: Values) -> Dict[int, List[Any]]:
-    """The states as MXNet has them: of each index one for each updater, on its context."""
+    """The states in MXNet's form: for each index one per updater, on its context."""
     def state(name: str, context: Any) -> Any:
         if isinstance(optimizer, Stranger):
             return optimizer.put_together(states, name, context)
@@ -592,13 +610,13 @@ def _to_devices(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, f
 def _set_counts(optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:
     counts = optimizer.update_counts()
     counts.update((i, states.counts.get(info.name, 0)) for i, info in pairs.items())
-    # MXNet keeps num_update = begin_num_update + the largest count: else the schedule would stand still, or jump
+    # MXNet keeps num_update = begin_num_update + the largest count: otherwise the schedule would stall or jump
     optimizer.begin_num_update = states.num_update - max(states.counts.values(), default=0)
     optimizer.set_update_counts(counts, states.num_update)
 
 
 def _rewrite_weights(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> List[int]:
-    """Make each weight its rounded master, on all devices; the indices of those that were something else."""
+    """Set each weight to its rounded master on all devices; returns the indices of those that differed."""
     rewritten = []
     for i, info in pairs.items():
         if info.name not in states.master:

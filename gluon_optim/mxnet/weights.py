@@ -1,4 +1,4 @@
-"""Weights that are set: without losing the states on a kvstore, and with a way back."""
+"""Setting weights without losing the states on a kvstore, and with a way to undo it."""
 import contextlib
 import ctypes
 from typing import Any, Iterable, Sequence
@@ -16,7 +16,7 @@ __all__ = ['initialize', 'keep_kvstore', 'remember', 'write_weight']
 
 
 def initialize(parameter: ParameterLike, value: Any) -> None:
-    """Give the NumPy array ``value`` to a parameter whose initialization was deferred, on all its devices."""
+    """Initialize a deferred parameter with the NumPy array ``value``, on all its devices."""
     make = mx_numpy.array if is_np_array() else nd_array
     parameter._load_init(make(value, dtype=value.dtype), None)
 
@@ -24,8 +24,8 @@ def initialize(parameter: ParameterLike, value: Any) -> None:
 def keep_kvstore(trainer: TrainerLike) -> None:
     """Let the states survive `Parameter.set_data` and `net.load_parameters`.
 
-    Both make a trainer that updates on its kvstore throw it away with all states, and MXNet's next one starts afresh while
-    the counts go on. This trainer keeps its kvstore, and sends it the new weights before the next step.
+    Both make a trainer that updates on its kvstore discard it with all states, and MXNet's next one starts fresh while the
+    counts continue. This trainer keeps its kvstore, and sends it the new weights before the next step.
     """
     if '_reset_kvstore' in vars(trainer):
         return
@@ -63,7 +63,7 @@ def _send_weights(trainer: TrainerLike) -> None:
 def write_weight(parameter: ParameterLike, values: Sequence[Any]) -> None:
     """Write the NumPy arrays ``values`` into ``parameter``, one for each of its devices.
 
-    As `Parameter.set_data` does, but nothing is allocated, and an error comes here and not at a later step.
+    Like `Parameter.set_data`, but nothing is allocated, and errors are raised here rather than at a later step.
     """
     trainer = parameter._trainer
     if trainer and trainer._kv_initialized and trainer._update_on_kvstore and parameter not in trainer._params_to_init:
@@ -81,7 +81,7 @@ def _restore_layout(array: Any) -> None:
 
 
 def remember(undo: contextlib.ExitStack, parameters: Iterable[ParameterLike]) -> None:
-    """Let ``undo`` write back what the parameters are now, on all devices."""
+    """Let ``undo`` restore the current values of the parameters, on all devices."""
     for parameter in parameters:
         undo.callback(write_weight, parameter, [array.asnumpy() for array in _arrays(parameter)])
 

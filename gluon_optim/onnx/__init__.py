@@ -1,4 +1,4 @@
-"""ONNX: an optimizer's update as a model of standard operators, and states of a Gluon run into ONNX files and back.
+"""ONNX: an optimizer's update as a model of standard operators, and the states of a Gluon run to and from ONNX files.
 
 >>> import gluon_optim.onnx
 >>> model = gluon_optim.onnx.export_step('sgd_torch', {'weight': (3,)}, momentum=0.9)
@@ -9,10 +9,12 @@
 
 Works with onnx 1.13 and later; the models run on ONNX Runtime 1.15 and later.
 """
+from ..requirements import missing
+
 try:
     import onnx as onnx  # `from gluon_optim.onnx import onnx` says what to install
 except ImportError as error:
-    raise ImportError("gluon_optim.onnx needs the package onnx: pip install 'gluon-optim[onnx]'") from error
+    raise missing('gluon_optim.onnx', 'the package onnx', 'onnx', error) from error
 
 from .states import from_onnx, read, to_onnx, unpack, write
 from .step import export_step, initial_slots

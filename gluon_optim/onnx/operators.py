@@ -1,6 +1,6 @@
-"""From a rule to standard ONNX operators, as plain tuples: the update of many parameters, coefficients included.
+"""From a rule to standard ONNX operators, as plain tuples: the update of many parameters, including their coefficients.
 
-`gluon_optim.onnx` makes a model of them. Nothing here imports onnx.
+`gluon_optim.onnx` turns them into a model. Nothing here imports onnx.
 """
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Set, Tuple, Type
 
@@ -23,7 +23,7 @@ Kind = Tuple[str, Tuple[int, ...]]  # type and shape
 
 
 class Operator(NamedTuple):
-    """One node; ``attributes`` hold NumPy arrays for tensors and names of types for ``to``. ``domain`` '' is standard ONNX."""
+    """One node; ``attributes`` hold NumPy arrays for tensors and type names for ``to``. The ``domain`` '' is standard ONNX."""
 
     op: str
     inputs: Tuple[str, ...]
@@ -33,7 +33,7 @@ class Operator(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """One parameter. ``offset`` is its update number minus ``t``; with ``master`` it follows float32 weights."""
+    """One parameter. ``offset`` is its update number minus ``t``; with ``master`` it has float32 master weights."""
 
     name: str
     shape: Tuple[int, ...]
@@ -64,7 +64,7 @@ class Coefficients(Graph):
 
 
 class Scope(NamedTuple):
-    """Where nodes of a graph are computed: their type, how they are named, what is known, and how leaves are found."""
+    """Where nodes of a graph are computed: their type, their naming, known values, and how leaves are found."""
 
     dtype: str
     prefix: str
@@ -75,7 +75,7 @@ class Scope(NamedTuple):
 class Step:
     """The update as ``operators``, from ``inputs`` to ``outputs`` (name -> type and shape, both in order).
 
-    Inputs are ``learning_rate``, ``t`` and for each parameter ``<name>`` (with a master, that instead), ``<name>/grad`` and
+    Inputs are ``learning_rate``, ``t`` and for each parameter ``<name>`` (or its master, if any), ``<name>/grad`` and
     ``<name>/<slot>``. Outputs have ``/new`` appended. Coefficients are computed in double and rounded once, for each distinct
     (lr_mult, wd_mult, offset); sums are accumulated in double.
     """
@@ -124,12 +124,12 @@ class Step:
         twice = sorted(name for name in [*weight, *gradient, *state] if name in taken)
         if twice:
             raise ValueError('The names of parameters must differ from each other and from those of gradients and slots. '
-                             f'Received: {one_of(twice)} for two things. Rename the parameter {p.name!r}.')
+                             f'Received: {one_of(twice)} twice. Rename the parameter {p.name!r}.')
         self.inputs.update({**({} if p.master else weight), **gradient, **state})
         self.outputs.update({name + '/new': kind for name, kind in {**weight, **state}.items()})
 
     def _coefficients(self, lr_mult: float, wd_mult: float, offset: int) -> Tuple[Dict[str, Any], Scope]:
-        """Name -> number or node of a graph of doubles, and where that is computed."""
+        """Name -> number or node of a graph of doubles, and the scope in which it is computed."""
         graph = Coefficients()
         lr, t = graph.leaf('input', 'learning_rate', 'scalar'), graph.leaf('input', 't', 'scalar')
         h = self.h.replace(learning_rate=lr if lr_mult == 1 else lr * lr_mult, wd=self.h.wd * wd_mult)
@@ -137,7 +137,7 @@ class Step:
             found = self.rule.all_coefficients(self.rule.numbers(graph, ''), h, t + offset if offset else t)
         except TypeError as error:
             raise ValueError(f'{self.rule.name!r} cannot be written in ONNX operators: its coefficients must be traceable in '
-                             f'learning_rate and t. Received: {error}. Write them with the functions of `xp`.') from error
+                             f'learning_rate and t. Received: {error}. Write them using only functions of `xp`.') from error
 
         def leaf(node: Node) -> str:
             return node.name if node is lr else self._once(('t',), lambda: self.add('Cast', ['t'], 't', to='float64'))
@@ -169,7 +169,7 @@ class Step:
         self.add('Cast', [new[WEIGHT]], output=p.name + '/new', to=p.dtype)
 
     def _value(self, node: Node, scope: Scope) -> str:
-        """The name of the tensor that ``node`` is; operators are added for what it needs."""
+        """The name of the tensor for ``node``; operators are added for what it needs."""
         if node not in scope.known:
             scope.known[node] = self._operator(node, scope) if node.args else self._leaf(node, scope)
         return scope.known[node]
@@ -191,7 +191,7 @@ class Step:
         if node.op in ROUNDED:
             rounded = self._cast(first, scope.dtype, ROUNDED[node.op], scope.prefix)
             return self._cast(rounded, ROUNDED[node.op], scope.dtype, scope.prefix)
-        if node.op == 'expm1':  # tanh(x/2) (exp(x) + 1): no digits are lost where x is small
+        if node.op == 'expm1':  # tanh(x/2) (exp(x) + 1): loses no digits where x is small
             tanh = add('Tanh', add('Mul', first, self.constant(0.5, scope.dtype)))
             return add('Mul', tanh, add('Add', add('Exp', first), self.constant(1.0, scope.dtype)))
         output = add('Not', add('Equal', first, *args)) if node.op == '!=' else add(OPERATORS[node.op], first, *args)

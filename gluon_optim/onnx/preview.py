@@ -1,7 +1,7 @@
 """Rules as the optimizers of the ONNX standard, ``ai.onnx.preview.training``: Adam, Momentum and Adagrad.
 
-One node for each parameter, as plain tuples like those of `operators`. No runtime of our tests has kernels for them; the
-standard's own evaluator (``onnx.reference``) does. Nothing here imports onnx.
+One node for each parameter, as plain tuples like those of `operators`. No runtime in our tests has kernels for them, but
+the standard's own evaluator (``onnx.reference``) does. Nothing here imports onnx.
 """
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple, Type
 
@@ -17,7 +17,7 @@ DOMAIN = 'ai.onnx.preview.training'
 
 
 class Preview(NamedTuple):
-    """How the standard keeps a rule: ``attributes`` of the node, and the ``first`` value of its count T."""
+    """How the standard stores a rule: ``attributes`` of the node, and the ``first`` value of its count T."""
 
     op: str
     first: int
@@ -31,43 +31,43 @@ PREVIEW: Dict[str, Preview] = {
                                                        mode='nesterov' if h.nesterov else 'standard'),
                          lambda h: '' if h.momentum else 'it keeps no momentum buffer with momentum=0'),
     'sgd_ema': Preview('Momentum', 1, lambda h: dict(alpha=h.momentum, beta=1 - h.momentum, mode='standard'),
-                       lambda h: 'nesterov weighs the gradient differently there' if h.nesterov
+                       lambda h: 'its nesterov weights the gradient differently' if h.nesterov
                        else 'Momentum has no bias_correction' if h.bias_correction else ''),
     'adagrad_torch': Preview('Adagrad', 0, lambda h: dict(decay_factor=h.lr_decay, epsilon=h.epsilon)),
 }
 NEARLY = {
-    'adam_torch': 'it adds epsilon after bias correction, Adam before',
-    'adamw': 'its decay follows the learning rate, that of Adam not',
-    'adagrad': 'it adds eps inside the root, Adagrad outside',
-    'sgd': 'the learning rate is inside its momentum, and outside that of Momentum',
-    'nag': 'the learning rate is inside its momentum, and outside that of Momentum',
+    'adam_torch': 'it adds epsilon after bias correction, Adam adds it before',
+    'adamw': "its decay is multiplied by the learning rate, Adam's is not",
+    'adagrad': 'it adds eps inside the root, Adagrad adds it outside',
+    'sgd': "the learning rate is inside its momentum, but outside Momentum's",
+    'nag': "the learning rate is inside its momentum, but outside Momentum's",
 }
 
 
 def check(rule: Type[Rule], h: Values) -> Preview:
-    """How the standard keeps ``rule``; ValueError that says why not."""
+    """How the standard stores ``rule``; ValueError with the reason if it cannot."""
     preview = PREVIEW.get(rule.name)
-    reason = NEARLY.get(rule.name, 'none of them computes it') if preview is None else preview.refused(h)
+    reason = NEARLY.get(rule.name, 'none of those computes it') if preview is None else preview.refused(h)
     if preview is not None and not reason and h.clip_gradient is not None:
         reason = 'they have no clip_gradient'
     if preview is None or reason:
-        raise ValueError(f"{rule.name!r} is none of the optimizers of {DOMAIN} (Adam, Momentum, Adagrad): {reason}. "
-                         f"These are: {one_of(PREVIEW)}. Pass target='mirror', which takes them all.")
+        raise ValueError(f"{rule.name!r} is not one of the optimizers of {DOMAIN} (Adam, Momentum, Adagrad): {reason}. "
+                         f"Available: {one_of(PREVIEW)}. Pass target='mirror', which takes every optimizer.")
     return preview
 
 
 def inexact(rule: Type[Rule], h: Values, parameters: Sequence[Parameter]) -> List[str]:
-    """Which hyper-parameters the node would hold in too few digits, as its attributes are float32: one line each."""
+    """The hyper-parameters for which the node, with its float32 attributes, has too few digits: one line each."""
     limit = 1e-12 if any(p.computed == 'float64' for p in parameters) else 1e-6
     numbers = {name: value for name, value in check(rule, h).attributes(h).items() if not isinstance(value, str)}
     lines = []
     for name, value in {**numbers, 'norm_coefficient': h.wd}.items():
         held = float(numpy.float32(value))
         error = abs(held - value) / (abs(value) or 1.0)
-        if name in ('alpha', 'beta') and rule.name == 'adam':  # the node computes 1 - it
+        if name in ('alpha', 'beta') and rule.name == 'adam':  # the node computes 1 - value
             error = max(error, abs(held - value) / (1 - value))
         if error > limit:
-            lines.append(f'digits of {name}={value!r}, which {DOMAIN} keeps in float32: updates are off by up to {error:.1e} of '
+            lines.append(f'digits of {name}={value!r}, which {DOMAIN} stores as float32: updates are off by up to {error:.1e} of '
                          'their size')
     return lines
 

@@ -1,4 +1,4 @@
-"""States of a Gluon run as an ONNX model that holds them and knows the update, and back; as files too."""
+"""States of a Gluon run as an ONNX model that contains them and the update, and back; also as files."""
 import dataclasses
 import math
 import os
@@ -28,7 +28,7 @@ from .step import MANIFEST, TYPES, infos, model_of, nodes
 
 __all__ = ['from_onnx', 'read', 'to_onnx', 'unpack', 'write']
 
-LARGEST = 2 ** 31 - 2 ** 20  # bytes: Protocol Buffers stop at 2 GiB
+LARGEST = 2 ** 31 - 2 ** 20  # bytes: Protocol Buffers are limited to 2 GiB
 MAX_DIMENSIONS = 32  # NumPy 1 has no more
 # what is read of a model, by numbers of fields: its producer_name and metadata_props, and the initializers of its graph and of
 # training_info's algorithm, but for their raw_data (9), which stay in the file
@@ -40,37 +40,37 @@ TARGETS: Dict[str, Type[Step]] = {'mirror': Step, 'preview': preview.PreviewStep
 
 def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[Iterable[str]] = None,
             weights: Optional[Mapping[str, Any]] = None, allow_lossy: bool = False) -> 'onnx.ModelProto':
-    """The state of a Gluon run as an ONNX model that holds it and knows how to go on.
+    """The state of a Gluon run as an ONNX model that contains it together with the update, so that training can continue.
 
     Parameters
     ----------
     states : OptimizerStates
     target : str
         'mirror': the operators of `export_step`. 'preview': Adam, Momentum and Adagrad of ``ai.onnx.preview.training``, where
-        they compute the same, which are adam, sgd_torch with momentum, sgd_ema and adagrad_torch, without clip_gradient. Their
-        coefficients are float32: a beta2 of 0.999 is lossy. ONNX Runtime does not run them, ``onnx.reference`` does.
+        they compute the same: for adam, sgd_torch with momentum, sgd_ema and adagrad_torch, without clip_gradient. Their
+        coefficients are float32: a beta2 of 0.999 is lossy. ONNX Runtime does not run them, but ``onnx.reference`` does.
     params : list of str, optional
-        Names of the parameters to convert; left out, all of them.
+        Names of the parameters to convert; by default, all of them.
     weights : dict, optional
-        Name -> weight. Parameters with masters need none.
+        Name -> weight. Not needed for parameters with masters.
     allow_lossy : bool
-        Convert although something is lost.
+        Convert even if something is lost.
 
     Returns
     -------
     onnx.ModelProto
         ``graph`` has the weights as initializers. ``training_info[0].algorithm`` is the update, with the slots and ``t`` as
-        initializers; ``update_binding`` says which output replaces which initializer. `unpack` makes an ordinary model of it.
+        initializers; ``update_binding`` says which output replaces which initializer. `unpack` turns it into an ordinary model.
 
     The rate is the input ``learning_rate``; lr_mult, wd_mult and counts of the parameters are part of the model. What was lost
-    and what is to be done by hand is appended to ``states.report``.
+    and what you need to do by hand is appended to ``states.report``.
 
     Raises
     ------
     ValueError
-        Where the states do not fit the rule or the weights, something would be lost, or the file would exceed 2 GiB.
+        If the states do not fit the rule or the weights, something would be lost, or the file would exceed 2 GiB.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -88,13 +88,13 @@ def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[It
 
 def write(path: Path, states: OptimizerStates, target: str = 'mirror', params: Optional[Iterable[str]] = None,
           weights: Optional[Mapping[str, Any]] = None, allow_lossy: bool = False) -> None:
-    """Write the model of `to_onnx` to a file, whole or not at all, without a second copy of its arrays in memory.
+    """Write the model of `to_onnx` to a file, completely or not at all, without a second copy of its arrays in memory.
 
-    Raises as `to_onnx` does, and OSError where the file system refuses.
+    Raises what `to_onnx` raises, and OSError if the file system refuses.
 
     The arguments besides ``path`` are those of `to_onnx`.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -112,14 +112,14 @@ def write(path: Path, states: OptimizerStates, target: str = 'mirror', params: O
 
 
 def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
-    """The states that a model of `to_onnx` holds, also after updates were written back to its initializers.
+    """The states in a model of `to_onnx`, including after updates were written back to its initializers.
 
     Raises
     ------
     ValueError
-        Where `to_onnx` has not made the model, or parts of it are missing.
+        If the model was not made by `to_onnx`, or parts of it are missing.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -132,13 +132,13 @@ def from_onnx(model: 'onnx.ModelProto') -> OptimizerStates:
 
 
 def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, numpy.ndarray]]:
-    """The states in a file of `to_onnx` or `write`, and the weights that it holds, without a second copy in memory.
+    """The states and weights in a file of `to_onnx` or `write`, without a second copy in memory.
 
-    Raises StateFileError (a ValueError) for a file that is damaged or something else, OSError where it cannot be opened.
+    Raises StateFileError (a ValueError) for a damaged file or a different kind of file, OSError if it cannot be opened.
 
     ``path`` is the file.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -164,10 +164,10 @@ def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, numpy.
 
 
 def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy.ndarray]]:
-    """The update in a model of `to_onnx` as an ordinary model, and what the initializers hold.
+    """The update in a model of `to_onnx` as an ordinary model, and the contents of the initializers.
 
-    The first runs on ONNX Runtime, which does not train from training_info. Feed it the second, ``learning_rate`` and the
-    gradients; then replace each array by its ``/new``:
+    The model runs on ONNX Runtime, which does not train from training_info. Feed it the arrays, ``learning_rate`` and the
+    gradients; then replace each array with its ``/new``:
 
         step, arrays = unpack(model)
         session = onnxruntime.InferenceSession(step.SerializeToString())
@@ -176,7 +176,7 @@ def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy
 
     Raises ValueError for a model that `to_onnx` has not made.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -186,10 +186,10 @@ def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy
     ['t', 'weight', 'weight/mean', 'weight/norm_sq']
     """
     if not model.training_info:
-        raise ValueError('The model must have training_info. Received: one without. Pass the model that `to_onnx` made.')
+        raise ValueError('The model must have training_info. Received: a model without it. Pass a model made by `to_onnx`.')
     training, tensors = model.training_info[0], _tensors(model)
     types = {number: name for name, number in TYPES.items()}
-    # float16 weights too, which nothing reads because masters are there: what comes out can be fed again as it is
+    # including float16 weights, which nothing reads where there are masters: the outputs can be fed back unchanged
     inputs = infos({tensor.name: (types[tensor.data_type], tuple(tensor.dims)) for tensor in tensors})
     graph = helper.make_graph(training.algorithm.node, training.algorithm.name, [*training.algorithm.input, *inputs],
                               training.algorithm.output)
@@ -197,7 +197,7 @@ def unpack(model: 'onnx.ModelProto') -> Tuple['onnx.ModelProto', Dict[str, numpy
 
 
 class Converted(NamedTuple):
-    """A model, and the arrays that belong into it: ``weights`` are initializers of its graph, ``arrays`` of the algorithm."""
+    """A model and the arrays that belong in it: ``weights`` are initializers of its graph, ``arrays`` of the algorithm."""
 
     model: 'onnx.ModelProto'
     weights: Dict[str, numpy.ndarray]
@@ -206,7 +206,7 @@ class Converted(NamedTuple):
 
 def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[str]], weights: Optional[Mapping[str, Any]],
                allow_lossy: bool) -> Converted:
-    """What `to_onnx` makes of ``states``, its arrays still those of the states."""
+    """What `to_onnx` makes of ``states``, still sharing the states' arrays."""
     check_known('target', target, TARGETS, ValueError)
     states, rule, h = normalize(states, allow_lossy)
     chosen = select(states, params)
@@ -223,7 +223,7 @@ def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[s
     digits = preview.inexact(rule, h, parameters) if target == 'preview' else []
     lost = lost + digits
     if lost and not allow_lossy:
-        raise ValueError(f"ONNX would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without.")
+        raise ValueError(f"ONNX would lose {'; '.join(lost)}. Pass allow_lossy=True to convert anyway.")
     arrays['t'] = numpy.array(last + 1, 'int64')
     known = {name: weight for name, weight in held.items() if weight is not None}
     model = _training_model(TARGETS[target](rule, h.replace(rescale_grad=1.0), parameters), known, arrays,
@@ -235,11 +235,11 @@ def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[s
 
 def _training_model(step: Step, weights: Mapping[str, numpy.ndarray], arrays: Mapping[str, numpy.ndarray],
                     manifest: Mapping[str, Any]) -> 'onnx.ModelProto':
-    """The model without its initializers. What is neither in ``weights`` nor in ``arrays`` is an input of the algorithm."""
+    """The model without its initializers. Anything in neither ``weights`` nor ``arrays`` is an input of the algorithm."""
     size = sum(array.nbytes for array in [*weights.values(), *arrays.values()])
     if size > LARGEST:
         raise ValueError(f'Weights and slots must be below 2 GiB, the limit of an ONNX file. Received: {size / 2 ** 30:.2f} GiB. '
-                         'Convert them in parts: `params` lists the names to convert.')
+                         'Convert them in parts: list the names to convert in `params`.')
     step.add('Add', ['t', step.constant(1, 'int64')], output='t/new')
     given = {name: kind for name, kind in step.inputs.items() if name not in weights and name not in arrays}
     algorithm = helper.make_graph(nodes(step), step.rule.name, infos(given), infos({**step.outputs, 't/new': step.inputs['t']}))
@@ -254,7 +254,7 @@ def _training_model(step: Step, weights: Mapping[str, numpy.ndarray], arrays: Ma
 
 
 def _pieces(converted: Converted) -> Iterator[Union[bytes, numpy.ndarray]]:
-    """The file, with each initializer as it is; the parts of a message may come in any order."""
+    """The file in pieces, each initializer unchanged; the parts of a message may come in any order."""
     rest, training = onnx.ModelProto(), onnx.TrainingInfoProto()
     rest.CopyFrom(converted.model)
     rest.ClearField('graph')
@@ -273,7 +273,7 @@ def _pieces(converted: Converted) -> Iterator[Union[bytes, numpy.ndarray]]:
 
 
 def _graph_pieces(graph: 'onnx.GraphProto', arrays: Mapping[str, numpy.ndarray]) -> Tuple[int, Iterator[Any]]:
-    """A graph with ``arrays`` as its initializers: how many bytes, and the bytes."""
+    """A graph with ``arrays`` as its initializers: the number of bytes, and the bytes."""
     start = graph.SerializeToString()
     heads = {}
     for name, array in arrays.items():
@@ -290,12 +290,12 @@ def _graph_pieces(graph: 'onnx.GraphProto', arrays: Mapping[str, numpy.ndarray])
 
 
 def _tensors(model: 'onnx.ModelProto') -> List[Any]:
-    """All initializers, in the order in which a file has them."""
+    """All initializers, in file order."""
     return [*model.graph.initializer, *(tensor for info in model.training_info for tensor in info.algorithm.initializer)]
 
 
 def _array(tensor: Any, file: OpenFile, place: Optional[protobuf.Place]) -> numpy.ndarray:
-    """The array of an initializer in ``file``, whose bytes lie at ``place``, or in a file beside it, or in fields of numbers."""
+    """The array of the initializer in ``file``, whose its bytes at ``place``, or in a file beside it, or in fields of numbers."""
     if len(tensor.dims) > MAX_DIMENSIONS or min(tensor.dims, default=0) < 0:
         raise StateFileError(f'{tensor.name!r} must have up to {MAX_DIMENSIONS} dimensions. Received: {list(tensor.dims[:40])}.')
     if tensor.data_location == TensorProto.EXTERNAL:
@@ -340,12 +340,12 @@ def _raw(tensor: Any, file: OpenFile, place: protobuf.Place) -> numpy.ndarray:
 def _states(model: 'onnx.ModelProto', arrays: Dict[str, numpy.ndarray]) -> OptimizerStates:
     manifest = {entry.key: entry.value for entry in model.metadata_props}.get(MANIFEST)
     if manifest is None or not model.training_info:
-        raise StateFileError(f'The model must be one of `to_onnx`, with training_info and {MANIFEST!r} in its metadata. '
+        raise StateFileError(f'The model must be made by `to_onnx`, with training_info and {MANIFEST!r} in its metadata. '
                              f'Received: producer {model.producer_name!r} and {len(model.training_info)} training_info. '
                              'Pass the right model.')
     known = json_text.loads(manifest.encode(), f'{MANIFEST!r} in its metadata')
     if 't' not in arrays:
-        raise StateFileError("The model must hold the initializer 't'. Received: one without. Convert again.")
+        raise StateFileError("The model must have the initializer 't'. Received: a model without it. Convert again.")
     more = int(arrays['t']) - 1 - max(known['counts'].values())
     states = record.states_of(known, more)
     rule = rules.get(states.optimizer)
@@ -355,7 +355,7 @@ def _states(model: 'onnx.ModelProto', arrays: Dict[str, numpy.ndarray]) -> Optim
 
 
 def _as_foreign(rule: Type[Rule], h: Values, target: str) -> Foreign:
-    """How a step model keeps ``rule``: everything, under our own names."""
+    """How a step model stores ``rule``: everything, under our own names."""
     own = {slot.name: slot.name for slot in rule.slots(h)}
     path = 'the ONNX model'
     if target == 'preview':
@@ -364,28 +364,28 @@ def _as_foreign(rule: Type[Rule], h: Values, target: str) -> Foreign:
 
 
 def _weight(info: ParameterInfo, entry: Mapping[str, Any], weights: Optional[Mapping[str, Any]]) -> Optional[numpy.ndarray]:
-    """The weight as an initializer: from the master if there is one, None where none is known."""
+    """The weight as an initializer: from the master if there is one, None if no weight is known."""
     if 'master' in entry:
         return numpy.asarray(entry['master']).astype(info.dtype)
     if weights is None:
         return None
     if info.name not in weights:
         raise ValueError(f'`weights` must hold all parameters to convert. Received: none for {info.name!r}, only {one_of(weights)}'
-                         '. Add it, or list the others by `params`.')
+                         '. Add it, or list the others in `params`.')
     return weight_of(info, weights)
 
 
 def _say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo], digits: Sequence[str]) -> List[str]:
-    """What the user has to do by hand: lines for the report."""
+    """What the user must do by hand: lines for the report."""
     alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # multipliers are in the model
     lines = what_to_say(foreign, h, dataclasses.replace(states, scheduler=None, master={}), alike)
     if digits:
         lines[0] = lines[0].replace(f': {EXACT};', f': {APPROXIMATE};')
     fresh = [info.name for info in chosen if info.name not in states.slots]
     if fresh and len(fresh) < len(chosen):
-        lines.append(f'the gradients of {one_of(fresh)} are inputs too: leave out by params= what is not trained, such as running '
-                     'statistics')
+        lines.append(f'the gradients of {one_of(fresh)} are inputs too: use params= to leave out what is not trained, such as '
+                     'running statistics')
     rate = repr(h.learning_rate)
     if states.scheduler:
         rate = f"what the scheduler {states.scheduler.get('class')} gives, which has base_lr {rate}"
-    return [*lines, f'feed `learning_rate` at each step, beginning with update {states.num_update + 1}: {rate}']
+    return [*lines, f'feed `learning_rate` at each step, starting with update {states.num_update + 1}: {rate}']

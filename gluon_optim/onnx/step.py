@@ -15,8 +15,8 @@ from .operators import Kind, Parameter, Step
 __all__ = ['MANIFEST', 'TYPES', 'export_step', 'infos', 'initial_slots', 'model_of', 'nodes']
 
 OPSET, IR_VERSION = 17, 8
-MANIFEST = 'gluon_optim'  # the key of our JSON in the metadata of a model
-DTYPE = Hyper('dtype', 'float32', ('float16', 'float32', 'float64'), 'of weights and gradients; float16 has float32 masters')
+MANIFEST = 'gluon_optim'  # the key of our JSON in a model's metadata
+DTYPE = Hyper('dtype', 'float32', ('float16', 'float32', 'float64'), 'type of weights and gradients; float16 adds float32 masters')
 TYPES = {'float16': TensorProto.FLOAT16, 'float32': TensorProto.FLOAT, 'float64': TensorProto.DOUBLE, 'int64': TensorProto.INT64}
 
 
@@ -30,9 +30,10 @@ def export_step(name: str, shapes: Mapping[str, Sequence[int]], dtype: str = 'fl
     shapes : dict
         Name -> shape of each parameter.
     dtype : str
-        Of weights and gradients: 'float32', 'float64', or 'float16', which adds float32 masters. Slots are float32 and float64.
+        Type of weights and gradients: 'float32', 'float64', or 'float16', which adds float32 masters. Slots of float64 weights
+        are float64, all others float32.
     **hypers
-        The optimizer's hyper-parameters by MXNet's names. The learning rate is an input instead.
+        The optimizer's hyper-parameters under MXNet's names, except for the learning rate, which is an input.
 
     Returns
     -------
@@ -41,12 +42,12 @@ def export_step(name: str, shapes: Mapping[str, Sequence[int]], dtype: str = 'fl
         each parameter ``<name>``, ``<name>/grad``, ``<name>/<slot>``. Outputs: ``<name>/new`` and ``<name>/<slot>/new``. A
         float16 parameter has ``<name>/master`` in place of ``<name>``, and both outputs. `initial_slots` makes the first slots.
 
-    Coefficients are computed in double precision and rounded once, sums over a tensor are accumulated in double.
+    Coefficients are computed in double precision and rounded once; sums over a tensor are accumulated in double.
 
     Raises
     ------
     ValueError, TypeError
-        For an unknown name or argument, a value out of range, shapes or names that a model cannot have.
+        For an unknown name or argument, a value out of range, or shapes or names that a model cannot have.
 
     >>> export_step('adamw', {'w': (2,)}, beta1=1.0)
     Traceback (most recent call last):
@@ -61,7 +62,7 @@ def export_step(name: str, shapes: Mapping[str, Sequence[int]], dtype: str = 'fl
 
 
 def initial_slots(name: str, weights: Mapping[str, Any], **hypers: Any) -> Dict[str, numpy.ndarray]:
-    """What a step model of `export_step` takes as slots (and masters of float16 ``weights``) at the first update.
+    """The slots (and masters of float16 ``weights``) that a step model of `export_step` takes at the first update.
 
     ``name`` and ``hypers`` are those of `export_step`, which raises the same errors.
 

@@ -1,4 +1,4 @@
-"""optax: every registered optimizer as a ``GradientTransformation`` for JAX, and states of a Gluon run into JAX and back.
+"""optax: every registered optimizer as a ``GradientTransformation`` for JAX, and the states of a Gluon run to and from JAX.
 
 >>> import gluon_optim.optax, optax, jax.numpy as jnp
 >>> optimizer = gluon_optim.optax.create('sgd_torch', learning_rate=0.5, momentum=0.9)
@@ -8,13 +8,15 @@
 >>> optax.apply_updates(params, updates)['weight'].tolist(), state.slots['momentum_buffer']['weight'].tolist()
 ([0.5, 0.0], [1.0, 2.0])
 
-Works with JAX 0.4.13 and optax 0.1.5, and later, with and without ``jax_enable_x64``.
+Works with JAX 0.4.13, optax 0.1.5 and later, with and without ``jax_enable_x64``.
 """
+from ..requirements import missing
+
 try:
     import jax as jax  # `from gluon_optim.optax import jax` says what to install
     import optax as optax
 except ImportError as error:
-    raise ImportError("gluon_optim.optax needs JAX and optax: pip install 'gluon-optim[optax]'") from error
+    raise missing('gluon_optim.optax', 'JAX and optax', 'optax', error) from error
 
 from .optimizer import RuleState, create
 from .states import arguments, from_optax, load, save, to_optax

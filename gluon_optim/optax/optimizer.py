@@ -14,15 +14,15 @@ from ..schema import Hyper, Slot, Values, check_known, compute_type
 __all__ = ['RuleState', 'create', 'masters_of', 'widest']
 
 MULTI_PRECISION = Hyper('multi_precision', True, (False, True), 'keep float32 masters of float16 and bfloat16 parameters')
-SCHEDULED = ('learning_rate', 'wd')  # may be functions of the number of updates, or JAX arrays
+SCHEDULED = ('learning_rate', 'wd')  # may be functions of the number of updates or JAX arrays
 TYPES = ('float16', 'bfloat16', 'float32', 'float64')
 
 
 class RuleState(NamedTuple):
     """The state of an optimizer of `create`.
 
-    ``count``   the number of updates, int32; where parameters have seen different numbers, a pytree like the parameters
-    ``slots``   the rule's name of a slot -> pytree like the parameters; shape () where the rule keeps one number
+    ``count``   the number of updates, int32; a pytree like the parameters where parameters have seen different numbers
+    ``slots``   the rule's name for a slot -> pytree like the parameters; shape () where the rule keeps one number
     ``master``  pytree like the parameters: float32 weights of half-precision parameters, None for others; None if there are none
 
     Raises nothing; `create` makes and reads it.
@@ -39,7 +39,7 @@ class RuleState(NamedTuple):
 
 
 class Namespace:
-    """JAX as rules see arrays; single-precision sums are carried in double where JAX has it."""
+    """The array namespace of rules on JAX; single-precision sums are accumulated in double where JAX has it."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(jnp, name)
@@ -71,11 +71,11 @@ def create(name: str, lr_mult: Any = None, wd_mult: Any = None, multi_precision:
     name : str
         As in `gluon_optim.list_optimizers`.
     lr_mult, wd_mult : pytree of numbers, optional
-        Like the parameters: factors on learning rate and decay of each, as a Gluon ``Parameter`` has them.
+        Structured like the parameters: each one's multipliers of learning rate and decay, as in a Gluon ``Parameter``.
     multi_precision : bool
         Keep float32 masters of float16 and bfloat16 parameters.
     **hypers
-        The optimizer's hyper-parameters by MXNet's names, ``rescale_grad`` and ``clip_gradient`` included. ``learning_rate``
+        The optimizer's hyper-parameters under MXNet's names, including ``rescale_grad`` and ``clip_gradient``. ``learning_rate``
         and ``wd`` may also be schedules (functions of the number of updates done, 0 at the first) or JAX arrays, as in
         ``optax.inject_hyperparams(lambda learning_rate: create('adamw', learning_rate=learning_rate))(learning_rate=0.1)``.
 
@@ -84,15 +84,15 @@ def create(name: str, lr_mult: Any = None, wd_mult: Any = None, multi_precision:
     optax.GradientTransformation
         ``update`` needs ``params``. Its updates are the new weights minus the old ones: `optax.apply_updates` gives exactly the
         rule's new weight where that is between half and twice the old one, and nearly always elsewhere; it is never further off
-        than the spacing of numbers at the larger of weight and update, the limit of any sum. Masters are not rounded so.
+        than the spacing of numbers at the larger of weight and update, the limit for any sum. Masters have no such rounding.
         Put it last in an ``optax.chain``.
 
-    Without ``jax_enable_x64`` coefficients are computed in single precision, from forms that lose no digits there.
+    Without ``jax_enable_x64`` coefficients are computed in single precision, using formulas that lose no digits there.
 
     Raises
     ------
     ValueError, TypeError
-        For an unknown name or argument, a value out of range, parameters that are not floating-point arrays.
+        For an unknown name or argument, a value out of range, or parameters that are not floating-point arrays.
 
     >>> create('novograd', beta=0.9)
     Traceback (most recent call last):
@@ -113,7 +113,7 @@ def create(name: str, lr_mult: Any = None, wd_mult: Any = None, multi_precision:
 
 
 class Transformation:
-    """What ``init`` and ``update`` of an optimizer share."""
+    """What an optimizer's ``init`` and ``update`` share."""
 
     def __init__(self, rule: Type[Rule], h: Values, traced: Mapping[str, Any], mults: Mapping[str, Any], multi_precision: bool):
         self.rule, self.h, self.traced, self.mults, self.multi_precision = rule, h, traced, mults, multi_precision
@@ -156,7 +156,7 @@ class Transformation:
         return rounded - weight.astype(dtype), new_slots, None if master is None else new
 
     def _coefficients(self, tree: Any, count: Any) -> List[Dict[str, Any]]:
-        """Of each parameter; computed once for all that share count and multipliers."""
+        """The coefficients for each parameter, computed once for all that share count and multipliers."""
         several = not hasattr(count, 'shape')
         counts = tree.flatten_up_to(count) if several else [count] * tree.num_leaves
         latest = jnp.stack(counts).max() if several else count
@@ -196,7 +196,7 @@ def _is_half(weight: Any) -> bool:
 
 
 def _initial(slot: Slot, weight: Any) -> Any:
-    """What ``slot`` holds before the first update of ``weight``: an array of its own, or donation would fail."""
+    """What ``slot`` holds before the first update of ``weight``: always a separate array, or donation would fail."""
     dtype = compute_type(weight.dtype)
     if slot.init == 'weight':
         return jnp.array(weight, dtype, copy=True)
@@ -207,5 +207,5 @@ def _parameter(param: Any) -> Any:
     dtype = str(getattr(param, 'dtype', type(param).__name__))
     if dtype not in TYPES:
         raise ValueError(f"A parameter must be an array of {', '.join(TYPES)}. Received: {dtype}. "
-                         'Leave it out by `optax.masked`, or convert it first.')
+                         'Leave it out with `optax.masked`, or convert it first.')
     return jnp.asarray(param)

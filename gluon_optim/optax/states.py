@@ -1,4 +1,4 @@
-"""States of a Gluon run as the state of an optimizer of `create`, and back; from files and into them."""
+"""States of a Gluon run as the state of an optimizer made by `create`, and back; also from and to files."""
 import dataclasses
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -26,23 +26,23 @@ def to_optax(states: OptimizerStates, target: str = 'mirror', params: Any = None
     ----------
     states : OptimizerStates
     target : str
-        'mirror', the optimizers of `create`.
+        'mirror', the optimizers made by `create`.
     params : pytree of names, optional
-        In the form of the parameters in JAX: ``{'dense': {'kernel': 'dense0.weight'}}``; left out, ``{name: name}``. Arrays keep
-        MXNet's shapes: a Dense weight is (out, in).
+        Structured like the parameters in JAX: ``{'dense': {'kernel': 'dense0.weight'}}``; by default ``{name: name}``. Arrays
+        keep MXNet's shapes: a Dense weight is (out, in).
     weights : dict, optional
-        Name -> weight; needed for parameters that have seen no update where their state begins with the weight.
+        Name -> weight; needed for parameters without any update if their state starts from the weight.
     allow_lossy : bool
-        Convert although something is lost.
+        Convert even if something is lost.
 
-    What was lost and what is to be done by hand is appended to ``states.report``.
+    What was lost and what you need to do by hand is appended to ``states.report``.
 
     Raises
     ------
     ValueError
-        Where the states do not fit the rule, something would be lost, or JAX would round float64.
+        If the states do not fit the rule, something would be lost, or JAX would round float64.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -55,7 +55,7 @@ def to_optax(states: OptimizerStates, target: str = 'mirror', params: Any = None
     tree, chosen = _select(states, params)
     doubles = [info.name for info in chosen if info.dtype == 'float64']
     if doubles and widest() != jnp.float64:
-        raise ValueError(f'JAX must have float64 switched on, or it rounds {one_of(doubles)}. Received: jax_enable_x64=False. '
+        raise ValueError(f'JAX must have float64 enabled, or it rounds {one_of(doubles)}. Received: jax_enable_x64=False. '
                          "Call jax.config.update('jax_enable_x64', True) first.")
     packed = optax_file.pack(states, chosen, weights, allow_lossy)
     counts = packed.counts
@@ -65,13 +65,13 @@ def to_optax(states: OptimizerStates, target: str = 'mirror', params: Any = None
 
 
 def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
-    """What to pass to `create`, beside the name, so that it goes on from ``states``; ``params`` as in `to_optax`.
+    """What to pass to `create`, besides the name, so that it continues from ``states``; ``params`` as in `to_optax`.
 
-    ``rescale_grad`` is 1: give gradients of the mean loss. Replace ``learning_rate`` by a schedule where Gluon had one.
+    ``rescale_grad`` is 1: use gradients of the mean loss. Replace ``learning_rate`` with a schedule if Gluon had one.
 
     Raises ValueError as `to_optax` does.
 
-    >>> import gluon_optim as go
+    >>> import numpy, gluon_optim as go
     >>> from gluon_optim.states.model import ParameterInfo
     >>> info = ParameterInfo('weight', 'dense0_weight', (2,), 'float32')
     >>> slots = {'mean': numpy.array([0.6, 0.8], 'float32'), 'norm_sq': numpy.array(25, 'float32')}
@@ -85,13 +85,13 @@ def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
 
 
 def load(path: Any, params: Any = None) -> Tuple[RuleState, Dict[str, Any]]:
-    """The state in a file of ``gluon-optim convert --to optax``, and the arguments of `create`, ``name`` included:
+    """The state in a file of ``gluon-optim convert --to optax``, and the arguments of `create`, including ``name``:
 
         state, arguments = gluon_optim.optax.load('run.npz')
         optimizer = gluon_optim.optax.create(**arguments)
 
-    ``params`` as in `to_optax`. Raises StateFileError (a ValueError) for a file that is damaged or something else, else as
-    `to_optax` does.
+    ``params`` as in `to_optax`. Raises StateFileError (a ValueError) for a damaged file or a different kind of file, and what
+    `to_optax` raises.
 
     >>> import tempfile, gluon_optim as go, jax.numpy as jnp
     >>> params = {'weight': jnp.zeros(2)}
@@ -125,27 +125,27 @@ def save(path: Any, state: RuleState, optimizer: str, params: Any = None, names:
 
 def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any = None, num_update: Optional[int] = None,
                **hypers: Any) -> OptimizerStates:
-    """The state of an optimizer of `create` as `OptimizerStates`: the inverse of `to_optax`.
+    """The state of an optimizer made by `create` as `OptimizerStates`: the inverse of `to_optax`.
 
     Parameters
     ----------
     state : RuleState
     optimizer : str
-        The name that `create` got.
+        The name passed to `create`.
     params : pytree, optional
-        The parameters, or `ParameterInfo` in their place, which knows lr_mult and wd_mult too. Without it, shapes and types are
-        those of the slots, and the report says so.
+        The parameters, or `ParameterInfo` in their place, which also holds lr_mult and wd_mult. Without it, shapes and types are
+        taken from the slots, and the report says so.
     names : pytree of str, optional
-        Their names; left out, those of `ParameterInfo`, or the path in the pytree, joined by dots.
+        Their names; by default those of `ParameterInfo`, or the path in the pytree, joined by dots.
     num_update : int, optional
-        What MXNet's schedulers shall see; left out, the largest number of updates.
+        The update number for MXNet's schedulers; by default the largest number of updates.
     **hypers
-        As `create` got them; a number for a schedule.
+        As passed to `create`, but with a number in place of a schedule.
 
     Raises
     ------
     ValueError, TypeError
-        Where the state is not that of ``optimizer`` with these hyper-parameters, or does not fit ``params``.
+        If the state is not one of ``optimizer`` with these hyper-parameters, or does not fit ``params``.
 
     >>> import gluon_optim as go, jax.numpy as jnp
     >>> params = {'weight': jnp.ones(2)}
@@ -156,8 +156,8 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
     ({'weight': 1}, array(25., dtype=float32))
     """
     if not isinstance(state, RuleState):
-        raise TypeError(f'`state` must be what an optimizer of `create` returns. Received: {type(state).__name__}. '
-                        'Take it out of the state of the chain.')
+        raise TypeError(f'`state` must be the state of an optimizer made by `create`. Received: {type(state).__name__}. '
+                        "Take it out of the chain's state.")
     rule = rules.get(optimizer)
     h = rule.hyperparameters(**hypers)
     foreign = optax_file.as_foreign(rule, h)
@@ -185,12 +185,12 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
 
 
 def _select(states: OptimizerStates, params: Any) -> Tuple[Any, List[ParameterInfo]]:
-    """The form of the parameters in JAX, and who they are."""
+    """The structure of the parameters in JAX, and the parameters themselves."""
     names, tree = jax.tree_util.tree_flatten({name: name for name in states.names} if params is None else params)
     strangers = [name for name in names if not isinstance(name, str)]
     if strangers:
         raise TypeError(f'`params` must be a pytree of names. Received: {type(strangers[0]).__name__} in it. '
-                        "Write names in the form of the parameters, e.g. {'kernel': 'dense0.weight'}.")
+                        "Put names where JAX has the parameters, e.g. {'kernel': 'dense0.weight'}.")
     return tree, select(states, names)
 
 

@@ -1,7 +1,7 @@
 """AdaBelief (Zhuang et al., arXiv:2010.07468) as MXNet 2.0 computes it.
 
-Epsilon enters twice: it is added to the variance at every update, and so accumulates in it, and to its root. The decay
-is part of the clipped gradient, unlike in other rules here.
+Epsilon enters twice: it is added to the variance at every update, where it accumulates, and to the variance's root. The
+decay is part of the clipped gradient, unlike in the other rules here.
 """
 from ..schema import Hyper
 from .base import Rule, bias_correction, clipped
@@ -9,7 +9,7 @@ from .moments import BETA1, MEAN, VAR, averaging
 
 
 class AdaBelief(Rule):
-    """Adam whose second moment measures how far gradients are from their mean.
+    """Adam with a second moment that measures how far gradients are from their mean.
 
         u  = clip(rescale_grad g + wd w, clip_gradient)
         m  = beta1 m + (1 - beta1) u
@@ -18,7 +18,7 @@ class AdaBelief(Rule):
     """
 
     name = 'adabelief'
-    summary = 'Adam with steps as long as gradients agree with their mean, as in MXNet 2.0'
+    summary = 'Adam that takes longer steps where gradients agree with their running mean, as in MXNet 2.0'
     paper = 'arXiv:2010.07468'
     peers = ('mxnet 2.0 AdaBelief',)
     hypers = (

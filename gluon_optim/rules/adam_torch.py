@@ -8,7 +8,7 @@ from .moments import AMSGRAD, BETA1, BETA2
 
 
 class AdamTorch(AdamW):
-    """AdamW whose decay goes through the moments instead.
+    """AdamW, except that the decay goes through the moments.
 
         u   = g + wd w
         m   = beta1 m + (1 - beta1) u
@@ -31,7 +31,7 @@ class AdamTorch(AdamW):
 
     @staticmethod
     def coefficients(xp, h, t):
-        return dict(AdamW.coefficients(xp, h.replace(wd=0.0), t), wd=h.wd)
+        return dict(AdamW.coefficients(xp, h.replace(wd=0.0, bias_correction=True), t), wd=h.wd)
 
     @staticmethod
     def step(xp, h, c, w, g, s):

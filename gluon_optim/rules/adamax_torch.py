@@ -17,7 +17,7 @@ class AdamaxTorch(Rule):
     """
 
     name = 'adamax_torch'
-    summary = "Adam with a maximum in place of its second moment, PyTorch's convention"
+    summary = "Adam with a decayed maximum in place of the second moment, PyTorch's convention"
     paper = 'arXiv:1412.6980'
     peers = ('torch.optim.Adamax',)
     hypers = (
@@ -25,7 +25,7 @@ class AdamaxTorch(Rule):
         Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the gradient'),
         BETA1,
         Hyper('beta2', 0.999, '[0, 1)', 'decay of the largest gradient'),
-        Hyper('epsilon', 1e-8, '[0, inf)', 'added to the size of the gradient'),
+        Hyper('epsilon', 1e-8, '[0, inf)', 'added to the absolute value of the gradient'),
     )
 
     @staticmethod

@@ -1,13 +1,13 @@
 """Averaged SGD (Polyak and Juditsky, SIAM J. Control Optim. 30, 1992) as torch.optim.ASGD computes it.
 
-As in PyTorch, the weight itself is not the average: that is the slot `average`, to be evaluated with at the end.
+As in PyTorch, the weight itself is not the average. The average is the slot `average`: use it for evaluation at the end.
 """
 from ..schema import Hyper, Slot
 from .base import Rule, scalar
 
 
 class ASGD(Rule):
-    """SGD with a decaying rate, and the running average of its weights.
+    """SGD with a decaying rate that also keeps a running average of its weights.
 
         u   = g + wd w
         w   = (1 - lambd eta) w - eta u             eta is learning_rate at the first update
@@ -19,16 +19,16 @@ class ASGD(Rule):
     """
 
     name = 'asgd'
-    summary = 'SGD that also keeps the average of its weights'
+    summary = 'SGD that also keeps a running average of its weights'
     paper = 'Polyak and Juditsky, Acceleration of stochastic approximation by averaging, 1992'
     peers = ('torch.optim.ASGD',)
-    exceptions = {'wd_mult=0': '`lambd` is a decay of its own, which wd_mult leaves alone'}
+    exceptions = {'wd_mult=0': '`lambd` is a separate decay that wd_mult does not affect'}
     hypers = (
         Hyper('learning_rate', 0.01, '[0, inf)', 'step size of the first update'),
         Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the gradient'),
-        Hyper('lambd', 1e-4, '[0, inf)', 'how fast the step size falls, and a decay of its own'),
-        Hyper('alpha', 0.75, '[0, inf)', 'power of the fall of the step size'),
-        Hyper('t0', 1e6, '[0, inf)', 'update from which on the average is one; before, it is the weight'),
+        Hyper('lambd', 1e-4, '[0, inf)', 'how fast the step size falls; also acts as a weight decay'),
+        Hyper('alpha', 0.75, '[0, inf)', 'exponent with which the step size falls'),
+        Hyper('t0', 1e6, '[0, inf)', 'update at which averaging starts; until then the average is the weight'),
     )
 
     @staticmethod

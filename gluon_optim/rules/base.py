@@ -1,6 +1,6 @@
-"""The form in which an optimizer's mathematics is written: once, as pure functions on an array namespace.
+"""How an optimizer's mathematics is written: once, as pure functions on an array namespace.
 
-A rule knows no framework. ``coefficients`` turns hyper-parameters and the step number into scalars (float64, once per
+A rule is independent of any framework. ``coefficients`` turns hyper-parameters and the step number into scalars (float64, once per
 step); ``step`` turns weight, gradient and slots into new ones. Everything else is derived: kernels for MXNet's CPU
 contexts and updates on ``mx.nd`` (`gluon_optim.mxnet`), PyTorch, ONNX and optax mirrors, and float64 NumPy for people
 and tests.
@@ -30,7 +30,7 @@ BASE_HYPERS = (
 
 
 class _Scalars:
-    """The array namespace on Python floats: what `Rule.coefficients` needs of one."""
+    """The array namespace on Python floats: the part of it that `Rule.coefficients` needs."""
 
     sqrt = staticmethod(math.sqrt)
     exp = staticmethod(math.exp)
@@ -48,7 +48,7 @@ scalars = _Scalars()
 
 
 def bias_correction(xp: Any, beta: float, t: Any) -> Any:
-    """1 - beta**t, also where ``t`` is traced in single precision (written out, float32 is off by 1e-5).
+    """1 - beta**t, accurate even where ``t`` is traced in single precision (written naively, float32 is off by 1e-5).
 
     >>> bias_correction(scalars, 0.9, 1)  # doctest: +ELLIPSIS
     0.0999999999999999...
@@ -62,7 +62,7 @@ def norm(xp: Any, x: Any) -> Any:
 
 
 def divided(xp: Any, x: Any, size: Any) -> Any:
-    """``x / size``, and ``x`` itself where ``size`` is 0: a tensor of zeros stays one."""
+    """``x / size``, and ``x`` itself where ``size`` is 0: a tensor of zeros stays zero."""
     return x / xp.where(size == 0, 1.0, size)
 
 
@@ -72,7 +72,7 @@ def trust_ratio(xp: Any, numerator: Any, denominator: Any) -> Any:
 
 
 def scalar(value: Any, like: Any) -> Any:
-    """A coefficient as one number of a tensor, which a scalar slot can take; ``like`` is another such number."""
+    """A coefficient as a scalar array, which a scalar slot can hold; ``like`` is another such array."""
     return 0 * like + value
 
 
@@ -82,7 +82,7 @@ def clipped(xp: Any, c: Values, x: Any) -> Any:
 
 
 class KernelKey(NamedTuple):
-    """What of the hyper-parameters shapes the computation, and so selects a compiled kernel."""
+    """The hyper-parameters that change the computation itself, and so select a compiled kernel."""
 
     switches: Tuple[Tuple[str, Any], ...]
     slots: Tuple[Slot, ...]
@@ -90,29 +90,30 @@ class KernelKey(NamedTuple):
 
 
 class Rule:
-    """Base of all rules. A subclass declares and defines; it is never instantiated.
+    """Base class of all rules. A subclass holds declarations and functions; it is never instantiated.
 
     ``name``, ``summary``, ``paper``
         The key in the registry, one line for tables, and where the algorithm comes from.
     ``hypers``
         Tuple of `Hyper`, ``learning_rate`` and ``wd`` first. `BASE_HYPERS` are added to every rule.
     ``slots(h)``
-        Tuple of `Slot`; may depend on the hyper-parameters (no momentum, no slot).
+        Tuple of `Slot`; may depend on the hyper-parameters (for example, no slot without momentum).
     ``coefficients(xp, h, t)``
         Dictionary of scalars for the update number ``t`` = 1, 2, ... of a parameter, with the same keys for every ``t``.
-        ``h.learning_rate``, ``h.wd`` and ``t`` may be traced (JAX, ONNX): no Python ``if`` on them; all others are Python numbers.
+        ``h.learning_rate``, ``h.wd`` and ``t`` may be traced (JAX, ONNX), so do not use Python's ``if`` on them; all others
+        are Python numbers.
     ``step(xp, h, c, w, g, s)``
-        The update: weight ``w``, gradient ``g``, slots ``s.<name>``, coefficients ``c.<name>``, and of ``h`` the
-        switches only. Returns the new weight and a dictionary of new slots. Pure: nothing in place, no branch on an
-        array's values (``xp.where``). ``xp`` has sum, sqrt, abs, sign, exp, minimum, maximum, where.
+        The update: weight ``w``, gradient ``g``, slots ``s.<name>``, coefficients ``c.<name>``, and only the switches
+        of ``h``. Returns the new weight and a dictionary of new slots. Pure: nothing in place, no branch on an
+        array's values (use ``xp.where``). ``xp`` has sum, sqrt, abs, sign, exp, minimum, maximum, where.
     ``check(h)``
         Optional: raise ValueError on combinations that no implementation defines.
     ``lowerable``
         False where ``step`` does more than elementwise functions and sums over the tensor, so that it cannot be traced.
     ``needs``
-        What else a runtime must have: `gluon_optim.rules.runtimes` lists the words.
+        What else a runtime must have; `gluon_optim.rules.runtimes` lists the possible values.
     ``supplied``
-        Values beside the hyper-parameters that belong to the optimizer as a whole: ``h`` has them where it keeps them.
+        Values other than hyper-parameters that belong to the optimizer as a whole; ``h`` has them where they are kept.
     ``peers``
         Names of implementations that compute the same, as tests prove.
 
@@ -142,13 +143,13 @@ class Rule:
 
     @staticmethod
     def check(h: Values) -> None:
-        """Refuse combinations of hyper-parameters; the default refuses none."""
+        """Refuse invalid combinations of hyper-parameters; by default, none."""
 
     @classmethod
     def declared(cls, given: Mapping[str, Any]) -> Tuple[Hyper, ...]:
         """The hyper-parameters that go with the values ``given``; `BASE_HYPERS` are added to them.
 
-        They are ``hypers``, unless one value decides which others there are, as the ``base`` of larc does.
+        They are ``hypers``, unless one value determines which others there are, as larc's ``base`` does.
         """
         return cls.hypers
 
@@ -159,7 +160,7 @@ class Rule:
 
     @classmethod
     def hyperparameters(cls, **given: Any) -> Values:
-        """Check ``given``, fill in the defaults.
+        """Check ``given`` and fill in the defaults.
 
         Raises TypeError for an unknown name or a value of the wrong type, ValueError for one out of range.
 
@@ -179,7 +180,7 @@ class Rule:
 
     @classmethod
     def static(cls, h: Values) -> KernelKey:
-        """The part of ``h`` that shapes the computation."""
+        """The part of ``h`` that changes the computation itself."""
         switches = tuple((x.name, getattr(h, x.name)) for x in cls.declared(h.asdict()) if x.is_switch)
         return KernelKey(switches, cls.slots(h), h.clip_gradient is not None)
 
@@ -190,17 +191,17 @@ class Rule:
 
     @classmethod
     def on_masters(cls) -> 'Type[Rule]':
-        """The rule for float32 masters of float16 weights: another one of the same hyper-parameters and slots, or this one."""
+        """The rule for float32 masters of float16 weights: this one, or another with the same hyper-parameters and slots."""
         return cls
 
     @classmethod
     def numbers(cls, xp: Any, precision: str) -> Any:
-        """``xp``, in which coefficients for weights of that precision are computed, as the rule wants it."""
+        """The namespace in which the rule computes coefficients for weights of that precision; by default ``xp`` itself."""
         return xp
 
     @classmethod
     def all_coefficients(cls, xp: Any, h: Values, t: Any) -> Dict[str, Any]:
-        """``coefficients`` and those of `prepare`."""
+        """The rule's ``coefficients`` plus those that `prepare` needs."""
         c = dict(cls.coefficients(xp, h, t), rescale_grad=h.rescale_grad)
         if h.clip_gradient is not None:
             c['clip_gradient'] = h.clip_gradient
@@ -217,9 +218,9 @@ class Rule:
     @classmethod
     def run(cls, xp: Any, h: Values, t: int, weight: Any, gradient: Any, slots: Optional[Mapping[str, Any]] = None,
             exact: bool = False) -> Tuple[Any, Dict[str, Any]]:
-        """One whole update with NumPy-like ``xp``; ``slots=None`` starts fresh. For people and tests.
+        """One complete update with a NumPy-like ``xp``; ``slots=None`` starts fresh. For interactive use and tests.
 
-        ``exact`` takes hyper-parameters as they are also where `numbers` would round them, as MXNet does.
+        ``exact`` uses hyper-parameters as they are, even where `numbers` would round them as MXNet does.
         """
         if slots is None:
             slots = {slot.name: initial_slot(slot, weight) for slot in cls.slots(h)}
@@ -231,5 +232,5 @@ def initial_slot(slot: Slot, weight: Any) -> Any:
     """The NumPy array that ``slot`` holds before the first update of ``weight``."""
     if slot.init == 'weight':
         return numpy.array(weight)
-    dtype = numpy.result_type(numpy.asarray(weight).dtype, numpy.float32)  # of the type: NumPy 1 lets float32 win over shape ()
+    dtype = numpy.result_type(numpy.asarray(weight).dtype, numpy.float32)  # from the dtype: NumPy 1 lets float32 win over shape ()
     return numpy.full(slot.shape(numpy.shape(weight)), slot.init, dtype)

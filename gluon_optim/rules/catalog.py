@@ -1,9 +1,11 @@
-"""What there is: the optimizers, one file each, and what each one's declarations say about it."""
+"""The list of optimizers, and what each one's declarations say about it."""
 import fnmatch
 import inspect
 import re
+import sys
 from typing import Any, Dict, List, NamedTuple, Tuple, Type
 
+from ..display import Rows, table, text, without_none
 from ..schema import Hyper, Slot
 from . import mx, registry
 from .adabelief import AdaBelief
@@ -36,10 +38,10 @@ registry.DROP_INS.update(mx.DROP_INS)
 
 
 class OptimizerInfo(NamedTuple):
-    """What is known of one optimizer, read off its rule.
+    """What is known about one optimizer, taken from its rule.
 
-    ``runtimes`` are where it runs; ``equals`` the implementations that compute the same; ``exceptions`` what a user might
-    expect and does not hold, with the reason.
+    ``runtimes`` lists where it runs; ``equals`` the implementations that compute the same; ``exceptions`` what a user might
+    expect but does not hold, with the reason.
     """
 
     name: str
@@ -52,6 +54,19 @@ class OptimizerInfo(NamedTuple):
     equals: Tuple[str, ...]
     exceptions: Dict[str, str]
 
+    def __repr__(self) -> str:
+        return text(f'<OptimizerInfo: {self.name}, {self.summary}>', self._rows())
+
+    def _repr_html_(self) -> str:
+        return table(f'{self.name}: {self.summary}', self._rows())
+
+    def _rows(self) -> Rows:
+        formula = [('' if k else 'formula', line.strip()) for k, line in enumerate(self.formula.splitlines()[:8])]
+        arguments = ', '.join(f'{h.name} {h.default!r}' for h in self.hypers)
+        return without_none([('paper', self.paper), *formula, ('arguments', arguments),
+                             ('slots', ', '.join(slot.name for slot in self.slots)), ('runs on', ', '.join(self.runtimes)),
+                             ('equals', ', '.join(self.equals)), ('exceptions', ', '.join(self.exceptions))])
+
     def asdict(self) -> Dict[str, Any]:
         """Plain dictionaries and lists, for JSON."""
         hypers = [dict(name=h.name, default=h.default, allowed=h.allowed, doc=h.doc) for h in self.hypers]
@@ -59,7 +74,7 @@ class OptimizerInfo(NamedTuple):
 
     @property
     def memory(self) -> str:
-        """Bytes of state per weight, with the defaults: float32 slots; masters of float16 weights not counted."""
+        """Bytes of state per weight with the default arguments and float32 slots, not counting masters of float16 weights."""
         per_weight = 4 * sum(slot.like == 'weight' for slot in self.slots)
         per_tensor = 4 * sum(slot.like == 'scalar' for slot in self.slots)
         return f'{per_weight} bytes per weight' + (f' and {per_tensor} per parameter' if per_tensor else '')
@@ -77,7 +92,7 @@ def list_optimizers(pattern: str = '*') -> List[str]:
 
 
 def optimizer_info(name: str) -> OptimizerInfo:
-    """All that is declared about an optimizer; ValueError for an unknown name.
+    """Everything declared about an optimizer; ValueError for an unknown name.
 
     Raises TypeError for a name that is not a string.
 
@@ -91,7 +106,9 @@ def optimizer_info(name: str) -> OptimizerInfo:
 
 def formula(rule: Type[Rule]) -> str:
     """The indented blocks of a rule's docstring."""
+    if rule.__doc__ is None and sys.flags.optimize > 1:
+        return '(not known here: python -OO removes docstrings)'
     body = inspect.cleandoc(rule.__doc__ or '').partition('\n')[2].strip('\n')
-    if body.startswith('    '):  # else nothing but the formula follows the first line: its indentation went with the docstring's
+    if body.startswith('    '):  # otherwise only the formula follows the first line, and cleandoc removed its indentation
         body = '\n'.join(line[4:] for line in body.splitlines() if line.startswith('    ') or not line)
     return re.sub(r'\n{2,}', '\n\n', body).strip()

@@ -70,7 +70,7 @@ class Graph:
     # the array namespace of rules
     def sum(self, x: Node) -> Node:
         if not isinstance(x, Node) or x.size != 'tensor':
-            raise TypeError('xp.sum adds up a tensor of the shape of the weight. Received a scalar.')
+            raise TypeError('xp.sum sums a tensor with the shape of the weight. Received: a scalar.')
         return self._node('sum', (x,), None, 'scalar')
 
     def sqrt(self, x: Any) -> Node: return self.apply('sqrt', x)

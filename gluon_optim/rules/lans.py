@@ -1,7 +1,7 @@
-"""LANS (Zheng et al., arXiv:2006.13484) as MXNet 2.0's fused step computes it, and finite on zero gradients.
+"""LANS (Zheng et al., arXiv:2006.13484) as MXNet 2.0's fused step computes it, except that it stays finite on zero gradients.
 
-MXNet 2.0 divides a gradient of zeros by its norm, and weight and state stay NaN for good; here it stays zero. The
-gradient is normalised before it is clipped, unlike in other rules here: `clip_gradient` bounds a unit vector's elements.
+MXNet 2.0 divides a zero gradient by its norm, which leaves weight and state NaN forever; here it stays zero. Unlike in the
+other rules here, the gradient is normalized before it is clipped: `clip_gradient` bounds the elements of a unit vector.
 """
 import math
 
@@ -11,7 +11,7 @@ from .moments import BETA1, BETA2, MEAN, VAR, averaging, moments
 
 
 class LANS(Rule):
-    """LAMB on normalised gradients, with Nesterov's momentum. |x| is the L2 norm over the whole parameter.
+    """LAMB on normalized gradients, with Nesterov's momentum. |x| is the L2 norm over the whole parameter.
 
         h  = clip(g / |g|, clip_gradient)           0 where |g| = 0
         m  = beta1 m + (1 - beta1) h
@@ -22,16 +22,16 @@ class LANS(Rule):
         r  = |w|, not below lower_bound, not above upper_bound
         w -= learning_rate (beta1 (r / |p|) p + (1 - beta1) (r / |q|) q)
 
-    A ratio is 1 where r or its denominator is 0. As |g| is of the rescaled gradient, `rescale_grad` cancels.
+    A ratio is 1 where r or its denominator is 0. |g| is the norm of the rescaled gradient, so `rescale_grad` cancels.
     """
 
     name = 'lans'
-    summary = "LAMB on normalised gradients with Nesterov's momentum, as in MXNet 2.0"
+    summary = "LAMB on normalized gradients with Nesterov's momentum, as in MXNet 2.0"
     paper = 'arXiv:2006.13484'
     peers = ('mxnet 2.0 LANS (fused, no gradient of zeros)',)
     hypers = (
         Hyper('learning_rate', 1e-3, '[0, inf)', 'length of a step, in units of the norm of the weight'),
-        Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the normalised step'),
+        Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the normalized step'),
         BETA1,
         BETA2,
         Hyper('epsilon', 1e-6, '[0, inf)', 'added to the root of the corrected second moment'),
@@ -43,11 +43,11 @@ class LANS(Rule):
     def check(h):
         if (h.lower_bound or 0.0) > (h.upper_bound or math.inf):
             raise ValueError(f'`lower_bound` must not be above `upper_bound`. Received: lower_bound={h.lower_bound}, '
-                             f'upper_bound={h.upper_bound}. Exchange them, or leave one out.')
+                             f'upper_bound={h.upper_bound}. Swap them, or leave one out.')
 
     @staticmethod
     def slots(h):
-        return MEAN._replace(doc='decayed mean of normalised gradients'), VAR._replace(doc='decayed mean of their squares')
+        return MEAN._replace(doc='decayed mean of normalized gradients'), VAR._replace(doc='decayed mean of their squares')
 
     @classmethod
     def prepare(cls, xp, c, static, w, g):

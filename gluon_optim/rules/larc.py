@@ -7,36 +7,36 @@ from .base import divided, norm
 from .sgd_torch import SGDTorch
 from .wrapper import Bases, Wrapper
 
-TINY = 1e-30  # in place of a learning rate of 0, which would divide by zero
+TINY = 1e-30  # replaces a learning rate of 0, to avoid division by zero
 
 OWN = (
-    Hyper('base', 'sgd_torch', Bases(but='larc'), 'the rule that takes the scaled gradient; its arguments are passed along'),
+    Hyper('base', 'sgd_torch', Bases(but='larc'), 'the rule that receives the scaled gradient; its arguments are passed on to it'),
     Hyper('trust_coefficient', 0.02, '(0, inf)', 'largest step, in units of the norm of the weight'),
     Hyper('clip', True, (False, True), 'never exceed the learning rate; False multiplies the two instead'),
     Hyper('epsilon', 1e-8, '[0, inf)', 'added to the norm of the gradient'),
     Hyper('min_update', 0.0, '[0, inf)', "smallest ratio; variant='openseq2seq' only"),
-    Hyper('variant', 'apex', ('apex', 'openseq2seq'), 'whose LARC'),
+    Hyper('variant', 'apex', ('apex', 'openseq2seq'), 'which implementation to follow'),
 )
 
 
 class LARC(Wrapper):
-    """LARC: keeps steps small beside the weight. |x| is the L2 norm over the whole parameter.
+    """LARC: keeps steps small relative to the weight. |x| is the L2 norm over the whole parameter.
 
         a = trust_coefficient |w| / (|g| + wd |w| + epsilon)
         u = min(a / learning_rate, 1) (g + wd w)                         clip=False: a (g + wd w)
 
-    and the base updates w with u in place of g, and with wd=0. Where |w| or |g| is 0, u = g, undecayed. That is
-    `variant='apex'`. The other changes:
+    and the base updates w with u in place of g, and with wd=0. Where |w| or |g| is 0, u = g without decay. This is
+    `variant='apex'`. The other variant differs in:
 
         openseq2seq  a = trust_coefficient |w| / (|g| + epsilon); u = min(max(a / learning_rate, min_update), 1) g,
-                     clip=False: max(a, min_update) g; wd is the base's and not scaled
+                     clip=False: max(a, min_update) g; wd goes to the base, unscaled
 
-    With sgd_torch and without decay, clipped, that is a rate of min(learning_rate, trust_coefficient |w| / |g|). An
-    argument of the base that LARC has too is passed as base_NAME: base_epsilon, base_variant.
+    With sgd_torch, no decay and clip=True this amounts to a rate of min(learning_rate, trust_coefficient |w| / |g|). An
+    argument that both LARC and the base have is passed to the base as base_NAME: base_epsilon, base_variant.
     """
 
     name = 'larc'
-    summary = 'around any rule: a step is at most trust_coefficient times as long as the weight, layer by layer'
+    summary = "wraps any rule and limits each layer's step to trust_coefficient times the norm of its weight"
     paper = 'Ginsburg, Gitman and You, Large batch training of convolutional networks with LARC, 2018'
     peers = ('NVIDIA apex.parallel.LARC', 'NVIDIA OpenSeq2Seq larc_params')
     own = OWN
@@ -73,7 +73,7 @@ class LARC(Wrapper):
         base, values = cls.inside(h)
         if not apex:
             return base.step(xp, values, c, w, ratio * g, s)
-        # a weight of zeros takes the gradient as it is, a gradient of zeros brings no decay
+        # zero weight: gradient unchanged; zero gradient: no decay
         ratio = xp.where(w_norm == 0, 1.0, ratio)
         decay = xp.where(g_norm == 0, 0.0, ratio * c.larc_wd)
         return base.step(xp, values, c, w, ratio * g + decay * w, s)

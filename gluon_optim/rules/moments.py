@@ -1,4 +1,4 @@
-"""Adam's two moments, and the two ways to decay weights: what the rules around Adam share."""
+"""What Adam's relatives share: the two moments, and the two kinds of weight decay."""
 from typing import Any, Dict, Tuple
 
 from ..schema import Hyper, Slot, Values

@@ -1,7 +1,7 @@
 """NAdam (Dozat, Incorporating Nesterov momentum into Adam, ICLR workshop 2016) as torch.optim.NAdam computes it.
 
-MXNet's own `nadam` multiplies one momentum schedule per optimizer once for each of its parameters; here every parameter
-has its own.
+MXNet's own `nadam` has one momentum schedule per optimizer and multiplies it once for each parameter; here every
+parameter has its own.
 """
 import math
 

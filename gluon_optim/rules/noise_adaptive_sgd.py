@@ -2,11 +2,11 @@
 from ..schema import Hyper, Slot
 from .base import Rule
 
-SHARE_MAX = 0.5  # of a new gradient in the averages, from the second update on
+SHARE_MAX = 0.5  # largest share of a new gradient in the averages, from the second update on
 
 
 class NoiseAdaptiveSGD(Rule):
-    """The derived algorithm of the lecture on SGD. B is batch_size, L is curvature, a bound of the second derivative.
+    """The algorithm derived in the lecture on SGD. B is batch_size, L is curvature, a bound on the second derivative.
 
         r      = B / B*, not above 1/2, not below averaging_min      (B* of the last update; r is 1 at the first)
         a      = (1 - r) a + r g                                     running mean of the gradient
@@ -16,21 +16,21 @@ class NoiseAdaptiveSGD(Rule):
         eta    = min(B / (2 B* L), 1 / (2 L))
         w     -= learning_rate eta (g + wd w)
 
-    The lecture's are the two averages, B* = 16 sigma^2/a^2, eta = B/(2 B* L) and the step. Repaired here: its slide
-    averages a in the second recurrence where s must stand; 0/0 (epsilon); eta is not above the lecture's optimum 1/(2 L);
-    sigma2 is that of one example, as B* counts examples; r does not vanish (averaging_min); and r is at most 1/2.
-    A weight of 1 would be plain SGD: averages of one gradient, so sigma2 = 0, B* = 0, and r = 1 for ever.
-    B* and eta are slots, there to be looked at; learning_rate multiplies eta, for schedules.
+    From the lecture: the two averages, B* = 16 sigma^2/a^2, eta = B/(2 B* L) and the step. Repaired here: the slide's second
+    recurrence has a where it needs s; 0/0 is avoided (epsilon); eta is at most the lecture's optimum 1/(2 L); sigma2 is that
+    of one example, because B* counts examples; r does not vanish (averaging_min); and r is at most 1/2. With r = 1 this would
+    be plain SGD: averages of one gradient, hence sigma2 = 0, B* = 0, and r = 1 forever.
+    B* and eta are slots so that they can be inspected; learning_rate multiplies eta, for schedules.
     """
 
     name = 'noise_adaptive_sgd'
-    summary = 'SGD whose step size follows from batch size and measured gradient noise, element by element'
+    summary = 'SGD with a step size computed from batch size and measured gradient noise, element by element'
     paper = 'D. McAllester, Fundamentals of Deep Learning (TTIC 31230, 2018): SGD, a derived algorithm'
     hypers = (
         Hyper('learning_rate', 1.0, '[0, inf)', 'factor on the derived step size'),
         Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the gradient of the step'),
-        Hyper('batch_size', 1.0, '(0, inf)', 'number of examples that a gradient averages over; scales B*, cancels in r and eta'),
-        Hyper('curvature', 1.0, '(0, inf)', 'bound of the second derivative of the loss'),
+        Hyper('batch_size', 1.0, '(0, inf)', 'number of examples a gradient averages over; scales B*, cancels in r and eta'),
+        Hyper('curvature', 1.0, '(0, inf)', 'bound on the second derivative of the loss'),
         Hyper('averaging_min', 1e-3, '[0, 1]', 'smallest weight of a new gradient in the running means'),
         Hyper('epsilon', 1e-12, '(0, inf)', 'added to the squared mean of gradients'),
     )

@@ -1,7 +1,7 @@
-"""NovoGrad (Ginsburg et al., arXiv:1905.11286, Algorithm 1): gradients normalised layer by layer, then averaged.
+"""NovoGrad (Ginsburg et al., arXiv:1905.11286, Algorithm 1): gradients normalized layer by layer, then averaged.
 
-Five variants, because published implementations differ; each equals its peer on recorded trajectories. The second
-moment is one number per parameter, so the state is half of Adam's.
+There are five variants, because published implementations differ; each matches its original on recorded trajectories.
+The second moment is one number per parameter, so the state is half of Adam's.
 """
 from ..schema import Hyper, Slot
 from .base import Rule, bias_correction
@@ -17,31 +17,31 @@ class NovoGrad(Rule):
         m_t = beta1 m_{t-1} + u
         w  -= learning_rate m_t                                         decoupled_wd: w *= 1 - learning_rate wd instead
 
-    That is `variant='paper'` (also optax and pytorch_optimizer). The others change:
+    This is `variant='paper'` (also optax and pytorch_optimizer). The others differ in:
 
         jasper       v = |g|^2 while v is 0 (NVIDIA's Jasper, timm, MONAI, torch_optimizer)
-        openseq2seq  as jasper, sqrt(v + epsilon). The original never stores v: its recorded runs equal beta2=0
+        openseq2seq  as jasper, but sqrt(v + epsilon). The original never stores v: its recorded runs equal beta2=0
         tfa          a_t = beta1 a_{t-1} - learning_rate u, w += a_t; grad_averaging from the second update on
         apex         r_1 = |g_1|, r_t = sqrt(beta2 r^2 + (1 - beta2) |g|^2); m = beta1 m + (1 - beta1) g;
                      w -= learning_rate ((m / (1 - beta1^t)) / (r / sqrt(1 - beta2^t) + epsilon) + wd w)
     """
 
     name = 'novograd'
-    summary = 'gradients divided by a running norm per layer, then averaged; half of the state of Adam'
+    summary = 'gradients divided by a running norm per layer, then averaged; half the state of Adam'
     paper = 'arXiv:1905.11286'
     peers = ('timm.optim.NvNovoGrad', 'optax.novograd', 'NVIDIA Jasper', 'NVIDIA OpenSeq2Seq (beta2=0)',
              'tensorflow_addons NovoGrad', 'pytorch_optimizer 4 NovoGrad', 'torch_optimizer.NovoGrad', 'MONAI Novograd')
     hypers = (
         Hyper('learning_rate', 1e-3, '[0, inf)', 'step size'),
-        Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the normalised gradient'),
+        Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the normalized gradient'),
         Hyper('beta1', 0.95, '[0, 1)', 'decay of the moment'),
-        Hyper('beta2', 0.98, '[0, 1)', 'decay of the squared norm; 0 uses the present norm alone'),
+        Hyper('beta2', 0.98, '[0, 1)', 'decay of the squared norm; 0 uses only the current norm'),
         Hyper('epsilon', 1e-8, '[0, inf)', 'added to the norm'),
         Hyper('epsilon_root', 0.0, '[0, inf)', 'added to the squared norm'),
-        Hyper('grad_averaging', None, (None, False, True), 'what enters the moment times 1 - beta1; None: in apex only'),
+        Hyper('grad_averaging', None, (None, False, True), 'multiply what enters the moment by 1 - beta1; None: only in apex'),
         Hyper('amsgrad', False, (False, True), 'divide by the largest norm so far'),
         Hyper('decoupled_wd', False, (False, True), 'shrink the weight by 1 - learning_rate wd instead'),
-        Hyper('variant', 'paper', VARIANTS, 'whose NovoGrad'),
+        Hyper('variant', 'paper', VARIANTS, 'which implementation to follow'),
     )
 
     @staticmethod
@@ -56,7 +56,7 @@ class NovoGrad(Rule):
 
     @staticmethod
     def slots(h):
-        mean = Slot('mean', torch='exp_avg', doc='moment of the normalised gradients')
+        mean = Slot('mean', torch='exp_avg', doc='moment of the normalized gradients')
         norm_sq = Slot('norm_sq', 'scalar', torch='exp_avg_sq', doc='running squared norm of the gradient')
         if h.variant == 'apex':
             norm = Slot('norm', 'scalar', torch='exp_avg_norm', doc='running norm of the gradient')

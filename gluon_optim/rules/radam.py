@@ -6,11 +6,11 @@ from .base import Rule, bias_correction
 from .moments import BETA1, BETA2, DECOUPLED_WD, MEAN, VAR, averaging, decay, decayed, moments
 
 THRESHOLD = 5.0  # PyTorch's and the authors' code; the paper's text says 4
-FRACTIONS = 12  # which makes `langevin` exact up to 2
+FRACTIONS = 12  # enough to make `langevin` exact up to 2
 
 
 def langevin(y):
-    """coth(y) - 1/y for 0 <= y <= 2, as a continued fraction: nothing cancels."""
+    """coth(y) - 1/y for 0 <= y <= 2, as a continued fraction, free of cancellation."""
     fraction = 2.0 * FRACTIONS + 1
     for odd in range(2 * FRACTIONS - 1, 1, -2):
         fraction = odd + y * y / fraction
@@ -18,10 +18,10 @@ def langevin(y):
 
 
 def length(xp, beta2, t):
-    """rho, the number of gradients on which the second moment rests: rho_inf - 2 t beta2^t / (1 - beta2^t).
+    """rho, the number of gradients that the second moment effectively averages: rho_inf - 2 t beta2^t / (1 - beta2^t).
 
-    Early on that is a small difference of large numbers, and hopeless where ``t`` is traced in single precision. With
-    a = -log(beta2) / 2 and L(y) = coth(y) - 1/y it is L(a) + t (1 - L(a t)).
+    Early on this is a small difference of large numbers, useless where ``t`` is traced in single precision. With
+    a = -log(beta2) / 2 and L(y) = coth(y) - 1/y it equals L(a) + t (1 - L(a t)).
 
     >>> from gluon_optim.rules.base import scalars
     >>> [round(length(scalars, 0.999, t), 3) for t in (1, 6, 10 ** 5)]
@@ -37,7 +37,7 @@ def length(xp, beta2, t):
 
 
 class RAdam(Rule):
-    """Adam that leaves its denominator out while the second moment rests on too few gradients.
+    """Adam that omits its denominator while the second moment averages too few gradients.
 
         u       = g + wd w                          decoupled_wd: w *= 1 - learning_rate wd instead, u = g
         m       = beta1 m + (1 - beta1) u
@@ -70,7 +70,7 @@ class RAdam(Rule):
     def coefficients(xp, h, t):
         correction1, correction2 = bias_correction(xp, h.beta1, t), bias_correction(xp, h.beta2, t)
         rho_inf, rho = 2 / (1 - h.beta2) - 1, length(xp, h.beta2, t)
-        # below the threshold the root is not used; these keep its argument positive there
+        # below the threshold the root is unused; these keep its argument positive there
         high, r = max(rho_inf, THRESHOLD), xp.maximum(rho, THRESHOLD)
         rectification = xp.sqrt((r - 4) * (r - 2) * high / ((high - 4) * (high - 2) * r))
         step_size = h.learning_rate / correction1

@@ -1,4 +1,4 @@
-"""The rules by name. `gluon_optim.rules.catalog` enters this package's own, `add` a user's."""
+"""The rules by name. `gluon_optim.rules.catalog` registers this package's own, `add` a user's."""
 from typing import Any, Dict, List, Optional, Type, Union
 
 from ..schema import check_known, lower_name
@@ -13,6 +13,8 @@ DROP_INS: Dict[str, Type[Rule]] = {}  # the rules of MXNet's own optimizers
 
 def get(name: str) -> Type[Rule]:
     """The rule registered as ``name`` (case does not matter).
+
+    Raises ValueError for an unknown name, TypeError for one that is not a string.
 
     >>> from gluon_optim.rules import get
     >>> get('novograd')
@@ -39,8 +41,17 @@ def names(drop_ins: bool = False) -> List[str]:
 
 
 def add(rule: Type[Rule], name: Optional[str] = None) -> None:
-    """Add a user's own rule under ``name`` or its own. A name that is taken is refused; the same class may come again,
-    as it does in a notebook. A class that is no rule is refused: it is run once."""
+    """Add a user's rule under ``name``, or under the rule's own name. A name that is taken is refused; the same class may be
+    added again, as in a notebook. The rule is run once to check that it is valid.
+
+    Raises TypeError for a class that does not work as a rule, ValueError for a name that is taken or not in lower case.
+
+    >>> from gluon_optim import rules
+    >>> rules.add(type('Nothing', (rules.Rule,), {'name': 'Nothing'}))
+    Traceback (most recent call last):
+      ...
+    ValueError: The name of an optimizer must be in lower case, as MXNet looks it up. Received: 'Nothing'. Use 'nothing'.
+    """
     name = str(name or getattr(rule, 'name', rule.__name__.lower()))
     taken: Type[Rule] = {**DROP_INS, **RULES}.get(name, rule)
     if (taken.__module__, taken.__qualname__) != (rule.__module__, rule.__qualname__):
@@ -54,7 +65,15 @@ def add(rule: Type[Rule], name: Optional[str] = None) -> None:
 
 
 def register(what: Union[str, Type[Rule]]) -> Any:
-    """Class decorator for a rule of one's own, where there is no MXNet; see `gluon_optim.mxnet.registry.register`."""
+    """Class decorator for your own rule where MXNet is not installed; see `gluon_optim.mxnet.registry.register`.
+
+    ``what`` is the class, or a name for it. Raises ValueError for a name that is taken, TypeError for what is not a rule:
+
+    >>> register(int)
+    Traceback (most recent call last):
+      ...
+    TypeError: `register` takes a gluon_optim.Rule where MXNet is not installed. Received: <class 'int'>. Derive from it.
+    """
     if isinstance(what, str):
         return lambda rule: _registered(rule, what)
     return _registered(what, None)

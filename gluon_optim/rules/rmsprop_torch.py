@@ -16,12 +16,12 @@ class RMSpropTorch(Rule):
         b  = momentum b + u / d
         w -= learning_rate b
 
-    bias_correction: v / (1 - rho^t) stands in d for v. The mean a is not corrected: at the first update, d would be 0.
-    PyTorch's root of v - a^2 is NaN where rounding makes that negative; here it is 0.
+    bias_correction: v / (1 - rho^t) replaces v in d. The mean a is not corrected: otherwise d would be 0 at the first update.
+    Where rounding makes v - a^2 negative, PyTorch's root of it is NaN; here it is 0.
     """
 
     name = 'rmsprop_torch'
-    summary = "gradients divided by their running root mean square, PyTorch's convention; with bias correction on demand"
+    summary = "gradients divided by their running root mean square, PyTorch's convention; optional bias correction"
     paper = 'Tieleman and Hinton, Lecture 6.5, COURSERA: Neural networks for machine learning, 2012; centered: arXiv:1308.0850'
     peers = ('torch.optim.RMSprop',)
     hypers = (

@@ -1,10 +1,10 @@
-"""Rprop (Riedmiller and Braun, ICNN 1993) as torch.optim.Rprop computes it; for full batches, as only signs count."""
+"""Rprop (Riedmiller and Braun, ICNN 1993) as torch.optim.Rprop computes it; for full batches, because only signs count."""
 from ..schema import Hyper, Slot
 from .base import Rule
 
 
 class Rprop(Rule):
-    """A step size for each element, which grows while the sign of the gradient stays and shrinks when it changes.
+    """A step size for each element that grows while the sign of the gradient stays the same and shrinks when it changes.
 
         z  = learning_rate at the first update
         z  = min(max(f z, step_min), step_max)      f is eta_plus where g g_prev > 0, eta_minus where < 0, else 1
@@ -14,13 +14,13 @@ class Rprop(Rule):
     """
 
     name = 'rprop'
-    summary = 'a step size per element, from the signs of successive gradients alone; for full batches'
+    summary = 'a step size per element, from nothing but the signs of successive gradients; for full batches'
     paper = 'Riedmiller and Braun, A direct adaptive method for faster backpropagation learning, 1993'
     peers = ('torch.optim.Rprop',)
-    exceptions = {'lr_mult=0': 'the learning rate is the first step only, and a step is never below step_min'}
+    exceptions = {'lr_mult=0': 'the learning rate sets only the first step, and a step is never smaller than step_min'}
     hypers = (
         Hyper('learning_rate', 0.01, '[0, inf)', 'first step of each element; later ones do not depend on it'),
-        Hyper('wd', 0.0, '[0, 0]', 'there is none: a sum with the gradient would decide about signs'),
+        Hyper('wd', 0.0, '[0, 0]', 'not supported: added to the gradient, it would change the signs'),
         Hyper('eta_minus', 0.5, '(0, 1)', 'factor on the step where the sign of the gradient has changed'),
         Hyper('eta_plus', 1.2, '(1, inf)', 'factor on the step where it has not'),
         Hyper('step_min', 1e-6, '[0, inf)', 'smallest step'),
@@ -31,12 +31,12 @@ class Rprop(Rule):
     def check(h):
         if h.step_min > h.step_max:
             raise ValueError(f'`step_min` must not be above `step_max`. Received: step_min={h.step_min}, step_max={h.step_max}. '
-                             'Exchange them, or leave one out.')
+                             'Swap them, or leave one out.')
 
     @staticmethod
     def slots(h):
-        return (Slot('previous', torch='prev', doc='last gradient, 0 where its sign had changed'),
-                Slot('step_size', torch='step_size', doc='present step of each element'))
+        return (Slot('previous', torch='prev', doc='last gradient, or 0 where its sign had changed'),
+                Slot('step_size', torch='step_size', doc='current step of each element'))
 
     @staticmethod
     def coefficients(xp, h, t):

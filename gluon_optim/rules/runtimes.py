@@ -1,6 +1,6 @@
-"""What a rule needs, what each runtime can do, and so where a rule runs: compared here and nowhere else.
+"""What a rule needs, what each runtime can do, and therefore where a rule runs. This is the only place that compares them.
 
-Every runtime has elementwise functions and sums over the tensor. What a rule needs beyond them it says in ``Rule.needs``.
+Every runtime has elementwise functions and sums over the tensor. ``Rule.needs`` declares what a rule needs beyond them.
 """
 from typing import FrozenSet, Mapping, Tuple, Type
 
@@ -21,23 +21,23 @@ CAN: Mapping[str, FrozenSet[str]] = {
 def needs(rule: Type[Rule]) -> FrozenSet[str]:
     """What ``rule`` needs beyond elementwise functions and sums over the tensor.
 
-    'shared state': numbers of the optimizer as a whole; 'noise': random numbers; 'several gradients': those of earlier calls;
-    'python': anything, so that it cannot be traced.
+    'shared state': numbers that belong to the optimizer as a whole; 'noise': random numbers; 'several gradients': those of
+    earlier calls; 'python': arbitrary Python, which cannot be traced.
     """
     return frozenset(rule.needs) | ({'shared state'} if rule.supplied else set()) | (set() if rule.lowerable else {'python'})
 
 
 def runs_on(rule: Type[Rule], runtime: str) -> bool:
-    """Whether ``runtime`` can do all that ``rule`` needs."""
+    """Whether ``runtime`` can do everything that ``rule`` needs."""
     return needs(rule) <= CAN[runtime]
 
 
 def mirrored(rule: Type[Rule]) -> bool:
-    """Whether other frameworks can run it: the rule alone is the whole update."""
+    """Whether other frameworks can run it, because the rule alone is the whole update."""
     return all(runs_on(rule, runtime) for runtime in ('torch', 'onnx', 'optax'))
 
 
 def where_it_runs(rule: Type[Rule]) -> Tuple[str, ...]:
-    """Names for people: 'mxnet' with kernels, or by operators only, and the others."""
+    """The runtimes, for display: 'mxnet' with kernels, or 'mxnet (operators only)', and the others."""
     mxnet = 'mxnet' if runs_on(rule, 'kernels') else 'mxnet (operators only)'
     return (mxnet, *(runtime for runtime in ('numpy', 'torch', 'onnx', 'optax') if runs_on(rule, runtime)))

@@ -1,6 +1,7 @@
-"""SGD on a running average of gradients: the non-standard parametrisation of momentum (McAllester's lectures).
+"""SGD on a running average of gradients: the non-standard parametrization of momentum (McAllester's lectures).
 
-The length of a step does not depend on `momentum`: learning_rate here is learning_rate (1 - momentum) of `sgd_torch`.
+The length of a step does not depend on `momentum`: learning_rate here corresponds to learning_rate (1 - momentum) in
+`sgd_torch`.
 """
 from ..schema import Hyper, Slot
 from .base import Rule, bias_correction
@@ -14,12 +15,12 @@ class SGDEMA(Rule):
         n  = m                                      bias_correction: m / (1 - momentum^t)
         w -= learning_rate n                        nesterov: learning_rate ((1 - momentum) u + momentum n)
 
-    With nesterov, w is the lookahead point of the lecture, where gradients are taken, as in PyTorch.
+    With nesterov, w is the lecture's lookahead point, where gradients are taken, as in PyTorch.
     """
 
     name = 'sgd_ema'
-    summary = 'SGD on a running average of gradients, so that the step length does not depend on the momentum'
-    paper = 'D. McAllester, Fundamentals of Deep Learning (TTIC 31230, 2018): SGD, momentum in a non-standard parametrisation'
+    summary = 'SGD on a running average of gradients, so the step length does not depend on the momentum'
+    paper = 'D. McAllester, Fundamentals of Deep Learning (TTIC 31230, 2018): SGD, momentum in a non-standard parametrization'
     peers = ('torch.optim.SGD (learning_rate (1 - momentum))',)
     hypers = (
         Hyper('learning_rate', 0.01, '[0, inf)', 'step size'),

@@ -22,7 +22,7 @@ class SGDTorch(Rule):
         Hyper('learning_rate', 1e-3, '[0, inf)', 'step size'),
         Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the gradient'),
         Hyper('momentum', 0.0, '[0, inf)', 'decay of the momentum buffer; 0 keeps none'),
-        Hyper('dampening', 0.0, '(-inf, inf)', 'share of the gradient that the buffer leaves out from the second update on'),
+        Hyper('dampening', 0.0, '(-inf, inf)', 'share of the gradient left out of the buffer from the second update on'),
         Hyper('nesterov', False, (False, True), "Nesterov's momentum"),
     )
 

@@ -1,25 +1,25 @@
-"""Stochastic normalised gradient descent: the two forms from which a course on large batches derives LARS and NovoGrad."""
+"""Stochastic normalized gradient descent: the two forms from which a course on large batches derives LARS and NovoGrad."""
 from ..schema import Hyper
 from .base import Rule, divided, norm
 
 
 class SNGD(Rule):
-    """Steps along the gradient whose length does not depend on it. |x| is the L2 norm over the whole parameter.
+    """Steps along the gradient with a length that does not depend on it. |x| is the L2 norm over the whole parameter.
 
         w -= learning_rate (g / (|g| + epsilon) + wd w)             the length is learning_rate
         w -= learning_rate (|w| g / (|g| + epsilon) + wd w)         scale_by_weight_norm: it is learning_rate |w|
 
-    The course leaves decay out; here it is added as in the first form, not scaled. With scale_by_weight_norm a
-    parameter of zeros stays zero.
+    The course leaves decay out; here it is added as in the first form, unscaled. With scale_by_weight_norm a parameter of
+    zeros stays zero.
     """
 
     name = 'sngd'
-    summary = 'the direction of the gradient, with a step of fixed length or as long as the weight'
-    paper = 'stochastic normalised gradient descent, as taught before LARS; no single paper'
+    summary = 'steps along the gradient, of fixed length or proportional to the norm of the weight'
+    paper = 'stochastic normalized gradient descent, as taught before LARS; no single paper'
     hypers = (
         Hyper('learning_rate', 0.01, '[0, inf)', 'length of a step'),
-        Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the normalised gradient'),
-        Hyper('scale_by_weight_norm', False, (False, True), 'multiply the normalised gradient by the norm of the weight'),
+        Hyper('wd', 0.0, '[0, inf)', 'weight decay, added to the normalized gradient'),
+        Hyper('scale_by_weight_norm', False, (False, True), 'multiply the normalized gradient by the norm of the weight'),
         Hyper('epsilon', 1e-12, '[0, inf)', 'added to the norm of the gradient'),
     )
 

@@ -1,4 +1,4 @@
-"""Whether a class is a rule, found out before it is registered: it is run once, with NumPy and on symbols."""
+"""Check that a class is a valid rule before it is registered, by running it once with NumPy and once on symbols."""
 import numbers
 from typing import Any, Callable, NoReturn, Optional, Type
 
@@ -11,18 +11,18 @@ from .graph import trace
 __all__ = ['validate']
 
 TRIED = 1, 2, 50  # updates: the first, one with a past, and one of a run that has settled
-ADVICE = ('xp has sum, sqrt, abs, sign, exp, minimum, maximum, where; arrays have + - * / and comparisons; nothing works in place '
-          'or branches on values. A rule that needs more says lowerable = False. ')
+ADVICE = ('xp has sum, sqrt, abs, sign, exp, minimum, maximum, where; arrays have + - * / and comparisons; nothing may work in '
+          'place or branch on values. A rule that needs more must set lowerable = False. ')
 
 
 def validate(rule: Type[Rule], name: str) -> None:
-    """Raise TypeError, with what is expected, for a rule that would fail at the first step of a trainer.
+    """Raise TypeError, saying what is expected, for a rule that would fail at a trainer's first step.
 
-    Of a rule that is not ``lowerable`` the step is not run: it may need arrays of MXNet.
+    If the rule is not ``lowerable``, its step is not run, because it may need MXNet's arrays.
     """
     trial = _Trial(name)
     trial.hypers(getattr(rule, 'hypers', None))
-    h = trial.attempt('hypers', 'of defaults that are allowed', rule.hyperparameters)
+    h = trial.attempt('hypers', 'with defaults that are allowed', rule.hyperparameters)
     for what in ('slots', 'coefficients', 'step'):
         trial.expect(callable(getattr(rule, what, None)), what, 'a function', repr(getattr(rule, what, None)))
 
@@ -34,7 +34,7 @@ def validate(rule: Type[Rule], name: str) -> None:
 
     if rule.lowerable:
         sound = all(slot.like in ('weight', 'scalar') for slot in slots)
-        trial.expect(sound, 'slots', "like='weight' or 'scalar', or the rule must say lowerable = False", repr(slots))
+        trial.expect(sound, 'slots', "like='weight' or 'scalar', or the rule must set lowerable = False", repr(slots))
 
     expected = 'a function of (xp, h, t) that returns a dictionary of names and numbers, the same names for every t'
     first: Any = None
@@ -47,7 +47,7 @@ def validate(rule: Type[Rule], name: str) -> None:
 
     if rule.lowerable:
         expected = ('a function of (xp, h, c, w, g, s) that returns the new weight and a dictionary of the new slots '
-                    f'({one_of(slot.name for slot in slots) or "none"}), each in its shape')
+                    f'({one_of(slot.name for slot in slots) or "none"}), each with its own shape')
         trial.attempt('step', expected, lambda: _run(rule, h, slots))
         trial.attempt('step', expected, lambda: trace(rule, rule.static(h), tuple(rule.all_coefficients(scalars, h, 1))))
 
@@ -68,15 +68,15 @@ class _Trial:
         try:
             with numpy.errstate(all='ignore'):
                 return function()
-        except Exception as error:  # of the user's code, so any
+        except Exception as error:  # the user's code may raise anything
             self.refuse(what, expected, f'{type(error).__name__}: {error}', error)
 
     def hypers(self, hypers: Any) -> None:
         names = [hyper.name for hyper in hypers if isinstance(hyper, Hyper)] if isinstance(hypers, tuple) else []
         reserved = sorted(hyper.name for hyper in BASE_HYPERS)
         different = len({*names, *reserved}) == len(hypers or ()) + len(reserved)
-        self.expect(different and {'learning_rate', 'wd'} <= set(names), 'hypers', 'a tuple of Hypers of different names, '
-                    f"'learning_rate' and 'wd' among them, {one_of(reserved)} not", repr(hypers))
+        self.expect(different and {'learning_rate', 'wd'} <= set(names), 'hypers', 'a tuple of Hypers with different names, '
+                    f"including 'learning_rate' and 'wd' but not {one_of(reserved)}", repr(hypers))
 
 
 def _is_slot(slot: Any) -> bool:
@@ -87,7 +87,7 @@ def _is_slot(slot: Any) -> bool:
 
 
 def _run(rule: Type[Rule], h: Any, slots: Any) -> None:
-    """One step from arrays that cannot be written to. Raises anything, TypeError for results of another form."""
+    """One step on read-only arrays. Raises whatever the step raises, and TypeError for results of the wrong form."""
     weight, gradient = numpy.linspace(-1, 1, 6).reshape(2, 3), numpy.linspace(2, 3, 6).reshape(2, 3)
     old = {slot.name: initial_slot(slot, weight) for slot in slots}
     for array in (weight, gradient, *old.values()):

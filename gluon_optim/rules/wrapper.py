@@ -1,4 +1,4 @@
-"""A rule around another rule: `Wrapper` has the base's hyper-parameters and slots, and adds its own."""
+"""A rule that wraps another rule: `Wrapper` has the base's hyper-parameters and slots, and adds its own."""
 from typing import Any, ClassVar, Dict, Iterator, Mapping, Tuple, Type
 
 from ..schema import Hyper, Slot, Values
@@ -9,7 +9,7 @@ __all__ = ['Bases', 'Wrapper']
 
 
 class Bases:
-    """The names of all rules that a wrapper of the name ``but`` can be put around, a user's registered later included."""
+    """The names of all rules that the wrapper named ``but`` can wrap, including a user's rules registered later."""
 
     def __init__(self, but: str):
         self.but = but
@@ -25,32 +25,32 @@ class Bases:
 
 
 class Wrapper(Rule):
-    """Base of rules around a rule.
+    """Base class of rules that wrap a rule.
 
     ``own``
         The wrapper's hyper-parameters; the first is its ``base``, over `Bases`.
     ``takes_over``
-        Hyper-parameters of the base that are the wrapper's business: ``takes_over(h)`` gives the values that the base gets.
+        Hyper-parameters of the base that the wrapper handles: ``takes_over(h)`` gives the values passed to the base.
     ``own_coefficients(xp, h, t)``
-        The wrapper's coefficients. ``step`` finds them under ``wrapper_<name>``, beside the base's.
+        The wrapper's coefficients. ``step`` finds them under ``wrapper_<name>``, next to the base's.
 
-    Where an argument of the base has the name of one of the wrapper's, it is passed as ``base_<name>``. A subclass sets
-    ``hypers = Wrapper.around(own, base.hypers)`` for the base that is used when none is given, and defines ``step``, which calls
-    `inside` for the base and its hyper-parameters.
+    An argument of the base with the same name as one of the wrapper's is passed as ``base_<name>``. A subclass sets
+    ``hypers = Wrapper.around(own, base.hypers)`` for the default base, and defines ``step``, which calls `inside` to get the
+    base and its hyper-parameters.
     """
 
     own: ClassVar[Tuple[Hyper, ...]]
 
     @staticmethod
     def around(own: Tuple[Hyper, ...], theirs: Tuple[Hyper, ...]) -> Tuple[Hyper, ...]:
-        """The hyper-parameters around a base that has ``theirs``: its rate and decay, the wrapper's own, the base's others."""
+        """The hyper-parameters for a base that has ``theirs``: its rate and decay, the wrapper's own, the base's others."""
         taken = {hyper.name for hyper in own}
         renamed = tuple(hyper._replace(name='base_' + hyper.name) if hyper.name in taken else hyper for hyper in theirs)
         return renamed[:2] + own + renamed[2:]
 
     @classmethod
     def _of_the_base(cls, given: Mapping[str, Any]) -> Dict[str, Any]:
-        """Those of ``given`` that are the base's, under its own names."""
+        """The values in ``given`` that belong to the base, under the base's names."""
         taken = {hyper.name for hyper in cls.own}
         return {name[len('base_'):] if name.startswith('base_') and name[len('base_'):] in taken else name: value
                 for name, value in given.items() if name not in taken}
@@ -63,12 +63,12 @@ class Wrapper(Rule):
 
     @classmethod
     def takes_over(cls, h: Values) -> Mapping[str, Any]:
-        """Values that the base gets in place of what ``h`` says."""
+        """Values passed to the base in place of those in ``h``."""
         return {}
 
     @classmethod
     def inside(cls, h: Values) -> Tuple[Type[Rule], Values]:
-        """The base, and as many of its hyper-parameters as ``h`` holds, under the base's names."""
+        """The base, and those of its hyper-parameters that ``h`` holds, under the base's names."""
         values = cls._of_the_base(h.asdict())
         values.update((name, value) for name, value in cls.takes_over(h).items() if name in values)
         return registry.get(h.base), Values(**values)

@@ -1,4 +1,4 @@
-"""The form in which a schedule is written: once, as a pure function of the number t = 1, 2, ... of the update."""
+"""How a schedule is written: once, as a pure function of the update number t = 1, 2, ..."""
 from typing import Any, ClassVar, Mapping, Tuple
 
 from ..schema import Hyper, Values
@@ -7,10 +7,10 @@ __all__ = ['Schedule', 'warmed_up']
 
 
 class Schedule:
-    """Base of all schedules. A subclass declares and defines; it is never instantiated.
+    """Base class of all schedules. A subclass holds declarations and functions; it is never instantiated.
 
     ``name``, ``summary``
-        The key in the table, and one line for people.
+        The key in the table, and a one-line description.
     ``hypers``
         Tuple of `Hyper` under MXNet's words (``base_lr``, ``warmup_steps``, ``final_lr``, ``step``, ``factor``).
     ``rate(xp, h, t)``
@@ -18,6 +18,15 @@ class Schedule:
         maximum, where. No Python ``if`` on ``t``. Past its end a schedule keeps its last value.
     ``of(attributes)``
         The hyper-parameters in the attributes of a scheduler of the class that this schedule describes.
+
+    Raises nothing: `schedule_of` and `gluon_optim.rate` check what they get.
+
+    >>> from gluon_optim.schedules import schedule_of
+    >>> schedule, h = schedule_of({'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
+    ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=0, base_lr=0.4, warmup_steps=0, warmup_begin_lr=0,
+    ...     warmup_final_lr=0.4, warmup_mode='linear')})
+    >>> schedule.name, h.factor
+    ('factor', 0.5)
     """
 
     name: ClassVar[str]
@@ -34,7 +43,7 @@ class Schedule:
 
 
 def warmed_up(xp: Any, h: Values, t: Any, rate: Any) -> Any:
-    """``rate``, and before update ``h.warmup_steps`` what MXNet's schedulers have there: a line from ``warmup_begin_lr`` to
+    """``rate``, and before update ``h.warmup_steps`` the warm-up of MXNet's schedulers: a line from ``warmup_begin_lr`` to
     ``warmup_final_lr``, or its beginning throughout (``warmup_mode='constant'``)."""
     if not h.warmup_steps:
         return rate

@@ -1,4 +1,4 @@
-"""Which schedule a scheduler is, and its rate at any update."""
+"""The schedule that a scheduler follows, and its rate at any update."""
 from typing import Any, Dict, Mapping, Tuple, Type
 
 import numpy
@@ -21,8 +21,15 @@ CLASSES: Dict[str, Type[Schedule]] = {
 def schedule_of(scheduler: Any) -> Tuple[Type[Schedule], Values]:
     """The schedule that a scheduler follows, and its hyper-parameters.
 
-    ``scheduler`` is an object of MXNet, or what a file has of one: ``{'class': path, 'attributes': {...}}``, as in
+    ``scheduler`` is an MXNet object, or a file's record of one: ``{'class': path, 'attributes': {...}}``, as in
     `OptimizerStates.scheduler`. Raises TypeError for a class whose rate is not known here.
+
+    >>> from gluon_optim.schedules import schedule_of
+    >>> schedule, h = schedule_of({'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
+    ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=0, base_lr=0.4, warmup_steps=0, warmup_begin_lr=0,
+    ...     warmup_final_lr=0.4, warmup_mode='linear')})
+    >>> schedule.name, h.step
+    ('factor', 10)
     """
     if isinstance(scheduler, Mapping) and {'class', 'attributes'} <= set(scheduler):
         path, attributes = str(scheduler['class']), scheduler['attributes']
@@ -34,26 +41,26 @@ def schedule_of(scheduler: Any) -> Tuple[Type[Schedule], Values]:
 
 
 def rate(schedule: Any, t: Any, xp: Any = numpy) -> Any:
-    """The learning rate of update ``t``, a pure function: nothing is remembered, and any update may be asked for in any order.
+    """The learning rate of update ``t``, a pure function: it keeps no state, and updates may be queried in any order.
 
     Parameters
     ----------
     schedule : mx.lr_scheduler.LRScheduler or dict
-        A scheduler of MXNet, also one in the middle of a run, or `OptimizerStates.scheduler`, where MXNet is not installed.
+        An MXNet scheduler, even in the middle of a run, or `OptimizerStates.scheduler`, which does not need MXNet.
     t : int or array of int
-        Numbers of updates, 1 at the first.
+        Update numbers, starting at 1.
     xp : module
         The array namespace: numpy, jax.numpy, torch.
 
     Returns
     -------
     float or array
-        What the scheduler answers in a run that asks it at every update; its last value past its end.
+        What the scheduler returns in a run that calls it at every update; past its end, its last value.
 
     Raises
     ------
     ValueError
-        Where ``t`` is below 1 or not a whole number.
+        If ``t`` is below 1 or not an integer.
     TypeError
         For a scheduler of another class.
 
@@ -67,7 +74,7 @@ def rate(schedule: Any, t: Any, xp: Any = numpy) -> Any:
     if xp is numpy:
         given = numpy.asarray(t)
         if given.dtype.kind not in 'iu' or (given < 1).any():
-            raise ValueError(f'`t` must be the number of an update, 1 or more. Received: t={t!r}.')
+            raise ValueError(f'`t` must be an update number, 1 or more. Received: t={t!r}.')
         value = found.rate(numpy, h, given.astype('float64'))
         return float(value) if given.ndim == 0 else numpy.asarray(value)
     return found.rate(xp, h, t)

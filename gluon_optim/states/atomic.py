@@ -6,7 +6,7 @@ import re
 import secrets
 import stat
 from types import ModuleType
-from typing import BinaryIO, Iterator, Optional
+from typing import BinaryIO, Iterator, Optional, Tuple
 
 from .errors import StateFileError
 from .files import Path
@@ -25,49 +25,72 @@ _BUFFER = 1 << 20
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``path`` when the block ends, and vanishes when it fails."""
+    """A file that takes the place of ``path`` when the block ends, and vanishes when it fails.
+
+    Raises OSError where the file system refuses. One that says that the file is in its place is about its folder, which could not
+    be synchronised.
+    """
     path = os.path.realpath(path)
     folder, name = os.path.split(path)
     mode = _mode_of(path)
-    temporary = os.path.join(folder, f'.{name[:64]}.{secrets.token_hex(8)}.tmp')
-    claim = None
+    claim: Optional[int] = None
+    temporary = path
     try:
-        # not tempfile.mkstemp: the kernel applies the umask to this one
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0), 0o666)
+        temporary, descriptor, claim = _created(folder, name, 0o666 if mode is None else mode)
         with written(descriptor, _BUFFER) as file:
-            claim = _claim(descriptor)
             if mode is not None:
-                os.chmod(temporary, mode)
+                os.chmod(temporary, mode)  # the umask may have taken some of it away
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+        if isinstance(error, OSError) and error.errno and str(error.filename or '.tmp').endswith('.tmp'):
             error.filename = path  # 'No space left on device', and where
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        if temporary != path:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
         raise
     finally:
         if claim is not None:
             os.close(claim)
-    _sync_folder(folder)
+    try:
+        _sync_folder(folder)
+    except OSError as error:
+        raise OSError(error.errno, f'{error.strerror}: the file is in its place, whole, but its folder could not be synchronised: '
+                      'a power cut may bring the old one back', path) from error
 
 
-def _claim(descriptor: int) -> Optional[int]:
-    """A second descriptor, which marks a temporary file as its writer's until it is closed, or the writer dies.
+def _created(folder: str, name: str, mode: int) -> Tuple[str, int, Optional[int]]:
+    """A new temporary file, at most as open as ``mode``: its path, descriptor and claim."""
+    while True:
+        temporary = os.path.join(folder, f'.{name[:64]}.{secrets.token_hex(8)}.tmp')
+        # not tempfile.mkstemp: the kernel applies the umask to this one
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0), mode)
+        claim, taken = _claim(descriptor)
+        if not taken and (fcntl is None or os.fstat(descriptor).st_nlink):
+            return temporary, descriptor, claim
+        # somebody who cleans up saw the file before it was claimed, and deletes it
+        os.close(descriptor)
+        if claim is not None:
+            os.close(claim)
 
-    None where somebody else has it, where the file system knows no locks, and on Windows, which keeps files that are open.
+
+def _claim(descriptor: int) -> Tuple[Optional[int], bool]:
+    """A second descriptor, which marks a temporary file as its writer's until it is closed, or the writer dies; and whether
+    somebody else has it.
+
+    None where the file system knows no locks, and on Windows, which keeps files that are open.
     """
     if fcntl is None:
-        return None
+        return None, False
     claim = os.dup(descriptor)
     try:
         fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(claim)
-        return None
-    return claim
+        return None, error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    return claim, False
 
 
 def remove_leftovers(folder: Path, of: 're.Pattern[str]') -> None:
@@ -79,7 +102,7 @@ def remove_leftovers(folder: Path, of: 're.Pattern[str]') -> None:
         with contextlib.suppress(OSError):  # its writer may finish, or another process clean up, at this moment
             temporary = os.path.join(folder, name)
             with open(temporary, 'r+b') as file:
-                claim = _claim(file.fileno())
+                claim, _ = _claim(file.fileno())
             if claim is not None or fcntl is None:
                 os.unlink(temporary)
             if claim is not None:

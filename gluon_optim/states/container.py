@@ -1,10 +1,10 @@
-"""The file of optimizer states: one safetensors container in which every byte is covered by a checksum.
+"""The optimizer state file: one safetensors container in which every byte is covered by a checksum.
 
-docs/FORMAT.md describes it for those who want to read it elsewhere. `write` and `read` are each other's inverse; what
-`read` returns has been checked from the first byte to the last, and what it cannot vouch for it refuses with
-`StateFileError`. A checkpoint is such a file that holds a `Run` too (docs/CHECKPOINTS.md). The layout is written here and
-not by the safetensors package, because that package can neither stream arrays one at a time, nor sign its own header, nor
-refuse repeated keys. Its files and ours are the same format: ``safetensors.numpy.load_file`` reads them.
+docs/FORMAT.md describes it for anyone who wants to read it elsewhere. `write` and `read` are inverses; everything `read`
+returns has been checked from the first byte to the last, and it refuses anything it cannot vouch for with `StateFileError`.
+A checkpoint is such a file that also holds a `Run` (docs/CHECKPOINTS.md). This module writes the layout itself, because the
+safetensors package can neither stream arrays one at a time, nor sign its own header, nor refuse repeated keys. The format is
+the same: ``safetensors.numpy.load_file`` reads these files.
 """
 import hashlib
 import json
@@ -44,11 +44,11 @@ from .model import Array, OptimizerStates, Run, chunks
 
 __all__ = ['CHECKPOINT', 'FORMAT', 'Path', 'VERSION', 'read', 'read_checkpoint', 'read_manifest', 'write']
 
-MAX_HEADER = 32 << 20  # some 40 000 parameters; more is refused before it is parsed
+MAX_HEADER = 32 << 20  # about 40 000 parameters; more is refused before parsing
 
 # at a fixed place, so that the header can be checked before any of it is parsed
 _SIGNATURE = slice(8 + len(CONTAINER_START), 8 + len(CONTAINER_START) + 64)
-_CHUNK = 1 << 19  # stays in the cache between reading and its checksum
+_CHUNK = 1 << 19  # small enough to stay in the cache between reading and checksum
 
 T = TypeVar('T')
 
@@ -56,13 +56,13 @@ T = TypeVar('T')
 # Writing
 
 def write(path: Path, states: OptimizerStates, run: Optional[Run] = None) -> None:
-    """Write ``states``, with a ``run`` as a checkpoint, to ``path``.
+    """Write ``states`` to ``path``; with a ``run``, as a checkpoint.
 
-    Afterwards the whole new file is there, or, after any error, what was there before.
-    Arrays are written one by one and copied in pieces of at most 1 MiB. An existing file's permission bits are kept; a
-    symbolic link keeps pointing to the file that it names.
+    Afterwards the complete new file is there or, after any error, whatever was there before.
+    Arrays are written one by one and copied in pieces of at most 1 MiB. An existing file keeps its permission bits; a
+    symbolic link is followed, not replaced.
 
-    Raises StateFileError for states that the format cannot hold, OSError where the file system refuses.
+    Raises StateFileError for states that the format cannot hold, OSError if the file system refuses.
 
     >>> import tempfile
     >>> empty = OptimizerStates('adamw', {'learning_rate': 0.1}, 0, [], {}, {})
@@ -76,18 +76,18 @@ def write(path: Path, states: OptimizerStates, run: Optional[Run] = None) -> Non
         manifest = manifest_of(states, run, arrays)
         entries = _entries(arrays)
         header = _header(manifest, entries)
-        check(_loads(_dumps(manifest).encode()), entries)  # what is written can be read
+        check(_loads(_dumps(manifest).encode()), entries)  # anything written can be read
     except (StateFileError, TypeError, ValueError, RecursionError) as error:
         raise StateFileError(f'Cannot write {os.fspath(path)!r}: {error}') from None
     with replacing(path) as file:
-        file.seek(len(header))  # the checksums in the header are known when the arrays have been written
+        file.seek(len(header))  # the checksums in the header are known only after the arrays have been written
         for key, array in arrays.items():
             crc = 0
             for chunk in chunks(array):
                 crc = zlib.crc32(chunk, crc)
                 file.write(chunk)
             if file.tell() != len(header) + entries[key][3]:
-                raise StateFileError(f'Cannot write {key!r}: its size changed meanwhile. Do not touch states while they are saved.')
+                raise StateFileError(f'Cannot write {key!r}: its size changed meanwhile. Do not change states during a save.')
             manifest['crc32'][key] = f'{crc:08x}'
         file.seek(0)
         file.write(_header(manifest, entries))
@@ -120,13 +120,13 @@ def _entries(arrays: Mapping[str, Array]) -> Dict[str, Entry]:
 
 
 def _header(manifest: Mapping[str, Any], entries: Mapping[str, Entry]) -> bytes:
-    """The signed header with its length before it, padded so that the arrays begin at a multiple of 8."""
+    """The signed header, preceded by its length and padded so that the arrays start at a multiple of 8."""
     tensors = {key: {'dtype': CODES[dtype], 'shape': list(shape), 'data_offsets': [begin, end]}
                for key, (dtype, shape, begin, end) in entries.items()}
     text = _dumps({'__metadata__': {'gluon_optim': _dumps(manifest)}, **tensors}).encode()
     text += b' ' * (-len(text) % 8)
     if len(text) > MAX_HEADER:
-        raise StateFileError(f'the header may have up to {MAX_HEADER} bytes. {len(entries)} arrays need {len(text)}.')
+        raise StateFileError(f'the header may have at most {MAX_HEADER} bytes. {len(entries)} arrays need {len(text)}.')
     return _signed(struct.pack('<Q', len(text)) + text)
 
 
@@ -144,7 +144,7 @@ def _signed(header: bytes) -> bytes:
 def read(path: Union[Path, OpenFile]) -> OptimizerStates:
     """The states in the file at ``path``, read once and checked to the last byte.
 
-    Raises StateFileError for a file that is not complete and sound, OSError where it cannot be opened or read.
+    Raises StateFileError for an incomplete or damaged file, OSError if it cannot be opened or read.
     """
     return _opened(path, _read)[0]
 
@@ -160,14 +160,14 @@ def read_checkpoint(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Optio
     Returns
     -------
     states : OptimizerStates
-        The optimizer's name, hyper-parameters, slots, masters and update counts. Of a checkpoint that was saved without a
-        trainer ``states.optimizer`` is 'none'.
+        The optimizer's name, hyper-parameters, slots, masters and update counts. For a checkpoint saved without a trainer
+        ``states.optimizer`` is 'none'.
     run : Run or None
-        ``weights``, a list of `Weight` with ``name`` and ``copies`` (one array, or one of each device where they differ),
-        ``step``, ``epoch``, ``batch``, ``metrics``, ``random``, and ``extra``, the user's own. None for a file of
+        ``weights``, a list of `Weight` with ``name`` and ``copies`` (one array, or one per device where they differ),
+        ``step``, ``epoch``, ``batch``, ``metrics``, ``random``, and the user's ``extra``. None for a file of
         `gluon_optim.save_states`.
 
-    Raises StateFileError (a ValueError) for a file that is not complete and sound, OSError where it cannot be opened or read.
+    Raises StateFileError (a ValueError) for an incomplete or damaged file, OSError if it cannot be opened or read.
 
     >>> import tempfile
     >>> from gluon_optim.states.model import Weight
@@ -182,7 +182,7 @@ def read_checkpoint(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Optio
 
 
 def read_manifest(path: Union[Path, OpenFile]) -> Dict[str, Any]:
-    """The manifest alone, after its signature has been checked; the arrays have not been read. Raises as `read` does."""
+    """Only the manifest, after checking its signature; the arrays are not read. Raises what `read` raises."""
     return _opened(path, lambda file: _parse(_read_header(file, os.fstat(file.fileno()).st_size))[0])
 
 
@@ -207,39 +207,39 @@ def _read(file: BinaryIO) -> Tuple[OptimizerStates, Optional[Run]]:
     for key, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
         arrays[key] = _read_array(file, key, entry, manifest['crc32'][key])
     if file.read(1):
-        raise StateFileError('the file grew while it was read. Wait for its writer, then read again.')
+        raise StateFileError('the file grew while it was being read. Wait for its writer to finish, then read again.')
     return states_of(manifest, arrays), run_of(manifest, arrays)
 
 
 def _read_header(file: BinaryIO, size: int) -> bytes:
-    """The first bytes of the file, length prefix included, after their signature has been checked."""
+    """The first bytes of the file, including the length prefix, after checking their signature."""
     prefix = file.read(8)
     length = struct.unpack('<Q', prefix)[0] if len(prefix) == 8 else 0
     start = file.read(len(CONTAINER_START)) if length else b''
     if start != CONTAINER_START:
-        raise StateFileError('it is no container of gluon_optim: the file must begin with a length of 8 bytes and '
+        raise StateFileError('it is not a gluon_optim file: the file must begin with an 8-byte length and '
                              f'{CONTAINER_START.decode()!r}. Received: {(prefix + start)[:16]!r}... in a file of {size} bytes. '
-                             f'Read the file with the program that wrote it, or take another copy.')
+                             f'Read the file with the program that wrote it, or use another copy.')
     if not len(CONTAINER_START) + 64 < length <= min(MAX_HEADER, size - 8):
         raise StateFileError(f'the header must fit into the file, and into {MAX_HEADER} bytes. Received: a header of {length} '
-                             f'bytes in a file of {size}. The file is cut off or damaged: take another copy of it.')
+                             f'bytes in a file of {size}. The file is truncated or damaged: use another copy of it.')
     header = prefix + start + file.read(length - len(start))
     if len(header) != 8 + length or _signed(header) != header:
-        raise StateFileError(f'the SHA-256 of the header must be the one that it states. Received: another. {DAMAGED}')
+        raise StateFileError(f'the SHA-256 of the header must be the one stored in it. Received: a different one. {DAMAGED}')
     return header
 
 
 def _parse(header: bytes) -> Tuple[Dict[str, Any], Dict[str, Entry]]:
-    """The manifest, and of each array what safetensors says about it."""
+    """The manifest, and what safetensors says about each array."""
     tensors = _loads(header[8:])
     metadata = tensors.pop('__metadata__', None)
     check_record(metadata, METADATA, 'the metadata')
     manifest = _loads(metadata['gluon_optim'].encode())
     if not isinstance(manifest, dict) or manifest.get('format') not in (FORMAT, CHECKPOINT):
-        raise StateFileError(f'the manifest must be of the format {FORMAT!r} or {CHECKPOINT!r}. {DAMAGED}')
+        raise StateFileError(f'the manifest must have the format {FORMAT!r} or {CHECKPOINT!r}. {DAMAGED}')
     version = manifest.get('version')
     if type(version) is not int or version not in VERSIONS:
-        raise StateFileError(f'the version of the format must be {" or ".join(map(str, VERSIONS))}. Received: {show(version)}. '
+        raise StateFileError(f'the format version must be {" or ".join(map(str, VERSIONS))}. Received: {show(version)}. '
                              'Install the gluon_optim that wrote the file, or a newer one.')
     entries = {}
     for key, tensor in tensors.items():
@@ -256,7 +256,7 @@ def _loads(text: bytes) -> Any:
 
 
 def _check_layout(entries: Mapping[str, Entry], size: int) -> None:
-    """The arrays must follow one another without holes, and fill the rest of the file."""
+    """The arrays must follow one another without gaps and fill the rest of the file."""
     position = 0
     for key, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         nbytes = math.prod(shape) * numpy.dtype(dtype).itemsize
@@ -265,8 +265,8 @@ def _check_layout(entries: Mapping[str, Entry], size: int) -> None:
                                  f'{position + nbytes} of the data. Received: {begin} to {end}. {DAMAGED}')
         position = end
     if position != size:
-        fault = 'cut off' if size < position else 'longer than it was written'
-        raise StateFileError(f'the data must have {position} bytes. Received: {size}. The file is {fault}: take another copy.')
+        fault = 'truncated' if size < position else 'longer than when it was written'
+        raise StateFileError(f'the data must have {position} bytes. Received: {size}. The file is {fault}: use another copy.')
 
 
 def _read_array(file: BinaryIO, key: str, entry: Entry, crc32: str) -> numpy.ndarray:
@@ -277,7 +277,7 @@ def _read_array(file: BinaryIO, key: str, entry: Entry, crc32: str) -> numpy.nda
     for i in range(0, len(view), _CHUNK):
         piece = view[i:i + _CHUNK]
         if file.readinto(piece) != len(piece):  # type: ignore[attr-defined]
-            raise StateFileError('the file became shorter while it was read. Wait for its writer, then read again.')
+            raise StateFileError('the file became shorter while it was being read. Wait for its writer to finish, then read again.')
         crc = zlib.crc32(piece, crc)
     if f'{crc:08x}' != crc32:
         raise StateFileError(f'the CRC-32 of {show(key)} must be {crc32}. Received: {crc:08x}. {DAMAGED}')

@@ -1,4 +1,4 @@
-"""What goes wrong with files that hold optimizer states."""
+"""Errors in files that hold optimizer states."""
 import contextlib
 from typing import Any, Iterator, Tuple, Type
 
@@ -6,11 +6,11 @@ __all__ = ['StateFileError', 'UnreadableFile', 'reading']
 
 
 class StateFileError(ValueError):
-    """A file of optimizer states is damaged, incomplete or not what its reader expects; nothing was changed."""
+    """A file of optimizer states is damaged, incomplete or of an unexpected kind; nothing was changed."""
 
 
 class UnreadableFile(StateFileError):
-    """A file is in no format that can be read safely: not ours, not MXNet's, or it asks for code to be run."""
+    """A file is not in a format that can be read safely: neither ours nor MXNet's, or it asks for code to be run."""
 
 
 @contextlib.contextmanager

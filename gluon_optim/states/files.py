@@ -18,6 +18,8 @@ Path = Union[str, 'os.PathLike[str]']
 
 PARAMS_MAGIC = (0x112).to_bytes(8, 'little')
 ZIP_MAGIC = b'PK\3\4', b'PK\5\6'
+LFS_START = b'version https://git-lfs.github.com/spec/'
+HTML = re.compile(rb'\s*<(!doctype html|html|head)', re.IGNORECASE)
 PICKLE = re.compile(rb'\x80[\2-\5]|\(*(dp\d|\}q)')
 # the signature of our header stands at a fixed place, and what follows it
 CONTAINER_START = b'{"__metadata__":{"gluon_optim":"{\\"header_sha256\\":\\"'
@@ -32,11 +34,14 @@ class Kind(enum.Enum):
 
     CHECKPOINT = 'checkpoint'          # ours: a net, and states
     STATES = 'states'                  # ours
-    SAFETENSORS = 'safetensors'        # of somebody else
+    SAFETENSORS = 'safetensors'        # not ours: weights of a model, say
     MXNET_STATES = 'MXNet states'      # a pickle of Trainer.save_states and its like
     PARAMS = 'parameters'              # of mx.nd.save
     NPZ = 'npz'                        # of npx.savez, or of NumPy
-    PYTORCH = 'PyTorch states'
+    PYTORCH = 'PyTorch states'         # of torch.save; what is in it shows when it is read
+    MODEL = 'weights'                  # a model's state_dict, in a file of PyTorch or safetensors
+    LFS = 'Git LFS pointer'
+    HTML = 'HTML page'
     ONNX = 'ONNX model'
     OPTAX = 'optax states'
     UNKNOWN = 'unknown'
@@ -107,6 +112,10 @@ def _kind(file: BinaryIO, path: str, head: bytes, size: int) -> Kind:
         return Kind.SAFETENSORS
     if PICKLE.match(head):
         return Kind.MXNET_STATES
+    if head.startswith(LFS_START):
+        return Kind.LFS
+    if HTML.match(head):
+        return Kind.HTML
     return Kind.ONNX if head and os.path.splitext(path)[1] == '.onnx' else Kind.UNKNOWN
 
 

@@ -1,4 +1,4 @@
-"""What is in a file of states, parameters or a whole run: described, compared, and checked for completeness."""
+"""The contents of a file of states, parameters or a whole run: described, compared, and checked for completeness."""
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
@@ -10,12 +10,12 @@ from .model import OptimizerStates, Run, chunks, digest
 
 __all__ = ['Contents', 'Difference', 'Row', 'arrays_of', 'compare', 'missing', 'names_in', 'rows']
 
-WHOLE = '_optimizer'  # under which arrays of the optimizer as a whole stand beside those of parameters
+WHOLE = '_optimizer'  # the key for arrays of the optimizer as a whole, next to those of parameters
 
 
 @dataclass
 class Contents:
-    """What was read from a file: all that is known of it goes on from here, and the file is not opened again."""
+    """What was read from a file: everything known about it is passed on from here, and the file is not opened again."""
 
     path: str
     kind: Kind
@@ -24,7 +24,7 @@ class Contents:
     parameters: Dict[str, numpy.ndarray] = field(default_factory=dict)  # values, by name
 
     def about(self) -> Dict[str, Any]:
-        """All but the arrays, as JSON has it."""
+        """Everything except the arrays, as JSON values."""
         found: Dict[str, Any] = {'path': self.path, 'kind': self.kind.value}
         if self.states is not None:
             states = self.states
@@ -40,20 +40,20 @@ class Contents:
 # Description
 
 class Row(NamedTuple):
-    """One array, or a parameter without any. Shares are of its elements; the norm is that of the finite ones."""
+    """One array, or a parameter without any. Shares are fractions of its elements; the norm covers the finite ones."""
 
     parameter: str
-    array: Optional[str]           # the slot, 'master', 'weight' for the parameter's value; None: no array
+    array: Optional[str]           # the slot, 'master', or 'weight' for the parameter's value; None: no array
     shape: Tuple[int, ...]
     dtype: str
-    updates: Optional[int]         # how many the parameter has seen
+    updates: Optional[int]         # number of updates the parameter has seen
     norm: float = 0.0
     zeros: float = 0.0
     nonfinite: float = 0.0
 
 
 def rows(contents: Contents) -> Iterator[Row]:
-    """One row for each array, in trainer order, and for each parameter without."""
+    """One row for each array, in trainer order, and for each parameter without one."""
     states = contents.states
     counts: Mapping[str, int] = states.counts if states else {}
     infos = {info.name: info for info in states.parameters} if states else {}
@@ -68,8 +68,10 @@ def arrays_of(contents: Contents) -> Dict[str, Dict[str, numpy.ndarray]]:
     """All arrays by parameter; those of the optimizer as a whole under `WHOLE`."""
     found: Dict[str, Dict[str, numpy.ndarray]] = {}
     states = contents.states
+    for weight in contents.run.weights if contents.run else ():  # in the order of the net, not of its trainer, which sorts names
+        found[weight.name] = {}
     for name in states.names if states else ():
-        found[name] = {}
+        found.setdefault(name, {})
     for name, value in contents.parameters.items():
         found.setdefault(name, {})['weight'] = value
     if states:
@@ -88,7 +90,7 @@ def names_in(contents: Contents) -> List[str]:
 
 
 def _measures(array: numpy.ndarray) -> Tuple[float, float, float]:
-    """Norm of the finite elements, share of zeros, share of elements that are not finite."""
+    """Norm of the finite elements, share of zeros, share of non-finite elements."""
     squares, zeros, nonfinite = 0.0, 0, 0
     for piece in chunks(array):
         values = piece.astype('float64')
@@ -105,17 +107,17 @@ def _measures(array: numpy.ndarray) -> Tuple[float, float, float]:
 # Comparison
 
 class Difference(NamedTuple):
-    """One thing in which two files differ: ``a`` and ``b`` are values, or descriptions of arrays, None where it is missing."""
+    """One difference between two files: ``a`` and ``b`` are values, or descriptions of arrays, None where missing."""
 
     what: str
     a: Any
     b: Any
-    largest: Optional[float] = None    # absolute difference of two elements
+    largest: Optional[float] = None    # largest absolute difference of two elements
     elements: Optional[int] = None     # how many differ, in any bit
 
 
 def compare(a: Contents, b: Contents) -> List[Difference]:
-    """All differences, but for who wrote the files: values first, then arrays."""
+    """All differences except in who wrote the files: values first, then arrays."""
     left, right = _values(a), _values(b)
     found = [Difference(key, left.get(key), right.get(key)) for key in {**left, **right} if left.get(key) != right.get(key)]
     one, other = _flat(a), _flat(b)
@@ -179,7 +181,7 @@ def _compare_arrays(key: str, a: Any, b: Any) -> Optional[Difference]:
 # Completeness
 
 def missing(states: OptimizerStates, names: Optional[List[str]] = None) -> List[str]:
-    """What the optimizer needs, or of the parameters ``names``, and the file does not have: one sentence each."""
+    """What the optimizer needs but the file lacks, for ``names`` or all parameters: one sentence each."""
     found = [f'{name} is not in the file' for name in names or () if name not in states.names]
     if not states.optimizer:
         return [*found, 'the optimizer is not in the file: update counts and hyper-parameters are unknown']
@@ -190,14 +192,14 @@ def missing(states: OptimizerStates, names: Optional[List[str]] = None) -> List[
         count, slots = states.counts.get(info.name, 0), states.slots.get(info.name)
         if slots is None:
             if count:
-                found.append(f'{info.name} has seen {count} updates and has no state')
+                found.append(f'{info.name} has seen {count} updates but has no state')
             continue
         if needed is not None and set(slots) != set(needed):
-            found.append(f'{info.name} must have the slots {sorted(needed)}, and has {sorted(slots)}')
-        found += [f'{info.name}/{slot} has the shape {list(array.shape)}, the weight {list(info.shape)}'
+            found.append(f'{info.name} must have the slots {sorted(needed)}, but has {sorted(slots)}')
+        found += [f'{info.name}/{slot} has the shape {list(array.shape)}, but the weight has {list(info.shape)}'
                   for slot, array in slots.items() if (needed or {}).get(slot) == 'weight' and array.shape != tuple(info.shape)]
         if some_master and halves[info.name] and info.name not in states.master:
-            found.append(f'{info.name} is float16 and has no master, others have')
+            found.append(f'{info.name} is float16 and has no master, although others have one')
     return found
 
 

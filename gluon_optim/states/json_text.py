@@ -1,4 +1,4 @@
-"""JSON that a file holds: read with a bound on everything that it can say, and in one way wherever a file has JSON."""
+"""JSON in files, read in the same way everywhere, with bounds on everything it can contain."""
 import collections
 import json
 import math
@@ -13,29 +13,29 @@ from .files import OpenFile, Path, open_once
 __all__ = ['loads', 'read']
 
 MAX_DEPTH = 100    # the manifests here need a tenth of that
-MAX_DIGITS = 32    # of a number: converting a million of them takes seconds
+MAX_DIGITS = 32    # of a number: converting a million digits takes seconds
 LONGEST = 32 << 20  # bytes of a file of JSON
-# how much memory, at most, comes with each of these, which are one for each value and more
+# the memory, at most, that comes with each of these, of which there is at least one per value
 COSTS = {b'{': 250, b'[': 80, b',': 40}
 
 
 def read(path: Union[Path, OpenFile], what: str) -> Any:
-    """The value in a file of JSON, which errors call ``what``. Raises UnreadableFile, or OSError where it cannot be opened."""
+    """The value in a JSON file, called ``what`` in errors. Raises UnreadableFile, or OSError if it cannot be opened."""
     with open_once(path) as file:
         text = file.file.read(min(file.size, LONGEST) + 1)
         try:
             if len(text) > LONGEST:
-                raise StateFileError(f'{what} may have up to {LONGEST} bytes. Received: {file.size}.')
+                raise StateFileError(f'{what} may have at most {LONGEST} bytes. Received: {file.size}.')
             return loads(text, what)
         except StateFileError as error:
             raise UnreadableFile(f'Cannot read {file.path!r}: {error}') from None
 
 
 def loads(text: bytes, what: str) -> Any:
-    """The value of a JSON text. It takes linear time, and twice the memory of the text and 32 MiB.
+    """The value of a JSON text, in linear time and at most twice the text's memory plus 32 MiB.
 
-    Refuses, with a StateFileError that calls the text ``what``: other encodings than UTF-8, repeated keys, NaN and infinities,
-    numbers beyond 64 bits, nesting beyond 100 levels, and what would take more memory.
+    Refuses, with a StateFileError that calls the text ``what``: encodings other than UTF-8, repeated keys, NaN and infinities,
+    numbers beyond 64 bits, nesting beyond 100 levels, and anything that would take more memory.
 
     >>> loads(b'{"a": [1, 2.5, null]}', 'the map')
     {'a': [1, 2.5, None]}
@@ -72,7 +72,7 @@ def loads(text: bytes, what: str) -> Any:
         value = json.loads(text.decode('utf-8'), object_pairs_hook=unique, parse_int=number(int), parse_float=number(float),
                            parse_constant=constant)
         if width == 4:
-            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is not text
     except StateFileError:
         raise
     except RecursionError:

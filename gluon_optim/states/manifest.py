@@ -1,4 +1,4 @@
-"""The manifest of a file of states: from states, back to states, and what it must look like."""
+"""The manifest of a state file: made from states, turned back into states, and checked."""
 import collections
 import math
 import reprlib
@@ -21,11 +21,11 @@ VERSIONS = (1, 2)     # that are read
 DTYPES = {'F16': 'float16', 'F32': 'float32', 'F64': 'float64', 'I8': 'int8', 'I16': 'int16', 'I32': 'int32',
            'I64': 'int64', 'U8': 'uint8', 'U16': 'uint16', 'U32': 'uint32', 'U64': 'uint64'}
 CODES = {name: code for code, name in DTYPES.items()}
-_WEIGHT_DTYPES = (*CODES, 'bool', 'bfloat16')  # of weights, which are not in the file: what frameworks can have
-DAMAGED = 'The file is damaged or was edited: take another copy of it.'
-UNSIGNED = '0' * 64  # in the place of the signature while it is computed
+_WEIGHT_DTYPES = (*CODES, 'bool', 'bfloat16')  # types of weights, which are not in the file: whatever frameworks support
+DAMAGED = 'The file is damaged or was edited: use another copy of it.'
+UNSIGNED = '0' * 64  # replaces the signature while it is computed
 
-Entry = Tuple[str, Tuple[int, ...], int, int]  # of one array: dtype, shape, begin, end
+Entry = Tuple[str, Tuple[int, ...], int, int]  # one array: dtype, shape, begin, end
 
 
 def weight_keys(name: str, copies: int) -> List[str]:
@@ -34,7 +34,7 @@ def weight_keys(name: str, copies: int) -> List[str]:
 
 
 def manifest_of(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str, Array]) -> Dict[str, Any]:
-    """The manifest, but for its signature and the checksums of ``arrays``. StateFileError for what JSON cannot hold."""
+    """The manifest without its signature and the checksums of ``arrays``. StateFileError for anything JSON cannot hold."""
     strangers = sorted({*states.counts, *states.slots, *states.master, *states.trees} - set(states.names))
     if strangers:
         raise StateFileError(f'counts, slots, trees and masters must belong to parameters. Received: {strangers!r}, '
@@ -71,14 +71,14 @@ def manifest_of(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str
 
 
 def run_record(run: Run) -> Dict[str, Any]:
-    """A run as JSON has it, but for its arrays. StateFileError for what JSON cannot hold."""
+    """A run as JSON values, without its arrays. StateFileError for anything JSON cannot hold."""
     record = {name: plain(getattr(run, name), name) for name in ('step', 'epoch', 'batch', 'metrics', 'random', 'extra')}
     return dict(record, weights=[{'name': w.name, 'full_name': w.full_name, 'copies': len(w.copies), 'grad_req': w.grad_req}
                                  for w in run.weights])
 
 
 def plain(value: Any, where: str) -> Any:
-    """``value`` as JSON has it, or an error that names the attribute which JSON cannot hold."""
+    """``value`` in plain JSON types, or an error that names the attribute JSON cannot hold."""
     if isinstance(value, numpy.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -117,7 +117,7 @@ def states_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) 
 
 
 def run_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Optional[Run]:
-    """The run of a checkpoint, None for a file of states."""
+    """The run of a checkpoint, or None for a state file."""
     if 'run' not in manifest:
         return None
     record = dict(manifest['run'])
@@ -126,10 +126,10 @@ def run_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> 
     return Run(**record)
 
 
-# What a manifest must look like: checked by the reader, and by the writer before anything is written
+# The checks of a manifest: done by the reader, and by the writer before anything is written
 
 def check(manifest: Any, entries: Mapping[str, Entry]) -> None:
-    """Refuse a manifest with missing, unknown or impossible contents, or that lists other arrays than ``entries``."""
+    """Refuse a manifest with missing, unknown or impossible contents, or one that lists arrays other than ``entries``."""
     version = manifest['version']
     check_record(manifest, (_CHECKPOINT if manifest['format'] == CHECKPOINT else _MANIFEST)[version], 'the manifest')
     listed = [f'_optimizer/{variable}' for variable in manifest['variables']]
@@ -143,17 +143,17 @@ def check(manifest: Any, entries: Mapping[str, Entry]) -> None:
             listed.append(f'{record["name"]}/master')
             _, shape, _, _ = entries.get(listed[-1], (None, None, 0, 0))
             if shape is not None and shape != tuple(record['shape']):
-                raise StateFileError(f'{show(listed[-1])} must have the shape {record["shape"]} of its parameter. '
+                raise StateFileError(f'{show(listed[-1])} must have the shape of its parameter, {record["shape"]}. '
                                      f'Received: {list(shape)}.')
     listed += _check_run(manifest['run'], version, entries) if 'run' in manifest else []
     for what, keys in (('names of parameters', [r['name'] for r in manifest['parameters']]), ('arrays of the manifest', listed)):
         repeated = [key for key, number in collections.Counter(keys).items() if number > 1]
         if repeated:
-            raise StateFileError(f'the {what} must differ. Received twice: {show(repeated)}.')
+            raise StateFileError(f'the {what} must be unique. Received twice: {show(repeated)}.')
     for what, given in (('checksums', set(manifest['crc32'])), ('arrays in the file', set(entries))):
         odd = sorted(given ^ set(listed))
         if odd:
-            raise StateFileError(f'the {what} must be those that the manifest lists. In one of the two only: {show(odd)}.')
+            raise StateFileError(f'the {what} must be those listed in the manifest. In only one of the two: {show(odd)}.')
 
 
 def _check_attributes(attributes: Mapping[str, Any], variables: List[str]) -> None:
@@ -167,22 +167,30 @@ def _check_attributes(attributes: Mapping[str, Any], variables: List[str]) -> No
 
 
 def _check_run(run: Any, version: int, entries: Mapping[str, Entry]) -> List[str]:
-    """The keys of the arrays that the run of a checkpoint lists."""
+    """The keys of the arrays listed by a checkpoint's run."""
     check_record(run, _RUN, 'the run')
     listed: List[str] = []
     for record in run['weights']:
         check_record(record, _WEIGHT[version], 'a weight of the manifest')
         if len(listed) + record['copies'] > len(entries):
-            raise StateFileError(f'the weights must be arrays of the file. Received: more than its {len(entries)}. {DAMAGED}')
+            raise StateFileError(f'the weights must be arrays in the file. Received: more than its {len(entries)}. {DAMAGED}')
         keys = weight_keys(record['name'], record['copies'])
         if len({entries[key][:2] for key in keys if key in entries}) > 1:
-            raise StateFileError(f'the copies of {show(record["name"])} must have one shape and type. {DAMAGED}')
+            raise StateFileError(f'the copies of {show(record["name"])} must have the same shape and type. {DAMAGED}')
         listed += keys
     return listed
 
 
 Check = Callable[[Any], bool]
-show = reprlib.Repr().repr  # a corrupt value can be of any size
+show = reprlib.Repr().repr  # a corrupt value can have any size
+
+
+def _must_be(words: str) -> Callable[[Check], Check]:
+    """What a check asks for, as errors say it: its docstring, also under python -OO."""
+    def say(check: Check) -> Check:
+        check.__doc__ = words
+        return check
+    return say
 
 
 def check_record(record: Any, schema: Mapping[str, Check], where: str) -> None:
@@ -192,156 +200,150 @@ def check_record(record: Any, schema: Mapping[str, Check], where: str) -> None:
         raise StateFileError(f'{where} must have the keys {sorted(schema)} and no others. Received: {received}.')
     for key, check in schema.items():
         if not check(record[key]):
-            raise StateFileError(f'{key!r} of {where} must be {(check.__doc__ or "").strip()}. Received: {show(record[key])}.')
+            raise StateFileError(f'{key!r} of {where} must be {check.__doc__}. Received: {show(record[key])}.')
 
 
 def _one_of(values: Any) -> Check:
-    def one_of(x: Any) -> bool:
-        return isinstance(x, str) and x in values
-    one_of.__doc__ = f'one of {", ".join(values)}'
-    return one_of
+    return _must_be(f'one of {", ".join(values)}')(lambda x: isinstance(x, str) and x in values)
 
 
 def _optional(check: Check) -> Check:
-    def optional(x: Any) -> bool:
-        return x is None or check(x)
-    optional.__doc__ = f'{check.__doc__} or null'
-    return optional
+    return _must_be(f'{check.__doc__} or null')(lambda x: x is None or check(x))
 
 
+@_must_be('text')
 def _text(x: Any) -> bool:
-    """text"""
     return isinstance(x, str)
 
 
+@_must_be('printable text')
 def _word(x: Any) -> bool:
-    """printable text"""
     return isinstance(x, str) and x.isprintable() and x != ''
 
 
+@_must_be("printable text; no part between slashes may be empty, '.' or '..', and the first must not be '_optimizer' or similar")
 def _name(x: Any) -> bool:
-    """printable text; between slashes neither nothing nor '.' nor '..', before the first one not '_optimizer' or the like"""
     return _word(x) and not {'', '.', '..'} & set(x.split('/')) and x.split('/')[0] not in _RESERVED
 
 
+@_must_be('printable text without a slash')
 def _key(x: Any) -> bool:
-    """printable text without a slash"""
     return _word(x) and '/' not in x
 
 
+@_must_be('a list of printable texts without a slash')
 def _keys(x: Any) -> bool:
-    """a list of printable texts without a slash"""
     return isinstance(x, list) and all(map(_key, x))
 
 
+@_must_be("a list of printable texts without a slash, none of them 'master'")
 def _slots(x: Any) -> bool:
-    """a list of printable texts without a slash, none of them 'master'"""
     return _keys(x) and 'master' not in x
 
 
+@_must_be('an object of numbers')
 def _numbers(x: Any) -> bool:
-    """an object of numbers"""
     return isinstance(x, dict) and all(map(_number, x.values()))
 
 
+@_must_be('an integer from 1 to 2**53')
 def _positive(x: Any) -> bool:
-    """a whole number from 1 to 2**53"""
     return _natural(x) and x > 0
 
 
+@_must_be('an integer from 0 to 2**53')
 def _natural(x: Any) -> bool:
-    """a whole number from 0 to 2**53"""
     return type(x) is int and 0 <= x <= 2**53
 
 
+@_must_be('an object of whole numbers from 0 to 2**53')
 def _naturals(x: Any) -> bool:
-    """an object of whole numbers from 0 to 2**53"""
     return isinstance(x, dict) and all(map(_natural, x.values()))
 
 
+@_must_be('a number')
 def _number(x: Any) -> bool:
-    """a number"""
     return type(x) in (int, float)
 
 
+@_must_be('true or false')
 def _flag(x: Any) -> bool:
-    """true or false"""
     return type(x) is bool
 
 
+@_must_be('up to 32 integers')
 def _shape(x: Any) -> bool:
-    """up to 32 whole numbers"""
-    # the product over nonzero sizes too must be one that NumPy can count
+    # the product of the nonzero sizes must also be one that NumPy can count
     return isinstance(x, list) and len(x) <= 32 and all(map(_natural, x)) and math.prod(max(n, 1) for n in x) <= 2**53
 
 
+@_must_be('two integers')
 def _range(x: Any) -> bool:
-    """two whole numbers"""
     return isinstance(x, list) and len(x) == 2 and all(map(_natural, x))
 
 
+@_must_be('an object')
 def _mapping(x: Any) -> bool:
-    """an object"""
     return isinstance(x, dict)
 
 
+@_must_be('an object of printable texts')
 def _texts(x: Any) -> bool:
-    """an object of printable texts"""
     return isinstance(x, dict) and all(map(_word, x)) and all(map(_word, x.values()))
 
 
+@_must_be('a list')
 def _list(x: Any) -> bool:
-    """a list"""
     return isinstance(x, list)
 
 
+@_must_be("an object with the two keys 'class', a printable text, and 'attributes', an object")
 def _scheduler(x: Any) -> bool:
-    """an object of the two keys 'class', a printable text, and 'attributes', an object"""
     return isinstance(x, dict) and set(x) == {'class', 'attributes'} and _word(x['class']) and _mapping(x['attributes'])
 
 
+@_must_be('64 lower-case hexadecimal digits')
 def _signature(x: Any) -> bool:
-    """64 lower-case hexadecimal digits"""
     return isinstance(x, str) and len(x) == 64 and set(x) <= set('0123456789abcdef')
 
 
+@_must_be('an object of texts with 8 lower-case hexadecimal digits each')
 def _checksums(x: Any) -> bool:
-    """an object of texts of 8 lower-case hexadecimal digits"""
     return isinstance(x, dict) and all(isinstance(v, str) and len(v) == 8 and set(v) <= set('0123456789abcdef') for v in x.values())
 
 
+@_must_be('an object of trees under printable texts without a slash')
 def _trees(x: Any) -> bool:
-    """an object of trees under printable texts without a slash"""
     return isinstance(x, dict) and all(map(_key, x))  # the trees themselves: `_check_attributes`
 
 
+@_must_be('a list of names of parameters')
 def _names(x: Any) -> bool:
-    """a list of names of parameters"""
     return isinstance(x, list) and all(map(_name, x))
 
 
+@_must_be('an object of numbers under names of parameters')
 def _numbers_by_name(x: Any) -> bool:
-    """an object of numbers under names of parameters"""
     return _numbers(x) and all(map(_name, x))
 
 
+@_must_be('an object of names under names')
 def _names_by_name(x: Any) -> bool:
-    """an object of names under names"""
     return isinstance(x, dict) and all(map(_name, x)) and all(map(_name, x.values()))
 
 
+@_must_be('an object of recurrent layers under names of parameters')
 def _layers(x: Any) -> bool:
-    """an object of recurrent layers under names of parameters"""
     return isinstance(x, dict) and all(map(_name, x)) and all(map(_layer, x.values()))
 
 
+@_must_be("an object of the keys 'mode', 'hidden', 'layers', 'bidirectional' and 'projection'")
 def _layer(x: Any) -> bool:
-    """an object of the keys 'mode', 'hidden', 'layers', 'bidirectional' and 'projection'"""
     return isinstance(x, dict) and set(x) == set(_RECURRENT) and all(check(x[key]) for key, check in _RECURRENT.items())
 
 
+@_must_be('an object of the facts in docs/FORMAT.md and no others')
 def _facts(x: Any) -> bool:
-    """an object of the facts in docs/FORMAT.md and no others"""
     return isinstance(x, dict) and set(x) == set(_FACTS) and all(check(x[key]) for key, check in _FACTS.items())
 
 

@@ -1,22 +1,29 @@
-"""What a training run's optimizer holds, as NumPy arrays under names: no framework, no device."""
+"""A training run's optimizer state as named NumPy arrays, independent of framework and device."""
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
 import numpy
 
-__all__ = ['NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Run', 'Weight', 'chunks', 'digest']
+from .. import rules
+from ..display import Rows, table, text, without_none
+from ..rules import Rule
+from ..rules.base import BASE_HYPERS
+from ..schema import Slot, Values, one_of, some_of
 
-STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # ends of names of what no optimizer updates
-NO_OPTIMIZER = 'none'  # the name of the optimizer in a checkpoint of a net alone
-Array = Any  # a numpy.ndarray, or what has `shape`, `dtype` and `chunks()`: an array of a device that is copied in pieces
+__all__ = ['NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Run', 'Weight', 'chunks', 'digest',
+           'has_rule']
+
+STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # name endings of parameters that no optimizer updates
+NO_OPTIMIZER = 'none'  # the optimizer's name in a checkpoint of a net alone
+Array = Any  # a numpy.ndarray, or anything with `shape`, `dtype` and `chunks()`: a device's array, copied in pieces
 
 
 @dataclass
 class ParameterInfo:
     """One parameter as its trainer knew it, in trainer order."""
 
-    name: str                      # the key of everything below: structural where the net was given, else Parameter.name
+    name: str                      # the key of everything below: structural if the net was given, else Parameter.name
     full_name: str                 # Parameter.name
     shape: Tuple[int, ...]
     dtype: str                     # of the weight: 'float16', 'float32', 'float64'
@@ -30,10 +37,10 @@ class OptimizerStates:
     """An optimizer's state, ready to be saved, inspected or converted.
 
     ``optimizer``   registered name, e.g. 'novograd'
-    ``hypers``      every hyper-parameter by MXNet's name; learning_rate, wd, rescale_grad, clip_gradient included
-    ``num_update``  MXNet's global update number, what a scheduler sees (begin_num_update included)
+    ``hypers``      every hyper-parameter under MXNet's name, including learning_rate, wd, rescale_grad and clip_gradient
+    ``num_update``  MXNet's global update number, which a scheduler sees (begin_num_update included)
     ``names``       parameters in trainer order
-    ``counts``      updates that each parameter has seen (t of its last update; begin_num_update not included)
+    ``counts``      number of updates of each parameter (t of its last update; begin_num_update not included)
     ``slots``       name -> slot -> array
     ``master``      name -> float32 weights, for parameters trained with multi_precision
     ``scheduler``   {'class': path, 'attributes': {...}} or None
@@ -41,13 +48,14 @@ class OptimizerStates:
     ``trees``       name -> how MXNet nests its slots ('0', '1.0', ...), for optimizers that have no rule here
     ``attributes``  of such optimizers, those that are not plain values: name -> tree (`gluon_optim.states.nesting`)
     ``facts``       what a conversion must know of the net's layers (docs/FORMAT.md), None where it is unknown
-    ``report``      what the reader or a conversion has to say, one string a line
+    ``report``      messages from the reader or a conversion, one string per line
     ``parameters``  one `ParameterInfo` for each name: shape and dtype of the weight, lr_mult, wd_mult
     ``loss_scaler``  what AMP's loss scaler holds, or None
     ``producer``    name -> version of the programs that wrote the file
 
     Raises nothing: states are checked where they are written, loaded or converted.
 
+    >>> import numpy
     >>> info = ParameterInfo('0.weight', 'dense0_weight', (3, 2), 'float32')
     >>> states = OptimizerStates('sgd_torch', {'momentum': 0.9}, 7, [info], {'0.weight': 7},
     ...                          {'0.weight': {'momentum_buffer': numpy.zeros((3, 2), 'float32')}})
@@ -77,9 +85,33 @@ class OptimizerStates:
         return (f'<OptimizerStates: {self.optimizer or "unknown optimizer"} at update {self.num_update}, '
                 f'{len(self.parameters)} parameters>')
 
+    def _repr_html_(self) -> str:
+        hypers = {name: value for name, value in self.hypers.items() if value is not None}
+        rows = [('hyper-parameters', ', '.join(f'{name} {value!r}' for name, value in hypers.items())),
+                ('scheduler', (self.scheduler or {}).get('class')), *(('', line) for line in self.report[:4])]
+        rows += [(info.name, f'{info.dtype}{list(info.shape)}, {self.counts.get(info.name, 0)} updates, '
+                  f'{", ".join(self.slots.get(info.name) or ()) or "no slots"}') for info in self.parameters]
+        return table(repr(self)[1:-1], without_none(rows))
+
     @property
     def names(self) -> List[str]:
         return [parameter.name for parameter in self.parameters]
+
+    def as_rule(self, name: str, **hypers: Any) -> 'OptimizerStates':
+        """The states as those of the rule ``name``, of which you know that it computes what an optimizer without a rule did.
+
+        Its arrays become the rule's slots in their order, its attributes the hyper-parameters of the same names; ``hypers`` are
+        those that it calls otherwise. ``report`` says what was taken on your word.
+
+        Raises ValueError for states that have a rule, an unknown name, and arrays of another number or shape than the rule's slots.
+
+        >>> info = ParameterInfo('w', 'w', (2,), 'float32')
+        >>> arrays = {'0': numpy.zeros(2, 'float32'), '1': numpy.ones(2, 'float32')}
+        >>> states = OptimizerStates('bertadam', {'beta1': 0.8}, 3, [info], {'w': 3}, {'w': arrays})
+        >>> states.as_rule('adamw').hypers['beta1'], list(states.as_rule('adamw').slots['w'])
+        (0.8, ['mean', 'var'])
+        """
+        return _as_rule(self, name, hypers)
 
     def renamed(self, names: Mapping[str, str]) -> 'OptimizerStates':
         """The same states with other names for the parameters in ``names``; itself where there are none."""
@@ -95,7 +127,7 @@ class OptimizerStates:
 
 
 class Weight(NamedTuple):
-    """A parameter's value. ``copies`` has one array, or one of each device where they differ (running statistics)."""
+    """A parameter's value. ``copies`` has one array, or one per device where they differ (running statistics)."""
 
     name: str
     full_name: str
@@ -105,12 +137,12 @@ class Weight(NamedTuple):
 
 @dataclass
 class Run:
-    """What a checkpoint holds besides the optimizer's states: the net, and where the run stands.
+    """What a checkpoint holds besides the optimizer's states: the net, and the progress of the run.
 
-    ``step, epoch, batch``  as the user counts them, None where not given
-    ``metrics``             name -> value, by which the best checkpoint is kept
+    ``step, epoch, batch``  as the user counts them, None if not given
+    ``metrics``             name -> value, used to keep the best checkpoint
     ``random``              the seed that MXNet was given when this was saved, and the states of NumPy's and Python's generators
-    ``extra``               the user's own, as JSON has it
+    ``extra``               the user's own data, as JSON values
     """
 
     weights: List[Weight]
@@ -120,6 +152,19 @@ class Run:
     metrics: Dict[str, float] = field(default_factory=dict)
     random: Optional[Dict[str, Any]] = None
     extra: Dict[str, Any] = field(default_factory=dict)
+
+    def _rows(self) -> Rows:
+        position = {name: value for name in ('step', 'epoch', 'batch') for value in [getattr(self, name)] if value is not None}
+        words = ', '.join(f'{name} {value}' for name, value in position.items())
+        return without_none([('position', words), ('metrics', self.metrics), ('extra', self.extra)])
+
+    def __repr__(self) -> str:
+        return text(f'<Run: {len(self.weights)} weights>', self._rows())
+
+    def _repr_html_(self) -> str:
+        weights = [(weight.name, f'{numpy.dtype(copy.dtype).name}{list(copy.shape)}')
+                   for weight in self.weights for copy in weight.copies[:1]]
+        return table(f'Run: {len(self.weights)} weights', [*self._rows(), *weights])
 
 
 def chunks(array: Array) -> Iterator[numpy.ndarray]:
@@ -138,9 +183,9 @@ def chunks(array: Array) -> Iterator[numpy.ndarray]:
 
 
 def digest(states: OptimizerStates) -> str:
-    """SHA-256 (hexadecimal) over what decides how training goes on: the optimizer's name, ``num_update``, and by sorted
+    """SHA-256 (hexadecimal) over what determines how training continues: the optimizer's name, ``num_update``, and by sorted
     name the type and shape of the weight, its count, and types, shapes and bytes of slots, master and the optimizer's
-    variables. Not over hyper-parameters, rates, the order of parameters, or anything about devices.
+    variables. Hyper-parameters, rates, the order of parameters and anything about devices are not included.
     """
     def add(arrays: Dict[str, Array]) -> None:
         for key, array in sorted(arrays.items()):
@@ -157,3 +202,61 @@ def digest(states: OptimizerStates) -> str:
         add(slots)
     add(states.variables)
     return sha.hexdigest()
+
+
+# States of an optimizer without a rule, given to the rule of which the user knows that it computes the same
+
+def has_rule(states: OptimizerStates) -> bool:
+    """Whether what the slots mean is known here."""
+    return not states.trees and states.optimizer in rules.names(drop_ins=True)
+
+
+def _as_rule(states: OptimizerStates, name: str, hypers: Dict[str, Any]) -> OptimizerStates:
+    """`OptimizerStates.as_rule`."""
+    rule: Type[Rule] = rules.get(name)
+    if has_rule(states):
+        raise ValueError(f'The states must be of an optimizer without a rule here. Received: those of {states.optimizer!r}, which '
+                         'has one. Leave as_rule out.')
+    known = {hyper.name for hyper in rule.declared({**states.hypers, **hypers}) + BASE_HYPERS}
+    h = rule.hyperparameters(**{**{key: value for key, value in states.hypers.items() if key in known}, **hypers})
+    result = replace(states, optimizer=rule.name, hypers=h.asdict(), slots={}, master={}, trees={}, attributes={}, variables={},
+                     report=[*states.report, *_said(states, rule, h, hypers)])
+    for info in states.parameters:
+        if info.name in states.slots:
+            result.slots[info.name], master = _slots(states, info, rule.slots(h))
+            if master is not None:
+                result.master[info.name] = master
+    return result
+
+
+def _slots(states: OptimizerStates, info: ParameterInfo, slots: Sequence[Slot]
+           ) -> Tuple[Dict[str, numpy.ndarray], Optional[numpy.ndarray]]:
+    """The arrays of one parameter by the names of the rule's slots, and its float32 master: MXNet puts that first."""
+    arrays = list(states.slots[info.name].items())
+    master = arrays.pop(0)[1] if info.dtype == 'float16' and len(arrays) == len(slots) + 1 else None
+    if len(arrays) != len(slots):
+        raise ValueError(f'{info.name!r} must have as many arrays as the rule has slots, {len(slots)}: '
+                         f'{one_of(slot.name for slot in slots)}. Received: {len(arrays)}. Name another rule.')
+    named = {}
+    for slot, (place, array) in zip(slots, arrays):
+        shape = slot.shape(info.shape)
+        if array.shape != shape and not (shape == () and array.size == 1):
+            raise ValueError(f'{slot.name!r} of {info.name!r} must have the shape {list(shape)}. Received: {list(array.shape)}, at '
+                             f'the place {place} of the state. Name another rule.')
+        named[slot.name] = array.reshape(shape)
+    if master is not None and master.shape != tuple(info.shape):
+        raise ValueError(f'The master of {info.name!r} must have the shape {list(info.shape)}. Received: {list(master.shape)}.')
+    return named, master
+
+
+def _said(states: OptimizerStates, rule: Type[Rule], h: Values, given: Dict[str, Any]) -> List[str]:
+    """What was taken on the user's word."""
+    names = one_of(slot.name for slot in rule.slots(h))
+    lines = [f'{states.optimizer} is taken for {rule.name}, as you say: its arrays are {names}, in this order']
+    assumed = {key: value for key, value in h.asdict().items() if key not in states.hypers and key not in given}
+    if assumed:
+        lines.append(f'not in the file, and taken to be {", ".join(f"{key}={value!r}" for key, value in assumed.items())}')
+    left = [key for key in [*states.hypers, *states.attributes] if key not in h]
+    if left:
+        lines.append(f'{rule.name} has no {some_of(left)}, which {states.optimizer} had')
+    return lines

@@ -1,47 +1,75 @@
-"""A picture of how large the arrays of a state are, layer by layer."""
-from typing import Any, Dict, List, Tuple
+"""A picture of the magnitudes in a state's arrays, layer by layer."""
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy
 
+from ..requirements import missing
 from .inspection import WHOLE, Contents, arrays_of
 
 __all__ = ['draw']
 
+Span = Tuple[float, float, float]  # 5th, 50th and 95th percentile
+MOST_ROWS = 70  # of parameters below one another
 _COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00')
 
 
 def draw(contents: Contents, path: str) -> None:
-    """Write a picture, of the type that the ending of ``path`` says, with one panel for each slot.
+    """Write a picture with one panel per slot, in the format given by the extension of ``path``.
 
-    Along each panel are the parameters in trainer order. A line reaches from the 5th to the 95th percentile of the
-    magnitudes of the elements, zeros left out, a dot marks the median; an open circle at the bottom means all zeros, a
-    cross that some elements are not finite.
+    Parameters stand one below the other in the order of the net, in several columns where they are many. A line runs from the
+    5th to the 95th percentile of the elements' magnitudes, leaving out zeros, and a dot marks the median; an open circle at
+    the left means all zeros, a cross that some elements are not finite.
 
-    Raises ValueError where there is nothing to draw, or for an unknown ending, ImportError without matplotlib.
+    Raises ValueError if there is nothing to draw or the extension is unknown, ImportError without matplotlib.
     """
     panels = _panels(contents)
     if not panels:
-        raise ValueError(f'There must be arrays to draw. Received: {contents.path!r}, which has none.')
+        raise ValueError(f'Nothing to draw: {contents.path!r} holds no arrays.')
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("a picture needs matplotlib: pip install 'gluon-optim[plot]'") from None
-    names = list(arrays_of(contents))
-    names = [name for name in names if any(name in panel for panel in panels.values())]
-    width = min(max(7.0, 0.19 * len(names) + 1.5), 60.0)
-    figure = Figure(figsize=(width, 2.2 * len(panels) + 0.09 * max(map(len, names)) + 0.8), layout='constrained')
+    except ImportError as error:
+        raise missing('a picture', 'matplotlib', 'plot', error) from None
+    names = [name for name in arrays_of(contents) if any(name in panel for panel in panels.values())]
+    columns = -(-len(names) // MOST_ROWS)
+    rows = -(-len(names) // columns)
+    width = 0.075 * max(map(len, names)) + 1.9 * len(panels) + 0.4
+    figure = Figure(figsize=(max(width * columns, 7.0), 0.17 * rows + 1.6), layout='constrained')
     FigureCanvasAgg(figure)
-    states = contents.states
-    title = f'{states.optimizer or "unknown optimizer"} at update {states.num_update}' if states else contents.path
-    figure.suptitle(f'{title}\nmagnitudes of the elements: median, 5th to 95th percentile', fontsize=11)
-    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (key, panel), color in zip(rows, panels.items(), _COLORS * len(panels)):
-        _draw_panel(axes, key, [panel.get(name) for name in names], color)
-    rows[-1].set_xticks(range(len(names)), names, rotation=90, fontsize=8 if len(names) < 200 else 5)
-    rows[-1].set_xlim(-0.8, len(names) - 0.2)
-    figure.align_ylabels()
+    figure.suptitle(f'{_title(contents)}\nmagnitudes of the elements', fontsize=11)
+    grid = figure.subplots(1, columns * len(panels), squeeze=False)[0]
+    for k, (key, panel) in enumerate(panels.items()):
+        spans = {name: _span(array) for name, array in panel.items() if array.size}
+        limits = _limits(spans.values())
+        for column in range(columns):
+            part = names[column * rows:(column + 1) * rows]
+            axes = grid[column * len(panels) + k]
+            _draw_panel(axes, [(panel.get(name), spans.get(name)) for name in part], _COLORS[k % len(_COLORS)], limits)
+            axes.set_title(key, fontsize=9)
+            axes.set_yticks(range(len(part)), part if k == 0 else [''] * len(part), fontsize=7.5)
+            axes.set_ylim(rows - 0.4, -0.6)
+    figure.legend(handles=_legend(), loc='outside lower center', ncol=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
+
+
+def _title(contents: Contents) -> str:
+    states = contents.states
+    return contents.path if states is None else f'{states.optimizer or "unknown optimizer"} at update {states.num_update}'
+
+
+def _legend() -> List[Any]:
+    from matplotlib.lines import Line2D
+    gray = '#555555'
+    return [Line2D([], [], color=gray, linewidth=2.2, alpha=0.55, label='5th to 95th percentile'),
+            Line2D([], [], color=gray, marker='o', linestyle='', markersize=4, label='median'),
+            Line2D([], [], color=gray, marker='o', linestyle='', markersize=4, fillstyle='none', label='all zeros'),
+            Line2D([], [], color='black', marker='x', linestyle='', markersize=6, label='not all finite')]
+
+
+def _limits(spans: Iterable[Span]) -> Tuple[float, float]:
+    """Ends of a logarithmic axis that has room for all of ``spans``."""
+    drawn = [span for span in spans if span[1] > 0]
+    return min((low for low, _, _ in drawn), default=1e-8) / 4, max((high for _, _, high in drawn), default=1.0) * 2
 
 
 def _panels(contents: Contents) -> Dict[str, Dict[str, numpy.ndarray]]:
@@ -53,25 +81,25 @@ def _panels(contents: Contents) -> Dict[str, Dict[str, numpy.ndarray]]:
     return panels
 
 
-def _draw_panel(axes: Any, key: str, arrays: List[Any], color: str) -> None:
-    spans = {place: _span(array) for place, array in enumerate(arrays) if array is not None and array.size}
-    drawn = {place: span for place, span in spans.items() if span[1] > 0}
-    bottom = min((span[0] for span in drawn.values()), default=1e-8) / 3
-    for place, (low, middle, high) in drawn.items():
-        axes.plot([place, place], [low, high], color=color, linewidth=2.2, solid_capstyle='butt', alpha=0.55)
-        axes.plot(place, middle, 'o', color=color, markersize=4)
-    empty = [place for place in spans if place not in drawn]
-    axes.plot(empty, [bottom] * len(empty), 'o', color=color, markersize=4, fillstyle='none')
-    broken = [place for place in spans if not numpy.isfinite(arrays[place]).all()]
-    axes.plot(broken, [drawn.get(place, (bottom, bottom, bottom))[2] for place in broken], 'x', color='black', markersize=7)
-    axes.set_yscale('log')
-    axes.set_ylabel(f'|{key}|')
-    axes.grid(axis='y', color='#dddddd', linewidth=0.6)
+def _draw_panel(axes: Any, arrays: Sequence[Tuple[Any, Optional[Span]]], color: str, limits: Tuple[float, float]) -> None:
+    for place, (array, span) in enumerate(arrays):
+        if array is None or span is None:
+            continue
+        low, middle, high = span if span[1] > 0 else (limits[0] * 1.5,) * 3
+        if span[1] > 0:
+            axes.plot([low, high], [place, place], color=color, linewidth=2.2, solid_capstyle='butt', alpha=0.55)
+        axes.plot(middle, place, 'o', color=color, markersize=4, fillstyle='full' if span[1] > 0 else 'none')
+        if not numpy.isfinite(array).all():
+            axes.plot(middle, place, 'x', color='black', markersize=6)
+    axes.set_xscale('log')
+    axes.set_xlim(limits)
+    axes.tick_params(axis='x', labelsize=7)
+    axes.grid(axis='x', color='#dddddd', linewidth=0.6)
     axes.spines[['top', 'right']].set_visible(False)
 
 
-def _span(array: numpy.ndarray) -> Tuple[float, float, float]:
-    """5th, 50th and 95th percentile of the magnitudes that are finite and not 0; zeros where there are none."""
+def _span(array: numpy.ndarray) -> Span:
+    """5th, 50th and 95th percentile of the finite, nonzero magnitudes; zeros if there are none."""
     magnitudes = numpy.abs(array.reshape(-1))
     magnitudes = magnitudes[numpy.isfinite(magnitudes) & (magnitudes > 0)].astype('float64')
     if not magnitudes.size:

@@ -1,4 +1,4 @@
-"""Watching how far reading or writing has come, for progress bars: files are opened by `opened` and `written`."""
+"""Watching the progress of reading or writing, for progress bars: files are opened with `opened` and `written`."""
 import contextlib
 import contextvars
 import io
@@ -14,7 +14,7 @@ _watchers: 'Dict[str, contextvars.ContextVar[Watcher]]' = {
 
 @contextlib.contextmanager
 def watched(watcher: Callable[[int], Any], way: str = 'read') -> Iterator[None]:
-    """Inside the block ``watcher`` is called with the number of bytes of each read from a file of states, or each 'write'."""
+    """Inside the block, ``watcher`` is called with the number of bytes of each read from a state file, or each 'write'."""
     token = _watchers[way].set(watcher)
     try:
         yield
@@ -23,7 +23,7 @@ def watched(watcher: Callable[[int], Any], way: str = 'read') -> Iterator[None]:
 
 
 def opened(path: Any) -> BinaryIO:
-    """``open(path, 'rb')``, which does not wait where ``path`` is a pipe; watched if somebody watches."""
+    """``open(path, 'rb')`` that does not wait if ``path`` is a pipe; watched if there is a watcher."""
     watcher = _watchers['read'].get()
     if watcher is None:
         return open(path, 'rb', opener=_without_waiting)
@@ -35,7 +35,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def written(descriptor: int, buffer: int) -> BinaryIO:
-    """``os.fdopen(descriptor, 'wb', buffer)``, watched if somebody watches."""
+    """``os.fdopen(descriptor, 'wb', buffer)``, watched if there is a watcher."""
     watcher = _watchers['write'].get()
     raw = io.FileIO(descriptor, 'wb') if watcher is None else _Watched(descriptor, 'wb', watcher)
     return io.BufferedWriter(raw, buffer)

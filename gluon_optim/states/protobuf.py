@@ -1,7 +1,7 @@
-"""Files of Protocol Buffers, as far as large arrays need it: their bytes go straight from array to file and back.
+"""As much of Protocol Buffers as large arrays need: their bytes go straight from array to file and back.
 
-The protobuf package keeps a message, its text and its arrays in memory at once. Here a message is written around arrays
-that stay where they are, and read with the arrays left out, of which one learns where they lie.
+The protobuf package keeps a message, its serialized form and its arrays in memory at once. Here a message is written around
+arrays that stay where they are, and read without the arrays, giving only their positions.
 """
 from typing import Any, BinaryIO, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
@@ -13,14 +13,14 @@ WHOLE, NUMBERS = 'whole', 'whole numbers'
 
 
 class Place(NamedTuple):
-    """Where in a file something lies."""
+    """The position of something in a file."""
 
     begin: int
     size: int
 
 
 def varint(number: int) -> bytes:
-    """A whole number, seven bits a byte.
+    """An integer, seven bits per byte.
 
     >>> varint(300).hex()
     'ac02'
@@ -33,7 +33,7 @@ def varint(number: int) -> bytes:
 
 
 def header(field: int, size: int) -> bytes:
-    """What comes before a field of ``size`` bytes."""
+    """The bytes that precede a field of ``size`` bytes."""
     return varint(field << 3 | 2) + varint(size)
 
 
@@ -56,9 +56,9 @@ class Room:
 def skim(file: BinaryIO, place: Place, fields: Fields, found: List[Optional[Place]], room: Optional[Room] = None) -> bytes:
     """Of the message at ``place`` those of its ``fields`` that are named, without the arrays in it.
 
-    For each message that may have an array one entry is appended to ``found``: where it lies, or None where it has none.
+    For each message that may have an array, one entry is appended to ``found``: its place, or None if it has none.
 
-    Raises UnreadableFile where the file is no message, or would become much larger in memory than it is.
+    Raises UnreadableFile if the file is not a message, or would become much larger in memory than it is.
     """
     pieces, array, room = [], None, room or Room()
     for field, whole, body in _fields(file, place):
@@ -79,7 +79,7 @@ def skim(file: BinaryIO, place: Place, fields: Fields, found: List[Optional[Plac
 
 
 def _fields(file: BinaryIO, place: Place) -> Iterator[Tuple[int, Place, Optional[Place]]]:
-    """Number, place, and place of the content of each field; None for the content of numbers."""
+    """Each field's number, place, and place of its content; None for the content of numbers."""
     position, end = place.begin, place.begin + place.size
     while position < end:
         begin = position
@@ -96,14 +96,14 @@ def _fields(file: BinaryIO, place: Place) -> Iterator[Tuple[int, Place, Optional
         elif kind in (1, 5):
             position += 8 if kind == 1 else 4
         else:
-            raise UnreadableFile(f'at byte {begin}: a field must be of a kind that Protocol Buffers know. Received: {kind}.')
+            raise UnreadableFile(f'at byte {begin}: a field must have a wire type of Protocol Buffers. Received: {kind}.')
         if position > end or not field:
-            raise UnreadableFile(f'at byte {begin}: a field must end before byte {end}. Received: one up to {position}.')
+            raise UnreadableFile(f'at byte {begin}: a field must end before byte {end}. Received: one that ends at {position}.')
         yield field, Place(begin, position - begin), body
 
 
 def _number(file: BinaryIO, position: int) -> Tuple[int, int]:
-    """A number, and the position behind it."""
+    """A number, and the position after it."""
     number = 0
     for k in range(10):
         byte = file.read(1)
@@ -112,4 +112,4 @@ def _number(file: BinaryIO, position: int) -> Tuple[int, int]:
         number |= (byte[0] & 0x7f) << 7 * k
         if not byte[0] & 0x80:
             return number, position + k + 1
-    raise UnreadableFile(f'at byte {position}: a number must end. The file is cut off, or is something else.')
+    raise UnreadableFile(f'at byte {position}: a number must end. The file is truncated, or not of this kind.')

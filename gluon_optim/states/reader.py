@@ -1,4 +1,4 @@
-"""One way into every file of optimizer states, ours or MXNet's; nothing in it is executed."""
+"""A single entry point for every file of optimizer states, ours or MXNet's; nothing in it is executed."""
 from typing import Any, Collection, Optional, Union
 
 from . import container, mxnet_files
@@ -17,12 +17,12 @@ def read_states(path: Union[Path, OpenFile], params: Any = None, allow: Collecti
     path : str or path
         A file of `gluon_optim.save_states`, or a ``.states`` file of MXNet 1.x or 2.x (``Trainer.save_states``).
     params : list of str, dict, or path of a ``.params`` file, optional
-        Names for MXNet's files, which know parameters by index only: names in trainer order, names with arrays or
-        shapes, or the file the parameters were saved in. Without it they are called '0', '1', ...
+        Names for MXNet's files, which identify parameters only by index: names in trainer order, names with arrays or
+        shapes, or the file in which the parameters were saved. Without it they are called '0', '1', ...
     allow : collection of str, optional
-        Import paths of classes of your own in MXNet's files, a scheduler's say: their attributes are read, nothing is imported.
+        Import paths of your own classes in MXNet's files, such as a scheduler: their attributes are read, nothing is imported.
     limit : int, optional
-        Bytes of memory that the arrays of MXNet's files may take; otherwise twice the file, or 32 MiB if that is more.
+        Bytes of memory that the arrays of MXNet's files may take; by default twice the file size, or 32 MiB if that is more.
 
     Returns
     -------
@@ -32,13 +32,14 @@ def read_states(path: Union[Path, OpenFile], params: Any = None, allow: Collecti
     Raises
     ------
     StateFileError
-        (a ValueError) when the file is damaged, is something else, or names anything that is not an optimizer's state.
+        (a ValueError) if the file is damaged, of another kind, or names anything that is not an optimizer's state.
     OSError
-        when it cannot be opened.
+        if it cannot be opened.
 
     >>> import tempfile, gluon_optim as go
+    >>> from gluon_optim.states import container
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     container.write(folder + '/trainer.states', OptimizerStates('adamw', {'wd': 0.1}, 7, [], {}, {}))
+    ...     container.write(folder + '/trainer.states', go.OptimizerStates('adamw', {'wd': 0.1}, 7, [], {}, {}))
     ...     go.read_states(folder + '/trainer.states')
     <OptimizerStates: adamw at update 7, 0 parameters>
     """
@@ -47,5 +48,5 @@ def read_states(path: Union[Path, OpenFile], params: Any = None, allow: Collecti
             return mxnet_files.read_states(file, params, allow, limit)
         if params is not None:
             raise ValueError(f"`params` names the parameters of MXNet's own files. Received: params={type(params).__name__} for "
-                             f'{file.path!r}, which holds its names itself. Leave `params` out.')
+                             f'{file.path!r}, which already holds names. Leave `params` out.')
         return container.read(file)

@@ -1,4 +1,4 @@
-"""`OptimizerStates` without their arrays, as JSON has them: what files of other formats carry so that a run can come back."""
+"""`OptimizerStates` without their arrays, as JSON: what files of other formats carry so that a run can be converted back."""
 import dataclasses
 from typing import Any, Dict, Mapping, Sequence
 
@@ -13,7 +13,7 @@ __all__ = ['record_of', 'states_of', 'take']
 
 
 def record_of(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
-    """All but the arrays, of the parameters ``chosen``; ``fresh`` are those that have no state yet."""
+    """Everything except the arrays, for the parameters ``chosen``; ``fresh`` lists those without a state yet."""
     parts = {key: plain(getattr(states, key), key) for key in ('hypers', 'num_update', 'scheduler', 'loss_scaler')}
     return dict(parts, optimizer=states.optimizer, producer=states.producer,
                 parameters=[dataclasses.asdict(info) for info in chosen],
@@ -22,9 +22,9 @@ def record_of(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[
 
 
 def states_of(record: Mapping[str, Any], updates: int = 0) -> OptimizerStates:
-    """The inverse of `record_of`, ``updates`` later; arrays have to be added by `take`.
+    """The inverse of `record_of`, ``updates`` later; `take` adds the arrays.
 
-    Raises StateFileError where the record is not one of `record_of`.
+    Raises StateFileError if the record was not made by `record_of`.
     """
     check_record(record, RECORD, 'the record of the states')
     infos = [{'grad_req': None, **info} if isinstance(info, dict) else info for info in record['parameters']]  # once it had none
@@ -35,7 +35,7 @@ def states_of(record: Mapping[str, Any], updates: int = 0) -> OptimizerStates:
         counts = {info.name: record['counts'][info.name] + updates for info in parameters}
         known = {key: record[key] for key in ('optimizer', 'hypers', 'num_update', 'scheduler', 'loss_scaler', 'producer')}
     except (KeyError, TypeError) as error:
-        raise StateFileError(f'the record of the states must be complete. Received: one with an error at {error}. '
+        raise StateFileError(f'the record of the states must be complete. Received: a record with an error at {error}. '
                              'Convert again.') from error
     states = OptimizerStates(parameters=parameters, counts=counts, slots={}, **known)
     states.num_update += updates
@@ -46,14 +46,14 @@ def take(states: OptimizerStates, record: Mapping[str, Any], slots: Sequence[Slo
          updates: int = 0) -> None:
     """Move ``arrays``, called ``<name>/<slot>`` and ``<name>/master``, to their places in ``states``, checked.
 
-    Parameters that had no state when the record was made get none, unless they have seen updates since.
+    Parameters without a state when the record was made get none, unless they have been updated since.
     """
     fresh = set(record['fresh'])
     for info in states.parameters:
         shapes = {f'{info.name}/{slot.name}': slot.shape(info.shape) for slot in slots}
         missing = [key for key in shapes if key not in arrays]
         if missing:
-            raise StateFileError(f'the arrays {one_of(missing)} must be there. Received: a file without. Convert again.')
+            raise StateFileError(f'the arrays {one_of(missing)} must be there. Received: a file without them. Convert again.')
         wrong = [key for key, shape in shapes.items() if arrays[key].shape != shape]
         if wrong:
             raise StateFileError(f'{wrong[0]!r} must have the shape {shapes[wrong[0]]}. Received: {arrays[wrong[0]].shape}. '

@@ -208,7 +208,8 @@ class TorchMachine(Machine):
     names = {
         **{name: kind for name, kind in NAMES.items() if kind in ('dtype', 'scalar', 'encode')},
         'collections.OrderedDict': 'dictionary', 'collections.Counter': 'dictionary',
-        'torch.Size': 'size', 'torch.device': 'device',
+        'torch.Size': 'size',
+        'torch.device': 'device',
         **{f'torch._utils._rebuild_tensor{version}': 'tensor' for version in ('', '_v2', '_v3')},
         'torch._utils._rebuild_meta_tensor_no_storage': 'meta', 'torch._tensor._rebuild_from_type_v2': 'subclass',
         'torch._utils._rebuild_parameter': 'parameter', 'torch._utils._rebuild_parameter_with_state': 'parameter',

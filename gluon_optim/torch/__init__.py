@@ -1,4 +1,4 @@
-"""PyTorch: every registered optimizer as a ``torch.optim.Optimizer``, and states of a Gluon run into PyTorch and back.
+"""PyTorch: every registered optimizer as a ``torch.optim.Optimizer``, and the states of a Gluon run to and from PyTorch.
 
 >>> import gluon_optim.torch, torch
 >>> weight = torch.nn.Parameter(torch.ones(2))
@@ -10,10 +10,12 @@
 
 Works with PyTorch 2.2 and later.
 """
+from ..requirements import missing
+
 try:
     import torch as torch  # `from gluon_optim.torch import torch` says what to install
 except ImportError as error:
-    raise ImportError("gluon_optim.torch needs PyTorch: pip install 'gluon-optim[torch]'") from error
+    raise missing('gluon_optim.torch', 'PyTorch', 'torch', error) from error
 
 from .optimizer import RuleOptimizer, create, param_groups
 from .states import from_torch, to_torch

@@ -14,7 +14,7 @@ from ..schema import Hyper, Slot, Values, check_known, compute_type
 __all__ = ['RuleOptimizer', 'create', 'param_groups']
 
 MULTI_PRECISION = Hyper('multi_precision', True, (False, True), 'keep float32 masters of float16 and bfloat16 parameters')
-ALIASES = {'learning_rate': 'lr', 'weight_decay': 'wd'}  # another word -> the key in a param group
+ALIASES = {'learning_rate': 'lr', 'weight_decay': 'wd'}  # other name -> the key in a param group
 GROUP_KEYS = ('params', 'param_names', 'initial_lr', 'optimizer')  # what a param group holds besides hyper-parameters
 HALVES = (torch.float16, torch.bfloat16)
 TYPES = HALVES + (torch.float32, torch.float64)
@@ -24,7 +24,7 @@ F = TypeVar('F', bound=Callable[..., Any])
 
 
 class Namespace:
-    """PyTorch as rules see arrays: a Python number may stand for a tensor, and single-precision sums are carried in double."""
+    """The array namespace of rules on PyTorch: Python numbers may replace tensors; single-precision sums are done in double."""
 
     def __init__(self, dtype: torch.dtype):
         self.dtype = dtype
@@ -34,7 +34,7 @@ class Namespace:
 
     @staticmethod
     def sum(x: torch.Tensor) -> torch.Tensor:
-        wide = x.dtype if x.device.type == 'mps' else torch.float64  # Apple's GPUs have no double
+        wide = x.dtype if x.device.type == 'mps' else torch.float64  # Apple's GPUs have no float64
         return torch.sum(x, dtype=wide).to(x.dtype)
 
     @staticmethod
@@ -55,7 +55,7 @@ class Namespace:
 
     def where(self, condition: torch.Tensor, x: Any, y: Any) -> torch.Tensor:
         if not isinstance(x, torch.Tensor) and not isinstance(y, torch.Tensor):
-            x = torch.full((), x, dtype=self.dtype, device=condition.device)  # two numbers would make the default type
+            x = torch.full((), x, dtype=self.dtype, device=condition.device)  # two numbers would give the default type
         return torch.where(condition, x, y)
 
 
@@ -66,15 +66,17 @@ NAMESPACES = {dtype: Namespace(dtype) for dtype in (torch.float32, torch.float64
 
 
 class RuleOptimizer(Optimizer):
-    """A registered rule as PyTorch optimizer; make one with `create`.
+    """A registered rule as a PyTorch optimizer; make one with `create`.
 
-    A param group holds the hyper-parameters under MXNet's names, but ``lr`` for the learning rate, and ``multi_precision``.
+    A param group holds the hyper-parameters under MXNet's names, except ``lr`` for the learning rate, and ``multi_precision``.
     The state of a parameter is its number of updates ``'step'``, the slots under PyTorch's names (``exp_avg`` and so on), of
     shape () where the rule keeps one number, and ``'master'`` for half-precision parameters unless ``multi_precision=False``.
-    Slots and masters are float32, for float64 parameters float64. Parameters without gradient are passed over.
+    Slots and masters are float32, or float64 for float64 parameters. Parameters without a gradient are skipped.
 
     Parameters are the ``rule``, and ``params`` and ``hypers`` as for `create`, which raises the same errors.
 
+    >>> import torch
+    >>> from gluon_optim.torch import create
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = create('novograd', [weight], lr=0.1)
     >>> weight.grad = torch.tensor([3.0, 4.0])
@@ -92,7 +94,7 @@ class RuleOptimizer(Optimizer):
     def __getstate__(self) -> Dict[str, Any]:
         return dict(super().__getstate__(), rule=self.rule.name)
 
-    def __setstate__(self, state: Dict[str, Any]) -> None:  # PyTorch calls it with a part of the state as well
+    def __setstate__(self, state: Dict[str, Any]) -> None:  # PyTorch also calls it with part of the state
         state = dict(state)
         if 'rule' in state:
             self.rule = rules.get(state.pop('rule'))
@@ -102,7 +104,7 @@ class RuleOptimizer(Optimizer):
         return super().__repr__().replace(type(self).__name__, f'{type(self).__name__} {self.rule.name!r}', 1)
 
     def add_param_group(self, param_group: Dict[str, Any]) -> None:
-        """Add parameters with hyper-parameters of their own. Everything is checked before the group is added."""
+        """Add parameters with their own hyper-parameters. Everything is checked before the group is added."""
         if not isinstance(param_group, dict):
             raise TypeError(f'A param group must be a dictionary. Received: {type(param_group).__name__}.')
         group = {key: value for key, value in param_group.items() if key in GROUP_KEYS}
@@ -115,12 +117,12 @@ class RuleOptimizer(Optimizer):
         super().add_param_group(group)
 
     def _named(self, given: Mapping[str, Any], others: Mapping[str, Any]) -> Dict[str, Any]:
-        """Hyper-parameters under the keys of a param group that has ``others`` too. Unknown names are refused."""
+        """Hyper-parameters under the keys of a param group that also has ``others``. Unknown names are refused."""
         named: Dict[str, Any] = {}
         for name, value in given.items():
             key = ALIASES.get(name, name)
             if key in named:
-                raise TypeError(f'`{key}` is given twice: {name} is another word for it. Leave one out.')
+                raise TypeError(f'`{key}` is given twice: {name} means the same. Leave one out.')
             named[key] = value
         known = [*own_class(self.rule, {**others, **named}).keys, MULTI_PRECISION.name, *ALIASES]
         for name in given:
@@ -128,7 +130,7 @@ class RuleOptimizer(Optimizer):
         return named
 
     def _checked(self, group: Mapping[str, Any], partly: bool = False) -> Dict[str, Any]:
-        """All hyper-parameters of a group as the numbers and switches that they stand for; ``partly`` fills in defaults."""
+        """All hyper-parameters of a group as plain numbers and switches; ``partly`` fills in defaults."""
         foreign = own_class(self.rule, group)
         h = self.rule.hyperparameters(**foreign.hypers(group, partly))
         multi_precision = MULTI_PRECISION.check(group.get(MULTI_PRECISION.name, MULTI_PRECISION.default))
@@ -142,8 +144,8 @@ class RuleOptimizer(Optimizer):
     def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
         """Update all parameters that have a gradient; ``closure`` reevaluates the model and returns the loss.
 
-        Raises ValueError or TypeError for a hyper-parameter out of range, as a scheduler may have set it, or a sparse
-        gradient, before anything is written.
+        Before anything is written, raises ValueError or TypeError for a hyper-parameter out of range (a scheduler may have set
+        it) or for a sparse gradient.
         """
         loss = None
         if closure is not None:
@@ -177,10 +179,10 @@ class RuleOptimizer(Optimizer):
         state['step'] += 1
 
     def _state(self, param: torch.Tensor, slots: Iterable[Slot], multi_precision: bool) -> Dict[str, Any]:
-        """The state of a parameter, filled up with what it lacks."""
+        """The state of a parameter, with anything missing filled in."""
         state: Dict[str, Any] = self.state[param]
         if 'step' not in state:
-            state['step'] = torch.tensor(0.0, dtype=torch.float32)  # on the CPU: reading it waits for no device
+            state['step'] = torch.tensor(0.0, dtype=torch.float32)  # on the CPU, where reading it waits for no device
         if multi_precision and param.dtype in HALVES and 'master' not in state:
             state['master'] = param.detach().float()
         for slot in slots:
@@ -189,9 +191,9 @@ class RuleOptimizer(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        """Take over hyper-parameters and state. PyTorch's own would cast slots and masters to the type of the parameters.
+        """Load hyper-parameters and state. PyTorch's own method would cast slots and masters to the type of the parameters.
 
-        Raises ValueError, before anything is changed, for the state of another optimizer or of other parameters.
+        Raises ValueError, before anything is changed, for the state of another optimizer or other parameters.
         """
         exact: Dict[torch.Tensor, Dict[str, Any]] = {}
 
@@ -199,7 +201,7 @@ class RuleOptimizer(Optimizer):
             groups = [dict(saved, **self._checked(saved)) for saved in given['param_groups']]
             for mine, saved in self._pairs(groups):
                 _check_names(mine.get('param_names', ()), saved.get('param_names', ()))
-                saved.update((key, mine[key]) for key in ['param_names'] if key in mine)  # those in PyTorch stay
+                saved.update((key, mine[key]) for key in ['param_names'] if key in mine)  # PyTorch's own stay
                 for param, key in zip(mine['params'], saved['params']):
                     if given['state'].get(key):
                         exact[param] = self._loaded(param, key, given['state'][key], saved)
@@ -208,7 +210,7 @@ class RuleOptimizer(Optimizer):
         def restore(_: Any) -> None:
             self.state.update(exact)
 
-        # the last hook before and the first one after, so that hooks of users change what is checked and see what is restored
+        # last of the pre-hooks and first of the post-hooks: users' hooks can change what is checked and see what is restored
         hooks = [self.register_load_state_dict_pre_hook(check), self.register_load_state_dict_post_hook(restore, prepend=True)]
         try:
             super().load_state_dict(state_dict)
@@ -217,7 +219,7 @@ class RuleOptimizer(Optimizer):
                 hook.remove()
 
     def _loaded(self, param: torch.Tensor, key: Any, entry: Mapping[str, Any], group: Mapping[str, Any]) -> Dict[str, Any]:
-        """One parameter's state from a state_dict, checked, copied to the parameter's device, nothing rounded."""
+        """One parameter's state from a state_dict, checked and copied to the parameter's device without rounding."""
         dtype, slots = _slot_type(param), self.rule.slots(self._hypers(group))
         types = check_entry(own_class(self.rule, group), slots, f'parameter {key}', param.shape,
                                         str(dtype).split('.')[-1], entry)
@@ -228,14 +230,14 @@ class RuleOptimizer(Optimizer):
             return loaded
         master = loaded.pop('master', param.detach())
         if not torch.equal(param.detach().to(dtype), master.to(dtype)):
-            raise ValueError(f'Parameter {key} is {param.dtype} and keeps no master, but the state has one, of other values. '
+            raise ValueError(f'Parameter {key} is {param.dtype} and keeps no master, but the state has one with different values. '
                              f"Copy it into the parameter first: param.data.copy_(state_dict['state'][{key!r}]['master']).")
         return loaded
 
     def _pairs(self, saved: List[Dict[str, Any]]) -> List[Tuple[Dict[str, Any], Dict[str, Any]]]:
         mine, theirs = ([len(group['params']) for group in groups] for groups in (self.param_groups, saved))
         if mine != theirs:
-            raise ValueError(f'The param groups must have {mine} parameters, as those of this optimizer. Received: {theirs}. '
+            raise ValueError(f'The param groups must have {mine} parameters, like those of this optimizer. Received: {theirs}. '
                              'Build the optimizer from `gluon_optim.torch.param_groups(state_dict, params)`.')
         return list(zip(self.param_groups, saved))
 
@@ -248,15 +250,15 @@ def create(name: str, params: Any, **hypers: Any) -> RuleOptimizer:
     name : str
         As in `gluon_optim.list_optimizers`.
     params : iterable
-        Tensors, named tensors or param groups, as every PyTorch optimizer takes them. A group may hold any of ``hypers``.
+        Tensors, named tensors or param groups, as for any PyTorch optimizer. A group may set any of ``hypers``.
     **hypers
-        The optimizer's hyper-parameters by MXNet's names, ``rescale_grad`` and ``clip_gradient`` included; also ``lr`` for
+        The optimizer's hyper-parameters under MXNet's names, including ``rescale_grad`` and ``clip_gradient``; also ``lr`` for
         learning_rate, ``weight_decay`` for wd, and ``multi_precision`` (default True).
 
     Raises
     ------
     ValueError, TypeError
-        For an unknown name or argument, a value out of range, parameters that are not floating-point tensors.
+        For an unknown name or argument, a value out of range, or parameters that are not floating-point tensors.
 
     >>> create('novograd', [torch.nn.Parameter(torch.ones(2))], beta=0.9)
     Traceback (most recent call last):
@@ -269,15 +271,17 @@ def create(name: str, params: Any, **hypers: Any) -> RuleOptimizer:
 
 
 def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) -> List[Dict[str, Any]]:
-    """``params``, in the order in which `to_torch` wrote them, as the param groups that ``state_dict`` has.
+    """``params``, in the order in which `to_torch` wrote them, arranged in the param groups of ``state_dict``.
 
-    What an optimizer must be built from before it can load a state with several groups (different lr_mult or wd_mult):
+    An optimizer must be built from these before it can load a state with several groups (different lr_mult or wd_mult):
 
         optimizer = create('novograd', param_groups(state_dict, model.parameters()))
         optimizer.load_state_dict(state_dict)
 
     Raises ValueError where the numbers of parameters differ.
 
+    >>> import torch
+    >>> from gluon_optim.torch import param_groups
     >>> params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
     >>> state_dict = torch.optim.SGD([{'params': params[:1], 'lr': 0.1}, {'params': params[1:], 'lr': 0.2}]).state_dict()
     >>> [len(group['params']) for group in param_groups(state_dict, params)]
@@ -286,7 +290,7 @@ def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) 
     params = list(params)
     positions = [position for group in state_dict['param_groups'] for position in group['params']]
     if sorted(positions) != list(range(len(params))):
-        raise ValueError(f'`params` must be {len(positions)} parameters, as the state has them. Received: {len(params)}.')
+        raise ValueError(f'`params` must be {len(positions)} parameters, as many as the state has. Received: {len(params)}.')
     return [{'params': [params[position] for position in group['params']]} for group in state_dict['param_groups']]
 
 
@@ -316,18 +320,18 @@ def _check_param(param: Any) -> None:
 
 
 def _check_names(mine: Sequence[str], saved: Sequence[str]) -> None:
-    """PyTorch matches by position. Where names that both sides have say otherwise, the order is wrong."""
+    """PyTorch matches by position. If names that both sides have contradict that, the order is wrong."""
     known = {name: position for position, name in enumerate(mine)}
     moved = [name for position, name in enumerate(saved) if known.get(name, position) != position]
     if moved:
         raise ValueError(f'The parameters must be in the same order on both sides. Received: {moved[0]!r} at position '
                          f'{list(saved).index(moved[0])} of the state and {known[moved[0]]} of this optimizer. Convert again with '
                          "the names in this optimizer's order, to_torch(states, params=[...]); or, if they mean other things here, "
-                         'make the optimizer of parameters without names.')
+                         'make the optimizer from parameters without names.')
 
 
 def _dense(gradient: torch.Tensor) -> torch.Tensor:
     if gradient.layout is not torch.strided:
         raise ValueError(f'A gradient must be dense. Received: {gradient.layout} for a parameter of shape {tuple(gradient.shape)}. '
-                         'Make its layer with sparse=False, or give that parameter to another optimizer.')
+                         'Create its layer with sparse=False, or give that parameter to another optimizer.')
     return gradient

@@ -10,42 +10,43 @@ from .. import rules
 from ..mapping import classes
 from ..mapping.classes import Foreign
 from ..mapping.losses import what_is_lost, what_to_say
-from ..mapping.selection import normalize, select
+from ..mapping.selection import normalize, own_hypers, select
 from ..mapping.state_dict import from_state_dict, to_state_dict
-from ..schema import one_of
-from ..states.model import OptimizerStates
+from ..schedules import schedule_of
+from ..schema import Values, one_of
+from ..states.model import OptimizerStates, ParameterInfo
 
 __all__ = ['from_torch', 'to_torch']
 
 
 def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[Iterable[str]] = None, allow_lossy: bool = False,
              copy: bool = True) -> Dict[str, Any]:
-    """The state of a Gluon run as ``state_dict`` of a PyTorch optimizer; `torch.load(weights_only=True)` reads it.
+    """The state of a Gluon run as a PyTorch optimizer's ``state_dict``; `torch.load(weights_only=True)` can read it.
 
     Parameters
     ----------
     states : OptimizerStates
     target : str
         'mirror' for what `create` makes: every optimizer, exactly. 'torch', 'timm', 'torch_optimizer' or 'apex' for a class of
-        ``torch.optim`` or of these packages that computes the same; docs/CONVERSIONS.md has the list. The first line in the
+        ``torch.optim`` or of these packages that computes the same; docs/CONVERSIONS.md lists them. The first line of the
         report says whether the conversion is exact, equal at constant learning rate, or approximate.
     params : list of str, optional
-        Names in the order of the PyTorch optimizer's parameters; left out, all of them in trainer order.
+        Names in the order of the PyTorch optimizer's parameters; by default, all of them in trainer order.
     allow_lossy : bool
-        Convert although something is lost.
+        Convert even if something is lost.
     copy : bool
-        Whether the tensors are copies. Without, most share the memory of ``states``: save them, do not train with them.
+        Whether the tensors are copies. If not, most share memory with ``states``: save them, but do not train with them.
 
-    PyTorch matches parameters by position. Where parameters have several values of lr_mult or wd_mult there is one group for
-    each, ids still number the parameters in the order above, and `param_groups` builds the optimizer's groups to match.
-    What was lost and what is to be done by hand is appended to ``states.report``.
+    PyTorch matches parameters by position. If parameters differ in lr_mult or wd_mult there is one group for each pair; ids
+    still number the parameters in the order above, and `param_groups` builds the optimizer's groups to match.
+    What was lost and what you need to do by hand is appended to ``states.report``.
 
     Raises
     ------
     ValueError
-        Where the target has no such class, the states do not fit the rule, or something would be lost.
+        If the target has no such class, the states do not fit the rule, or something would be lost.
 
-    >>> import gluon_optim as go
+    >>> import torch, gluon_optim as go
     >>> from gluon_optim.torch import create
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = create('novograd', [weight])
@@ -62,9 +63,10 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
     lost = what_is_lost(foreign, rule, h, states, chosen)
     if lost and not allow_lossy:
         mirror = ", or target='mirror', which keeps everything" * (target != 'mirror' and classes.mirrored(rule))
-        raise ValueError(f"target={target!r} would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without{mirror}.")
+        raise ValueError(f"target={target!r} would lose {'; '.join(lost)}. Pass allow_lossy=True to convert anyway{mirror}.")
     converted = to_state_dict(foreign, rule, h, states, chosen)
-    groups = [_complete(foreign, group, states, chosen) for group in converted['param_groups']]
+    groups = [dict(_complete(foreign, group, states, chosen), **_initial(foreign, h, states, chosen[group['params'][0]]))
+              for group in converted['param_groups']]
     state = {position: {key: _tensor(array, copy) for key, array in entry.items()}
              for position, entry in converted['state'].items()}
     lines = ['lost: ' + line for line in lost] + what_to_say(foreign, h, states, chosen)
@@ -81,27 +83,27 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     ----------
     state_dict : dict
     optimizer : str, optional
-        The registered name; a mirror's state knows its own.
+        The registered name; not needed for a mirror's state, which contains it.
     target : str
-        Whose state it is, as in `to_torch`.
+        The kind of state, as in `to_torch`.
     params : dict, list or None
         The parameters in trainer order: a dictionary of names to tensors or arrays of the weights' shape and type
-        (``dict(model.named_parameters())``), a list of `ParameterInfo`, which knows lr_mult and wd_mult too, or a list of
-        names. They are matched with the ``param_names`` of the state; where it has none, or none of these, by their ids,
-        which number the parameters of all groups. Without shapes those of the slots are taken, and the report says so.
+        (``dict(model.named_parameters())``), a list of `ParameterInfo`, which also hold lr_mult and wd_mult, or a list of
+        names. They are matched with the state's ``param_names``; if it has none, or none of these, by their ids, which
+        number the parameters of all groups. Without shapes those of the slots are used, and the report says so.
     num_update : int, optional
-        What MXNet's schedulers shall see; left out, the largest number of updates.
+        The update number for MXNet's schedulers; by default the largest number of updates.
     allow_lossy : bool
-        Convert although the steps will not be quite the same.
+        Convert even if the steps will not be exactly the same.
     copy : bool
-        Whether the arrays are copies. Without, most share the memory of ``state_dict``, which must not change any more.
+        Whether the arrays are copies. If not, most share memory with ``state_dict``, which must not change afterwards.
 
     Raises
     ------
     ValueError, TypeError
-        Where the state is not that of ``optimizer``, is incomplete, or does not fit ``params``.
+        If the state is not one of ``optimizer``, is incomplete, or does not fit ``params``.
 
-    >>> import gluon_optim as go
+    >>> import torch, gluon_optim as go
     >>> from gluon_optim.torch import create
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = create('novograd', [weight])
@@ -114,7 +116,7 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     groups = _checked_groups(state_dict)
     name = optimizer or groups[0].get('optimizer')
     if name is None:
-        raise ValueError('`optimizer` must be a registered name where the state is not that of a mirror. Received: None. '
+        raise ValueError('`optimizer` must be a registered name unless the state is that of a mirror. Received: None. '
                          "Pass e.g. optimizer='adamw'.")
     rule = rules.get(name)
     arrays = {key: {word: _array(value) for word, value in entry.items()} for key, entry in state_dict['state'].items()}
@@ -143,8 +145,18 @@ def _checked_groups(state_dict: Mapping[str, Any]) -> List[Mapping[str, Any]]:
     return list(groups)
 
 
+def _initial(foreign: Foreign, h: Values, states: OptimizerStates, info: ParameterInfo) -> Dict[str, float]:
+    """``initial_lr``, from which PyTorch's schedulers compute every rate: the schedule's first, not what is left of it."""
+    try:
+        first = schedule_of(states.scheduler)[1].base_lr
+    except (TypeError, KeyError):  # no schedule, or one that is not known here
+        return {}
+    group = foreign.group(own_hypers(h.replace(learning_rate=first), info))
+    return {'initial_lr': group['lr']} if 'lr' in group else {}
+
+
 def _complete(foreign: Foreign, group: Dict[str, Any], states: OptimizerStates, chosen: List[Any]) -> Dict[str, Any]:
-    """A param group with all that its class expects: for PyTorch's own whatever options the installed version has."""
+    """A param group with everything its class expects: for PyTorch's own, all options of the installed version."""
     if foreign.target == 'mirror':
         no_master = [info.name for info in chosen
                      if info.dtype == 'float16' and info.name in states.slots and info.name not in states.master]
@@ -156,7 +168,7 @@ def _complete(foreign: Foreign, group: Dict[str, Any], states: OptimizerStates, 
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ImportError(f'target={foreign.target!r} needs {module}.{name} at hand, whose options differ between versions: '
+        raise ImportError(f'target={foreign.target!r} needs {module}.{name} installed: its options differ between versions. '
                           f"pip install {module.split('.')[0]}. Importing it failed with: {error}") from error
     fresh = cls([torch.zeros(1)], lr=max(group['lr'], 0) or 1.0).state_dict()['param_groups'][0]
     unknown = [key for key in foreign.keys if key not in fresh]
@@ -167,7 +179,7 @@ def _complete(foreign: Foreign, group: Dict[str, Any], states: OptimizerStates, 
 
 
 def _tensor(value: Any, copy: bool = True) -> Any:
-    """An array, also in a list, as tensor, of its own or where possible in the same memory; other things as they are."""
+    """An array, or a list of arrays, as tensors, copied or where possible in the same memory; other things unchanged."""
     if isinstance(value, list):
         return [_tensor(item, copy) for item in value]
     if not hasattr(value, 'dtype'):
@@ -176,8 +188,8 @@ def _tensor(value: Any, copy: bool = True) -> Any:
 
 
 def _array(value: Any) -> Any:
-    """A tensor on any device as NumPy array (bfloat16, which NumPy lacks, as float32), of a CPU in the same memory; other things
-    as they are."""
+    """A tensor on any device as a NumPy array (bfloat16, which NumPy lacks, as float32), sharing memory if on the CPU; other
+    things unchanged."""
     if isinstance(value, list):
         return [_array(item) for item in value]
     if not isinstance(value, torch.Tensor):

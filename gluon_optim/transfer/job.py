@@ -1,29 +1,28 @@
-"""From any readable file of states to another program's: what `gluon-optim convert` and tools/convert_states.py do."""
+"""From any readable state file to another program's: what `gluon-optim convert` and tools/convert_states.py do."""
 import contextlib
 import os
 import shutil
 from typing import Any, Dict
 
-from .. import rules
 from ..mapping.classes import APPROXIMATE, EXACT, find
 from ..mapping.selection import normalize, select
 from ..states.model import NO_OPTIMIZER, OptimizerStates
 from ..states.mxnet_files import writer
+from .programs import PROGRAMS, Job
 from .read import read
 from .refused import Refused, refusing
-from .targets import PROGRAMS, Job
 from .verify import Outcome, Replay, rates, replay, weights_of
 
 __all__ = ['convert', 'needs_weights', 'size_of']
 
 
 def convert(job: Job, to: str) -> Dict[str, Any]:
-    """Write ``job.output``, whole or not at all, and return the report of the conversion.
+    """Write ``job.output``, completely or not at all, and return the report of the conversion.
 
-    Raises Refused where something does not fit or would be lost, a package is missing, or the file cannot be written.
+    Raises Refused if something does not fit or would be lost, a package is missing, or the file cannot be written.
     """
     with refusing():
-        _check_optimizer(job, to)
+        _check_optimizer(job)
         if to != 'mxnet':
             job = job._replace(states=normalize(job.states, job.allow_lossy)[0])
         states = job.states
@@ -39,21 +38,17 @@ def convert(job: Job, to: str) -> Dict[str, Any]:
             + ([f'verified: {outcome}'] if outcome else [])}
 
 
-def _check_optimizer(job: Job, to: str) -> None:
+def _check_optimizer(job: Job) -> None:
     name, path = job.states.optimizer, job.contents.path
     if not name:
-        raise Refused(f'{path!r} does not contain its optimizer: what its arrays mean, and the update counts, are unknown. Save '
+        raise Refused(f'{path!r} does not contain its optimizer: the meaning of its arrays and the update counts are unknown. Save '
                       'it again with trainer.save_states.')
     if name == NO_OPTIMIZER:
         raise Refused(f'{path!r} is a checkpoint of a net alone, without an optimizer. Pass --what model to convert its weights.')
-    if to != 'mxnet' and name not in rules.names(drop_ins=True):
-        raise Refused(f'The optimizer must be one of `gluon-optim list`. Received: {name!r}. If it is your own, convert in Python, '
-                      'after importing the module that registers it: '
-                      f'gluon_optim.to_{to}(gluon_optim.read_states({path!r})).')
 
 
 def _verified(job: Job, to: str) -> Outcome:
-    """Write under another name, replay what was written, and give it its own name if it goes on as the run would have."""
+    """Write under a temporary name, replay the file, and rename it if it continues as the run would have."""
     output = os.path.realpath(job.output)
     root, ending = os.path.splitext(output)
     partial = f'{root}.{os.getpid()}.partial{ending}'
@@ -85,27 +80,27 @@ def _replayed(job: Job, to: str, path: str) -> Outcome:
     outcome = replay(Replay(states, chosen, weights, job.target, steps), path, to, whose)
     if promised and not outcome.equal:
         raise Refused(f'{outcome.parameter!r} differs by {outcome.difference:.2g} of the sum of its updates after {outcome.steps} '
-                      f'steps in {outcome.runtime}, which is more than {outcome.limit:g}: the file would not go on as the run, and '
-                      "was not kept. Convert to --target 'mirror', or report this as a fault of gluon_optim.")
+                      f'steps in {outcome.runtime}, which is more than {outcome.limit:g}: the file would not continue '
+                      "the run exactly, and was not kept. Convert to --target 'mirror', or report this as a bug in gluon_optim.")
     return outcome
 
 
 def _read_back(job: Job, path: str) -> Outcome:
-    """MXNet's files hold the arrays as they are: they are read again and compared bit for bit."""
+    """MXNet's files hold the arrays unchanged: they are read again and compared bit for bit."""
     names = None
     if job.mxnet_version is not None:
         said = len(job.states.report)
         names = writer.trainer_order(job.states, job.mxnet_version, job.names)
-        del job.states.report[said:]  # writing has said it
+        del job.states.report[said:]  # already reported when writing
     back = read(path, names).states
     if back is None or not _same(back, job.states):
         raise Refused('The file that was written does not hold the same states when it is read again, so it was removed. '
-                      'Is the disk sound? If so, report this as a fault of gluon_optim.')
-    return Outcome(0, '', 0.0, '', 0.0, False, 'read again, and equal bit for bit')
+                      'Check the disk; if it is fine, report this as a bug in gluon_optim.')
+    return Outcome(0, '', 0.0, '', 0.0, False, 'read again and equal bit for bit')
 
 
 def _same(a: OptimizerStates, b: OptimizerStates) -> bool:
-    """Whether counts and arrays agree bit for bit; MXNet 1.x has no shape (), one number has shape (1,) there."""
+    """Whether counts and arrays agree bit for bit; MXNet 1.x has no shape (): a single number has shape (1,) there."""
     one, other = ({**{(name, slot): array for name, own in states.slots.items() for slot, array in own.items()},
                    **{(name, 'master'): array for name, array in states.master.items()}} for states in (a, b))
     counts, others = ({name: count for name, count in states.counts.items() if count} for states in (a, b))
@@ -115,12 +110,12 @@ def _same(a: OptimizerStates, b: OptimizerStates) -> bool:
 
 
 def needs_weights(states: OptimizerStates, to: str, verify: int) -> bool:
-    """Whether the weights are more than names: they go into an ONNX model, a replay, and states that have not begun."""
+    """Whether weights are needed, not just their names: for an ONNX model, a replay, or parameters without state."""
     return to == 'onnx' or bool(verify) or any(name not in states.slots for name in states.names)
 
 
 def size_of(job: Job) -> int:
-    """About how many bytes will be written."""
+    """Approximately how many bytes will be written."""
     states = job.states
     arrays = [array for slots in [*states.slots.values(), states.master] for array in slots.values()]
     return sum(int(array.nbytes) for array in arrays)

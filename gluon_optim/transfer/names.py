@@ -13,18 +13,18 @@ LONGEST = 1 << 24  # bytes of a list of names
 
 
 class Params(NamedTuple):
-    """What ``--params`` says: a list of names in order, or the arrays of a file by name; None and None where it is not given."""
+    """The value of ``--params``: a list of names in order, or the arrays of a file by name; None and None if not given."""
 
     names: Optional[List[str]] = None
     arrays: Optional[Mapping[str, numpy.ndarray]] = None
 
     def naming(self) -> Any:
-        """As `read_states` takes it. The values of the arrays are not kept: who names parameters needs shapes and types."""
+        """In the form for `read_states`. The arrays' values are not kept: naming parameters needs only shapes and types."""
         return self.names if self.arrays is None else {name: _outline(array) for name, array in self.arrays.items()}
 
 
 def read_params(text: Optional[str]) -> Params:
-    """``text`` is a .params or .npz file, a JSON list, a file of one name a line, or 'a,b,c'.
+    """``text`` is a .params or .npz file, a JSON list, a file with one name per line, or 'a,b,c'.
 
     >>> read_params('0.weight,').names
     ['0.weight']
@@ -45,7 +45,7 @@ def read_params(text: Optional[str]) -> Params:
 
 
 def _outline(array: Any) -> numpy.ndarray:
-    """An array of the same shape and type that takes no memory."""
+    """An array of the same shape and type that uses no memory."""
     return numpy.broadcast_to(numpy.zeros((), array.dtype), array.shape)
 
 
@@ -83,5 +83,5 @@ def _listed(text: str, names: List[str]) -> Params:
 
 
 def _no_names(text: str, what: str) -> ValueError:
-    return ValueError('--params must be a .params or .npz file, a JSON list of names, a text file with one name a line, or names '
+    return ValueError('--params must be a .params or .npz file, a JSON list of names, a text file with one name per line, or names '
                       f'with commas. Received: {text!r}, {what}.')

@@ -1,21 +1,20 @@
-"""The one way in for every kind of file: ours, MXNet's, and what we have written for others. Nothing in them is executed."""
+"""A single entry point for every kind of file: ours, MXNet's, and those we wrote for others. Nothing in them is executed."""
 from typing import Any, Collection, Dict, List, Mapping, Optional, Union
 
 from .. import rules
 from ..mapping import optax_file
 from ..schema import one_of
-from ..states import container, mxnet_files, torch_files
+from ..states import container, mxnet_files, safetensors_files, torch_files
 from ..states.errors import UnreadableFile, reading
 from ..states.files import Kind, OpenFile, Path, open_once
 from ..states.inspection import Contents
-from ..states.model import OptimizerStates
 
 __all__ = ['NAMELESS', 'NO_NAMES', 'READABLE', 'read']
 
-READABLE = ('states and checkpoints of gluon_optim, .states and .params files of MXNet, and the .pt, .onnx and .npz files that '
-            '`gluon-optim convert` writes')
-NO_NAMES = 'the names are the numbers of the parameters in PyTorch, as the file has no others'
-NAMELESS = (Kind.MXNET_STATES, Kind.PYTORCH)  # kinds of files whose parameters are named from outside
+READABLE = ('states and checkpoints of gluon_optim, .states and .params files of MXNet, the .pt, .onnx and .npz files that '
+            '`gluon-optim convert` writes, and weights in .pt and .safetensors files')
+NO_NAMES = 'the names are the numbers of the parameters in PyTorch, because the file has no others'
+NAMELESS = (Kind.MXNET_STATES, Kind.PYTORCH)  # kinds of files that do not name their parameters
 
 
 def read(source: Union[Path, OpenFile], params: Any = None, optimizer: Optional[str] = None, target: Optional[str] = None,
@@ -31,7 +30,7 @@ def read(source: Union[Path, OpenFile], params: Any = None, optimizer: Optional[
         For PyTorch's files, which do not say it unless they are our own optimizers': the registered name, and the target of
         `gluon_optim.to_torch` that is the class which wrote it (``torch`` if left out).
     allow_lossy : bool
-        Read PyTorch's states although something is lost.
+        Read PyTorch's states even if something is lost.
     allow : collection of str
         Further classes in MXNet's ``.states``, as in `gluon_optim.read_states`.
 
@@ -48,13 +47,15 @@ def read(source: Union[Path, OpenFile], params: Any = None, optimizer: Optional[
         if file.kind is Kind.OPTAX:
             return Contents(file.path, file.kind, optax_file.read(file)[0])
         if file.kind is Kind.PYTORCH:
-            return Contents(file.path, file.kind, _read_torch(file, params, optimizer, target, allow_lossy))
+            return _read_torch(file, params, optimizer, target, allow_lossy)
+        if file.kind is Kind.SAFETENSORS:
+            return Contents(file.path, Kind.MODEL, parameters=safetensors_files.read(file))
         if file.kind is Kind.ONNX:
             from .. import onnx
             states, weights = onnx.read(file)
             return Contents(file.path, file.kind, states, parameters=weights)
         if file.kind.holds_parameters:
-            return Contents(file.path, Kind.PARAMS, parameters=mxnet_files.read_params(file))
+            return Contents(file.path, file.kind, parameters=mxnet_files.read_params(file))
         if file.kind is Kind.MXNET_STATES:
             return Contents(file.path, file.kind, mxnet_files.read_states(file, params, allow))
         if not file.kind.is_ours:
@@ -65,16 +66,23 @@ def read(source: Union[Path, OpenFile], params: Any = None, optimizer: Optional[
 
 
 def _beginning(file: OpenFile) -> str:
-    """What the first bytes of a file say, in words."""
-    if file.kind is Kind.SAFETENSORS:
-        return 'a safetensors file of something else, weights for PyTorch perhaps, or one that is damaged at its beginning'
+    """A description of the first bytes of a file."""
+    if file.kind is Kind.LFS:
+        return 'a Git LFS pointer, which stands for a file that was not downloaded. Run git lfs pull'
+    if file.kind is Kind.HTML:
+        return 'an HTML page, perhaps the error page of a download. Download the file again'
     head = file.head[:16]
-    return f'a file that begins with {head!r}' if head else 'an empty file. Was its writer interrupted? Take another copy'
+    return f'a file that begins with {head!r}' if head else 'an empty file. Was its writer interrupted? Use another copy'
 
 
-def _read_torch(file: OpenFile, params: Any, optimizer: Optional[str], target: Optional[str], allow_lossy: bool) -> OptimizerStates:
+def _read_torch(file: OpenFile, params: Any, optimizer: Optional[str], target: Optional[str], allow_lossy: bool) -> Contents:
+    """The states of an optimizer, or the weights of a model."""
+    value = torch_files.read(file)
+    if isinstance(value, Mapping) and value and all(isinstance(entry, torch_files.Tensor) for entry in value.values()):
+        weights = torch_files.arrays(value, file)
+        return Contents(file.path, Kind.MODEL, parameters={str(name): array for name, array in weights.items()})
     from ..torch import from_torch
-    state_dict = torch_files.arrays(_optimizer_in(torch_files.read(file), file.path), file)
+    state_dict = torch_files.arrays(_optimizer_in(value, file.path), file)
     groups = state_dict['param_groups']
     if optimizer is not None:
         rules.get(optimizer)  # an unknown name is no fault of the file
@@ -86,7 +94,7 @@ def _read_torch(file: OpenFile, params: Any, optimizer: Optional[str], target: O
         states = from_torch(state_dict, optimizer, target, params, allow_lossy=allow_lossy, copy=False)
     if params is None and not all('param_names' in group for group in groups):
         states.report.append(NO_NAMES)
-    return states
+    return Contents(file.path, file.kind, states)
 
 
 def _optimizer_in(value: Any, path: str) -> Mapping[str, Any]:
@@ -95,15 +103,15 @@ def _optimizer_in(value: Any, path: str) -> Mapping[str, Any]:
     found = [entry for entry in known if isinstance(entry, Mapping) and {'state', 'param_groups'} <= set(entry)]
     if len(found) != 1:
         raise UnreadableFile(f'Cannot read {path!r}: it must hold the `state_dict` of one optimizer. '
-                             f'Received: {len(found)} of them. Save `optimizer.state_dict()` alone.')
+                             f'Received: {len(found)} of them. Save only `optimizer.state_dict()`.')
     return found[0]
 
 
 def _of_the_optimizer(params: Mapping[str, Any], groups: Any) -> Dict[str, Any]:
-    """Those of ``params`` that the optimizer has, where it knows names: files of parameters have running statistics too."""
+    """The entries of ``params`` that the optimizer has, if it knows names: parameter files also have running statistics."""
     names = {name for group in groups for name in group.get('param_names', ())}
     missing = sorted(names - set(params))
     if names & set(params) and missing:
         raise ValueError(f'params= must hold every parameter of the state. Received: a file without {one_of(missing)}. '
-                         'Give the parameters of the same run.')
+                         'Pass the parameters of the same run.')
     return {name: value for name, value in params.items() if name in names} if names & set(params) else dict(params)

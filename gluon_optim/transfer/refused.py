@@ -1,4 +1,4 @@
-"""The error of a conversion that was refused: the file that was read is sound."""
+"""The error of a refused conversion: the file that was read is intact."""
 import contextlib
 from typing import Iterator
 
@@ -9,9 +9,9 @@ __all__ = ['Refused', 'refusing']
 
 
 class Refused(ValueError):
-    """It would lose something, does not fit, or cannot be done here; no file was written.
+    """The conversion would lose something, does not fit, or cannot be done here; no file was written.
 
-    ``reading`` says whether it came up while the input was read, or while the output was made.
+    ``reading`` says whether this was found while reading the input or while making the output.
     """
 
     exit_code = 1
@@ -23,7 +23,7 @@ class Refused(ValueError):
 
 @contextlib.contextmanager
 def refusing(reading: bool = False) -> Iterator[None]:
-    """What goes wrong inside is not the fault of the file that was read; where it is ``reading``, only what does not fit it."""
+    """Errors inside are not the input file's fault, so they become `Refused`; with ``reading``, except a damaged file's."""
     try:
         yield
     except Refused:

@@ -1,6 +1,6 @@
-"""Does a converted file go on as the run would have? Steps on both sides, from random gradients.
+"""Check that a converted file continues as the run would have: steps on both sides, from random gradients.
 
-Our side is the rule in NumPy, in the precision of the weights; the other reads the file that was written and runs in its own
+Our side is the rule in NumPy, in the precision of the weights; the other side reads the written file and runs in its own
 runtime: PyTorch, ONNX Runtime or JAX.
 """
 import importlib
@@ -10,14 +10,15 @@ import numpy
 
 from .. import rules
 from ..mapping.classes import find
+from ..requirements import missing
 from ..rules.base import initial_slot
 from ..schema import compute_type
 from ..states.model import OptimizerStates, ParameterInfo
 
 __all__ = ['LIMITS', 'Outcome', 'Replay', 'rates', 'replay', 'weights_of']
 
-LIMITS = {'float32': 1e-6, 'float64': 1e-12}  # of the sum of updates, by the type that a parameter is computed in
-ROUNDINGS = 4  # runtimes round a product and a sum once or twice: so many times our own rounding, as float64 tells it, may be off
+LIMITS = {'float32': 1e-6, 'float64': 1e-12}  # of the sum of updates, by the type in which a parameter is computed
+ROUNDINGS = 4  # tolerance, in multiples of our own rounding error measured against float64
 
 Arrays = Dict[str, numpy.ndarray]
 
@@ -62,7 +63,7 @@ def rates(count: int, constant: bool, rate: float) -> List[float]:
 
 
 def weights_of(states: OptimizerStates, chosen: Sequence[ParameterInfo], known: Mapping[str, Any]) -> Tuple[Arrays, str]:
-    """Weights to begin with, and whose they are: masters, those of the run, or random ones. ValueError for another shape."""
+    """Initial weights, and their origin: masters, those of the run, or random ones. ValueError for another shape."""
     random, found, invented = numpy.random.RandomState(0), {}, 0
     for info in chosen:
         value = states.master.get(info.name, known.get(info.name))
@@ -70,14 +71,14 @@ def weights_of(states: OptimizerStates, chosen: Sequence[ParameterInfo], known: 
             value, invented = 0.1 * random.normal(size=info.shape), invented + 1
         if numpy.shape(value) != tuple(info.shape):
             raise ValueError(f'The weight {info.name!r} must be of shape {tuple(info.shape)}, as in the states. Received: one of '
-                             f'shape {numpy.shape(value)}. Pass the weights of the same run by params=.')
+                             f'shape {numpy.shape(value)}. Pass the weights of the same run as params=.')
         found[info.name] = numpy.asarray(value).astype(info.dtype)
     whose = 'from random weights' if invented == len(chosen) else 'from the weights of the run'
     return found, whose + (f' and {invented} random ones' if 0 < invented < len(chosen) else '')
 
 
 def replay(run: Replay, path: str, to: str, whose: str) -> Outcome:
-    """Run the file at ``path`` in its runtime beside the rule. ImportError where the runtime is missing."""
+    """Run the file at ``path`` in its runtime next to the rule. ImportError if the runtime is missing."""
     name, begin = RUNTIMES[to]
     step, result = begin(run, path)
     own = [(_Own(run, info, compute_type(info.dtype)), _Own(run, info, 'float64')) for info in run.chosen]
@@ -102,7 +103,7 @@ class _Own:
         rule = rules.get(states.optimizer)
         self.rule, self.info = rule.on_masters() if info.name in states.master else rule, info
         self.dtype = dtype
-        self.exact = run.target != 'mirror'  # others take beta2 as it is, not as MXNet reads it
+        self.exact = run.target != 'mirror'  # others use beta2 as given, not as MXNet reads it
         h = self.rule.hyperparameters(**states.hypers)
         self.h = h.replace(wd=h.wd * info.wd_mult, rescale_grad=1.0)
         self.weight = numpy.array(states.master.get(info.name, run.weights[info.name]), self.dtype)
@@ -147,7 +148,7 @@ def _torch(run: Replay, path: str) -> Begun:
     elif run.target == 'apex':
         raise ImportError(f'{foreign.path} needs CUDA: its states cannot be verified here')
     else:
-        optimizer = _foreign(foreign.path)(groups, lr=1.0, **foreign.made_with(h))
+        optimizer = _class_at(foreign.path)(groups, lr=1.0, **foreign.made_with(h))
     optimizer.load_state_dict(state_dict)
     mults = [run.chosen[group['params'][0]].lr_mult for group in state_dict['param_groups']]
 
@@ -155,7 +156,7 @@ def _torch(run: Replay, path: str) -> Begun:
         for group, lr_mult in zip(optimizer.param_groups, mults):
             group['lr'] = foreign.group(h.replace(learning_rate=rate * lr_mult))['lr']
         for key, param in params.items():
-            param.grad = torch.from_numpy(gradients[key].copy())  # some classes write to it
+            param.grad = torch.from_numpy(gradients[key].copy())  # some classes overwrite it
         optimizer.step()
 
     def result() -> Arrays:
@@ -175,7 +176,7 @@ def _onnx(run: Replay, path: str) -> Begun:
         try:
             runtime = importlib.import_module('onnxruntime')
         except ImportError as error:
-            raise ImportError("to verify an ONNX model needs ONNX Runtime: pip install 'gluon-optim[onnx]'") from error
+            raise missing('to verify an ONNX model', 'ONNX Runtime', 'onnx', error) from error
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         evaluate = runtime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider']).run
@@ -221,10 +222,10 @@ RUNTIMES: Dict[str, Tuple[str, Callable[[Replay, str], Begun]]] = {
     'torch': ('PyTorch', _torch), 'onnx': ('ONNX', _onnx), 'optax': ('JAX', _optax)}
 
 
-def _foreign(path: str) -> Any:
+def _class_at(path: str) -> Any:
     package, _, name = path.rpartition('.')
     try:
         return getattr(importlib.import_module(package), name)
     except (ImportError, AttributeError, RuntimeError, ValueError) as error:
         raise ImportError(f'to verify needs the package that has {path or "the class"}: pip install '
-                          f'{package.split(".")[0]}') from error
+                          f'{package.split(".")[0]}. Importing it failed with: {error}') from error

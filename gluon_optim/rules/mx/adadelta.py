@@ -1,4 +1,4 @@
-"""MXNet's `adadelta` (Zeiler, arXiv:1212.5701): no learning rate, and decay by wd itself."""
+"""MXNet's `adadelta` (Zeiler, arXiv:1212.5701): no learning rate, and decay by wd alone."""
 from ...schema import Hyper, Slot
 from .base import WD, MXRule, rate
 
@@ -12,15 +12,15 @@ class AdaDelta(MXRule):
         b  = rho b + (1 - rho) d^2
         w -= d + wd w
 
-    MXNet rescales the caller's gradient in place; here it stays as it is.
+    MXNet rescales the caller's gradient in place; here it is left unchanged.
     """
 
     name = 'adadelta'
-    summary = "steps in the units of the weight, without a learning rate, MXNet's convention"
+    summary = "steps in the units of the weight, with no learning rate, MXNet's convention"
     paper = 'arXiv:1212.5701'
     peers = ('mxnet.optimizer.AdaDelta',)
     exceptions = {'lr_mult=0': 'there is no learning rate: the argument has no effect, as in MXNet'}
-    hypers = (rate(0.01)._replace(doc='has no effect'), WD._replace(doc='share of the weight that each step takes off'),
+    hypers = (rate(0.01)._replace(doc='has no effect'), WD._replace(doc='share of the weight that each step removes'),
               Hyper('rho', 0.9, '[0, 1)', 'decay of both means'),
               Hyper('epsilon', 1e-5, '[0, inf)', 'added to both means, inside the roots'))
     operator = False

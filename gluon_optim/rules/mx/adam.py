@@ -12,7 +12,7 @@ class Adam(DecayedFirst):
         v  = beta2 v + (1 - beta2) u^2
         w -= learning_rate sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + epsilon)
 
-    float16 weights without masters: MXNet computes in float16, where epsilon is 0, and a gradient of zeros gives NaN.
+    float16 weights without masters: MXNet computes in float16, where epsilon is 0, and a zero gradient gives NaN.
     Here they are computed in float32 and stay finite.
     """
 

@@ -13,7 +13,7 @@ class Adamax(DecayedFirst):
         u  = max(beta2 u, |g|)
         w -= learning_rate / (1 - beta1^t) m / u
 
-    Where u is 0, no gradient has been seen yet; MXNet's 0/0 is NaN then, here the weight stays.
+    u is 0 until a nonzero gradient has been seen; MXNet's 0/0 is then NaN, here the weight does not change.
     """
 
     name = 'adamax'

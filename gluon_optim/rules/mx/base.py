@@ -1,9 +1,10 @@
-"""What the rules of MXNet's own optimizers share: how its operators take numbers, and what they do to a gradient first.
+"""What the rules of MXNet's own optimizers share: how its operators read numbers, and what they do to a gradient first.
 
-MXNet 1.9.1 hands numbers to its operators as text, and reads most of them in single precision, also for float64
-weights: of beta2=0.999 it takes 1 - beta2 1.3e-5 too small. These rules do that wherever they run, so that a run goes on
-in PyTorch as it would have in MXNet: `MXNumbers` is their namespace of coefficients, `AsRead` that of symbols.
+MXNet 1.9.1 passes numbers to its operators as text, and reads most of them in single precision, even for float64
+weights: for beta2=0.999 its 1 - beta2 is 1.3e-5 too small. These rules do the same wherever they run, so that a run continues
+in PyTorch as it would have in MXNet: `MXNumbers` is their namespace for coefficients, `AsRead` the one for symbols.
 """
+import contextlib
 import functools
 from typing import Any, ClassVar, Dict
 
@@ -15,32 +16,43 @@ from ..base import Rule, _Scalars, bias_correction, clipped, scalars
 __all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'correction',
            'factor', 'half_norm', 'operator_correction', 'parameter', 'parameters', 'rate', 'rescaled', 'rounded', 'working']
 
-MOST_DIGITS = 19  # of a fraction; MXNet's parser leaves out the others
+_REALS: Dict[str, Any] = {'float32': numpy.float32, 'float64': numpy.float64}
+_NOTHING = contextlib.nullcontext()  # to be ignored
+MOST_DIGITS = 19  # of a fraction; MXNet's parser drops the rest
 
 
 @functools.lru_cache(maxsize=4096)
 def as_parsed(x: float, precision: str = 'float32') -> float:
-    """``x`` as MXNet reads its text: digits in that precision, then multiplied by powers of ten in it.
+    """``x`` as MXNet reads it from text: digits in that precision, then multiplied by powers of ten in the same precision.
 
     >>> as_parsed(0.1) == float(numpy.float32(0.1)), as_parsed(8.49e-06) == float(numpy.float32(8.49e-06))
     (True, False)
     """
-    real = numpy.dtype(precision).type
+    real = _REALS[precision]
     digits, _, exponent = repr(abs(float(x))).partition('e')
     whole, _, fraction = digits.partition('.')
     value, fraction = real(int(whole)), fraction[:MOST_DIGITS]
     if fraction:
         value += real(int(fraction) / 10.0 ** len(fraction))
     if exponent:
-        eights, ones = divmod(abs(int(exponent)), 8)
-        with numpy.errstate(over='ignore', under='ignore'):
-            scale = functools.reduce(numpy.multiply, [real(1e8)] * eights + [real(10)] * ones, real(1))
+        power = abs(int(exponent))
+        scale = _power_of_ten(power, precision)
+        with numpy.errstate(over='ignore', under='ignore') if power >= 30 else _NOTHING:
             value = value / scale if exponent[0] == '-' else value * scale
     return float(value) if x >= 0 else -float(value)
 
 
+@functools.lru_cache(maxsize=None)
+def _power_of_ten(exponent: int, precision: str) -> Any:
+    """10^exponent, as MXNet's parser multiplies it up in that precision."""
+    real = _REALS[precision]
+    eights, ones = divmod(exponent, 8)
+    with numpy.errstate(over='ignore'):
+        return functools.reduce(numpy.multiply, [real(1e8)] * eights + [real(10)] * ones, real(1))
+
+
 class MXNumbers(_Scalars):
-    """The namespace of coefficients for operators of MXNet on weights of one precision."""
+    """The namespace of coefficients for MXNet's operators on weights of one precision."""
 
     parameter = staticmethod(as_parsed)
 
@@ -55,7 +67,7 @@ class MXNumbers(_Scalars):
         return float(numpy.dtype(self.precision).type(x))
 
     def operand(self, x: float) -> float:
-        """A number between arrays. In single precision it is rounded once more, and how it was read is lost."""
+        """A number combined with arrays. In single precision it is rounded once more, so how it was read does not matter."""
         return as_parsed(x, 'float64') if self.precision == 'float64' else x
 
 
@@ -63,7 +75,7 @@ _NUMBERS = {precision: MXNumbers(precision) for precision in ('float32', 'float6
 
 
 class AsRead:
-    """A namespace of coefficients that takes numbers as MXNet's operators do. It rounds symbols, which have no digits."""
+    """A namespace of coefficients that reads numbers as MXNet's operators do. Symbols, which have no digits, are rounded."""
 
     def __init__(self, xp: Any):
         self.xp = xp
@@ -84,7 +96,7 @@ def parameter(xp: Any, x: Any) -> Any:
 
 
 def rounded(xp: Any, x: Any) -> Any:
-    """``x`` in single precision, as operators take lists of numbers."""
+    """``x`` in single precision, as operators read lists of numbers."""
     return xp.rounded(x) if hasattr(xp, 'rounded') else x
 
 
@@ -99,7 +111,7 @@ def parameters(xp: Any, h: Values, *names: str) -> Values:
 
 
 def correction(xp: Any, beta: float, t: Any) -> Any:
-    """1 - beta^t, to the last digit as MXNet's Python computes it."""
+    """1 - beta^t, exactly as MXNet's Python code computes it."""
     return 1.0 - beta ** t if isinstance(xp, MXNumbers) else bias_correction(xp, beta, t)
 
 
@@ -111,7 +123,7 @@ def operator_correction(xp: Any, beta: float, t: Any) -> Any:
 
 
 def half_norm(xp: Any, x: Any) -> Any:
-    """The L2 norm as MXNet takes it of a float16 array: each square is rounded to float16."""
+    """The L2 norm of a float16 array as MXNet computes it: each square is rounded to float16."""
     half = xp.half if xp is not numpy else lambda a: a.astype('float16').astype(a.dtype)  # numpy.half is a type
     x = half(x)
     return xp.sqrt(xp.sum(half(x * x)))
@@ -124,16 +136,16 @@ def rate(value: float) -> Hyper:
 
 WD = Hyper('wd', 0.0, '(-inf, inf)', 'weight decay, added to the gradient')
 MOMENTUM = Hyper('momentum', 0.0, '[0, inf)', 'decay of the momentum; 0 keeps none')
-LAZY_UPDATE = Hyper('lazy_update', True, (False, True), 'row_sparse gradients, which MXNet updates itself, touch only their rows')
+LAZY_UPDATE = Hyper('lazy_update', True, (False, True), 'row_sparse gradients, which MXNet itself handles, update only their rows')
 BETA1 = Hyper('beta1', 0.9, '[0, 1)', 'decay of the mean of gradients')
 BETA2 = Hyper('beta2', 0.999, '[0, 1)', 'decay of the mean of squared gradients')
 
 
 class MXRule(Rule):
-    """A rule of MXNet's own.
+    """A rule for one of MXNet's own optimizers.
 
     ``operator``
-        Whether MXNet runs it as one operator. Otherwise it is Python, and each coefficient a number between arrays.
+        Whether MXNet runs it as one operator. Otherwise it is Python code that combines each coefficient with arrays.
     """
 
     operator: ClassVar[bool] = True
@@ -166,7 +178,7 @@ class ScaledByRate(MXRule):
 
 
 def factor(h: Values, x: Any) -> Any:
-    """``x`` as the factor of a gradient that `ScaledByRate` has prepared."""
+    """``x`` as the factor for a gradient prepared by `ScaledByRate`."""
     return x if h.clip_gradient is not None else x * h.rescale_grad
 
 

@@ -4,7 +4,7 @@ from .base import MOMENTUM, WD, MXRule, rate
 
 
 class DCASGD(MXRule):
-    """SGD that corrects gradients for the weight having moved since.
+    """SGD that corrects gradients for how far the weight has moved since.
 
         g  = clip(rescale_grad g)
         m  = momentum m - learning_rate (g + wd w + lamda g^2 (w - previous))

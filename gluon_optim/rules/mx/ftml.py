@@ -20,7 +20,7 @@ class FTML(DecayedFirst):
     summary = 'follow the moving leader'
     paper = 'Zheng and Kwok, Follow the Moving Leader in Deep Learning, ICML 2017'
     peers = ('mxnet.optimizer.FTML',)
-    exceptions = {'lr_mult=0': 'the rate divides: with 0 the weight becomes not-a-number, as in MXNet'}
+    exceptions = {'lr_mult=0': 'the update divides by the rate: with 0 the weight becomes NaN, as in MXNet'}
     hypers = (
         rate(0.01),
         WD,

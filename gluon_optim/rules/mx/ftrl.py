@@ -4,7 +4,7 @@ from .base import WD, MXRule, parameters, rate
 
 
 class Ftrl(MXRule):
-    """Follow the regularised leader; weights of little use become exactly 0.
+    """Follow the regularized leader; weights that contribute little become exactly 0.
 
         g  = clip(rescale_grad g)
         z += g - (sqrt(n + g^2) - sqrt(n)) w / learning_rate
@@ -13,15 +13,15 @@ class Ftrl(MXRule):
     """
 
     name = 'ftrl'
-    summary = 'follow the regularised leader: sparse weights'
+    summary = 'follow the regularized leader, which makes weights sparse'
     paper = 'McMahan et al., Ad Click Prediction: a View from the Trenches, KDD 2013'
     peers = ('mxnet.optimizer.Ftrl',)
-    exceptions = {'lr_mult=0': 'the rate divides: with 0 the weight becomes not-a-number, as in MXNet'}
+    exceptions = {'lr_mult=0': 'the update divides by the rate: with 0 the weight becomes NaN, as in MXNet'}
     hypers = (
         rate(0.1),
-        WD._replace(doc='L2 regularisation of all steps together'),
+        WD._replace(doc='L2 regularization over all steps together'),
         Hyper('lamda1', 0.01, '[0, inf)', 'L1 regularisation'),
-        Hyper('beta', 1.0, '[0, inf)', 'the larger, the slower the first steps'),
+        Hyper('beta', 1.0, '[0, inf)', 'larger values slow the first steps'),
     )
 
     @staticmethod
@@ -38,4 +38,4 @@ class Ftrl(MXRule):
         z = s.z + (g - (xp.sqrt(s.n + g * g) - xp.sqrt(s.n)) * w / c.lr)
         n = s.n + g * g
         new = (xp.sign(z) * c.lamda1 - z) / ((c.beta + xp.sqrt(n)) / c.lr + c.wd)
-        return new * xp.where(xp.abs(z) > c.lamda1, 1.0, 0.0), dict(z=z, n=n)  # a product, for not-a-number to stay
+        return new * xp.where(xp.abs(z) > c.lamda1, 1.0, 0.0), dict(z=z, n=n)  # a product, so that NaN is kept

@@ -6,7 +6,7 @@ from .base import BETA1, BETA2, WD, MXRule, half_norm, operator_correction, para
 
 
 class LAMB(MXRule):
-    """Adam with steps as long as the weight, layer by layer. |x| is the L2 norm over the whole parameter.
+    """Adam with steps proportional to the norm of the weight, layer by layer. |x| is the L2 norm over the whole parameter.
 
         g  = clip(rescale_grad g)
         m  = beta1 m + (1 - beta1) g
@@ -14,14 +14,14 @@ class LAMB(MXRule):
         u  = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + wd w
         w -= learning_rate |w| / |u| u                                   the ratio is 1 where a norm is 0
 
-    With float32 masters |w| is that of the float16 weight, and of squares in float16, as in MXNet (in calls with lists;
+    With float32 masters, |w| is the norm of the float16 weight, with squares in float16, as in MXNet (when it updates lists;
     for a single parameter MXNet takes the norm of the master).
 
-    bias_correction=False: without the two divisors. lower_bound and upper_bound limit |w|.
+    bias_correction=False omits the two divisors. lower_bound and upper_bound limit |w|.
     """
 
     name = 'lamb'
-    summary = 'Adam with steps as long as the weight, layer by layer'
+    summary = 'Adam with steps proportional to the norm of the weight, layer by layer'
     paper = 'arXiv:1904.00962'
     peers = ('mxnet.optimizer.LAMB', 'optax.lamb')
     hypers = (

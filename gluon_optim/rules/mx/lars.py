@@ -5,24 +5,24 @@ from .base import LAZY_UPDATE, MOMENTUM, WD, MXRule, half_norm, parameter, rate,
 
 
 class LARS(MXRule):
-    """SGD with steps in proportion to the weight, layer by layer. |x| is the L2 norm over the whole parameter.
+    """SGD with steps proportional to the norm of the weight, layer by layer. |x| is the L2 norm over the whole parameter.
 
         a  = eta |w| / (|g| + wd |w| + eps)                              1 where a norm is 0
         m  = momentum m - learning_rate a wd w - learning_rate a clip(g)
         w += m
 
-    |g| is that of the rescaled gradient before clipping. Parameters whose name ends in gamma, beta or bias have a = 1.
-    With float32 masters the norms are of float16 weight and gradient, and of squares in float16, as in MXNet: elements
-    below 2e-4 count as 0.
+    |g| is the norm of the rescaled gradient before clipping. Parameters with names ending in gamma, beta or bias have a = 1.
+    With float32 masters, the norms are those of the float16 weight and gradient, with squares in float16, as in MXNet:
+    elements below 2e-4 count as 0.
 
-    momentum_correction: momentum is multiplied by this call's learning rate over the last one's.
+    momentum_correction: the momentum is multiplied by this call's learning rate divided by the previous call's.
 
-    MXNet updates lists in calls of four parameters, and so corrects the momentum of the first four only; here it is
-    corrected once for a whole list. With several devices, each has its own last rate.
+    MXNet updates lists four parameters at a time, and so corrects the momentum of the first four only; here it is
+    corrected once for a whole list. With several devices, each keeps its own last rate.
     """
 
     name = 'lars'
-    summary = "SGD with steps in proportion to the weight, layer by layer, MXNet's convention"
+    summary = "SGD with steps proportional to the norm of the weight, layer by layer, MXNet's convention"
     paper = 'arXiv:1708.03888'
     peers = ('mxnet.optimizer.LARS',)
     hypers = (
@@ -30,7 +30,7 @@ class LARS(MXRule):
         WD,
         MOMENTUM,
         LAZY_UPDATE,
-        Hyper('eta', 0.001, '(0, inf)', 'length of a step in units of the weight, at rate 1'),
+        Hyper('eta', 0.001, '(0, inf)', 'length of a step relative to the norm of the weight, at rate 1'),
         Hyper('eps', 0.0, '[0, inf)', 'added to the norm of the gradient'),
         Hyper('momentum_correction', True, (False, True), 'scale the momentum when the learning rate changes'),
     )

@@ -1,22 +1,22 @@
-"""MXNet's `lbsgd`: SGD for large batches, emulated by summing gradients, with a rate that warms up."""
+"""MXNet's `lbsgd`: SGD that emulates large batches by summing gradients, with a learning rate warm-up."""
 from ...schema import Hyper
 from .base import MOMENTUM, WD, rate, rescaled
 from .sgd import SGD
 
-SMALLEST, LARGEST = 0.01, 100.0   # ratio of warmup_strategy='lars'
-TINY = 1e-18                      # in its divisor
+SMALLEST, LARGEST = 0.01, 100.0   # bounds of the ratio with warmup_strategy='lars'
+TINY = 1e-18                      # added to its divisor
 
 
 def progress(xp, h, update):
-    """How much of the warm-up is over, 0 to 1; ``update`` counts gradients."""
+    """The completed fraction of the warm-up, 0 to 1; ``update`` counts gradients."""
     length = h.warmup_epochs * h.updates_per_epoch
     return xp.minimum(update / length, 1.0) if length > 1 else 1.0
 
 
 class LBSGD(SGD):
-    """SGD on the mean of each batch_scale gradients; `g` is that mean here.
+    """SGD on the mean of every batch_scale gradients; `g` stands for that mean.
 
-        r  = min(n / (warmup_epochs updates_per_epoch), 1)               n: gradients seen, those before begin_epoch included
+        r  = min(n / (warmup_epochs updates_per_epoch), 1)               n: gradients seen, including those before begin_epoch
         f  = 1 + (batch_scale - 1) r                                     'power2': r^2, 'sqrt': sqrt(r)
         m  = momentum m - learning_rate f (g + wd w)
         w += m
@@ -24,12 +24,12 @@ class LBSGD(SGD):
     warmup_strategy='lars': f = sqrt(|w|^2 / (|g|^2 + wd |w|^2)), from 0.01 to 100, throughout; |g| before rescaling.
 
     MXNet runs it, and the mean is kept on the optimizer. MXNet reads the rate before it counts the update. It keeps the first
-    of batch_scale gradients by reference, where the next backward pass overwrites it: here it is copied. With several devices
-    MXNet adds up the gradients of all of them in one place; here each has its own.
+    of batch_scale gradients by reference, so the next backward pass overwrites it; here it is copied. With several devices
+    MXNet accumulates all their gradients in one place; here each device has its own sum.
     """
 
     name = 'lbsgd'
-    summary = 'SGD for large batches: means of several gradients, and a rate that warms up'
+    summary = 'SGD for large batches: averages several gradients and warms up the learning rate'
     paper = 'Goyal et al., arXiv:1706.02677; lars: arXiv:1708.03888'
     peers = ('mxnet.optimizer.LBSGD',)
     exceptions = {'rescaling': "warmup_strategy='lars' takes the norm of the gradient before rescaling, as in MXNet"}
@@ -38,11 +38,11 @@ class LBSGD(SGD):
         rate(0.01),
         WD,
         MOMENTUM,
-        Hyper('warmup_strategy', 'linear', ('linear', 'power2', 'sqrt', 'lars'), 'how the rate grows, or layer by layer'),
+        Hyper('warmup_strategy', 'linear', ('linear', 'power2', 'sqrt', 'lars'), "how the rate grows; 'lars': layer by layer"),
         Hyper('warmup_epochs', 5, '[0, inf)', 'epochs until the rate is batch_scale times the learning rate'),
         Hyper('batch_scale', 1, '[1, inf)', 'gradients per update'),
         Hyper('updates_per_epoch', 32, '(0, inf)', 'gradients per epoch'),
-        Hyper('begin_epoch', 0, '[0, inf)', 'epochs that are over'),
+        Hyper('begin_epoch', 0, '[0, inf)', 'epochs already completed'),
         Hyper('num_epochs', 60, '[0, inf)', 'has no effect'),
     )
 

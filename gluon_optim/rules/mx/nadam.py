@@ -23,8 +23,8 @@ class Nadam(DecayedFirst):
         w   -= learning_rate ((1 - mu_t) g / (1 - M) + mu_{t+1} m / (1 - M mu_{t+1}))
                / (sqrt(v / (1 - beta2^t)) + epsilon)
 
-    MXNet has one M for the whole optimizer and multiplies it at the update of each parameter, so it is as good as 0 soon.
-    That is kept. With several devices MXNet multiplies it for each of them too, and replicas drift apart; here each has its own.
+    MXNet has one M for the whole optimizer and multiplies it at every parameter's update, so it soon vanishes. That is kept
+    here. With several devices MXNet also multiplies it once for each, so replicas drift apart; here each device has its own.
     """
 
     name = 'nadam'

@@ -10,7 +10,7 @@ class NAG(ScaledByRate):
         w += momentum m' - learning_rate (g + wd w)
         m  = momentum m - learning_rate (g + wd w)
 
-    with the new w in the last line: MXNet has overwritten the old one by then.
+    with the new w in the last line, because MXNet has already overwritten the old one.
     """
 
     name = 'nag'
@@ -21,7 +21,7 @@ class NAG(ScaledByRate):
 
     @staticmethod
     def slots(h):
-        return (Slot('momentum', doc='the last step, without what it looks ahead'),) if h.momentum > 0 else ()
+        return (Slot('momentum', doc='the last step, without its look-ahead part'),) if h.momentum > 0 else ()
 
     @classmethod
     def prepare(cls, xp, c, static, w, g):

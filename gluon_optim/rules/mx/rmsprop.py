@@ -16,7 +16,7 @@ class RMSProp(DecayedFirst):
         d  = gamma2 d - learning_rate u / sqrt(n - a^2 + epsilon)        (slot `delta`)
         w += d
 
-    clip_weights: then w is clipped. Where rounding makes n - a^2 negative, MXNet's root may be NaN; here it is that of epsilon.
+    clip_weights: w is clipped afterwards. Where rounding makes n - a^2 negative, MXNet's root may be NaN; here it counts as 0.
     """
 
     name = 'rmsprop'

@@ -1,6 +1,6 @@
-"""MXNet's `sgd`: the learning rate is inside the momentum, which is the next step, sign included.
+"""MXNet's `sgd`: the learning rate is inside the momentum, which is the next step including its sign.
 
-`sgd_torch` keeps the rate outside. The two differ whenever the rate changes.
+`sgd_torch` keeps the learning rate outside. The two differ whenever it changes.
 """
 from ...schema import Slot
 from .base import LAZY_UPDATE, MOMENTUM, WD, ScaledByRate, factor, parameter, rate, rounded

@@ -3,16 +3,16 @@ from .base import WD, MXRule, rate
 
 
 class SGLD(MXRule):
-    """SGD that adds as much noise as turns its path into samples of the posterior.
+    """SGD with just enough added noise to turn its path into samples from the posterior.
 
         g  = clip(rescale_grad g)
         w += -learning_rate / 2 (g + wd w) + sqrt(learning_rate) x      x: a standard normal sample
 
-    MXNet runs it and draws the samples, parameter by parameter: the same as with MXNet's own, after the same seed.
+    MXNet runs it and draws the samples, parameter by parameter: with the same seed, the same samples as MXNet's own optimizer.
     """
 
     name = 'sgld'
-    summary = 'SGD with noise: Langevin dynamics'
+    summary = 'SGD with added noise: Langevin dynamics'
     paper = 'Patterson and Teh, Stochastic Gradient Riemannian Langevin Dynamics on the Probability Simplex, NIPS 2013'
     peers = ('mxnet.optimizer.SGLD',)
     needs = frozenset({'noise'})

@@ -9,7 +9,7 @@ class Signum(ScaledByRate):
         m = momentum m - (1 - momentum) (g + wd w)
         w = (1 - learning_rate wd_lh) w + learning_rate sign(m)
 
-    Without momentum, signSGD, which MXNet gives neither rescale_grad nor clip_gradient nor wd_lh:
+    Without momentum it is signSGD, which in MXNet ignores rescale_grad, clip_gradient and wd_lh:
 
         w = (1 - learning_rate wd) w - learning_rate sign(g)
     """

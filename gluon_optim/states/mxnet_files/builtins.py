@@ -1,6 +1,6 @@
-"""MXNet's own optimizers, each declared once: its classes, what it keeps and how it nests that, and what it equals here.
+"""MXNet's own optimizers, each declared once: its classes, the state it keeps and its nesting, and what it equals here.
 
-The readers and writers of MXNet's files, and the drop-ins of `gluon_optim.mxnet.builtin`, are made from these declarations.
+The readers and writers of MXNet's files, and the drop-ins of `gluon_optim.mxnet.builtin`, are derived from these declarations.
 """
 from typing import Any, Dict, Mapping, NamedTuple, Tuple, Union
 
@@ -14,14 +14,14 @@ class MXNetClass(NamedTuple):
 
     path: str
     arguments: Mapping[str, Any]
-    attributes: Mapping[str, Any] = {}  # counters of its own, and those that differ from their usual values
+    attributes: Mapping[str, Any] = {}  # its own counters, and attributes that differ from their usual values
 
 
 class Equal(NamedTuple):
-    """The rule that computes what an optimizer of MXNet 2.x does.
+    """The rule that computes what one of MXNet 2.x's optimizers does.
 
-    ``slots, hypers``  MXNet's name -> the rule's, where they are not the same
-    ``unused``         arguments that do nothing, with the values that they must have
+    ``slots, hypers``  MXNet's name -> the rule's, where they differ
+    ``unused``         arguments without effect, with the values they must have
     ``fixed``          arguments of the rule that MXNet 2.x does not have
     """
 
@@ -33,18 +33,18 @@ class Equal(NamedTuple):
 
 
 class Builtin(NamedTuple):
-    """One optimizer of MXNet.
+    """One of MXNet's optimizers.
 
     ``state``        how its slots are nested: a name for a bare array, a tuple of names, or None. A slot that the
                      hyper-parameters do without is None in it.
-    ``also``         further layouts that occur, by options
+    ``also``         further layouts, depending on options
     ``state_2``      the layouts of 2.x where they differ
-    ``master_last``  whether 1.x puts the float32 master behind the rest, ``(state, master)``; 2.x puts it first
+    ``master_last``  whether 1.x puts the float32 master last, ``(state, master)``; 2.x puts it first
     ``classes``      version -> class
     ``variables``    attributes that are state of the optimizer as a whole
     ``arguments``    attribute -> argument, where they have different names
     ``older``        arguments of older versions
-    ``equal_2``      what 2.x's computes; None where that is the rule of the same name, or no rule
+    ``equal_2``      what 2.x's computes; None if that is the rule of the same name, or none
     """
 
     state: Layout
@@ -109,7 +109,7 @@ BUILTINS: Dict[str, Builtin] = {
         2: _two('adam.Adam', lazy_update=False, **_ADAM)}),
     'adamax': Builtin(_MOMENTS, {
         1: _one('Adamax', beta1=0.9, beta2=0.999),
-        2: _two('adamax.Adamax', fused=False, beta1=0.9, beta2=0.999, epsilon=0.0)},  # what 1.x, which has none, computes
+        2: _two('adamax.Adamax', fused=False, beta1=0.9, beta2=0.999, epsilon=0.0)},  # as 1.x, which has no epsilon
         equal_2=Equal('adamax', unused={'epsilon': 0.0})),
     'nadam': Builtin(_MOMENTS, {
         1: _one('Nadam', {'m_schedule': 1.0}, schedule_decay=0.004, **_ADAM),
@@ -140,13 +140,13 @@ BUILTINS: Dict[str, Builtin] = {
         1: _one('LBSGD', {'lbmult': 1, 'cumgrads': {}, 'adaptive': False, 'admult': 1}, momentum=0.0,
                 warmup_strategy='linear', warmup_epochs=5, batch_scale=1, updates_per_epoch=32, num_epochs=60)},
         variables=('cumgrads',)),
-    # of 2.x alone
+    # only in 2.x
     'adamw': Builtin(_MOMENTS, {2: _two('adamW.AdamW', together=4, correct_bias=True, beta1=0.9, beta2=0.999, epsilon=1e-6)}),
     'adabelief': Builtin(_MOMENTS, {
         2: _two('adabelief.AdaBelief', together=4, correct_bias=True, beta1=0.9, beta2=0.999, epsilon=1e-6)},
         equal_2=Equal('adabelief', unused={'correct_bias': True})),
     'lans': Builtin(_MOMENTS, {2: _two('lans.LANS', together=4, **_LAMB)}),
-    # read from files, and otherwise unknown here
+    # can be read from files, but is otherwise unknown here
     'ccsgd': Builtin('momentum', master_last=True, older=('momentum', 'lazy_update')),
     'groupadagrad': Builtin('history', arguments={'float_stable_eps': 'eps'}, older=('float_stable_eps', 'epsilon')),
     'test': Builtin('weight'),

@@ -1,8 +1,8 @@
-"""A machine for the pickles that MXNet writes: it makes plain values and placeholders, and nothing else.
+"""A machine for the pickles that MXNet writes: it produces plain values and placeholders, and nothing else.
 
-No module is imported, no class is looked up and no function is called for what a file names: the names that MXNet's
-files contain stand in a table below, with what this machine makes of each. All others, and all instructions that no
-file of MXNet contains, are refused. Long bytes stay in the file, as `Blob`.
+Whatever a file names, no module is imported, no class is looked up and no function is called: a table below lists the names
+that MXNet's files contain, and what this machine makes of each. All others, and all instructions that MXNet's files never
+contain, are refused. Long bytes stay in the file, as `Blob`.
 """
 import codecs
 import io
@@ -18,7 +18,7 @@ from .ndarray_format import MAX_ARRAYS, read_ndarray
 
 __all__ = ['Array', 'Blob', 'Machine', 'Name', 'Object', 'load']
 
-MAX_STEPS = 500_000  # some 25 000 arrays; so many take half a second
+MAX_STEPS = 500_000  # about 25 000 arrays, which take half a second
 MAX_STACK = 10_000  # pickle itself empties its stack after every 1000 items
 MAX_TEXT = 1 << 16
 MAX_LINE = 1 << 12
@@ -41,7 +41,7 @@ NUMBER_TYPES = {'f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'
 
 
 class Blob:
-    """Bytes that stay in the file until they are wanted, or text with its ``codec``, which can stand for bytes (``is_bytes``)."""
+    """Bytes that stay in the file until needed, or text with its ``codec``, which can represent bytes (``is_bytes``)."""
 
     __slots__ = ('begin', 'size', 'codec', 'is_bytes')
 
@@ -50,7 +50,7 @@ class Blob:
 
 
 class Name:
-    """What the file calls by its import path; ``kind`` is of `NAMES`, or 'class'."""
+    """Something the file refers to by import path; ``kind`` is one from `NAMES`, or 'class'."""
 
     __slots__ = ('path', 'kind')
 
@@ -59,7 +59,7 @@ class Name:
 
 
 class Object:
-    """Stands for an instance of the class at ``path``; ``attributes`` are what the file gives it."""
+    """Placeholder for an instance of the class at ``path``; ``attributes`` are those that the file gives it."""
 
     __slots__ = ('path', 'attributes')
 
@@ -68,7 +68,7 @@ class Object:
 
 
 class NumberType:
-    """Stands for a numpy.dtype."""
+    """Placeholder for a numpy.dtype."""
 
     __slots__ = ('code', 'order')
 
@@ -77,7 +77,7 @@ class NumberType:
 
 
 class Array:
-    """Stands for an NDArray."""
+    """Placeholder for an NDArray."""
 
     __slots__ = ('machine', 'content')
 
@@ -92,7 +92,7 @@ class Array:
 def load(source: FilePart, allow: Collection[str] = ()) -> Any:
     """The value of the pickle in ``source``: None, bool, int, float, str, list, tuple, dict, `Array` and `Object`.
 
-    Classes besides MXNet's and ours can be named in ``allow``; they become `Object` as well.
+    Further classes, besides MXNet's and ours, can be named in ``allow``; they also become `Object`.
     """
     return Machine(source, allow).run()
 
@@ -111,7 +111,7 @@ class Machine:
         self.file, self.allowance = source.file, source.allowance
         self.stack: List[Any] = []
         self.marks: List[int] = []
-        self.bottom = 0  # what is below the last mark is out of reach
+        self.bottom = 0  # anything below the last mark is out of reach
         self.memo: List[Any] = []
         self.decoded = 0
 
@@ -131,13 +131,13 @@ class Machine:
             except UnreadableFile:
                 raise
             except (ValueError, IndexError, OverflowError, struct.error) as error:  # UnicodeDecodeError is a ValueError
-                self.fail(f'the pickle instruction {code!r} cannot be carried out here ({type(error).__name__}).')
+                self.fail(f'the pickle instruction {code!r} cannot be executed here ({type(error).__name__}).')
         else:
             self.fail(f'the pickle has more than {self.max_steps} instructions.')
         if len(self.stack) != 1 or self.marks:
             self.fail('the pickle ends in the middle of a value.')
         if alone and self.source.left():
-            self.fail(f'{self.source.left()} bytes follow the end of the pickle, which began at {begin}.')
+            self.fail(f'{self.source.left()} bytes follow the end of the pickle, which started at {begin}.')
         return self.stack.pop()
 
     def fail(self, message: str) -> NoReturn:
@@ -146,7 +146,7 @@ class Machine:
     def _unknown(self, code: bytes) -> NoReturn:
         if not code:
             self.fail('the pickle is truncated.')
-        self.fail(f'{REFUSED.get(code, "this is no pickle instruction")} ({code!r}), which no file of {self.origin} '
+        self.fail(f'{REFUSED.get(code, "this is not a pickle instruction")} ({code!r}), which no file of {self.origin} '
                   'contains. Nothing was imported or run.')
 
     # -- stack ------------------------------------------------------------------------------------------------------
@@ -161,13 +161,13 @@ class Machine:
 
     def charge(self, size: int) -> None:
         if self.allowance.left < size:
-            self.source.charge(size)  # which fails
+            self.source.charge(size)  # this fails
         self.allowance.left -= size
 
     def pop(self) -> Any:
         stack = self.stack
         if len(stack) <= self.bottom:
-            self.fail('a pickle instruction lacks its values.')
+            self.fail('a pickle instruction is missing its values.')
         return stack.pop()
 
     def pop_mark(self) -> List[Any]:
@@ -178,13 +178,13 @@ class Machine:
         return items
 
     def last(self) -> Any:
-        """The last value, which stays on the stack."""
+        """The last value, left on the stack."""
         if len(self.stack) <= self.bottom:
-            self.fail('a pickle instruction lacks its values.')
+            self.fail('a pickle instruction is missing its values.')
         return self.stack[-1]
 
     def container(self, kind: type) -> Any:
-        """The last value, which stays on the stack and must be a list or a dictionary."""
+        """The last value, left on the stack, which must be a list or a dictionary."""
         value = self.last()
         if type(value) is not kind:
             self.fail(f'a pickle instruction for {kind.__name__}s got something else.')
@@ -194,7 +194,7 @@ class Machine:
         self.bottom = len(self.stack)
         self.marks.append(self.bottom)
 
-    # -- what stands in the file --------------------------------------------------------------------------------------
+    # -- the contents of the file --------------------------------------------------------------------------------------
 
     def number(self, layout: struct.Struct) -> Any:
         data = self.file.read(layout.size)
@@ -220,12 +220,12 @@ class Machine:
 
     def long(self) -> None:
         size = self.number(B)
-        if size > 8:  # of wider ones, so many have the same hash that a dictionary takes hours
+        if size > 8:  # among wider ones, so many share a hash that a dictionary takes hours
             self.fail(f'an integer of {size} bytes.')
         self.push(int.from_bytes(self.source.take(size, 'an integer'), 'little', signed=True), NUMBER_SIZE)
 
     def skip(self, size: int, codec: str) -> None:
-        """Leave ``size`` bytes in the file."""
+        """Leave ``size`` bytes unread in the file."""
         self.source.need(size, 'a string of the pickle')
         begin = self.source.at()
         self.file.seek(begin + size)
@@ -262,7 +262,7 @@ class Machine:
     def protocol(self) -> None:
         version = self.number(B)
         if not 2 <= version <= 5:
-            self.fail(f'pickle protocol {version}; 2 to 5 can be read, and the older ones without a number.')
+            self.fail(f'pickle protocol {version}; 2 to 5 can be read, and the older ones, which have no number.')
 
     def frame(self) -> None:
         self.source.need(self.number(Q), 'a frame of the pickle')
@@ -294,7 +294,7 @@ class Machine:
         stack = self.stack
         begin = len(stack) - size
         if begin < self.bottom:
-            self.fail('a pickle instruction lacks its values.')
+            self.fail('a pickle instruction is missing its values.')
         items = tuple(stack[begin:])
         del stack[begin:]
         self.push(items, OBJECT_SIZE)
@@ -312,7 +312,7 @@ class Machine:
             self.fail('a dictionary of the pickle has a key without a value.')
         for key, value in zip(items[::2], items[1::2]):
             if type(key) not in (str, int, bool):
-                self.fail('the keys of a dictionary must be numbers or texts.')
+                self.fail('the keys of a dictionary must be numbers or strings.')
             self.charge(NUMBER_SIZE)
             target[key] = value
 
@@ -329,7 +329,7 @@ class Machine:
 
     def name(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            self.fail('a name of the pickle must be text.')
+            self.fail('a name in the pickle must be a string.')
         path = f'{module}.{name}'
         kind = self.names.get(path) or self.kind_of_class(path)
         if not kind or '.' in name:
@@ -350,13 +350,13 @@ class Machine:
         self.name(self.pop(), name)
 
     def call(self) -> None:
-        """REDUCE: of what stands in `NAMES` only, by functions of this machine, with the arguments that honest files have."""
+        """REDUCE: only for entries of `NAMES`, by functions of this machine, with the arguments found in honest files."""
         arguments, function = self.pop(), self.pop()
         if type(arguments) is not tuple or type(function) is not Name or function.kind not in self.calls:
-            self.fail(f'the pickle calls something that no file of {self.origin} calls. Nothing was run.')
+            self.fail(f'the pickle calls something that no file of {self.origin} file calls. Nothing was run.')
         value = self.calls[function.kind](self, arguments)
         if value is None:
-            self.fail(f'the pickle calls {function.path!r} with arguments that no file of {self.origin} has. Nothing '
+            self.fail(f'the pickle calls {function.path!r} with arguments that no file of {self.origin} file has. Nothing '
                       'was run.')
         self.push(value, OBJECT_SIZE)
 
@@ -383,7 +383,7 @@ class Machine:
         return Object(cls.path) if (cls.kind, base.kind) == ('class', 'object') else None
 
     def make_user_optimizer(self, arguments: Tuple[Any, ...]) -> Optional[Object]:
-        """What `go.register` makes of a user's rule is pickled as that rule."""
+        """The class that `go.register` makes from a user's rule is pickled as that rule."""
         if len(arguments) != 1 or type(arguments[0]) is not Name or arguments[0].kind != 'class':
             return None
         return Object(arguments[0].path)
@@ -405,7 +405,7 @@ class Machine:
     def new_object(self) -> None:
         arguments, cls = self.pop(), self.pop()
         if arguments != () or type(cls) is not Name or cls.kind != 'class':
-            self.fail('the pickle creates an object as no file of MXNet does. Nothing was run.')
+            self.fail('the pickle creates an object in a way no MXNet file does. Nothing was run.')
         self.push(Object(cls.path), OBJECT_SIZE)
 
     def build(self) -> None:
@@ -418,7 +418,7 @@ class Machine:
         elif type(target) is NumberType and type(state) is tuple and len(state) > 1 and state[1] in ('<', '>', '|', '='):
             target.order = state[1]
         else:
-            self.fail('the pickle gives an object a state that no file of MXNet has.')
+            self.fail('the pickle gives an object a state that no MXNet file has.')
         self.stack.append(target)
 
     # -- bytes ----------------------------------------------------------------------------------------------------------
@@ -430,7 +430,7 @@ class Machine:
             value = self.source.part(value.begin, value.size).take(value.size, 'a number')
             self.file.seek(position)
         if type(value) is not bytes:
-            self.fail('the bytes of a number are expected here.')
+            self.fail('expected the bytes of a number here.')
         return value
 
     def decode(self, content: Union[Blob, bytes, None]) -> numpy.ndarray:
@@ -452,8 +452,8 @@ class Machine:
 
     def _encoded(self, blob: Blob) -> bytes:
         data = self.source.part(blob.begin, blob.size).take(blob.size, 'an array in text form')
-        if WIDE[blob.codec].search(data):  # before it is decoded: such characters take four bytes of memory each
-            self.source.fail('an array in text form contains characters that stand for no byte.', blob.begin)
+        if WIDE[blob.codec].search(data):  # before decoding: such characters take four bytes of memory each
+            self.source.fail('an array in text form contains characters that do not represent a byte.', blob.begin)
         try:
             text = data.decode(blob.codec)
             del data

@@ -1,4 +1,4 @@
-"""States of MXNet 2.x's own optimizers in the words of the rules here, which keep to MXNet 1.9.1 where the two differ."""
+"""States of MXNet 2.x's own optimizers in terms of the rules here, which follow MXNet 1.9.1 where the two differ."""
 import dataclasses
 from typing import List, Optional
 
@@ -14,14 +14,15 @@ PLAIN_RMSPROP = Equal('rmsprop_torch', {'n': 'mean_sq'}, unused={'clip_weights':
 
 
 def wrote(states: OptimizerStates) -> bool:
-    """Whether the states are those of an optimizer of MXNet 2.x."""
+    """Whether MXNet 2.x wrote the states."""
     return states.producer.get('mxnet', '').startswith('2') and 'gluon_optim' not in states.producer
 
 
 def as_rule(states: OptimizerStates, allow_lossy: bool = False) -> OptimizerStates:
-    """The same states under the name of the rule that goes on from them as MXNet did; those of others as they are.
+    """The same states under the name of the rule that continues from them as MXNet 2.x would; other states are unchanged.
 
-    ValueError where there is no such rule, or where it would not go on quite so; with ``allow_lossy`` that is only reported.
+    ValueError if there is no such rule, or if it would not continue in exactly the same way; with ``allow_lossy`` the latter
+    is only reported.
 
     >>> as_rule(OptimizerStates('adagrad', dict(wd=0.1, epsilon=1e-6), 0, [], {}, {}, producer={'mxnet': '2.x'})).optimizer
     'adagrad_torch'
@@ -29,12 +30,12 @@ def as_rule(states: OptimizerStates, allow_lossy: bool = False) -> OptimizerStat
     equal, lost = _equal(states), not_in_rule(states)
     if lost and not allow_lossy:
         raise ValueError(f'The optimizers here are those of MXNet 1.x, which would lose {"; ".join(lost)}. '
-                         'Pass allow_lossy=True to go on without.')
+                         'Pass allow_lossy=True to convert anyway.')
     if not wrote(states):
         return states
     lines = ['lost: ' + line for line in lost]
     if equal is not None and equal.rule != states.optimizer:
-        lines.append(f'the {states.optimizer} of MXNet 2.x computes what {equal.rule!r} does here')
+        lines.append(f"MXNet 2.x's {states.optimizer} computes what {equal.rule!r} does here")
     states.report.extend(line for line in lines if line not in states.report)
     states = dataclasses.replace(states, producer={**states.producer, 'gluon_optim': 'as_rule'})
     if equal is None:
@@ -57,7 +58,7 @@ def _equal(states: OptimizerStates) -> Optional[Equal]:
 
 
 def not_in_rule(states: OptimizerStates) -> List[str]:
-    """What the rule of `as_rule` does otherwise than the optimizer of MXNet 2.x that wrote the states, one phrase each."""
+    """How the rule of `as_rule` differs from the MXNet 2.x optimizer that wrote the states, one phrase each."""
     equal = _equal(states)
     lost = [] if equal is None else [
         f'{name}={states.hypers[name]!r}, which {equal.rule} lacks' for name, value in equal.unused.items()
@@ -67,7 +68,7 @@ def not_in_rule(states: OptimizerStates) -> List[str]:
 
 
 def differences(states: OptimizerStates) -> List[str]:
-    """How the optimizers of this name in MXNet 1.x and 2.x go on differently from the same state, as seen by running both."""
+    """How MXNet 1.x's and 2.x's optimizers of this name continue differently from the same state, found by running both."""
     optimizer, hypers = states.optimizer, states.hypers
     decay, plain = hypers.get('wd'), not hypers.get('centered')
     epsilon = next((hypers[name] for name in ('epsilon', 'eps') if hypers.get(name)), 0.0)
@@ -79,5 +80,5 @@ def differences(states: OptimizerStates) -> List[str]:
     if decay and optimizer in ('adagrad', 'adadelta', 'dcasgd', 'nag'):
         lost.append(f'the meaning of wd={decay!r}: 1.x and 2.x add the decay in different places')
     if decay and hypers.get('clip_gradient') and optimizer in ('adam', 'adamax', 'ftml', 'nadam', 'rmsprop'):
-        lost.append(f'the meaning of wd={decay!r}: 1.x clips the gradient and the decay together, 2.x the gradient alone')
+        lost.append(f'the meaning of wd={decay!r}: 1.x clips the gradient and the decay together, 2.x only the gradient')
     return lost

@@ -1,4 +1,4 @@
-"""Which state of a `.states` file belongs to which parameter: those files know indices in a trainer, and no names."""
+"""Which state of a `.states` file belongs to which parameter: those files hold indices in a trainer, not names."""
 import dataclasses
 import os
 import re
@@ -14,31 +14,31 @@ __all__ = ['Assignment', 'Params', 'assign', 'renumbered']
 Params = Union[str, 'os.PathLike[str]', Sequence[str], Mapping[str, Any], None]
 _REMEDY = ('Pass the names as a list in the order of the trainer, which is [p.name for p in trainer._params] where MXNet runs, or '
            'a file of net.collect_params().save(...), which has the names that the trainer sorts.')
-Shape = Optional[Tuple[int, ...]]  # None: not known
+Shape = Optional[Tuple[int, ...]]  # None: unknown
 
 
 _COUNTED = re.compile(r'([A-Za-z_]*[A-Za-z])(\d+)_')  # dense36_weight: MXNet 1.x counts the layers of a process
 
 
 class Assignment(NamedTuple):
-    infos: List[ParameterInfo]   # in the trainer's order; dtype '' where it is not known
-    keys: List[Any]              # the key of each one's state in the file, None where it has none
+    infos: List[ParameterInfo]   # in the trainer's order; dtype '' if unknown
+    keys: List[Any]              # the key of each one's state in the file, None if it has none
     report: List[str]
 
 
 def assign(shapes: Mapping[Any, Shape], params: Params, idx2name: Mapping[Any, str], versions: Sequence[int],
            read_params: Callable[[Any], Dict[str, Any]], copies: bool = False) -> Assignment:
-    """Give names to the keys of ``shapes``, the shapes of the weights as their states tell them.
+    """Assign names to the keys of ``shapes``, the shapes of the weights inferred from their states.
 
-    ``idx2name`` are names in the file, if any; ``versions`` of MXNet may have written it. ``params`` is as in
-    `legacy.read_states`. ``copies``: the file may have one state for each device, as those of Module.
+    ``idx2name`` holds names from the file, if any; ``versions`` lists the MXNet versions that may have written it. ``params``
+    is as in `read_states`. ``copies``: the file may have one state per device, like Module's files.
 
-    Raises TypeError or ValueError when ``params`` is something else, does not fit, or does not settle the question.
+    Raises TypeError or ValueError if ``params`` has the wrong type, does not fit, or does not settle the question.
     """
     keys = list(shapes)
     if params is None:
         return _without(keys, shapes, idx2name)
-    in_order = isinstance(params, Mapping)  # a file of parameters is in no trainer's order
+    in_order = isinstance(params, Mapping)  # a parameter file does not have a trainer's order
     if isinstance(params, (str, os.PathLike)):
         params = read_params(params)
     infos = _infos(params)
@@ -54,14 +54,14 @@ def assign(shapes: Mapping[Any, Shape], params: Params, idx2name: Mapping[Any, s
     rivals = [order[place].name for other in fitting for place in places.values() if other[place].name != order[place].name]
     if rivals:
         raise ValueError(f'`params` must settle which state belongs to which parameter. Received: names among which {rivals[0]!r} '
-                         'and others of its shape could be exchanged: the states fit their given order, and that of sorted names. '
+                         'and others of its shape could be swapped: the states fit both their given order and sorted order. '
                          + _REMEDY)
     if isinstance(params, Mapping) and 1 in versions:
         report += _check_places(infos, shapes)
     at = {place: key for key, place in places.items()}
     if isinstance(params, Mapping):
-        which = 'the order of `params`' if order is infos else 'the order of sorted names, as trainers have it'
-        report.append(f'States were given to parameters in {which}; all shapes agree.')
+        which = 'the order of `params`' if order is infos else 'the order of sorted names, as in trainers'
+        report.append(f'States were assigned to parameters in {which}; all shapes agree.')
         return Assignment([info if info.shape is not None else dataclasses.replace(info, shape=shapes.get(at.get(place)) or ())
                            for place, info in enumerate(order)], [at.get(place) for place in range(len(order))], report)
     if 1 in versions and renumbered([info.name for info in infos]):
@@ -101,7 +101,7 @@ def _without(keys: List[Any], shapes: Mapping[Any, Shape], idx2name: Mapping[Any
         named = {key: key for key in keys}
     elif '' in named.values() or len(set(named.values())) < len(keys):
         named = {key: str(key) for key in keys}
-        report = ['The file has no names: parameters are called by their index in the trainer. Pass params= to name them.']
+        report = ['The file has no names: parameters are named by their index in the trainer. Pass params= to name them.']
     return Assignment([ParameterInfo(named[key], named[key], shapes[key] or (), '') for key in keys], keys, report)
 
 
@@ -115,7 +115,7 @@ def _infos(params: Any) -> List[ParameterInfo]:
                         f'file. Received: {type(params).__name__}.')
     names = [name for name, _ in items]
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise ValueError(f'`params` must have names that differ. Received: {one_of(names[:8])}.')
+        raise ValueError(f'`params` must have distinct names. Received: {one_of(names[:8])}.')
     return [ParameterInfo(name, name, _shape(value), _dtype(value)) for name, value in items]
 
 
@@ -132,7 +132,7 @@ def _dtype(value: Any) -> str:
 
 
 def _by_name(infos: List[ParameterInfo], shapes: Mapping[Any, Shape]) -> Assignment:
-    """Module keeps its states by name."""
+    """Module stores its states by name."""
     known = {info.name: info for info in infos}
     for name, shape in shapes.items():
         if name not in known or not _agree(known[name].shape, shape):
@@ -143,23 +143,23 @@ def _by_name(infos: List[ParameterInfo], shapes: Mapping[Any, Shape]) -> Assignm
 
 
 def _places(keys: List[int], count: int, shapes: Mapping[Any, Shape]) -> Tuple[Dict[int, int], List[str]]:
-    """Which parameter, counted in the trainer's order, each key means.
+    """The parameter that each key refers to, counted in the trainer's order.
 
-    Module on several devices without a kvstore keeps a copy for each, at index * devices + device.
+    Module on several devices without a kvstore keeps one copy per device, at index * devices + device.
     """
     copies = len(keys) // max(count, 1)
     whole = copies > 1 and keys == list(range(copies * count))
     if whole and all(shapes[key] == shapes[key - key % copies] for key in keys):
-        report = [f'The file has the states of {copies} devices: those of the first were taken.']
+        report = [f'The file has the states of {copies} devices: the first was used.']
         return {key: key // copies for key in keys[::copies]}, report
     return {key: key for key in keys}, []
 
 
 def _orders(infos: List[ParameterInfo], versions: Sequence[int], in_order: bool) -> List[List[ParameterInfo]]:
-    """Orders that a trainer may have had: sorted by name, or that of the dictionary.
+    """The orders a trainer may have had: sorted by name, or the dictionary's own.
 
-    Trainers of MXNet 2 sort the names that `.params` files have too (`2.weight`); those of 1.x sort `dense2_weight`, so that
-    10 comes before 2 as well, but also before 1.
+    MXNet 2's trainers sort the same names that `.params` files have (`2.weight`); those of 1.x sort `dense2_weight`, so that
+    10 comes not only before 2, but also before 1.
     """
     found = [infos] if in_order else []
     for version in versions:
@@ -172,31 +172,31 @@ def _orders(infos: List[ParameterInfo], versions: Sequence[int], in_order: bool)
 
 
 def _check_places(infos: Sequence[ParameterInfo], shapes: Mapping[Any, Shape]) -> List[str]:
-    """What has to be assumed for names as ``encoder.weight``, if anything; ValueError where that would be a guess.
+    """What must be assumed for names like ``encoder.weight``, if anything; ValueError if that would be a guess.
 
-    They do not tell the order of trainers of MXNet 1.x, which sort names as ``dense3_weight``. Shapes may; and equal layers
-    one after the other have most probably been made, and counted, in that order.
+    They do not determine the order in MXNet 1.x's trainers, which sort names like ``dense3_weight``. Shapes may; and equal
+    layers in succession were most probably created, and counted, in that order.
     """
     rivals = _rivals(infos, shapes) if any('.' in info.name for info in infos) else []
     if not rivals:
         return []
     if _equal_layers(infos):
-        return [f'{rivals[0]!r} and others have one shape: it was assumed that MXNet 1.x has counted the layers from 0, in the '
+        return [f'{rivals[0]!r} and others have the same shape: it was assumed that MXNet 1.x counted the layers from 0, in the '
                 f'order of the net. {_REMEDY}']
-    raise ValueError('`params` must settle which state belongs to which parameter. Received: names by place in the net, as '
-                     'save_parameters writes them, which MXNet 1.x does not sort by, and parameters of one shape, '
+    raise ValueError('`params` must settle which state belongs to which parameter. Received: structural names, as written '
+                     'by save_parameters, by which MXNet 1.x does not sort, and parameters of the same shape, '
                      f'{rivals[0]!r} and {rivals[1]!r}. {_REMEDY}')
 
 
 def _rivals(infos: Sequence[ParameterInfo], shapes: Mapping[Any, Shape]) -> List[str]:
-    """The first names that the same state may belong to."""
+    """The first names that could own the same state."""
     trained = [info for info in infos if not info.name.endswith(STATISTICS)]
     fitting = ([info.name for info in trained if _agree(info.shape, shape)] for shape in shapes.values())
     return next((names for names in fitting if len(names) > 1), [])
 
 
 def _equal_layers(infos: Sequence[ParameterInfo]) -> bool:
-    """Whether the names are those of layers of one kind in a Sequential: 0.weight, 0.bias, 1.weight, ..."""
+    """Whether the names are those of equal layers in a Sequential: 0.weight, 0.bias, 1.weight, ..."""
     layers: Dict[str, List[Tuple[str, int]]] = {}
     for info in infos:
         place, _, leaf = info.name.partition('.')

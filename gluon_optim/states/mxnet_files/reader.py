@@ -1,6 +1,6 @@
 """MXNet's own files, `.params` and `.states` of all versions, read without MXNet and without executing anything.
 
-`ndarray_format` decodes arrays, `inert_pickle` reads the pickle that a `.states` file is; here the result gets names.
+`ndarray_format` decodes arrays, `inert_pickle` reads the pickle in a `.states` file; this module adds the names.
 """
 import collections
 import re
@@ -34,19 +34,19 @@ def read_params(path: Union[Path, OpenFile], limit: Optional[int] = None) -> Dic
     ----------
     path : str or path
     limit : int, optional
-        Bytes of memory that the arrays may take; otherwise twice the file, or 32 MiB if that is more. Files with sparse
-        arrays, which become dense, may need it.
+        Bytes of memory that the arrays may take; by default twice the file size, or 32 MiB if that is more. Files with
+        sparse arrays, which become dense, may need it.
 
     Returns
     -------
     dict
-        By name; '0', '1', ... in a file of a list. The prefixes 'arg:' and 'aux:' of Module are taken off. bfloat16
+        By name; '0', '1', ... for a file written from a list. Module's prefixes 'arg:' and 'aux:' are removed. bfloat16
         becomes float32. Devices are ignored.
 
     Raises
     ------
     UnreadableFile
-        When the file is damaged or is something else. It says what is wrong at which byte.
+        If the file is damaged or of another kind. The message says what is wrong and at which byte.
     """
     with open_once(path) as file, reading(file.path):
         source = file.part(limit)
@@ -55,11 +55,11 @@ def read_params(path: Union[Path, OpenFile], limit: Optional[int] = None) -> Dic
         elif file.head.startswith(ZIP_MAGIC):
             return _without_prefixes(read_npz(source))
         else:
-            source.fail(f'the file must be one of mx.nd.save or npx.savez. {_what_it_is(file.kind)}', 0)
+            source.fail(f'the file must be from mx.nd.save or npx.savez. {_what_it_is(file.kind)}', 0)
     named = dict(zip(names or map(str, range(len(arrays))), arrays))
     if len(named) < len(arrays):
         repeated = sorted(name for name, count in collections.Counter(names).items() if count > 1)
-        raise UnreadableFile(f'Cannot read {file.path!r}: the names {one_of(repeated[:8])} are there twice.')
+        raise UnreadableFile(f'Cannot read {file.path!r}: the names {one_of(repeated[:8])} occur twice.')
     return _without_prefixes(named)
 
 
@@ -68,45 +68,45 @@ def read_states(path: Union[Path, OpenFile], params: Params = None, allow: Colle
     """The optimizer states of a ``.states`` file of MXNet 1.x or 2.x. Nothing that the file names is imported or called.
 
     Files of `Trainer.save_states`, `KVStore.save_optimizer_states`, `Updater.get_states` and Module can be read, with or
-    without the optimizer in them, by Python 2 or 3, of every optimizer of MXNet and of this package.
+    without the optimizer in them, written by Python 2 or 3, for every optimizer of MXNet and of this package.
 
     Parameters
     ----------
     path : str or path
     params : list of str, dict, or path of a ``.params`` file, optional
-        The files know parameters by their index in the trainer. A list gives the names in the trainer's order
+        The files identify parameters by their index in the trainer. A list gives the names in the trainer's order
         (``[p.name for p in trainer._params]``). A dictionary of names to arrays, parameters or shapes, and a ``.params``
-        file, are taken in their own order or sorted by name, as trainers do, whichever fits the shapes. Without it,
+        file, are used in their own order or sorted by name, as in trainers, whichever fits the shapes. Without it,
         parameters are called '0', '1', ... by index.
     allow : collection of str
-        Import paths of further classes, such as a scheduler of your own: their attributes are read. They are not imported.
+        Import paths of further classes, such as your own scheduler: their attributes are read, but they are not imported.
     limit : int, optional
         As in `read_params`.
 
     Returns
     -------
     OptimizerStates
-        ``hypers`` by the names that the writing version of MXNet gives its arguments; ``counts`` are the largest of all
-        devices, without ``begin_num_update``. Without the optimizer in the file, ``optimizer`` is '', slots are called
+        ``hypers`` under the argument names of the MXNet version that wrote the file; ``counts`` are the largest over all
+        devices, without ``begin_num_update``. If the file lacks the optimizer, ``optimizer`` is '', slots are called
         '0', '1', ..., and counts are 0. ``report`` says what was assumed.
 
     Raises
     ------
     UnreadableFile
-        When the file is damaged, is something else, or names anything besides optimizers, schedulers and arrays.
+        If the file is damaged, of another kind, or names anything other than optimizers, schedulers and arrays.
     ValueError
-        When ``params`` does not fit the file, or leaves open which state belongs to which parameter.
+        If ``params`` does not fit the file, or leaves open which state belongs to which parameter.
     """
     with open_once(path) as file, reading(file.path, TypeError, KeyError):  # of `params`
         source = file.part(limit)
         if file.kind is not Kind.MXNET_STATES:
-            source.fail(f'the file must be one of Trainer.save_states. {_what_it_is(file.kind)}', 0)
+            source.fail(f'the file must be from Trainer.save_states. {_what_it_is(file.kind)}', 0)
         value = load(source, [allow] if isinstance(allow, str) else allow)
         states, optimizer = value if type(value) is tuple and len(value) == 2 else (value, None)
         if optimizer is not None and (type(optimizer) is not Object or type(optimizer.attributes) is not dict):
             source.fail('the second half of the pickle must be an optimizer.')
         if type(states) is not dict:
-            source.fail('the file must hold the states of an updater: a dictionary by index, or a pair of it and the optimizer.')
+            source.fail("the file must hold an updater's states: a dictionary by index, or a pair of that and the optimizer.")
         return _Reader(source, states, optimizer).read(params)
 
 
@@ -114,14 +114,14 @@ def _what_it_is(kind: Kind) -> str:
     if kind is Kind.PARAMS:
         return 'It holds parameters: use read_params.'
     if kind in (Kind.NPZ, Kind.OPTAX, Kind.PYTORCH):
-        return 'It is a zip file, of parameters probably: use read_params.'
+        return 'It is a zip file, probably of parameters: use read_params.'
     if kind is Kind.MXNET_STATES:
-        return 'It is a pickle, of optimizer states probably: use read_states.'
-    return 'It is a safetensors file.' if kind.is_ours or kind is Kind.SAFETENSORS else 'It begins like no file of MXNet.'
+        return 'It is a pickle, probably of optimizer states: use read_states.'
+    return 'It is a safetensors file.' if kind.is_ours or kind is Kind.SAFETENSORS else 'It does not begin like an MXNet file.'
 
 
 def _without_prefixes(arrays: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarray]:
-    """Module writes 'arg:' and 'aux:' before all names."""
+    """The arrays without Module's 'arg:' and 'aux:' before the names."""
     if not all(name.startswith(('arg:', 'aux:')) for name in arrays):
         return arrays
     short = {name[4:]: array for name, array in arrays.items()}
@@ -129,14 +129,14 @@ def _without_prefixes(arrays: Dict[str, numpy.ndarray]) -> Dict[str, numpy.ndarr
 
 
 BASE_ARGUMENTS = (('lr', 'learning_rate'), ('wd', 'wd'), ('rescale_grad', 'rescale_grad'), ('clip_gradient', 'clip_gradient'))
-# A pickled optimizer is its attributes; these are neither arguments nor state.
+# A pickled optimizer consists of its attributes; these are neither arguments nor state.
 BOOKKEEPING = ('lr', 'lr_scheduler', 'lr_mult', 'wd_mult', 'begin_num_update', 'num_update', '_all_index_update_counts',
                '_index_update_count', 'multi_precision', 'aggregate_num', 'idx2name', 'sym_info', 'allow_np_array',
                'use_fused_step')
 
 
 def _fits(state: Any, layout: Layout) -> bool:
-    """Whether a state has this layout; any of its arrays may be None (no momentum)."""
+    """Whether a state has this layout; any of its arrays may be None (without momentum)."""
     if layout is None:
         return state is None
     if isinstance(layout, str):
@@ -151,7 +151,7 @@ def _arrays(state: Any, layout: Layout) -> Dict[str, Array]:
 
 
 class _Reader:
-    """One file, unpickled: arrays are still in it."""
+    """One unpickled file; the arrays are still in it."""
 
     def __init__(self, source: FilePart, states: Dict[Any, Any], optimizer: Optional[Object]):
         self.source, self.states, self.optimizer = source, states, optimizer
@@ -161,7 +161,9 @@ class _Reader:
         path: str = optimizer.path if optimizer else ''
         version_2 = 'use_fused_step' in self.attributes or re.match(r'mxnet\.optimizer\.(?!optimizer|contrib)\w+\.', path)
         self.version = 2 if version_2 else 1
-        self.ours = _rule(path.rpartition('.')[2]) if path and not path.startswith('mxnet.') else None
+        # somebody else's AdamW is not ours; optimizers made from users' own rules have the names of their hyper-parameters
+        ours = path.startswith('gluon_optim.') or '_names' in self.attributes
+        self.ours = _rule(path.rpartition('.')[2]) if ours else None
         self.class_name = path.rpartition('.')[2].lower()
         self.builtin = BUILTINS.get(self.class_name) if path.startswith('mxnet.') else None
         if path.startswith('mxnet.') and self.builtin is None:
@@ -170,14 +172,14 @@ class _Reader:
     def read(self, params: Params) -> OptimizerStates:
         by_index = all(type(key) is int and key >= 0 for key in self.states)
         if not by_index and not all(type(key) is str for key in self.states):
-            self.source.fail('states must be kept by index or by name.')
+            self.source.fail('states must be stored by index or by name.')
         name, hypers, counts = self._name(), self._hypers(), self._counts()
         slots, masters = self._states(hypers)
         shapes = {key: _weight_shape(slots[key], masters.get(key)) for key in slots}
         versions = [self.version] if self.optimizer else [1, 2]
         num_update = self._whole(self.attributes.get('num_update', 0), 'num_update')
         infos, keys, report = assign(shapes, params, self._table('idx2name', str), versions, read_params,
-                                     copies=self.optimizer is None)  # Module dumps none
+                                     copies=self.optimizer is None)  # Module does not save it
         names = {key: info.name for info, key in zip(infos, keys) if key is not None}
         self._describe(infos, keys, slots, masters)
         return OptimizerStates(
@@ -202,9 +204,10 @@ class _Reader:
                                "called 'mxnet.adamw' here.")
             return 'mxnet.adamw'
         if self.builtin is None:
-            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are called by their '
-                               'places.')
-        return self.class_name
+            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are numbered '
+                               'by position.')
+        unlike = self.builtin is None and self.class_name in rules.names(drop_ins=True)  # of the same name as one with a rule
+        return self.optimizer.path if unlike else self.class_name
 
     def _hypers(self) -> Dict[str, Any]:
         if self.optimizer is None:
@@ -224,11 +227,11 @@ class _Reader:
         if self.class_name == 'lbsgd' and type(updates) is int and type(per_epoch) is int and per_epoch > 0:
             hypers['begin_epoch'] = updates // per_epoch
         if self.class_name == 'adabelief' and hypers.get('correct_bias') is True:
-            del hypers['correct_bias']  # the same is True of gluon_optim's, which has no such option
+            del hypers['correct_bias']  # True, as in gluon_optim's, which has no such option
         return hypers
 
     def _own_hypers(self, rule: Type[Rule]) -> Dict[str, Any]:
-        """Those of one of our rules, checked by it. As in our own files, the rate is the scheduler's where there is one."""
+        """The hyper-parameters of one of our rules, checked by it. As in our own files, the rate is the scheduler's, if any."""
         names = self.attributes.get('_names')
         names = names if type(names) is tuple else [hyper.name for hyper in rule.declared({}) + rules.base.BASE_HYPERS]
         given = {name: self._scalar(self.attributes[name], name) for name in names if type(name) is str and name in self.attributes}
@@ -249,16 +252,16 @@ class _Reader:
             array = value.read()
             value = array.reshape(-1)[0].item() if array.size == 1 else array
         if type(value) not in PLAIN:
-            self.source.fail(f'the attribute {what!r} of the optimizer must be a number, a text or None.')
+            self.source.fail(f'the attribute {what!r} of the optimizer must be a number, a string or None.')
         return value
 
     def _whole(self, value: Any, what: str) -> int:
         if type(value) is not int or value < 0:
-            self.source.fail(f'{what} must be a whole number, not negative.')
+            self.source.fail(f'{what} must be an integer, 0 or more.')
         return value
 
     def _counts(self) -> Dict[Any, int]:
-        """The largest count of each index: one device may have begun later, or have been left."""
+        """The largest count of each index: a device may have started later, or been dropped."""
         per_device = self.attributes.get('_all_index_update_counts')
         tables = list(per_device.values()) if type(per_device) is dict else []
         tables += [self.attributes.get(name, {}) for name in ('_index_update_count', '_restored_counts')]
@@ -271,7 +274,7 @@ class _Reader:
 
     def _dictionaries(self, tables: List[Any], what: str) -> List[Dict[Any, Any]]:
         if not all(type(table) is dict for table in tables) or sum(map(len, tables)) > MAX_ITEMS:
-            self.source.fail(f'{what} must be dictionaries, of up to {MAX_ITEMS} entries together.')
+            self.source.fail(f'{what} must be dictionaries with at most {MAX_ITEMS} entries together.')
         return tables
 
     def _scheduler(self) -> Optional[Dict[str, Any]]:
@@ -284,13 +287,13 @@ class _Reader:
         return record
 
     def _visit(self, depth: int = 0) -> None:
-        """Called for each value of a walk: a small file can refer to one list very often, or to a list from itself."""
+        """Called for each value visited: a small file can refer to one list very often, or to a list from within itself."""
         self.visits += 1
         if self.visits > MAX_ITEMS or depth > 20:
             self.source.fail('the values in the file are too many, or nested too deeply.')
 
     def _plain(self, value: Any, depth: int) -> Any:
-        """Lists, dictionaries and objects of scalars, as JSON has them."""
+        """Lists, dictionaries and objects of scalars, as JSON values."""
         self._visit(depth)
         if type(value) in (list, tuple):
             return [self._plain(x, depth + 1) for x in value]
@@ -301,7 +304,7 @@ class _Reader:
         return self._scalar(value, 'lr_scheduler')
 
     def _variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
-        """State of the optimizer as a whole: numbers, and for lbsgd a dictionary of numbers and arrays for each parameter."""
+        """State of the optimizer as a whole: numbers, and for lbsgd a dictionary of numbers and arrays per parameter."""
         found: Dict[str, numpy.ndarray] = {}
         for variable in self.builtin.variables if self.builtin else ():
             value = self.attributes.get(variable)
@@ -319,7 +322,7 @@ class _Reader:
     # -- states -------------------------------------------------------------------------------------------------------
 
     def _splitter(self, hypers: Dict[str, Any]) -> Callable[[Any], Tuple[Dict[str, Array], Optional[Array]]]:
-        """A function that divides one parameter's state into slots and master."""
+        """A function that splits one parameter's state into slots and master."""
         if self.ours is not None:
             layouts: Tuple[Layout, ...] = (tuple(slot.name for slot in self.ours.slots(Values(**hypers))),)
         elif self.builtin is not None:
@@ -336,7 +339,7 @@ class _Reader:
                     rest, master = state if last else state[::-1]
                     if type(master) is Array and _fits(rest, layout):
                         return _arrays(rest, layout), master
-            self.source.fail(f'the state of a parameter must be what {self.class_name!r} keeps: {one_of(layouts)}, or that '
+            self.source.fail(f'the state of a parameter must be what {self.class_name!r} keeps: {one_of(layouts)}, or those '
                              'and a master.')
         return split
 
@@ -379,7 +382,7 @@ class _Reader:
             shapes = {array.shape for name, array in slots[key].items() if name not in scalars}
             shapes.update(masters[key].shape for _ in arrays if key in masters)
             if len(shapes) > 1 and (self.ours or self.builtin):
-                self.source.fail(f'the arrays of parameter {key!r} must have one shape. Received: {sorted(shapes)}.')
+                self.source.fail(f'the arrays of parameter {key!r} must have the same shape. Received: {sorted(shapes)}.')
         return slots, masters
 
     def _single(self, array: numpy.ndarray) -> numpy.ndarray:
@@ -388,7 +391,7 @@ class _Reader:
         return array.reshape(())
 
     def _describe(self, infos: List[ParameterInfo], keys: List[Any], slots: Mapping[Any, Any], masters: Mapping[Any, Any]) -> None:
-        """Multipliers, and the types of weights where ``params`` did not give them."""
+        """Fill in the multipliers, and the types of weights if ``params`` did not give them."""
         lr_mult, wd_mult, idx2name = self._table('lr_mult', float), self._table('wd_mult', float), self._table('idx2name', str)
         for info, key in zip(infos, keys):
             name = idx2name.get(key, info.name)
@@ -405,13 +408,13 @@ class _Reader:
 
 
 def _rule(class_name: str) -> Optional[Type[Rule]]:
-    """Our rule of the optimizer class with that name."""
+    """Our rule for the optimizer class with that name."""
     plain = {name.replace('_', ''): name for name in rules.names()}
     return rules.get(plain[class_name.lower()]) if class_name.lower() in plain else None
 
 
 def _weight_shape(slots: Mapping[str, numpy.ndarray], master: Optional[numpy.ndarray]) -> Optional[Tuple[int, ...]]:
-    """The shape of the weight as its state tells it; None where it does not."""
+    """The shape of the weight inferred from its state; None if that is impossible."""
     shapes: Set[Tuple[int, ...]] = {array.shape for array in slots.values()} if master is None else {master.shape}
     wide = {shape for shape in shapes if shape not in ((), (1,))} or shapes
     return wide.pop() if len(wide) == 1 else None

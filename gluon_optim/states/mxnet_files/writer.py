@@ -1,6 +1,6 @@
 """MXNet's own `.states` files, written without MXNet: what `Trainer.load_states` of 1.x or 2.x reads.
 
-They are pickles of the states by index and of the optimizer. Here they are put together from pickle's opcodes, because
+These files are pickles of the states by index and of the optimizer. They are assembled here from pickle's opcodes, because
 `pickle` would have to import the classes that it names.
 """
 import struct
@@ -19,34 +19,38 @@ from .ndarray_format import DTYPES, NUMPY_SHAPES, STORAGE_TYPES
 __all__ = ['trainer_order', 'what_is_lost', 'write_states']
 
 
-# the same argument, by the names of 1.x and 2.x, and of attributes
+# names of the same argument in 1.x, in 2.x, and as an attribute
 SYNONYMS = (('epsilon', 'eps', 'float_stable_eps'), ('rho', 'gamma1'), ('momentum', 'gamma2'))
 
 
 def write_states(path: Path, states: OptimizerStates, version: int, names: Optional[Sequence[str]] = None, allow_lossy: bool = False
                  ) -> None:
-    """Write ``states`` as a ``.states`` file that MXNet 1.x or 2.x loads, by ``Trainer.load_states`` and in ``Updater``.
+    """Write ``states`` as a ``.states`` file that MXNet 1.x or 2.x loads with ``Trainer.load_states`` or ``Updater``.
 
     Parameters
     ----------
     path : str or os.PathLike
     states : OptimizerStates
-        Of an optimizer of that MXNet, or of one of this package, which must be installed where the file is loaded.
+        From an optimizer of that MXNet version, or of this package, which must then be installed where the file is loaded.
     version : 1 or 2
     names : list of str, optional
-        The parameters in the order of the trainer that will load the file, which knows them by their place only. Left
-        out, they are in the order of ``states``, or sorted as trainers of that version do where the net's names are known.
+        The parameters in the order of the trainer that will load the file, which identifies them only by position. By
+        default, the order of ``states``, or sorted as in trainers of that version if the net's names are known.
     allow_lossy : bool
-        Write although something is lost: `what_is_lost` says what, and so does ``states.report`` then.
+        Write even if something is lost: `what_is_lost` says what, and so does ``states.report`` afterwards.
 
-    Raises ValueError where MXNet has no such optimizer, the names are not those of ``states``, or something would be lost.
+    Raises ValueError if MXNet has no such optimizer, the names are not those of ``states``, or something would be lost.
     """
     if version not in (1, 2):
         raise ValueError(f'`version` must be 1 or 2. Received: version={version!r}.')
+    if states.trees:
+        raise ValueError('The optimizer must be one of gluon_optim.list_optimizers(), or it is unknown what its arrays mean. '
+                         f'Received: {states.optimizer!r}. '
+                         "If it computes what one of them does, say which: states.as_rule('adamw').")
     target = _class(states, version)
     lost = what_is_lost(states, version)
     if lost and not allow_lossy:
-        raise ValueError(f"MXNet {version}.x would lose {'; '.join(lost)}. Pass allow_lossy=True to go on without.")
+        raise ValueError(f"MXNet {version}.x would lose {'; '.join(lost)}. Pass allow_lossy=True to convert anyway.")
     order = trainer_order(states, version, names)
     index = {name: place for place, name in enumerate(order) if name}
     indexed = {index[name]: _state(states, name, version) for name in states.slots}
@@ -60,7 +64,7 @@ def write_states(path: Path, states: OptimizerStates, version: int, names: Optio
 
 
 def what_is_lost(states: OptimizerStates, version: int) -> List[str]:
-    """What a ``.states`` file of that version cannot hold, or its optimizer does otherwise, one phrase each."""
+    """What a ``.states`` file of that version cannot hold, or its optimizer does differently, one phrase each."""
     target, hypers = _class(states, version), states.hypers
     known = {name for argument in (*target.arguments, *BASE) for name in _synonyms(argument)}
     lost = [f'{name}={value!r}, which its {states.optimizer} does not have' for name, value in hypers.items()
@@ -79,7 +83,7 @@ def _written_by(states: OptimizerStates) -> int:
 
 
 BASE = ('learning_rate', 'wd', 'rescale_grad', 'clip_gradient', 'begin_epoch')
-NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0)]  # not missed where there is no such argument
+NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0)]  # values that need no such argument
 SCHEDULERS = ('mxnet.lr_scheduler.', 'gluon_optim.mxnet.lr_scheduler.')
 
 
@@ -95,17 +99,17 @@ def _class(states: OptimizerStates, version: int) -> MXNetClass:
                    '_restored_counts': {}, **({'use_fused_step': False} if version == 2 else {})}
             return MXNetClass(f'gluon_optim.mxnet.registry.{rule.__name__}', arguments, own)
     raise ValueError(f'MXNet {version}.x must have the optimizer. Received: {states.optimizer!r}. It has {one_of(sorted(known))}, '
-                     'and with gluon_optim installed those of `gluon-optim list`. Convert to another target.')
+                     'and with gluon_optim installed also those of `gluon-optim list`. Convert to another target.')
 
 
 def trainer_order(states: OptimizerStates, version: int, names: Optional[Sequence[str]]) -> List[str]:
-    """The parameters as that MXNet's trainer orders them; '' for a place whose parameter is not known."""
+    """The parameters in the order of that MXNet version's trainer; '' for a position with an unknown parameter."""
     if names is not None:
         strangers = sorted(set(states.slots) - set(names))
         if strangers or len(set(names)) < len(names):
-            raise ValueError(f'`names` must be all parameters, each once. Received: none of {one_of(strangers[:8])}.')
+            raise ValueError(f'`names` must list all parameters, each once. Missing or repeated: {one_of(strangers[:8])}.')
         return list(names)
-    if all(name.isdecimal() for name in states.names):  # they are the indices of an old file
+    if all(name.isdecimal() for name in states.names):  # the indices of an old file
         order = [''] * (max(map(int, states.names), default=-1) + 1)
         for name in states.names:
             order[int(name)] = name
@@ -114,10 +118,10 @@ def trainer_order(states: OptimizerStates, version: int, names: Optional[Sequenc
         return states.names
     structural = any(info.name != info.full_name for info in states.parameters)
     if version == 2 and structural:
-        states.report.append('The parameters are in the order in which trainers of MXNet 2.x have them: sorted by their places.')
+        states.report.append("The parameters are in the order of MXNet 2.x's trainers: sorted by structural name.")
         return sorted(states.names)
-    states.report.append('The parameters are in the order of the trainer that wrote the states: trainers of another version may '
-                         'have another. Pass their names in the right order, [p.name for p in trainer._params], where it differs.')
+    states.report.append('The parameters are in the order of the trainer that wrote the states; trainers of another version may '
+                         'order them differently. If so, pass their names in the right order, [p.name for p in trainer._params].')
     return states.names
 
 
@@ -126,7 +130,7 @@ def _synonyms(argument: str) -> Tuple[str, ...]:
 
 
 def _attributes(states: OptimizerStates, version: int, target: MXNetClass, index: Mapping[str, int]) -> Dict[str, Any]:
-    """The optimizer's attributes, all that its constructor would have set."""
+    """The optimizer's attributes: everything its constructor would have set."""
     hypers = states.hypers
     begin = states.num_update - max(states.counts.values(), default=0)
     counts = {index[name]: count + begin for name, count in states.counts.items() if count and name in index}
@@ -153,13 +157,13 @@ def _scheduler(states: OptimizerStates) -> Any:
 
 
 def _multipliers(states: OptimizerStates, which: str, index: Mapping[str, int]) -> Dict[int, float]:
-    """By index: a Gluon trainer takes those of its parameters instead, other users these."""
+    """Multipliers by index: Gluon trainers use those of their parameters instead, other users need these."""
     return {index[info.name]: getattr(info, which) for info in states.parameters
             if info.name in index and getattr(info, which) != 1}
 
 
 def _variables(states: OptimizerStates, target: MXNetClass, index: Mapping[str, int]) -> Dict[str, Any]:
-    """What belongs to the optimizer as a whole; ``part:name`` is one entry of lbsgd's gradients of a parameter."""
+    """What belongs to the optimizer as a whole; ``part:name`` is one entry of lbsgd's gradients for a parameter."""
     found: Dict[str, Any] = {}
     for variable, array in states.variables.items():
         value = array.item() if array.ndim == 0 else array
@@ -172,7 +176,7 @@ def _variables(states: OptimizerStates, target: MXNetClass, index: Mapping[str, 
 
 
 def _state(states: OptimizerStates, name: str, version: int) -> Any:
-    """One parameter's state, nested as its optimizer has it."""
+    """One parameter's state, nested as in its optimizer."""
     slots, master = states.slots[name], states.master.get(name)
     if states.optimizer in classes(version):
         builtin = BUILTINS[states.optimizer.replace('mxnet.', '')]
@@ -245,7 +249,7 @@ def _global(path: str) -> bytes:
 
 
 def _ndarray(array: numpy.ndarray, version: int) -> Iterator[Union[bytes, numpy.ndarray]]:
-    """An NDArray on the CPU, as MXNet's `NDArray.__reduce__` and its `NDArray::Save` have it."""
+    """An NDArray on the CPU, as written by MXNet's `NDArray.__reduce__` and `NDArray::Save`."""
     shape = array.shape if version == 2 else array.shape or (1,)
     head = struct.pack(f'<Iii{len(shape)}qiii', NUMPY_SHAPES if version == 2 else STORAGE_TYPES, 0, len(shape), *shape, 1, 0,
                        _FLAGS[array.dtype.newbyteorder('<')])

@@ -22,10 +22,10 @@ class Job(NamedTuple):
     states: OptimizerStates
     output: str
     target: str = 'mirror'                  # class of the other framework, as in `gluon_optim.to_torch`
-    names: Optional[List[str]] = None       # parameters, in the order in which they shall be written
+    names: Optional[List[str]] = None       # parameters, in the order to write them
     mxnet_version: Optional[int] = None     # 1 or 2: MXNet's own file of that version; None: ours
     allow_lossy: bool = False
-    verify: int = 0                         # steps to replay on both sides before the file gets its name
+    verify: int = 0                         # steps to replay on both sides before the file gets its final name
 
 
 class Program(NamedTuple):
@@ -33,7 +33,7 @@ class Program(NamedTuple):
 
     ending: str
     write: Callable[[Job, str], None]
-    classes: Tuple[str, ...] = ('mirror',)   # what --target may be
+    classes: Tuple[str, ...] = ('mirror',)   # allowed values of --target
 
 
 def _to_torch(job: Job, path: str) -> None:
@@ -61,12 +61,12 @@ def _to_mxnet(job: Job, path: str) -> None:
         raise Refused(f'{job.contents.path!r} is already a gluon_optim file. Choose the MXNet version: --mxnet-version 1 or 2.')
     nameless = all(name.isdecimal() for name in job.states.names)
     if NO_NAMES in job.states.report:
-        raise Refused(f'{job.contents.path!r} has no names of parameters, and their numbers in PyTorch are not those of a Gluon '
-                      'trainer. Give the names as --params, in the order of the optimizer.')
+        raise Refused(f'{job.contents.path!r} has no parameter names, and their numbers in PyTorch are not those of a Gluon '
+                      'trainer. Pass the names as --params, in the order of the optimizer.')
     container.write(path, job.states)
     if nameless:
-        job.states.report.append('the names in the new file are the indices of an old one: load_states gives the states to the '
-                                 'parameters at these places of the trainer. Convert with params= for names that stay')
+        job.states.report.append('the names in the new file are the indices of an old one: load_states assigns the states to the '
+                                 'parameters at these positions in the trainer. Convert with params= to get real names')
 
 
 CLASS_TARGETS = tuple(dict.fromkeys(['mirror', 'torch', *(foreign.target for foreign in FOREIGN)]))

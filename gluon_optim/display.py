@@ -1,0 +1,51 @@
+"""How objects show themselves: some lines of text, and a table in a notebook, whatever their size."""
+import html
+from typing import Any, Iterable, List, Sequence, Tuple
+
+__all__ = ['Rows', 'clipped', 'table', 'text', 'without_none']
+
+Rows = Sequence[Tuple[str, Any]]  # a word, and what it stands for
+MOST = 16    # rows that are shown
+WIDEST = 110  # characters of a value
+
+
+def clipped(value: Any, widest: int = WIDEST) -> str:
+    """The value in at most so many characters, on one line.
+
+    >>> clipped({'a': list(range(100))}, widest=20)
+    "{'a': [0, 1, 2, 3..."
+    """
+    words = ' '.join((value if isinstance(value, str) else repr(value)).split())
+    return words if len(words) <= widest else words[:widest - 3] + '...'
+
+
+def text(title: str, rows: Rows) -> str:
+    """The title, and under it a line for each row.
+
+    >>> print(text('Two', [('one', 1), ('other', 2)]))
+    Two
+      one    1
+      other  2
+    """
+    width = max((len(word) for word, _ in _shown(rows)), default=0)
+    return '\n'.join([clipped(title)] + [f'  {word:{width}}  {clipped(value)}'.rstrip() for word, value in _shown(rows)])
+
+
+def table(title: str, rows: Rows) -> str:
+    """The same in HTML.
+
+    >>> table('A', [('<b>', 1)])
+    '<div><b>A</b><table><tr><td>&lt;b&gt;</td><td>1</td></tr></table></div>'
+    """
+    cells = ''.join(f'<tr><td>{html.escape(word)}</td><td>{html.escape(clipped(value))}</td></tr>' for word, value in _shown(rows))
+    return f'<div><b>{html.escape(clipped(title))}</b><table>{cells}</table></div>'
+
+
+def _shown(rows: Rows) -> List[Tuple[str, Any]]:
+    left = len(rows) - MOST
+    return [(clipped(word, 60), value) for word, value in rows[:MOST]] + ([('...', f'{left} more')] if left > 0 else [])
+
+
+def without_none(rows: Iterable[Tuple[str, Any]]) -> Rows:
+    """The rows that say something."""
+    return [(word, value) for word, value in rows if value not in (None, '', [], {}, ())]

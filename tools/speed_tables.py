@@ -1,0 +1,120 @@
+"""The tables of README.md and docs/speed.md that show figures of tools/bench.py: from docs/speed.json, which it wrote.
+
+tools/make_tables.py writes them.
+"""
+import json
+from pathlib import Path
+
+FIGURES = Path(__file__).resolve().parent.parent / 'docs/speed.json'
+OURS = ('gluon_optim:novograd', 'gluon_optim:adamw', 'gluon_optim:sgd_torch')
+MXNETS = ('mxnet:adam', 'mxnet:sgd', 'mxnet:nadam', 'mxnet:lamb')
+FUSED = ('torch_fused:sgd', 'torch_fused:adam', 'torch_fused:adamw')
+
+
+def figures():
+    return json.loads(FIGURES.read_text(encoding='utf-8'))
+
+
+def rows_of(case, dtype='float32'):
+    """{(name, route): row} of one case."""
+    found = next(one for one in figures()['cases'] if (one['case'], one['dtype']) == (case, dtype))
+    return {(row['name'], row['route']): row for row in found['rows']}
+
+
+def digits(value):
+    return f'{value:.0f}' if value >= 30 else f'{value:.1f}' if value >= 10 else f'{value:.2f}'
+
+
+def cell(rows, key):
+    """The figures ``key`` of some rows, as one cell."""
+    values = [row['ms']['median'] if key == 'ms' else row[key] for row in rows]
+    if key != 'ms' and len(values) > 3:
+        return f'{digits(min(values))} to {digits(max(values))}'
+    return ' / '.join(map(digits, values)) if None not in values else ''
+
+
+def line(label, rows, *keys):
+    return f'| {label} | ' + ' | '.join(cell(rows, key) for key in keys) + ' |'
+
+
+def other_novograds(rows):
+    """From the fastest to the slowest."""
+    found = [row for (name, _), row in rows.items() if name.endswith(':novograd') and not name.startswith('gluon_optim:')]
+    return sorted(found, key=lambda row: row['ms']['median'])
+
+
+def speed():
+    """ResNet-50, in short."""
+    keys = 'ms', 'times_floor', 'times_torch_fused_adamw'
+    rows = rows_of('resnet50')
+    yield '| | ms | x bandwidth floor | x torch fused AdamW |'
+    yield '|---|---|---|---|'
+    for name in OURS[:2]:
+        yield line(f'`{name.split(":")[1]}`', [rows[name, 'Trainer']], *keys)
+    yield line('torch fused AdamW', [rows['torch_fused:adamw', None]], *keys)
+    best = other_novograds(rows)[0]
+    yield line(f'best NovoGrad elsewhere ({best["name"].split(":")[0]})', [best], *keys)
+    yield line('MXNet adam / sgd / nadam / lamb', [rows[name, 'Trainer'] for name in MXNETS], *keys)
+
+
+def resnet50():
+    """ResNet-50, everybody."""
+    keys = 'ms', 'times_floor', 'times_torch_fused_adamw', 'times_best_other_novograd'
+    rows = rows_of('resnet50')
+    yield '| ResNet-50, float32 | ms | x floor | x torch fused AdamW | x best other NovoGrad |'
+    yield '|---|---|---|---|---|'
+    for name in OURS:
+        yield line(f'**{name.split(":")[1]}**, Trainer', [rows[name, 'Trainer']], *keys)
+    yield line('torch fused SGD / Adam / AdamW', [rows[name, None] for name in FUSED], *keys)
+    others = other_novograds(rows)
+    yield line(' / '.join(row['name'].split(':')[0] for row in others) + ' NovoGrad', others, *keys)
+    yield line('torch default AdamW', [rows['torch_default:adamw', None]], *keys)
+    yield line('MXNet adam / sgd / nadam / lamb, Trainer', [rows[name, 'Trainer'] for name in MXNETS], *keys)
+
+
+def half():
+    """float16 weights with float32 masters."""
+    rows = rows_of('resnet50', 'float16')
+    yield '| ResNet-50, float16 with masters | ms | x floor |'
+    yield '|---|---|---|'
+    for name in OURS:
+        yield line(f'**{name.split(":")[1]}**, Trainer', [rows[name, 'Trainer']], 'ms', 'times_floor')
+    yield line('MXNet adam, Trainer', [rows['mxnet:adam', 'Trainer']], 'ms', 'times_floor')
+
+
+def tensors():
+    """2000 small tensors."""
+    keys = 'ms', 'times_torch_fused_adamw'
+    rows = rows_of('2000')
+    yield '| 2000 tensors of 1000 | ms | x torch fused AdamW |'
+    yield '|---|---|---|'
+    for name in (*OURS[:2], 'mxnet:nothing', 'mxnet:adam'):
+        ours = name.startswith('gluon_optim:')
+        label = f'**{name.split(":")[1]}**' if ours else name.replace('mxnet:nothing', 'nothing').replace('mxnet:', 'MXNet ')
+        yield line(f'{label}, Updater / Trainer', [rows[name, 'Updater'], rows[name, 'Trainer']], *keys)
+    yield line('torch fused AdamW', [rows['torch_fused:adamw', None]], *keys)
+    yield line('optax NovoGrad', [rows['optax:novograd', None]], *keys)
+
+
+def layouts():
+    """`Trainer.step` in every layout."""
+    heads = ['net', 'kvstore', 'updated there', 'contexts', 'adam, MXNet / ours', 'ratio', 'sgd, MXNet / ours', 'ratio',
+             'novograd / adam', 'adamw / adam']
+    yield '| ' + ' | '.join(heads) + ' |'
+    yield '|---' * len(heads) + '|'
+    for row in figures()['layouts']:
+        ms, ratios = row['ms'], row['ratios']
+        cells = [row['net'], row['kvstore'] or 'None', 'yes' if row['update_on_kvstore'] else 'no', str(row['contexts'])]
+        for name in ('adam', 'sgd'):
+            theirs, ours = 'mxnet:' + name, 'gluon_optim:' + name
+            cells += [f'{digits(ms[theirs])} / {digits(ms[ours])}', f'{ratios[ours]:.2f}']
+        cells += [f'{ratios[name]:.2f}' for name in ('gluon_optim:novograd', 'gluon_optim:adamw')]
+        yield '| ' + ' | '.join(cells) + ' |'
+
+
+def accelerated():
+    """One sentence on what `accelerate` brings."""
+    ratios = [row['ratios']['gluon_optim:' + name] for row in figures()['layouts'] for name in ('adam', 'sgd')]
+    yield f'''After `go.accelerate()`, MXNet's own names create optimizers that compute the same. In every layout measured (no
+kvstore, 'local' or 'device'; weights updated there or not; one CPU context or two; four nets) a `Trainer.step` with
+adam or sgd takes {min(ratios):.2f} to {max(ratios):.2f} of the time of MXNet's.'''
