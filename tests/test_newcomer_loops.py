@@ -15,9 +15,9 @@ import pytest
 
 pytest.importorskip('sklearn')
 
-from newcomer_data import ROOT, image_batch, text, text_batch  # noqa: E402
+from newcomer_data import ROOT, image_batch, text, text_batch
 
-import gluon_optim as go  # noqa: E402
+import gluon_optim as go
 
 LOOPS = ['cnn', 'lstm', 'finetune']
 FIXTURES = Path(__file__).resolve().parent / 'newcomer'
