@@ -10,6 +10,7 @@ Exit codes: 0 trained, 1 refused with a reason, 2 unusable arguments.
 import argparse
 import hashlib
 import json
+import logging
 import os
 import sys
 
@@ -151,6 +152,7 @@ def parse(arguments):
 
 def main(arguments=None):
     options = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format='%(message)s')  # shows what is saved and restored
     try:
         print(run(options))
     except (Refused, ValueError, TypeError, OSError) as error:

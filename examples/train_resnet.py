@@ -10,6 +10,7 @@ These continue from there without MXNet, and compare their losses with the ones 
 """
 import argparse
 import json
+import logging
 import os
 import sys
 
@@ -72,6 +73,7 @@ def main(arguments=None):
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--seed', type=int, default=0)
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format='%(message)s')  # shows what is saved and restored
     try:
         print(f'Gluon: accuracy {run(options):.2%} on held-out digits')
     except (ValueError, TypeError, OSError) as error:

@@ -12,4 +12,4 @@ def install(extra: str) -> str:
 
 def missing(what: str, packages: str, extra: str, error: Exception) -> ImportError:
     """The error for ``what``, which needs ``packages``. The cause, ``error``, is shown: it may be a package that these need."""
-    return ImportError(f'{what} needs {packages}, and importing failed: {error}. {install(extra)}')
+    return ImportError(f'{what} needs {packages}, and importing failed: {str(error).rstrip(".")}. {install(extra)}')

@@ -33,6 +33,11 @@ class Hypers:
         self._read.add(name)
         return self._given[name] if name in self._given else self.off[name]
 
+    def given(self, name, default):
+        """An option that has another value than in `off` unless it is given."""
+        self._read.add(name)
+        return self._given.get(name, default)
+
     def never_read(self):
         return sorted(set(self._given) - self._read)
 
@@ -256,13 +261,18 @@ def adam_torch(h, t, lr, w, g, s):
 
 
 def adamw(h, t, lr, w, g, s):
-    """Loshchilov and Hutter, arXiv:1711.05101, Algorithm 2, with torch's convention: w <- (1 - lr d) w first."""
-    return adam_step(h, t, lr, w - lr * h.wd * w, g, s)
+    """Loshchilov and Hutter, arXiv:1711.05101, Algorithm 2, with torch's convention: w <- (1 - lr d) w first.
+
+    Without bias correction it is BERT's (Devlin et al., arXiv:1810.04805): w -= lr (m/(sqrt(v) + eps) + d w).
+    """
+    return adam_step(h, t, lr, w - lr * h.wd * w, g, s, h.given('bias_correction', True))
 
 
-def adam_step(h, t, lr, w, g, s):
+def adam_step(h, t, lr, w, g, s, corrected=True):
     """w -= lr m^/(sqrt(v^) + eps); amsgrad (Reddi et al.): the largest v so far in place of v."""
     m, v, c1, c2 = adam_moments(h, t, g, s)
+    if not corrected:
+        c1 = c2 = 1
     kept = {'m': m, 'v': v}
     if h.amsgrad:
         kept['v_max'] = v = np.maximum(s.v_max, v)

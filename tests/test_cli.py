@@ -1,5 +1,6 @@
 """The command gluon-optim on files: what it prints, what it writes, and its exit codes."""
 import argparse
+import dataclasses
 import io
 import json
 import math
@@ -226,7 +227,7 @@ def test_what_is_missing_is_named(run, tmp_path, saved):
 def test_to_torch(run, saved, tmp_path):
     torch = pytest.importorskip('torch')
     code, out, err = run('convert', saved, '--to', 'torch', '--report', 'report.json')
-    assert code == 0 and err == '' and out.startswith(f'{tmp_path / "run.pt"}: adamw at update 7, 2 parameters\n')
+    assert code == 0 and err == '' and out.startswith('run.pt: adamw at update 7, 2 parameters\n')
     state = torch.load(tmp_path / 'run.pt', weights_only=True)
     np.testing.assert_array_equal(state['state'][0]['exp_avg'].numpy(), example()[0].slots['0.weight']['mean'])
     report = json.loads((tmp_path / 'report.json').read_text())
@@ -245,9 +246,9 @@ def test_to_torch(run, saved, tmp_path):
 def test_between_mxnets_and_ours(run, saved, tmp_path):
     for version in (1, 2):
         code, out, _ = run('convert', saved, '--to', 'mxnet', '--mxnet-version', version)
-        assert code == 0 and out.startswith(str(tmp_path / f'run.mxnet{version}.states'))
+        assert code == 0 and out.startswith(f'run.mxnet{version}.states: ')
         names = '0.weight,0.bias' if version == 1 else '0.bias,0.weight'  # trainers of 2.x sort these
-        code, out, _ = run('convert', f'run.mxnet{version}.states', '--to', 'mxnet', '-o', 'back', '--params', names)
+        code, out, _ = run('convert', f'run.mxnet{version}.states', '--to', 'mxnet', '-o', 'back', '--params', names, '--force')
         back = container.read(tmp_path / 'back')
         for name, slots in example()[0].slots.items():
             for slot, array in slots.items():
@@ -294,13 +295,15 @@ def test_numbers_of_pytorch_are_no_indices_of_gluon(run, tmp_path):
 def test_what_is_refused_leaves_no_file_and_an_old_one_as_it_was(run, saved, tmp_path):
     (tmp_path / 'out').write_text('precious')
     scheduled = OLD / 'adam-scheduled.states'
-    refused(run('convert', scheduled, '--to', 'mxnet', '--mxnet-version', '2', '-o', 'out'), 1, 'would lose', '--allow-lossy')
-    refused(run('convert', OLD / 'adam-bare.states', '--to', 'mxnet', '-o', 'out'), 1, 'does not contain its optimizer')
-    refused(run('convert', OLD / 'dict.params', '--to', 'mxnet', '-o', 'out'), 1, 'only parameters')
-    refused(run('convert', saved, '--to', 'mxnet', '--mxnet-version', '1', '--params', 'a,b', '-o', 'out'), 1,
+    refused(run('convert', scheduled, '--to', 'mxnet', '--mxnet-version', '2', '-o', 'out', '--force'), 1, 'would lose',
+            '--allow-lossy')
+    refused(run('convert', OLD / 'adam-bare.states', '--to', 'mxnet', '-o', 'out', '--force'), 1, 'does not contain its optimizer')
+    refused(run('convert', OLD / 'dict.params', '--to', 'mxnet', '-o', 'out', '--force'), 1, 'only parameters')
+    refused(run('convert', saved, '--to', 'mxnet', '--mxnet-version', '1', '--params', 'a,b', '-o', 'out', '--force'), 1,
             "'0.bias', '0.weight'")
     assert (tmp_path / 'out').read_text() == 'precious' and sorted(os.listdir(tmp_path)) == ['out', 'run.safetensors']
-    code, out, _ = run('convert', scheduled, '--to', 'mxnet', '--mxnet-version', '2', '-o', 'out', '--allow-lossy', '--json')
+    code, out, _ = run('convert', scheduled, '--to', 'mxnet', '--mxnet-version', '2', '-o', 'out', '--force', '--allow-lossy',
+                       '--json')
     assert code == 0 and len(json.loads(out)['lost']) == 1 and kind_of(tmp_path / 'out') is Kind.MXNET_STATES
 
 
@@ -366,7 +369,7 @@ def test_an_optimizer_of_ones_own_is_converted_in_python(run, tmp_path):
     states.optimizer = 'lion'
     container.write(tmp_path / 's', states, other)
     for target in ('torch', 'onnx', 'optax'):
-        refused(run('convert', 's', '--to', target), 1, "'lion'", 'convert in Python', f'gluon_optim.to_{target}(', 'import')
+        refused(run('convert', 's', '--to', target), 1, "'lion'", '--import MODULE')
 
 
 def test_those_that_are_chosen_are_counted(run, saved):
@@ -394,10 +397,10 @@ def test_unusable_input(run, tmp_path, command):
     (tmp_path / 'empty').write_bytes(b'')
     (tmp_path / 'text').write_text('hello\nworld')
     (tmp_path / 'evil').write_bytes(b'\x80\x04cos\nsystem\n(X\x04\x00\x00\x00trueltR.')
-    (tmp_path / 'weights').write_bytes(b'\x02\0\0\0\0\0\0\0{}')
+    (tmp_path / 'weights').write_bytes(b'\x02\0\0\0\0\0\0\0{]')
     kinds = ['states and checkpoints of gluon_optim', '.params files of MXNet', '.onnx']
     for name, words in (('nothing', ["No such file or directory: 'nothing'"]), ('empty', ["'empty'", 'an empty file', *kinds]),
-                        ('text', ["'text'", "b'hello", *kinds]), ('weights', ['safetensors', *kinds]), ('.', ['must be a file']),
+                        ('text', ["'text'", "b'hello", *kinds]), ('weights', ['header']), ('.', ['must be a file']),
                         ('evil', ['os.system'])):
         refused(run(command[0], name, *command[1:]), 2, *words)
 
@@ -580,3 +583,115 @@ def test_a_name_that_matches_nothing(run):
 
 def test_states_are_printed_in_one_line():
     assert repr(example()[0]) == '<OptimizerStates: adamw at update 7, 2 parameters>'
+
+
+# What programs and people expect of a command
+
+def test_an_output_that_exists_is_replaced_by_force_alone(run, saved, tmp_path):
+    (tmp_path / 'x').write_text('precious')
+    refused(run('convert', saved, '--to', 'optax', '-o', 'x'), 1, "'x' exists", '--force')
+    assert (tmp_path / 'x').read_text() == 'precious'
+    assert run('convert', saved, '--to', 'optax', '-o', 'x', '--force')[0] == 0 and kind_of(tmp_path / 'x') is Kind.OPTAX
+
+
+def test_results_go_to_the_folder_where_the_command_runs(run, saved, tmp_path, monkeypatch):
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    code = cli.main(['convert', '../run.safetensors', '--to', 'optax'])
+    assert code == 0 and os.listdir() == ['run.npz']
+
+
+def test_model_and_optimizer_have_different_names(run, saved):
+    pytest.importorskip('torch')
+    for what in ('model', 'optimizer'):
+        assert run('convert', saved, '--to', 'pytorch', '--what', what)[0] == 0
+    assert {'run.model.pt', 'run.pt'} <= set(os.listdir())
+
+
+def test_standard_input_and_output(saved):
+    convert = [sys.executable, '-m', 'gluon_optim', 'convert', '-', '--to', 'optax', '-o', '-']
+    done = subprocess.run(convert, input=saved.read_bytes(), cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          check=True)
+    assert b'adamw at update 7' in done.stderr
+    inspect = [sys.executable, '-m', 'gluon_optim', 'inspect', '-', '--json']
+    found = subprocess.run(inspect, input=done.stdout, cwd=str(ROOT), stdout=subprocess.PIPE, check=True)
+    assert json.loads(found.stdout)['kind'] == 'optax states'
+    done = subprocess.run(convert[:-2], input=saved.read_bytes(), cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 2 and b'--output' in done.stderr
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['convert', 'x', '--to', 'torhc'], 'Did you mean torch?'), (['inspcet', 'x'], 'Did you mean inspect?'),
+    (['convert', 'x', '--to', 'torch', '--allow-losy'], 'Did you mean --allow-lossy'),
+    (['inspect', 'x', '--param', 'a,b'], '--params'),
+    (['convert', 'x', '--to', 'torch', '--targ', 'torch'], '--target'),
+])
+def test_near_misses_are_named_and_nothing_is_abbreviated(capsys, monkeypatch, arguments, words):
+    monkeypatch.setattr(sys, 'argv', ['gluon-optim', *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('ending', ['.pt', '.safetensors'])
+def test_weights_of_models_are_read(run, tmp_path, ending):
+    arrays = {'1.weight': np.arange(6, dtype='f4').reshape(2, 3), '0.half': np.ones(3, 'f2'), 'steps': np.array(7, 'int64')}
+    if ending == '.pt':
+        torch = pytest.importorskip('torch')
+        torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, tmp_path / 'net.pt')
+    else:
+        pytest.importorskip('safetensors.numpy').save_file(arrays, tmp_path / 'net.safetensors')
+    code, out, err = run('inspect', 'net' + ending, '--json')
+    assert (code, err) == (0, '') and json.loads(out)['kind'] == 'weights'
+    assert {row['parameter']: row['shape'] for row in json.loads(out)['arrays']} == {'1.weight': [2, 3], '0.half': [3], 'steps': []}
+    assert run('verify', 'net' + ending)[0] == 0 and run('diff', 'net' + ending, 'net' + ending)[1] == 'equal\n'
+    data = (tmp_path / ('net' + ending)).read_bytes()
+    (tmp_path / 'cut').write_bytes(data[:-1])
+    assert run('inspect', 'cut')[0] == 2
+
+
+def test_other_files_of_arrays_are_called_what_they_are(run, tmp_path):
+    np.savez(tmp_path / 'x.npz', a=np.zeros(2))
+    assert 'arrays of NumPy' in run('inspect', 'x.npz')[1]
+    (tmp_path / 'pointer.params').write_text('version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n')
+    refused(run('inspect', 'pointer.params'), 2, 'Git LFS pointer', 'git lfs pull')
+    (tmp_path / 'page.params').write_text('<!DOCTYPE html>\n<html><body>404</body></html>')
+    refused(run('inspect', 'page.params'), 2, 'HTML page')
+
+
+def test_a_rule_of_ones_own_on_the_command_line(run, tmp_path):
+    (tmp_path / 'mine_for_cli.py').write_text(
+        "import gluon_optim as go\n\n@go.register\nclass Lion(go.Rule):\n    name, summary = 'lion_for_cli', 'signs'\n"
+        "    hypers = (go.Hyper('learning_rate', 1e-4, '[0, inf)'), go.Hyper('wd', 0.0, '[0, inf)'))\n"
+        "    slots = staticmethod(lambda h: (go.Slot('mean'),))\n"
+        "    coefficients = staticmethod(lambda xp, h, t: dict(lr=h.learning_rate))\n"
+        "    step = staticmethod(lambda xp, h, c, w, g, s: (w - c.lr * xp.sign(g), dict(mean=s.mean + g)))\n")
+    states, _ = example()
+    states.optimizer, states.hypers = 'lion_for_cli', {'learning_rate': 0.1}
+    states.slots = {name: {'mean': slots['mean']} for name, slots in states.slots.items()}
+    states.master = {}
+    states.parameters = [dataclasses.replace(info, dtype='float32') for info in states.parameters]
+    container.write(tmp_path / 's', states)
+    refused(run('convert', 's', '--to', 'optax', '-o', 'x'), 1, '--import MODULE')
+    code, _, err = run('convert', 's', '--to', 'optax', '-o', 'x', '--import', 'mine_for_cli')
+    assert (code, err) == (0, '')
+    assert 'mean' in run('info', 'lion_for_cli', '--import', 'mine_for_cli')[1]
+
+
+def test_parameters_are_listed_in_the_order_of_the_net(run, tmp_path):
+    states, other = example()
+    other.weights = [Weight(name, name, [np.zeros(2, 'f4')]) for name in ('z', '0.weight', '0.bias')]
+    container.write(tmp_path / 's', states, other)
+    rows = json.loads(run('inspect', 's', '--json')[1])['arrays']
+    assert list(dict.fromkeys(row['parameter'] for row in rows))[:3] == ['z', '0.weight', '0.bias']
+
+
+def test_a_shell_completes_commands_and_options(run, tmp_path):
+    pytest.importorskip('shtab')
+    code, script, err = run('completion', 'bash')
+    assert (code, err) == (0, '')
+    (tmp_path / 'script').write_text(script)
+    ask = ('source ./script; COMP_WORDS=(gluon-optim convert --all); COMP_CWORD=2; _shtab_gluon_optim; echo "${COMPREPLY[@]}"; '
+           'COMP_WORDS=(gluon-optim insp); COMP_CWORD=1; _shtab_gluon_optim; echo "${COMPREPLY[@]}"')
+    done = subprocess.run(['bash', '-c', ask], cwd=str(tmp_path), stdout=subprocess.PIPE, text=True)
+    assert {'--allow', '--allow-lossy', 'inspect'} <= set(done.stdout.split())

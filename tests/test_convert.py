@@ -115,7 +115,7 @@ def test_from_any_file_to_any_other(run, adamw):
         source = 'run.safetensors'
         for k, target in enumerate(chain):
             output = f'{k}' + ENDINGS.get(target, '')
-            assert run('convert', source, '--to', target, '-o', output)[0] == 0
+            assert run('convert', source, '--to', target, '-o', output, '--force')[0] == 0
             source = output
         assert digest(container.read(source)) == digest(states)
 
@@ -141,7 +141,7 @@ def test_old_files_of_mxnet(run, version, file):
             continue
         assert run('convert', path, '--params', 'w,b', '--to', target, '-o', 'x' + ENDINGS[target])[0] == 0
         code, _, err = run('convert', 'x' + ENDINGS[target], '--to', 'mxnet', '--mxnet-version', version[0], '-o', 'back.states',
-                           '--params', 'w,b')
+                           '--params', 'w,b', '--force')
         assert (code, err) == (0, '')
         back = legacy.read_states('back.states', ['w', 'b'])
         assert digest(back) == digest(original)

@@ -449,6 +449,7 @@ def test_decay_that_a_class_lacks_can_be_done_by_hand(name, extra, decay):
     ('rmsprop_torch', 'torch', dict(bias_correction=True), 'bias_correction=True, which'),
     ('rmsprop', 'torch', dict(epsilon=0.0, clip_weights=1.0), 'clip_weights=1.0, which'),
     ('lamb', 'torch_optimizer', {}, 'bias_correction=True, which'),
+    ('adamw', 'torch', dict(bias_correction=False), 'bias_correction=False, which torch.optim.AdamW lacks'),
     ('lamb', 'timm', dict(upper_bound=2.0), 'upper_bound=2.0, which'),
     ('larc', 'torch_optimizer', {}, 'clip=True, which'),
     ('larc', 'torch_optimizer', dict(clip=False, wd=0.0), 'wd=0.0, which torch_optimizer.LARS lacks: without decay'),

@@ -57,7 +57,7 @@ def test_a_symbol_block_within_a_net(tmp_path):
     net.add(symbol_block(tmp_path), nn.Dense(2, in_units=3))
     net[1].initialize()
     facts = go.models.gluon.facts_of(net)
-    assert facts.ones == ['0.b_gamma'] and facts.epsilon == {'0.b_gamma': 2e-5} and not facts.unknown
+    assert facts.ones == {'0.b_gamma'} and facts.epsilon == {'0.b_gamma': 2e-5} and not facts.unknown
 
 
 def test_gamma_that_is_trained_is_no_fixed_one(tmp_path):
@@ -181,3 +181,18 @@ def test_either_name_of_a_shared_parameter_is_accepted(tmp_path, with_net):
         assert (go.to_torch(states, params=['dec.weight', 'dec.bias'])['state'][0]['exp_avg'].numpy() == mean).all()
         names = {'a': 'dec.weight', 'b': 'dec.bias'}
         assert list(go.model_to_torch(tmp_path / 'run', names=names).weights) == ['a', 'b']
+
+
+def test_inspect_shows_what_is_frozen(tmp_path, capsys):
+    from gluon_optim.cli import main
+    net = nn.HybridSequential()
+    net.add(nn.Dense(4, in_units=4), nn.Dense(2, in_units=4))
+    net.initialize()
+    trainer = gluon.Trainer(net.collect_params(), 'adamw')
+    for frozen in (False, True):
+        net[0].weight.grad_req = 'null' if frozen else 'write'
+        go.save_checkpoint(tmp_path / 'run', net=net, trainer=trainer)
+        main(['inspect', str(tmp_path / 'run')])
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        row = next(line for line in lines if line[0] == '0.weight')
+        assert ('null' in row) == frozen and any('grad_req' in line for line in lines) == frozen

@@ -61,7 +61,7 @@ SETTINGS = {
     'sgd_torch': [dict(BASE, momentum=0.0), dict(BASE, momentum=0.6, dampening=0.3), dict(BASE, momentum=0.6, nesterov=True)],
     'sgd_ema': each(dict(BASE, momentum=0.6), nesterov=BOTH, bias_correction=BOTH) + [dict(BASE, momentum=0.0)],
     'noise_adaptive_sgd': [dict(BASE, batch_size=3.0, curvature=0.8, averaging_min=0.15, epsilon=0.02)],
-    'adamw': each(ADAM, amsgrad=BOTH),
+    'adamw': each(ADAM, amsgrad=BOTH, bias_correction=BOTH),
     'adam_torch': each(ADAM, amsgrad=BOTH),
     'adamax_torch': [ADAM],
     'nadam_torch': each(dict(ADAM, momentum_decay=0.3), decoupled_wd=BOTH),

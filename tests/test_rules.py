@@ -621,3 +621,16 @@ def test_values_read_like_attributes():
 def test_every_rule_says_what_it_computes(name):
     formula = optimizer_info(name).formula
     assert re.search(r'\b[wu] *[-+*]?= ', formula), formula
+
+
+def test_adamw_without_bias_correction_is_berts():
+    """lr (m / (sqrt(v) + epsilon) + wd w), as GluonNLP's BERTAdam has it."""
+    rule = rules.get('adamw')
+    h = rule.hyperparameters(learning_rate=0.1, wd=0.01, beta1=0.8, beta2=0.9, epsilon=0.05, bias_correction=False)
+    w, m, v, slots = np.ones(2), 0, 0, None
+    expected = np.ones(2)
+    for t, g in enumerate((np.array([1.0, -2.0]), np.array([0.5, 3.0])), 1):
+        w, slots = rule.run(np, h, t, w, g, slots)
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+        expected = expected - 0.1 * (m / (np.sqrt(v) + 0.05) + 0.01 * expected)
+        np.testing.assert_allclose(w, expected, rtol=1e-14)

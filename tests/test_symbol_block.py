@@ -59,3 +59,17 @@ def test_it_is_saved_and_resumed_like_any_other(exported, tmp_path):
     step(other, resumed, 3)
     assert weights(other) == weights(net)
     assert go.read_states(tmp_path / 'states').parameters[0].shape == (3,)
+
+
+@pytest.mark.parametrize('context', [mx.cpu(0), mx.cpu(1)])
+def test_one_that_was_imported_without_its_parameters_takes_their_shapes_from_the_file(exported, tmp_path, context):
+    net, trainer = make(exported)
+    step(net, trainer, 2)
+    go.save_checkpoint(tmp_path / 'run', net=net, trainer=trainer)
+    other = gluon.SymbolBlock.imports(f'{exported}-symbol.json', ['data'])
+    with pytest.raises(ValueError, match=r'Call net\.initialize'):
+        go.load_checkpoint(tmp_path / 'run', net=other)
+    other.initialize(ctx=context)
+    resumed = gluon.Trainer(other.collect_params(), 'novograd', {'learning_rate': 0.01})
+    go.load_checkpoint(tmp_path / 'run', net=other, trainer=resumed)
+    assert weights(other) == weights(net) and go.states_digest(resumed, net=other) == go.states_digest(trainer, net=net)

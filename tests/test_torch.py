@@ -723,7 +723,8 @@ def test_a_gluon_run_goes_on_in_torch_and_comes_back(name, hypers, dtype):
 
     other = GluonRun(name, hypers, dtype, {key: p.detach().numpy() for key, p in params.items()})
     back = from_torch(optimizer.state_dict(), params=states.parameters)
-    report = import_states(other.trainer, back)
+    with pytest.warns(UserWarning, match='learning_rate is .* in the trainer and .* in the file'):
+        report = import_states(other.trainer, back)
     assert report.restored == list(params) and report.step == 30
     assert states_digest(other.trainer) == digest(back)
 
@@ -772,3 +773,32 @@ def test_the_rate_of_a_scheduler_counts():
     assert to_torch(states)['param_groups'][0]['lr'] == 0.125
     state_dict = to_torch(states, 'torch', allow_lossy=True)
     assert state_dict['param_groups'][0]['lr'] == 0.125 and float(state_dict['state'][0]['momentum_buffer'][0]) == -8.0
+
+
+@pytest.mark.parametrize('scheduler, rate, first', [
+    ({'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
+        step=3, factor=0.5, stop_factor_lr=1e-8, count=6, base_lr=0.1, warmup_steps=0, warmup_begin_lr=0, warmup_final_lr=0.4,
+        warmup_mode='linear')}, 0.1, 0.4),
+    ({'class': 'mxnet.lr_scheduler.CosineScheduler', 'attributes': dict(
+        max_update=20, final_lr=0, base_lr=0.2, base_lr_orig=0.4, max_steps=20, warmup_steps=0, warmup_begin_lr=0,
+        warmup_final_lr=0.4, warmup_mode='linear')}, 0.2, 0.4),
+    ({'class': 'somebody.elses.Scheduler', 'attributes': {'base_lr': 0.1}}, 0.1, None), (None, 0.1, None)])
+@pytest.mark.parametrize('target', ['mirror', 'torch'])
+def test_schedules_in_pytorch_start_from_the_first_rate_and_not_from_what_is_left_of_it(target, scheduler, rate, first):
+    h = dict(rules.get('adamw').hyperparameters(learning_rate=rate).asdict())
+    infos = [ParameterInfo(name, name, (2,), 'float32', lr_mult=mult) for name, mult in (('w', 1.0), ('b', 2.0))]
+    slots = {info.name: {slot: np.ones(2, 'float32') for slot in ('mean', 'var')} for info in infos}
+    states = OptimizerStates('adamw', h, 10, infos, {'w': 10, 'b': 10}, slots, scheduler=scheduler)
+    state_dict = to_torch(states, target)
+    groups = state_dict['param_groups']
+    assert [group['lr'] for group in groups] == [rate, 2 * rate]
+    assert [group.get('initial_lr') for group in groups] == ([first, 2 * first] if first else [None, None])
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in infos]
+    make = create if target == 'mirror' else lambda name, *arguments: torch.optim.AdamW(*arguments)
+    optimizer = make('adamw', [{'params': [weight]} for weight in weights])
+    optimizer.load_state_dict(state_dict)
+    if first:
+        resumed = torch.optim.lr_scheduler.StepLR(optimizer, 1000, last_epoch=10)
+        assert resumed.base_lrs == [first, 2 * first]
+    back = from_torch(state_dict, optimizer='adamw', target=target)
+    assert back.hypers['learning_rate'] == rate

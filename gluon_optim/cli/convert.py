@@ -96,6 +96,8 @@ def _convert(options: Namespace) -> int:
         mapped = None if options.map == models.SUGGEST else options.map
         keep_apart({'--output': output, '--report': options.report}, {
             'the input': options.file, '--params': options.params, '--map': mapped, '--like': options.like})
+        if not options.force:
+            check_absent(output)
         with contextlib.ExitStack() as stack:
             write = stack.enter_context(_reporting(options.report))
             path = stack.enter_context(standard_output()) if output == STANDARD else output
@@ -111,9 +113,9 @@ def _convert(options: Namespace) -> int:
 
 
 def _output(options: Namespace, model: bool) -> str:
-    """Where the result goes. Refused if a file is there that the user has not told to replace."""
+    """Where the result goes."""
     if options.output is not None:
-        return str(options.output) if options.force else check_absent(options.output)
+        return str(options.output)
     if model:
         return models.default_output(options)
     ending = PROGRAMS[options.to].ending

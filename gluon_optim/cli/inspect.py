@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Sequence
 from ..schema import one_of
 from ..states import inspection
 from ..states.files import Kind
-from ..states.model import NO_OPTIMIZER, digest
+from ..states.model import NO_OPTIMIZER, STATISTICS, digest
 from ..transfer.names import read_params
 from ..transfer.read import READABLE
 from ..transfer.refused import refusing
@@ -67,10 +67,12 @@ def _inspect(options: Namespace) -> int:
 
 
 def _multipliers(contents: inspection.Contents) -> Dict[str, Dict[str, str]]:
-    """'lr_mult' and 'wd_mult' of each parameter, if not all are 1."""
+    """'lr_mult' and 'wd_mult' of each parameter, if not all are 1, and 'grad_req', if not all are trained."""
     infos = contents.states.parameters if contents.states else []
     found = {key: {info.name: f'{getattr(info, key):g}' for info in infos} for key in ('lr_mult', 'wd_mult')}
-    return {key: mults for key, mults in found.items() if set(mults.values()) - {'1'}}
+    known = {info.name: info.grad_req for info in infos if info.grad_req is not None and not info.name.endswith(STATISTICS)}
+    return {**{key: mults for key, mults in found.items() if set(mults.values()) - {'1'}},
+            **({'grad_req': known} if set(known.values()) - {'write'} else {})}
 
 
 def _measured(row: inspection.Row) -> Sequence[str]:

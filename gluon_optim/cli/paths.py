@@ -18,15 +18,13 @@ def output_for(path: str, ending: str) -> str:
     """The default output: in the folder where the command runs, called as the input, with the extension ``ending``."""
     if path == STANDARD:
         raise ValueError(f"The output must have a name where the input is standard input. Pass it as --output, or '{STANDARD}'.")
-    output = os.path.splitext(os.path.basename(path))[0] + ending
-    return check_absent(output, 'Pass another name as --output, or --force.')
+    return os.path.splitext(os.path.basename(path))[0] + ending
 
 
-def check_absent(output: str, advice: str = 'Pass another name, or --force to replace it.') -> str:
-    """Return ``output``; Refused if a file of that name exists."""
-    if output != STANDARD and os.path.exists(output):
-        raise Refused(f'{output!r} exists. {advice}')
-    return output
+def check_absent(output: str) -> None:
+    """Refused if a file of that name exists."""
+    if output != STANDARD and os.path.isfile(output):
+        raise Refused(f'{output!r} exists. Pass another name as --output, or --force to replace it.')
 
 
 @contextlib.contextmanager
@@ -59,7 +57,7 @@ def keep_apart(written: Mapping[str, Optional[str]], read: Mapping[str, Optional
     others = dict(read)
     for option, path in written.items():
         for other, its in others.items():
-            if path and its and _same_file(path, its):
+            if path and its and STANDARD not in (path, its) and _same_file(path, its):
                 raise Refused(f'{option} must be a different file from {other}, which would be lost. Received: {path!r}.')
         others[option] = path
 

@@ -14,6 +14,7 @@ OPTIONS = {'`names`': 'params', '`weights`': 'params', 'names=': 'map'}  # optio
 PHRASES = (('allow_lossy=True', '--allow-lossy'), ('suggest_names', '--map suggest'), ('like= the module or a', '--like a'),
            ('`params` as a dictionary of names to weights', '--params a .params file with the weights'),
            ("states.as_rule('adamw')", '--as adamw'), ('gluon_optim.list_optimizers()', '`gluon-optim list`'),
+           ('import the module that registers it first', 'pass --import MODULE, the module that registers it'),
            ('Set states.', 'In Python, set states.'))
 
 

@@ -127,7 +127,7 @@ def read(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Dict[str, Any]]:
     except UnreadableFile:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        reason = error if isinstance(error, ValueError) else f'{JSON} must be there, and complete. Received: {error!r}.'
+        reason = error if isinstance(error, ValueError) else f'{JSON} must be present and complete. Received: {error!r}.'
         raise StateFileError(f'Cannot read {path!r}: {reason}') from None
 
 

@@ -1,4 +1,5 @@
 """Where every conversion starts: the states under the rule that runs them, and the parameters to convert."""
+import difflib
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Type
 
 from .. import rules
@@ -41,8 +42,10 @@ def normalize(states: OptimizerStates, allow_lossy: bool = False) -> Tuple[Optim
     """
     states = mxnet2.as_rule(states, allow_lossy)
     if states.optimizer and not has_rule(states):
+        near = difflib.get_close_matches(states.optimizer, rules.names(drop_ins=True), n=1)
+        hint = f' Did you mean {near[0]!r}?' if near else ''
         raise ValueError('The optimizer must be one of gluon_optim.list_optimizers(), or it is unknown what its arrays mean. '
-                         f'Received: {states.optimizer!r}. If it computes what one of them does, say which: '
+                         f'Received: {states.optimizer!r}.{hint} If it computes what one of them does, say which: '
                          "states.as_rule('adamw'). If it is your own rule, import the module that registers it first.")
     rule = rules.get(states.optimizer)
     h = rule.hyperparameters(**states.hypers)

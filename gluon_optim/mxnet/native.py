@@ -14,7 +14,7 @@ from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.optimizer.optimizer import Optimizer
 
 from .. import rules
-from ..schema import Values, one_of
+from ..schema import Values, one_of, some_of
 from ..states.model import OptimizerStates, ParameterInfo
 from ..states.mxnet_files.reader import BOOKKEEPING
 from ..states.nesting import leaves, put_together, take_apart
@@ -185,6 +185,16 @@ class Stranger(Native):
         return {name: put_together(tree, _Arrays(states.variables, f'{name}:', context))
                 for name, tree in states.attributes.items()}
 
+    def check_order(self, states: OptimizerStates, pairs: Mapping[int, ParameterInfo]) -> None:
+        """Raise ValueError where an attribute is kept by the index of a parameter, and the file's parameters have other indices."""
+        place = {info.name: j for j, info in enumerate(states.parameters)}
+        moved = [info.name for i, info in pairs.items() if place[info.name] != i]
+        by_index = [name for name, tree in states.attributes.items() if _has_whole_keys(tree)]
+        if moved and by_index:
+            raise ValueError(f'The parameters must be in the order of the file, because {_path(self.optimizer)} keeps '
+                             f'{one_of(by_index)} by their index. Received: another place for {some_of(moved)}. Create the trainer '
+                             'as it was.')
+
     # -- states -----------------------------------------------------------------------------------------------------
 
     def take_apart(self, name: str, state: Any) -> Tuple[Any, Dict[str, Any]]:
@@ -250,6 +260,14 @@ def _is_plain(value: Any) -> bool:
 def _is_fixed(tree: Any) -> bool:
     """Whether nothing in the tree can change its size: None, arrays and tuples."""
     return isinstance(tree, str) or (list(tree) == ['tuple'] and all(map(_is_fixed, tree['tuple'])))
+
+
+def _has_whole_keys(tree: Any) -> bool:
+    """Whether a dictionary in the tree has whole numbers for keys."""
+    (kind, content), = tree.items() if isinstance(tree, dict) else [('', ())]
+    if kind == 'dict':
+        return any(type(key) is int or _has_whole_keys(item) for key, item in content)
+    return kind in ('tuple', 'list') and any(map(_has_whole_keys, content))
 
 
 def _kind(array: Any) -> Tuple[str, Tuple[int, ...]]:

@@ -40,14 +40,14 @@ def read_for(path: container.Path, trainer: TrainerLike, present: List[Parameter
 
 def _of_one_order(path: str, states: OptimizerStates, other: OptimizerStates, present: List[ParameterInfo]
                   ) -> OptimizerStates:
-    """The states as the trainer sorts its names, or as one that counted them from 0 did: ValueError where both may be meant."""
+    """The states as the trainer sorts its names, or as one that counted them from 0 did. ValueError where both fit."""
     if not any(states.slots.values()) and len(set(states.counts.values())) < 2:
         return states  # nothing that could go to another layer
     fits, other_fits = _fit(states, present), _fit(other, present)
     if fits and other_fits:
         raise ValueError(
-            f'The order of the parameters in {path!r} must be known: MXNet files have no names, and trainers sort names as text. '
-            f'Received: a trainer of {present[0].full_name!r} and others, which are in another order where their numbers count '
+            f'The order of the parameters in {path!r} must be known: MXNet files have no names, and trainers sort names as text.'
+            f' Received: a trainer of {present[0].full_name!r} and others, which are in another order where their numbers count '
             'from 0, as in a new process, so that states could go to other layers. If the file is of a new process, make the net '
             'again inside `with mx.name.NameManager():`, where names count from 0 too. If it is of a net with these very names, '
             'call trainer.load_states, and then gluon_optim.save_states, which writes a file with names.')

@@ -200,6 +200,8 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
     present = _parameters(trainer, net)
     fit = _match(trainer, optimizer, states, present, () if stranger else optimizer.rule.slots(h), strict)
     _check_shapes(trainer)
+    if stranger:
+        optimizer.check_order(states, fit.pairs)
     shared = (optimizer.read_others(states, contexts_of(trainer)[0]) if stranger
               else optimizer.read_variables(states.variables, fit.pairs))
     notes = [*fit.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
@@ -292,6 +294,8 @@ def check_savable(trainer: TrainerLike, net: Optional[BlockLike] = None) -> None
     _parameters(trainer, net)
     export_scheduler(optimizer.lr_scheduler)
     optimizer.hyperparameters()
+    if trainer._kv_initialized:
+        _start_kvstore(trainer)  # which then has nothing to start, and refuses states that are on servers
     if isinstance(optimizer, Stranger):
         optimizer.others()
         held = _updaters(trainer)[0].states if trainer._kv_initialized else {}

@@ -2,6 +2,7 @@
 import dataclasses
 import math
 import os
+import re
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
 import numpy
@@ -310,9 +311,14 @@ def _external(tensor: Any, file: OpenFile) -> numpy.ndarray:
         raise StateFileError(f'the bytes of {tensor.name!r} must be in the folder of the model. Received: {name!r}. Save the model '
                              'again, as one file.')
     with open_once(os.path.join(os.path.dirname(os.path.abspath(file.path)), name)) as other:
-        begin, size = (int(given.get(key, default)) if len(given.get(key, '')) < 20 else -1
-                       for key, default in (('offset', 0), ('length', other.size)))
-        return _raw(tensor, other, protobuf.Place(begin, size))
+        begin = _bytes(given.get('offset', '0'))
+        return _raw(tensor, other, protobuf.Place(begin, _bytes(given.get('length', str(max(other.size - begin, 0))))))
+
+
+def _bytes(text: str) -> int:
+    if not re.fullmatch(r'\d{1,18}', text, re.ASCII):
+        raise StateFileError(f'the place of external data must be a whole number. Received: {text[:40]!r}.')
+    return int(text)
 
 
 def _raw(tensor: Any, file: OpenFile, place: protobuf.Place) -> numpy.ndarray:
@@ -322,7 +328,7 @@ def _raw(tensor: Any, file: OpenFile, place: protobuf.Place) -> numpy.ndarray:
     dtype = numpy.dtype(names[tensor.data_type]).newbyteorder('<')
     if place.size != dtype.itemsize * math.prod(tensor.dims):
         raise StateFileError(f'{tensor.name!r} must have {math.prod(tensor.dims)} elements. Received: {place.size} bytes.')
-    if place.begin < 0 or place.begin + place.size > file.size:
+    if place.begin + place.size > file.size:
         raise StateFileError(f'{tensor.name!r} must be complete. The file {file.path!r} is cut off: take another copy.')
     array = numpy.empty(tuple(tensor.dims), dtype)
     file.file.seek(place.begin)

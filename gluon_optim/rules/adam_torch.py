@@ -31,7 +31,7 @@ class AdamTorch(AdamW):
 
     @staticmethod
     def coefficients(xp, h, t):
-        return dict(AdamW.coefficients(xp, h.replace(wd=0.0), t), wd=h.wd)
+        return dict(AdamW.coefficients(xp, h.replace(wd=0.0, bias_correction=True), t), wd=h.wd)
 
     @staticmethod
     def step(xp, h, c, w, g, s):

@@ -2,6 +2,7 @@
 import fnmatch
 import inspect
 import re
+import sys
 from typing import Any, Dict, List, NamedTuple, Tuple, Type
 
 from ..display import Rows, table, text, without_none
@@ -105,6 +106,8 @@ def optimizer_info(name: str) -> OptimizerInfo:
 
 def formula(rule: Type[Rule]) -> str:
     """The indented blocks of a rule's docstring."""
+    if rule.__doc__ is None and sys.flags.optimize > 1:
+        return '(not known here: python -OO removes docstrings)'
     body = inspect.cleandoc(rule.__doc__ or '').partition('\n')[2].strip('\n')
     if body.startswith('    '):  # otherwise only the formula follows the first line, and cleandoc removed its indentation
         body = '\n'.join(line[4:] for line in body.splitlines() if line.startswith('    ') or not line)

@@ -22,7 +22,7 @@ COSTS = {b'{': 250, b'[': 80, b',': 40}
 def read(path: Union[Path, OpenFile], what: str) -> Any:
     """The value in a JSON file, called ``what`` in errors. Raises UnreadableFile, or OSError if it cannot be opened."""
     with open_once(path) as file:
-        text = file.file.read(LONGEST + 1)
+        text = file.file.read(min(file.size, LONGEST) + 1)
         try:
             if len(text) > LONGEST:
                 raise StateFileError(f'{what} may have at most {LONGEST} bytes. Received: {file.size}.')

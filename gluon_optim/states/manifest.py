@@ -185,6 +185,14 @@ Check = Callable[[Any], bool]
 show = reprlib.Repr().repr  # a corrupt value can have any size
 
 
+def _must_be(words: str) -> Callable[[Check], Check]:
+    """What a check asks for, as errors say it: its docstring, also under python -OO."""
+    def say(check: Check) -> Check:
+        check.__doc__ = words
+        return check
+    return say
+
+
 def check_record(record: Any, schema: Mapping[str, Check], where: str) -> None:
     if not isinstance(record, dict) or set(record) != set(schema):
         received = (f'without {show(sorted(set(schema) - set(record)))}, with the others {show(sorted(set(record) - set(schema)))}'
@@ -192,156 +200,150 @@ def check_record(record: Any, schema: Mapping[str, Check], where: str) -> None:
         raise StateFileError(f'{where} must have the keys {sorted(schema)} and no others. Received: {received}.')
     for key, check in schema.items():
         if not check(record[key]):
-            raise StateFileError(f'{key!r} of {where} must be {(check.__doc__ or "").strip()}. Received: {show(record[key])}.')
+            raise StateFileError(f'{key!r} of {where} must be {check.__doc__}. Received: {show(record[key])}.')
 
 
 def _one_of(values: Any) -> Check:
-    def one_of(x: Any) -> bool:
-        return isinstance(x, str) and x in values
-    one_of.__doc__ = f'one of {", ".join(values)}'
-    return one_of
+    return _must_be(f'one of {", ".join(values)}')(lambda x: isinstance(x, str) and x in values)
 
 
 def _optional(check: Check) -> Check:
-    def optional(x: Any) -> bool:
-        return x is None or check(x)
-    optional.__doc__ = f'{check.__doc__} or null'
-    return optional
+    return _must_be(f'{check.__doc__} or null')(lambda x: x is None or check(x))
 
 
+@_must_be('text')
 def _text(x: Any) -> bool:
-    """text"""
     return isinstance(x, str)
 
 
+@_must_be('printable text')
 def _word(x: Any) -> bool:
-    """printable text"""
     return isinstance(x, str) and x.isprintable() and x != ''
 
 
+@_must_be("printable text; no part between slashes may be empty, '.' or '..', and the first must not be '_optimizer' or similar")
 def _name(x: Any) -> bool:
-    """printable text; no part between slashes may be empty, '.' or '..', and the first must not be '_optimizer' or similar"""
     return _word(x) and not {'', '.', '..'} & set(x.split('/')) and x.split('/')[0] not in _RESERVED
 
 
+@_must_be('printable text without a slash')
 def _key(x: Any) -> bool:
-    """printable text without a slash"""
     return _word(x) and '/' not in x
 
 
+@_must_be('a list of printable texts without a slash')
 def _keys(x: Any) -> bool:
-    """a list of printable texts without a slash"""
     return isinstance(x, list) and all(map(_key, x))
 
 
+@_must_be("a list of printable texts without a slash, none of them 'master'")
 def _slots(x: Any) -> bool:
-    """a list of printable texts without a slash, none of them 'master'"""
     return _keys(x) and 'master' not in x
 
 
+@_must_be('an object of numbers')
 def _numbers(x: Any) -> bool:
-    """an object of numbers"""
     return isinstance(x, dict) and all(map(_number, x.values()))
 
 
+@_must_be('an integer from 1 to 2**53')
 def _positive(x: Any) -> bool:
-    """an integer from 1 to 2**53"""
     return _natural(x) and x > 0
 
 
+@_must_be('an integer from 0 to 2**53')
 def _natural(x: Any) -> bool:
-    """an integer from 0 to 2**53"""
     return type(x) is int and 0 <= x <= 2**53
 
 
+@_must_be('an object of whole numbers from 0 to 2**53')
 def _naturals(x: Any) -> bool:
-    """an object of whole numbers from 0 to 2**53"""
     return isinstance(x, dict) and all(map(_natural, x.values()))
 
 
+@_must_be('a number')
 def _number(x: Any) -> bool:
-    """a number"""
     return type(x) in (int, float)
 
 
+@_must_be('true or false')
 def _flag(x: Any) -> bool:
-    """true or false"""
     return type(x) is bool
 
 
+@_must_be('up to 32 integers')
 def _shape(x: Any) -> bool:
-    """up to 32 integers"""
     # the product of the nonzero sizes must also be one that NumPy can count
     return isinstance(x, list) and len(x) <= 32 and all(map(_natural, x)) and math.prod(max(n, 1) for n in x) <= 2**53
 
 
+@_must_be('two integers')
 def _range(x: Any) -> bool:
-    """two integers"""
     return isinstance(x, list) and len(x) == 2 and all(map(_natural, x))
 
 
+@_must_be('an object')
 def _mapping(x: Any) -> bool:
-    """an object"""
     return isinstance(x, dict)
 
 
+@_must_be('an object of printable texts')
 def _texts(x: Any) -> bool:
-    """an object of printable texts"""
     return isinstance(x, dict) and all(map(_word, x)) and all(map(_word, x.values()))
 
 
+@_must_be('a list')
 def _list(x: Any) -> bool:
-    """a list"""
     return isinstance(x, list)
 
 
+@_must_be("an object with the two keys 'class', a printable text, and 'attributes', an object")
 def _scheduler(x: Any) -> bool:
-    """an object with the two keys 'class', a printable text, and 'attributes', an object"""
     return isinstance(x, dict) and set(x) == {'class', 'attributes'} and _word(x['class']) and _mapping(x['attributes'])
 
 
+@_must_be('64 lower-case hexadecimal digits')
 def _signature(x: Any) -> bool:
-    """64 lower-case hexadecimal digits"""
     return isinstance(x, str) and len(x) == 64 and set(x) <= set('0123456789abcdef')
 
 
+@_must_be('an object of texts with 8 lower-case hexadecimal digits each')
 def _checksums(x: Any) -> bool:
-    """an object of texts with 8 lower-case hexadecimal digits each"""
     return isinstance(x, dict) and all(isinstance(v, str) and len(v) == 8 and set(v) <= set('0123456789abcdef') for v in x.values())
 
 
+@_must_be('an object of trees under printable texts without a slash')
 def _trees(x: Any) -> bool:
-    """an object of trees under printable texts without a slash"""
     return isinstance(x, dict) and all(map(_key, x))  # the trees themselves: `_check_attributes`
 
 
+@_must_be('a list of names of parameters')
 def _names(x: Any) -> bool:
-    """a list of names of parameters"""
     return isinstance(x, list) and all(map(_name, x))
 
 
+@_must_be('an object of numbers under names of parameters')
 def _numbers_by_name(x: Any) -> bool:
-    """an object of numbers under names of parameters"""
     return _numbers(x) and all(map(_name, x))
 
 
+@_must_be('an object of names under names')
 def _names_by_name(x: Any) -> bool:
-    """an object of names under names"""
     return isinstance(x, dict) and all(map(_name, x)) and all(map(_name, x.values()))
 
 
+@_must_be('an object of recurrent layers under names of parameters')
 def _layers(x: Any) -> bool:
-    """an object of recurrent layers under names of parameters"""
     return isinstance(x, dict) and all(map(_name, x)) and all(map(_layer, x.values()))
 
 
+@_must_be("an object of the keys 'mode', 'hidden', 'layers', 'bidirectional' and 'projection'")
 def _layer(x: Any) -> bool:
-    """an object of the keys 'mode', 'hidden', 'layers', 'bidirectional' and 'projection'"""
     return isinstance(x, dict) and set(x) == set(_RECURRENT) and all(check(x[key]) for key, check in _RECURRENT.items())
 
 
+@_must_be('an object of the facts in docs/FORMAT.md and no others')
 def _facts(x: Any) -> bool:
-    """an object of the facts in docs/FORMAT.md and no others"""
     return isinstance(x, dict) and set(x) == set(_FACTS) and all(check(x[key]) for key, check in _FACTS.items())
 
 
@@ -384,5 +386,6 @@ RECORD: Dict[str, Check] = {
 }
 INFO: Dict[str, Check] = {
     'name': _text, 'full_name': _text, 'shape': _shape, 'dtype': _one_of(_WEIGHT_DTYPES), 'lr_mult': _number, 'wd_mult': _number,
+    'grad_req': _GRAD_REQ,
 }
 _RESERVED = ('_optimizer', '_parameters', '_copies', '__metadata__')  # first parts of other keys

@@ -10,10 +10,11 @@ from .. import rules
 from ..mapping import classes
 from ..mapping.classes import Foreign
 from ..mapping.losses import what_is_lost, what_to_say
-from ..mapping.selection import normalize, select
+from ..mapping.selection import normalize, own_hypers, select
 from ..mapping.state_dict import from_state_dict, to_state_dict
-from ..schema import one_of
-from ..states.model import OptimizerStates
+from ..schedules import schedule_of
+from ..schema import Values, one_of
+from ..states.model import OptimizerStates, ParameterInfo
 
 __all__ = ['from_torch', 'to_torch']
 
@@ -64,7 +65,8 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
         mirror = ", or target='mirror', which keeps everything" * (target != 'mirror' and classes.mirrored(rule))
         raise ValueError(f"target={target!r} would lose {'; '.join(lost)}. Pass allow_lossy=True to convert anyway{mirror}.")
     converted = to_state_dict(foreign, rule, h, states, chosen)
-    groups = [_complete(foreign, group, states, chosen) for group in converted['param_groups']]
+    groups = [dict(_complete(foreign, group, states, chosen), **_initial(foreign, h, states, chosen[group['params'][0]]))
+              for group in converted['param_groups']]
     state = {position: {key: _tensor(array, copy) for key, array in entry.items()}
              for position, entry in converted['state'].items()}
     lines = ['lost: ' + line for line in lost] + what_to_say(foreign, h, states, chosen)
@@ -141,6 +143,16 @@ def _checked_groups(state_dict: Mapping[str, Any]) -> List[Mapping[str, Any]]:
         raise ValueError('`state_dict` must have numbers for the parameters of its param groups. Received: '
                          f'{reprlib.repr(groups)}. Pass optimizer.state_dict().')
     return list(groups)
+
+
+def _initial(foreign: Foreign, h: Values, states: OptimizerStates, info: ParameterInfo) -> Dict[str, float]:
+    """``initial_lr``, from which PyTorch's schedulers compute every rate: the schedule's first, not what is left of it."""
+    try:
+        first = schedule_of(states.scheduler)[1].base_lr
+    except (TypeError, KeyError):  # no schedule, or one that is not known here
+        return {}
+    group = foreign.group(own_hypers(h.replace(learning_rate=first), info))
+    return {'initial_lr': group['lr']} if 'lr' in group else {}
 
 
 def _complete(foreign: Foreign, group: Dict[str, Any], states: OptimizerStates, chosen: List[Any]) -> Dict[str, Any]:

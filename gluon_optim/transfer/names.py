@@ -55,7 +55,7 @@ def _lines(file: OpenFile) -> List[str]:
     if file.kind is not Kind.UNKNOWN:
         raise _no_names(file.path, 'a safetensors file' if file.kind.is_ours or file.kind is Kind.SAFETENSORS
                         else f'a file of kind {file.kind.value!r}')
-    data = file.file.read(LONGEST + 1)
+    data = file.file.read(min(file.size, LONGEST) + 1)
     try:
         text = data.decode()
     except UnicodeDecodeError:

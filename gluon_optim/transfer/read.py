@@ -1,6 +1,7 @@
 """A single entry point for every kind of file: ours, MXNet's, and those we wrote for others. Nothing in them is executed."""
 from typing import Any, Collection, Dict, List, Mapping, Optional, Union
 
+from .. import rules
 from ..mapping import optax_file
 from ..schema import one_of
 from ..states import container, mxnet_files, safetensors_files, torch_files
@@ -83,11 +84,14 @@ def _read_torch(file: OpenFile, params: Any, optimizer: Optional[str], target: O
     from ..torch import from_torch
     state_dict = torch_files.arrays(_optimizer_in(value, file.path), file)
     groups = state_dict['param_groups']
-    if isinstance(params, Mapping):
-        params = _of_the_optimizer(params, groups)
-    own = bool(groups) and 'optimizer' in groups[0]
-    target = target or ('mirror' if own else 'torch')
-    states = from_torch(state_dict, optimizer, target, params, allow_lossy=allow_lossy, copy=False)
+    if optimizer is not None:
+        rules.get(optimizer)  # an unknown name is no fault of the file
+    with reading(file.path):
+        if isinstance(params, Mapping):
+            params = _of_the_optimizer(params, groups)
+        own = bool(groups) and 'optimizer' in groups[0]
+        target = target or ('mirror' if own else 'torch')
+        states = from_torch(state_dict, optimizer, target, params, allow_lossy=allow_lossy, copy=False)
     if params is None and not all('param_names' in group for group in groups):
         states.report.append(NO_NAMES)
     return Contents(file.path, file.kind, states)
