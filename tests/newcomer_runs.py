@@ -152,12 +152,16 @@ def finetune(folder, steps, device, say, dropout=None):
 LOOPS = {'cnn': cnn, 'lstm': lstm, 'finetune': finetune}
 
 
-def run(loop, folder, steps, device, dropout=0.2):
-    """Train; the losses are printed."""
-    go.accelerate()
+def seed():
     mx.random.seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+def run(loop, folder, steps, device, dropout=0.2):
+    """Train; the losses are printed."""
+    go.accelerate()
+    seed()
 
     def say(step, loss):
         print(json.dumps({'step': step, 'loss': float(loss)}), flush=True)
@@ -167,7 +171,7 @@ def run(loop, folder, steps, device, dropout=0.2):
 def record():
     go.accelerate()
     for name, loop in LOOPS.items():
-        mx.random.seed(0)
+        seed()
         losses = []
         loop(FIXTURES / name, 40, 0, lambda step, loss, losses=losses: losses.append(float(loss)), 0)
         (FIXTURES / name / 'step-20.safetensors').unlink()

@@ -134,12 +134,16 @@ def in_torch(torch, states, net, target='mirror'):
     groups = go.torch.param_groups(state_dict, net.parameters())
     optimizer = go.torch.create(states.optimizer, groups) if target == 'mirror' else torch.optim.AdamW(groups)
     optimizer.load_state_dict(state_dict)
+    schedule = None
+    if states.scheduler:
+        first = optimizer.param_groups[0]['initial_lr']
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: go.rate(states.scheduler, done + 1) / first,
+                                                     last_epoch=states.num_update - 1)
 
     def update(step):
-        if states.scheduler:
-            for group in optimizer.param_groups:
-                group['lr'] = go.rate(states.scheduler, step)
         optimizer.step()
+        if schedule:
+            schedule.step()
     return update
 
 
