@@ -34,7 +34,7 @@ def matched(found: Source, target: Target, given: Optional[Plan] = None, dropped
         guesses = [plan for wanted in ties for plan in [match(found, wanted)] if plan is not None]
         if len(guesses) == 1:
             return one_for_tied(guesses[0], found, target)
-    raise ValueError(_why_not(*tries[1]))
+    raise ValueError(_why_not(*tries[1], 'besides those in the map, ' if given or dropped else ''))
 
 
 def sources_of(plan: Plan) -> Set[str]:
@@ -305,8 +305,8 @@ def _parting(found: Source, target: Target) -> Parting:
 
 
 
-def _why_not(found: Source, target: Target) -> str:
-    """The first difference, and what to do."""
+def _why_not(found: Source, target: Target, among: str) -> str:
+    """The first difference, and what to do; ``among`` says which parameters are compared."""
     plan, wanted = conventional(found, target), wanted_names(target)
     missing, extra = [name for name in wanted if name not in plan], [name for name in plan if name not in wanted]
     if 2 * len(missing) <= len(wanted):  # most names agree: the others are the problem
@@ -316,7 +316,7 @@ def _why_not(found: Source, target: Target) -> str:
     else:
         difference = (_first_in_order if found.ordered and target.ordered else _first_by_shape)(found, target)
     return (f'The parameters of {found.what} must be those of {target.what}, by name, by order or by shape. Received: '
-            f'{difference}. {SUGGEST}: what it leaves out is matched as without it.')
+            f'{among}{difference}. {SUGGEST}. The map may leave out what matches without it.')
 
 
 def _more(some: Sequence[Any], what: str = '') -> str:
@@ -346,15 +346,20 @@ def _first_in_order(found: Source, target: Target) -> str:
 
 
 def _first_by_shape(found: Source, target: Target) -> str:
-    """Where an order is not known: the first layer that fits nothing, else the first that fits several."""
+    """Where an order is not known: the first layer without a counterpart, else the first with several."""
     _, layers, wanted = _named(_layers_of(found, target), _wanted(target), found, target)
     fits = [(place, _candidates(place, layers, found, target)) for place in wanted]
     used = {layer.prefix for _, candidates in fits for layer, _ in candidates}
     lines = [f"PyTorch's {_words(_arrays(place, found, target))} fits none" for place, candidates in fits if not candidates]
     lines += [f"Gluon's {_words(_arrays(layer, found, target))} fits none" for layer in layers if layer.prefix not in used]
-    lines += [f'{_name(place)} may be {" or ".join(_name(layer) for layer, _ in candidates[:2])}' + _more(candidates, 'fit')
-              for place, candidates in fits if len(candidates) > 1]
-    return f'{lines[0]}{_more(lines, "such layers")}' if lines else 'layers that fit one another, but not one to one'
+    more = [(_name(place), [_name(layer) for layer, _ in candidates]) for place, candidates in fits if len(candidates) > 1]
+    lines += [f'{place} may be {" or ".join(names[:2])}{" or ..." if len(names) > 2 else ""}' for place, names in more]
+    only: Dict[str, List[str]] = {}
+    for place, candidates in fits:
+        for layer, _ in candidates if len(candidates) == 1 else ():
+            only.setdefault(_name(layer), []).append(_name(place))
+    lines += [f'only {layer} fits {" and ".join(places[:2])}' for layer, places in only.items() if len(places) > 1]
+    return f'{lines[0]}{_more(lines, "such layers")}'
 
 
 def _arrays(layer: Optional[Layer], found: Source, target: Target) -> Dict[str, Tuple[str, Shape]]:
