@@ -45,7 +45,8 @@ def sources_of(plan: Plan) -> Set[str]:
 def _without_used(given: Plan, dropped: Collection[str], found: Source) -> Source:
     """What a map leaves of ``found``; other names of what it uses are left, as shared with that."""
     used = sources_of(given)
-    arrays = {name: array for name, array in found.arrays.items() if name not in used and name not in dropped}
+    gone = {*used, *dropped}
+    arrays = {name: array for name, array in found.arrays.items() if name not in gone}
     return dataclasses.replace(found, arrays=arrays, shared=_led_by(used, found.shared), alike=_led_by(used, found.alike))
 
 
