@@ -5,6 +5,7 @@ The continuations start from newcomer/LOOP/step-30.safetensors, and are compared
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -49,8 +50,8 @@ def kill_at(step, *arguments):
         if json.loads(line)['step'] == step:
             process.kill()
             break
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
@@ -288,3 +289,21 @@ def test_inspect_cuts_what_the_user_added(capsys):
     assert len(line) < 300 and line.endswith('characters; --json prints all of them)')
     assert cli.main(['inspect', str(path), '--json']) == 0
     assert json.loads(capsys.readouterr().out)['extra'] == go.read_checkpoint(path)[1].extra
+
+
+def test_the_recipes_run_and_run_again(tmp_path, monkeypatch):
+    """docs/RECIPES.md; the second time all is done already, but for what comes after the last checkpoint."""
+    pytest.importorskip('mxnet')
+    pytest.importorskip('torch')
+    monkeypatch.chdir(tmp_path)
+    begin, *blocks = re.findall('```python\n(.*?)```', (ROOT / 'docs/RECIPES.md').read_text(encoding='utf-8'), re.DOTALL)
+    assert len(blocks) == 4
+    for _ in range(2):
+        names = {}
+        for block in [begin, *blocks]:
+            exec(compile(block, 'docs/RECIPES.md', 'exec'), names)  # noqa: S102
+        assert names['restored'] is None or names['restored'].step == 100
+        assert names['optimizer'].param_groups[0]['lr'] == go.rate(names['states'].scheduler, 101)
+        assert {folder: max(manager.steps()) for folder in ('cnn', 'lstm', 'finetune')
+                for manager in [go.CheckpointManager(folder)]} == {'cnn': 150, 'lstm': 100, 'finetune': 100}
+    assert names['restored'].step == 100
