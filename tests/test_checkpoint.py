@@ -345,7 +345,7 @@ def test_extra_must_be_json(path, extra, error, words):
 
 def test_other_refusals(path):
     net, trainer = runs.make(NOVOGRAD)
-    with pytest.raises(TypeError, match=r'`trainer` must be one .*Received: list.*one checkpoint each'):
+    with pytest.raises(TypeError, match=r"`trainer` must be a gluon.Trainer.*Received: list.*Pass several as trainer=\{'generator'"):
         go.save_checkpoint(path, net=net, trainer=[trainer, trainer])
     with pytest.raises(ValueError, match='Received: neither'):
         go.save_checkpoint(path)

@@ -12,21 +12,34 @@ import os
 import random
 import time
 import warnings
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from dataclasses import replace
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import mxnet
 import numpy
 from mxnet import gluon
 from mxnet import ndarray as nd
 
-from ..schema import check_int
+from ..schema import check_int, one_of
 from ..states import container
 from ..states.errors import StateFileError
-from ..states.manifest import run_record
+from ..states.manifest import check_name, run_record
 from ..states.matching import completes, match
-from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Run, Weight, chunks
+from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Parts, Run, Weight, chunks
 from .lr_scheduler import keep
-from .trainer import LoadReport, Pieces, contexts_of, export_states, facts_of, other_names, plan_import, producer, shape_of, start
+from .trainer import (
+    LoadReport,
+    Pieces,
+    StatesPlan,
+    contexts_of,
+    export_states,
+    facts_of,
+    other_names,
+    plan_import,
+    producer,
+    shape_of,
+    start,
+)
 from .typing import BlockLike, ParameterLike, TrainerLike
 from .weights import initialize, remember, write_weight
 
@@ -34,27 +47,32 @@ __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
 log = logging.getLogger('gluon_optim')
 
+Net = Union[BlockLike, Mapping[str, BlockLike], None]            # one, or several under names, or none
+Trainer = Union[TrainerLike, Mapping[str, TrainerLike], None]
+Subjects = Dict[str, Tuple[Optional[BlockLike], Optional[TrainerLike]]]  # net and trainer of each name; '' where there are no names
+
 
 class Restored(Dict[str, Any]):
     """The user's ``extra``, with everything else that was restored as attributes.
 
     ``step, epoch, batch`` as passed to `save_checkpoint`, otherwise None; ``metrics``; ``states`` is the
-    report of `load_states`; ``skipped`` has one sentence for each weight that did not fit (with ``strict=False``); ``path`` is that
-    of the file.
+    report of `load_states`, for several trainers a dictionary of them; ``skipped`` has one sentence for each weight that did not
+    fit (with ``strict=False``); ``path`` is that of the file.
     """
 
     step: Optional[int]
     epoch: Optional[int]
     batch: Optional[int]
     metrics: Dict[str, float]
-    states: Optional[LoadReport]
+    states: Union[LoadReport, Dict[str, LoadReport], None]
     skipped: List[str]
     path: str
 
     def __repr__(self) -> str:
         position = {name: value for name in ('step', 'epoch', 'batch') for value in [getattr(self, name)] if value is not None}
         words = [f'{name} {value}' for name, value in position.items()] + [f'from {self.path!r}']
-        words += [str(self.states)] if self.states else []
+        reports = self.states if isinstance(self.states, dict) else {'': self.states} if self.states else {}
+        words += [_in(name, str(report)) for name, report in reports.items()]
         words += [f'{len(self.skipped)} weights skipped'] if self.skipped else []
         text = dict.__repr__(self)
         return f'<Restored: {", ".join(words)}, extra {text if len(text) <= 200 else text[:200] + "..."}>'
@@ -63,7 +81,7 @@ class Restored(Dict[str, Any]):
         return True  # ``if restored:`` asks whether there was a checkpoint, not whether ``extra`` is empty
 
 
-def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+def save_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = None,
                     extra: Optional[Dict[str, Any]] = None, *, step: Optional[int] = None, epoch: Optional[int] = None,
                     batch: Optional[int] = None, metrics: Optional[Dict[str, float]] = None, reseed: bool = True) -> None:
     """Save everything that a run needs to continue as if it had never stopped.
@@ -76,8 +94,10 @@ def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
         Its parameters are saved under their structural names. The trainer's are saved in any case.
     trainer : gluon.Trainer, optional
         With an optimizer of this package. Its states, masters, counts, hyper-parameters, scheduler and AMP loss scaler are saved.
-        Without it the net is saved, but no random state: a checkpoint to be loaded into a net. With several trainers, as in
-        GANs, each gets its own checkpoint.
+        Without it the net is saved, but no random state: a checkpoint to be loaded into a net.
+
+        Where there are several, as in a GAN, ``net`` and ``trainer`` are dictionaries with the same names,
+        ``trainer={'generator': g, 'discriminator': d}``. A net may do without a trainer.
     extra : dict, optional
         Whatever else JSON can hold; `load_checkpoint` returns it.
     step, epoch, batch : int, optional
@@ -111,11 +131,11 @@ def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
     """
     run = checked_run(step, epoch, batch, metrics, extra)
     begun = time.monotonic()
-    container.write(path, take(run, net, trainer, Pieces, reseed), run)
+    container.write_parts(path, take(run, net, trainer, Pieces, reseed))
     log.info('saved %s in %.2f s: %s', _called(run), time.monotonic() - begun, os.fspath(path))
 
 
-def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+def load_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = None,
                     strict: bool = True, hyperparameters: str = 'file', states: bool = True) -> Restored:
     """Restore what `save_checkpoint` saved, on whatever devices net and trainer have.
 
@@ -127,7 +147,8 @@ def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
     path, net
         As for `save_checkpoint`.
     trainer : gluon.Trainer, optional
-        Without it only the net's parameters are loaded, for example for inference.
+        Without it only the net's parameters are loaded, for example for inference. Of a file that holds several,
+        ``net={'generator': net}`` loads one. Trainers continue together: all that the file holds must be given.
     strict, hyperparameters
         As for `load_states`. With ``strict=False`` weights that do not fit are left alone too, and are listed in ``skipped``.
 
@@ -158,7 +179,7 @@ def load_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
     >>> restored['fold'], restored.step, str(restored.states)
     (3, 7, 'restored 2 of 2 parameters at step 1')
     """
-    return restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters, states)
+    return restore(path, container.read_parts(path), net, trainer, strict, hyperparameters, states)
 
 
 def _called(run: Run) -> str:
@@ -167,28 +188,80 @@ def _called(run: Run) -> str:
 
 # Out of a run
 
-def take(run: Run, net: Optional[BlockLike], trainer: Optional[TrainerLike], copy: Callable[[Any], Array],
-         reseed: bool) -> OptimizerStates:
-    """The states as they are now; weights and random state are put into ``run``. ``copy`` turns an NDArray into
-    something that `container.write` can write."""
-    _check_subjects(net, trainer)
+def take(run: Run, net: Net, trainer: Trainer, copy: Callable[[Any], Array], reseed: bool) -> Parts:
+    """The states as they are now, each with ``run`` and its weights. ``copy`` turns an NDArray into something that
+    `container.write_parts` can write."""
+    subjects = subjects_of(net, trainer)
+    parts = {}
+    for name, subject in subjects.items():
+        with _naming(name):
+            parts[name] = _take_one(run, *subject, copy)
+    contexts = _contexts(subjects)
+    state = _reseed(contexts) if reseed and contexts else None
+    return {name: (states, replace(own, random=state)) for name, (states, own) in parts.items()}
+
+
+def _take_one(run: Run, net: Optional[BlockLike], trainer: Optional[TrainerLike], copy: Callable[[Any], Array]
+              ) -> Tuple[OptimizerStates, Run]:
     states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer(), facts=facts_of(net)) if trainer is None
               else export_states(trainer, net, copy))
+    weights = []
     for name, parameter in parameters(net, trainer).items():
         arrays = _data(name, parameter)
         copies = arrays if any(_differ(arrays[0], other) for other in arrays[1:]) else arrays[:1]
-        run.weights.append(Weight(name, parameter.name, [copy(array) for array in copies], parameter.grad_req))
-    run.random = _reseed(contexts_of(trainer)) if reseed and trainer is not None else None
-    return states
+        weights.append(Weight(name, parameter.name, [copy(array) for array in copies], parameter.grad_req))
+    return states, replace(run, weights=weights)
 
 
-def _check_subjects(net: Optional[BlockLike], trainer: Optional[TrainerLike]) -> None:
+def subjects_of(net: Any, trainer: Any) -> Subjects:
+    """``net`` and ``trainer`` by name; one without a name goes by ''. Raises TypeError or ValueError."""
     if net is None and trainer is None:
         raise ValueError('`net` or `trainer` must be given. Received: neither. Pass the one to save.')
+    given = [value for value in (net, trainer) if value is not None]
+    if not any(isinstance(value, Mapping) for value in given):
+        _check_trainer(trainer)
+        return {'': (net, trainer)}
+    if not all(isinstance(value, Mapping) for value in given):
+        raise TypeError('`net` and `trainer` must both be dictionaries, or neither. Received: '
+                        f'{type(net).__name__} and {type(trainer).__name__}. Pass dictionaries with the same names.')
+    nets, trainers = net or {}, trainer or {}
+    strangers = [name for name in trainers if net is not None and name not in nets]
+    if strangers or not (nets or trainers):
+        raise ValueError('`net` and `trainer` must be dictionaries with the same names. Received: '
+                         f'{one_of(nets) or "no name"} in net, {one_of(trainers) or "no name"} in trainer.')
+    for name in {**nets, **trainers}:
+        check_name(name)
+        if nets.get(name) is None and trainers.get(name) is None:
+            raise TypeError(f'`net` and `trainer` must hold Blocks and trainers. Received: None for {name!r}. Leave it out.')
+        _check_trainer(trainers.get(name))
+    return {name: (nets.get(name), trainers.get(name)) for name in {**nets, **trainers}}
+
+
+def _check_trainer(trainer: Any) -> None:
     if not isinstance(trainer, (gluon.Trainer, type(None))):
-        raise TypeError(f'`trainer` must be one gluon.Trainer or None. Received: {type(trainer).__name__}. For several trainers, '
-                        "save and restore one checkpoint each: CheckpointManager('run/generator'), "
-                        "CheckpointManager('run/discriminator').")
+        raise TypeError('`trainer` must be a gluon.Trainer, a dictionary of names and trainers, or None. '
+                        f"Received: {type(trainer).__name__}. Pass several as trainer={{'generator': g, 'discriminator': d}}.")
+
+
+def _contexts(subjects: Subjects) -> List[Any]:
+    """The devices of all trainers, in their order."""
+    trainers = [trainer for _, trainer in subjects.values() if trainer is not None]
+    return list(dict.fromkeys(context for trainer in trainers for context in contexts_of(trainer)))
+
+
+def _in(name: str, line: str) -> str:
+    return f'{name}: {line}' if name else line
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors about one of several nets and trainers say which."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if name and type(error) in (ValueError, TypeError, StateFileError):  # others may take no message
+            raise type(error)(f'Of {name!r}: {error}') from error
+        raise
 
 
 # What the user says about a run, checked before anything is touched
@@ -266,12 +339,92 @@ def _differ(a: Any, b: Any) -> bool:
 
 # Into a run
 
-def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Optional[BlockLike],
-            trainer: Optional[TrainerLike], strict: bool, hyperparameters: str, with_states: bool = True) -> Restored:
+def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, strict: bool, hyperparameters: str,
+            with_states: bool = True) -> Restored:
     """`load_checkpoint` of what has been read."""
+    subjects = subjects_of(net, trainer)
+    left = _left_out(os.fspath(path), parts, subjects, strict, with_states)
+    plans = {}
+    for name, subject in subjects.items():
+        with _naming(name):
+            plans[name] = _plan_part(path, *parts[name], *subject, strict, with_states)
+    states_plans: Dict[str, StatesPlan] = {}
+    reports: Dict[str, LoadReport] = {}
+    run = next(plan.run for plan in plans.values())
+    contexts = _contexts(subjects) if with_states else []
+    with contextlib.ExitStack() as undo:  # what is done below is taken back where something fails
+        for plan in plans.values():
+            plan.weights.initialize(undo)
+        for name, plan in plans.items():
+            if plan.trainer is not None:
+                with _naming(name):
+                    states_plans[name] = plan_import(plan.trainer, plan.states, plan.net, strict, hyperparameters)
+        set_random = _plan_random(run.random, contexts) if contexts and run.random is not None else None
+        for set_states in states_plans.values():
+            set_states.warn()
+
+        # everything is known to fit: from here on nets and trainers change
+        for plan in plans.values():
+            remember(undo, (parameter for parameter in plan.present.values() if parameter._data is not None))
+        for plan in plans.values():
+            if plan.trainer is not None:
+                start(plan.trainer, undo)  # the first step would make the copies of each device those of the first one
+        for plan in plans.values():
+            plan.weights.apply()
+        for name, set_states in states_plans.items():
+            reports[name] = set_states.apply(undo)
+        if set_random:
+            set_random.apply(undo)
+        undo.pop_all()
+    for report in reports.values():
+        report.log()
+    restored = Restored(run.extra)
+    restored.step, restored.epoch, restored.batch, restored.metrics = run.step, run.epoch, run.batch, run.metrics
+    restored.states, restored.path = reports.get('') if '' in subjects else reports or None, os.fspath(path)
+    restored.skipped = [*left, *(_in(name, line) for name, plan in plans.items() for line in plan.weights.skipped)]
+    log.info('restored %s from %s', _called(run), restored.path)
+    for line in restored.skipped:
+        log.warning('not loaded: %s', line)
+    return restored
+
+
+def _left_out(path: str, parts: Parts, subjects: Subjects, strict: bool, with_states: bool) -> List[str]:
+    """One sentence for each part of the file that a run does not continue with. Raises ValueError where names do not fit."""
+    if '' in subjects and '' not in parts:
+        raise ValueError(f'Cannot load {path!r} into one net or trainer: it holds several, {one_of(parts)}. Pass '
+                         f'net={{{next(iter(parts))!r}: net}}, or dictionaries with all of these names.')
+    if '' in parts and '' not in subjects:
+        raise ValueError(f'Cannot load {path!r} under names. Received: {one_of(subjects)}, for a file that holds one net or '
+                         'trainer without a name. Pass it alone, not in a dictionary.')
+    unknown = [name for name in subjects if name not in parts]
+    if unknown:
+        raise ValueError(f'The names of nets and trainers must be among those in {path!r}: {one_of(parts)}. '
+                         f'Received: {one_of(unknown)}.')
+    if not with_states or all(trainer is None for _, trainer in subjects.values()):
+        return []  # no run continues: nets are only looked at
+    left = [name for name, (states, _) in parts.items()
+            if name not in subjects or (states.optimizer != NO_OPTIMIZER and subjects[name][1] is None)]
+    if left and strict:
+        raise ValueError(f'A run must continue with every net and trainer in {path!r}: {one_of(parts)}. Received: none for '
+                         f'{one_of(left)}. Nothing was changed. Pass strict=False to leave out what is not given.')
+    return [f'{name!r} is in the file, and not all of it was given a net and a trainer' for name in left]
+
+
+class PartPlan(NamedTuple):
+    """A net and its trainer, and what they get."""
+
+    net: Optional[BlockLike]
+    trainer: Optional[TrainerLike]      # None where it keeps its states
+    states: OptimizerStates
+    run: Run
+    present: Dict[str, ParameterLike]
+    weights: 'WeightsPlan'
+
+
+def _plan_part(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Optional[BlockLike],
+               trainer: Optional[TrainerLike], strict: bool, with_states: bool) -> PartPlan:
     if run is None:
         raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds only optimizer states. Use load_states.')
-    _check_subjects(net, trainer)
     present = parameters(net, trainer)
     trainer = trainer if with_states else None
     if trainer is not None and states.optimizer == NO_OPTIMIZER:
@@ -280,34 +433,7 @@ def restore(path: container.Path, states: OptimizerStates, run: Optional[Run], n
     weights = [weight._replace(copies=weight.copies[:1]) if weight.name in states.master else weight for weight in run.weights]
     others = other_names([weight.name for weight in weights], list(present), states, net)
     weights, states = [w._replace(name=others.get(w.name, w.name)) for w in weights], states.renamed(others)
-    set_weights = _plan_weights(weights, present, strict)
-    report = None
-    with contextlib.ExitStack() as undo:  # what is done below is taken back where something fails
-        set_weights.initialize(undo)
-        set_states = plan_import(trainer, states, net, strict, hyperparameters) if trainer is not None else None
-        set_random = _plan_random(run.random, contexts_of(trainer)) if trainer is not None and run.random is not None else None
-        if set_states:
-            set_states.warn()
-
-        # everything is known to fit: from here on net and trainer change
-        remember(undo, (parameter for parameter in present.values() if parameter._data is not None))
-        if trainer is not None:
-            start(trainer, undo)  # the first step would make the copies of each device those of the first one
-        set_weights.apply()
-        if set_states:
-            report = set_states.apply(undo)
-        if set_random:
-            set_random.apply(undo)
-        undo.pop_all()
-    if report:
-        report.log()
-    restored = Restored(run.extra)
-    restored.step, restored.epoch, restored.batch, restored.metrics = run.step, run.epoch, run.batch, run.metrics
-    restored.states, restored.skipped, restored.path = report, set_weights.skipped, os.fspath(path)
-    log.info('restored %s from %s', _called(run), restored.path)
-    for line in restored.skipped:
-        log.warning('not loaded: %s', line)
-    return restored
+    return PartPlan(net, trainer, states, run, present, _plan_weights(weights, present, strict))
 
 
 class WeightsPlan(NamedTuple):
@@ -336,7 +462,7 @@ def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool) 
              for name, parameter in present.items()]
     pairs, note = match([_info(w.name, w.full_name, w.copies[0]) for w in weights], infos)
     if note:
-        warnings.warn(note, stacklevel=4)
+        warnings.warn(note, stacklevel=5)
     fitting = {names[i]: weights[j].copies for i, j in pairs.items() if _fits(present[names[i]], infos[i], weights[j].copies[0])}
     problems = [f'{name} is not in the file' for i, name in enumerate(names) if i not in pairs]
     problems += [f'{weight.name} is in the file only' for j, weight in enumerate(weights) if j not in pairs.values()]

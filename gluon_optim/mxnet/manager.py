@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 import weakref
-from typing import Any, Callable, Collection, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, Collection, Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy
 from mxnet.base import _LIB, check_call
@@ -17,10 +17,9 @@ from mxnet.base import _LIB, check_call
 from ..schema import check_int, one_of
 from ..states import atomic, container
 from ..states.errors import StateFileError
-from ..states.model import OptimizerStates, Run
-from .checkpoint import Restored, checked_run, restore, take
+from ..states.model import Parts, Run
+from .checkpoint import Net, Restored, Trainer, checked_run, restore, subjects_of, take
 from .trainer import Pieces, check_savable
-from .typing import BlockLike, TrainerLike
 
 __all__ = ['CheckpointManager']
 
@@ -91,7 +90,7 @@ class CheckpointManager:
         self._metrics: Dict[int, Dict[str, float]] = {}
         self._writing: Optional[_Writing] = None
         self._staging = Staging()
-        self._asked: Optional[Callable[[], Any]] = None  # the trainer that is known to be one that can be saved, weakly
+        self._asked: weakref.WeakSet[Any] = weakref.WeakSet()  # trainers that are known to be some that can be saved
         self._terminated = False
         self._abandoned: Optional[List[int]] = None  # steps for the next save to set aside; None: nothing was restored or saved
         self._warned = False  # whether the warning that `keep_best` keeps nothing was given
@@ -121,7 +120,7 @@ class CheckpointManager:
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
-    def save(self, step: int, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None,
+    def save(self, step: int, net: Net = None, trainer: Trainer = None,
              extra: Optional[Dict[str, Any]] = None, *, epoch: Optional[int] = None, batch: Optional[int] = None,
              metrics: Optional[Dict[str, float]] = None, force: bool = False, reseed: bool = True) -> bool:
         """Save a checkpoint if ``step`` is a multiple of ``save_every``, ``force`` is true, or SIGTERM came (`on_sigterm`).
@@ -142,12 +141,12 @@ class CheckpointManager:
         self._look_around(step, metrics or ())
         os.makedirs(self.directory, exist_ok=True)
         background = self.background and not self._terminated
-        states = take(run, net, trainer, self._staging if background else Pieces, reseed)
+        parts = take(run, net, trainer, self._staging if background else Pieces, reseed)
         if background:
-            self._writing = _Writing(self, step, states, run)
+            self._writing = _Writing(self, step, parts, run)
             self._writing.start()
         else:
-            self._write(step, states, run)
+            self._write(step, parts, run)
         if self._terminated:
             log.warning('SIGTERM: saved step %d', step)
             self._leave()
@@ -155,9 +154,12 @@ class CheckpointManager:
 
     def _ask(self, net: Any, trainer: Any) -> None:
         """Raise, at once and not at the first step to be saved, where ``trainer`` cannot be saved."""
-        if trainer is not None and (self._asked is None or self._asked() is not trainer):
-            check_savable(trainer, net)
-            self._asked = weakref.ref(trainer)
+        if trainer is None:
+            return
+        for own_net, own in subjects_of(net, trainer).values():
+            if own is not None and own not in self._asked:
+                check_savable(own, own_net)
+                self._asked.add(own)
 
     def wait(self) -> None:
         """Wait until the background writing is complete; raise its error, if any."""
@@ -195,11 +197,11 @@ class CheckpointManager:
                 os.replace(path, path + '.abandoned')
             self._abandoned.pop()
 
-    def _write(self, step: int, states: OptimizerStates, run: Run) -> None:
+    def _write(self, step: int, parts: Parts, run: Run) -> None:
         start = time.monotonic()
         atomic.remove_leftovers(self.directory, _NAME)  # of others, and of a write of our own that failed
         self._set_aside()
-        container.write(self.path(step), states, run)
+        container.write_parts(self.path(step), parts)
         log.info('saved step %d in %.2f s', step, time.monotonic() - start)
         self._metrics[step] = run.metrics
         self._delete_old(step)
@@ -240,7 +242,7 @@ class CheckpointManager:
 
     # -- restoring --------------------------------------------------------------------------------------------------
 
-    def restore(self, step: int, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None, strict: bool = True,
+    def restore(self, step: int, net: Net = None, trainer: Trainer = None, strict: bool = True,
                 hyperparameters: str = 'file', states: bool = True) -> Restored:
         """Restore the checkpoint of ``step``, as `load_checkpoint` does; with a trainer, to continue from there.
 
@@ -257,12 +259,12 @@ class CheckpointManager:
             raise ValueError(f'`step` must have a checkpoint in {self.directory!r}. Received: step={step}. '
                              f'Available: {", ".join(map(str, steps)) or "none"}.')
         path = self.path(step)
-        restored = restore(path, *container.read_checkpoint(path), net, trainer, strict, hyperparameters, states)
+        restored = restore(path, container.read_parts(path), net, trainer, strict, hyperparameters, states)
         if trainer is not None and states:
             self._abandoned = [later for later in steps if later > step]
         return restored
 
-    def restore_latest(self, net: Optional[BlockLike] = None, trainer: Optional[TrainerLike] = None, strict: bool = True,
+    def restore_latest(self, net: Net = None, trainer: Trainer = None, strict: bool = True,
                        hyperparameters: str = 'file', states: bool = True) -> Optional[Restored]:
         """Restore the newest intact checkpoint, as `load_checkpoint` does; None if there is none yet.
 
@@ -275,14 +277,14 @@ class CheckpointManager:
         for step in reversed(self.steps()):
             path = self.path(step)
             try:
-                found, run = container.read_checkpoint(path)
+                parts = container.read_parts(path)
             except FileNotFoundError:
                 continue  # its writer has just deleted it
             except StateFileError as error:
                 failures.append(str(error))
                 log.warning('skipping a damaged checkpoint: %s', error)
                 continue
-            restored = restore(path, found, run, net, trainer, strict, hyperparameters, states)
+            restored = restore(path, parts, net, trainer, strict, hyperparameters, states)
             if trainer is not None and states:
                 self._abandoned = []  # later ones are damaged
             return restored
@@ -329,15 +331,15 @@ class CheckpointManager:
 class _Writing(threading.Thread):
     """The writing of one checkpoint; the interpreter waits for it at exit."""
 
-    def __init__(self, manager: CheckpointManager, step: int, states: OptimizerStates, run: Run):
+    def __init__(self, manager: CheckpointManager, step: int, parts: Parts, run: Run):
         super().__init__(name=f'checkpoint of step {step}', daemon=False)
         self.error: Optional[BaseException] = None
-        self._arguments = manager, step, states, run
+        self._arguments = manager, step, parts, run
 
     def run(self) -> None:
-        manager, step, states, run = self._arguments
+        manager, step, parts, run = self._arguments
         try:
-            manager._write(step, states, run)
+            manager._write(step, parts, run)
         except BaseException as error:
             self.error = error
             log.error('the checkpoint of step %d was not written: %s', step, error)

@@ -1,17 +1,19 @@
 """MXNet's own `.states` files as a trainer's states: they identify parameters by index and hold no weights."""
 import os
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 from ..states import container, mxnet_files
 from ..states.files import Kind, open_once
 from ..states.model import OptimizerStates, ParameterInfo
 from ..states.mxnet_files.names import renumbered
+from ..states.reader import check_no_part
 from .typing import TrainerLike
 
 __all__ = ['read_for']
 
 
-def read_for(path: container.Path, trainer: TrainerLike, present: List[ParameterInfo]) -> OptimizerStates:
+def read_for(path: container.Path, trainer: TrainerLike, present: List[ParameterInfo], part: Optional[str] = None
+             ) -> OptimizerStates:
     """The states in one of our files or, named like ``present``, the parameters of ``trainer``, in one of MXNet 1.x or 2.x.
 
     Raises StateFileError for a damaged file, ValueError for one that does not fit or does not contain its optimizer.
@@ -20,7 +22,8 @@ def read_for(path: container.Path, trainer: TrainerLike, present: List[Parameter
     allow = [f'{type(value).__module__}.{type(value).__qualname__}' for value in (optimizer, optimizer.lr_scheduler) if value]
     with open_once(path) as file:
         if file.kind is not Kind.MXNET_STATES:
-            return container.read(file)
+            return container.read(file, part)
+        check_no_part(file, part)
         states = mxnet_files.read_states(file, [info.name for info in present], allow)
         fresh = renumbered([info.full_name for info in present])
         if fresh and states.producer.get('mxnet') == '1.x':

@@ -99,7 +99,7 @@ def save_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
 
 
 def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockLike] = None, strict: bool = True,
-                hyperparameters: str = 'file') -> LoadReport:
+                hyperparameters: str = 'file', part: Optional[str] = None) -> LoadReport:
     """Restore what `save_states` saved, or MXNet's `Trainer.save_states`, on whatever devices the trainer has.
 
     Parameters
@@ -117,6 +117,8 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
         Which hyper-parameters apply after loading. 'file' restores the saved hyper-parameters and the scheduler; 'current' keeps
         the trainer's and advances its scheduler to the saved number of updates. Both warn of each value that differs, those of
         the schedule included.
+    part : str, optional
+        Which trainer, by the name it was saved under, of a checkpoint that holds several.
 
     Returns
     -------
@@ -142,7 +144,7 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
     restored 2 of 2 parameters at step 1
     """
     check_trainer(trainer)
-    states = read_for(path, trainer, _parameters(trainer, net))
+    states = read_for(path, trainer, _parameters(trainer, net), part)
     return import_states(trainer, states, net, strict, hyperparameters)
 
 

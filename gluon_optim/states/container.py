@@ -2,9 +2,9 @@
 
 docs/FORMAT.md describes it for anyone who wants to read it elsewhere. `write` and `read` are inverses; everything `read`
 returns has been checked from the first byte to the last, and it refuses anything it cannot vouch for with `StateFileError`.
-A checkpoint is such a file that also holds a `Run` (docs/CHECKPOINTS.md). This module writes the layout itself, because the
-safetensors package can neither stream arrays one at a time, nor sign its own header, nor refuse repeated keys. The format is
-the same: ``safetensors.numpy.load_file`` reads these files.
+A checkpoint is such a file that also holds a `Run`, or several of both (docs/CHECKPOINTS.md). This module writes the layout
+itself, because the safetensors package can neither stream arrays one at a time, nor sign its own header, nor refuse repeated keys.
+The format is the same: ``safetensors.numpy.load_file`` reads these files.
 """
 import hashlib
 import json
@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Callable, Dict, Mapping, Optional, Tuple, Type
 
 import numpy
 
+from ..schema import one_of
 from . import json_text
 from .atomic import replacing
 from .errors import StateFileError, UnreadableFile, reading
@@ -27,6 +28,7 @@ from .manifest import (
     DTYPES,
     FORMAT,
     METADATA,
+    PARTS,
     TENSOR,
     UNSIGNED,
     VERSION,
@@ -34,15 +36,16 @@ from .manifest import (
     Entry,
     check,
     check_record,
+    key_in,
     manifest_of,
-    run_of,
+    parts_of,
     show,
-    states_of,
     weight_keys,
 )
-from .model import Array, OptimizerStates, Run, chunks
+from .model import Array, OptimizerStates, Parts, Run, chunks
 
-__all__ = ['CHECKPOINT', 'FORMAT', 'Path', 'VERSION', 'read', 'read_checkpoint', 'read_manifest', 'write']
+__all__ = ['CHECKPOINT', 'FORMAT', 'Path', 'VERSION', 'part_of', 'read', 'read_checkpoint', 'read_manifest', 'read_parts', 'write',
+           'write_parts']
 
 MAX_HEADER = 32 << 20  # about 40 000 parameters; more is refused before parsing
 
@@ -71,9 +74,14 @@ def write(path: Path, states: OptimizerStates, run: Optional[Run] = None) -> Non
     ...     read(folder + '/empty.states').hypers
     {'learning_rate': 0.1}
     """
+    write_parts(path, {'': (states, run)})
+
+
+def write_parts(path: Path, parts: Parts) -> None:
+    """`write` several parts, each with a run, or one called ''."""
     try:
-        arrays = _arrays(states, run)
-        manifest = manifest_of(states, run, arrays)
+        arrays = _arrays(parts)
+        manifest = manifest_of(parts, arrays)
         entries = _entries(arrays)
         header = _header(manifest, entries)
         check(_loads(_dumps(manifest).encode()), entries)  # anything written can be read
@@ -93,8 +101,13 @@ def write(path: Path, states: OptimizerStates, run: Optional[Run] = None) -> Non
         file.write(_header(manifest, entries))
 
 
-def _arrays(states: OptimizerStates, run: Optional[Run]) -> Dict[str, Array]:
+def _arrays(parts: Parts) -> Dict[str, Array]:
     """All arrays under their keys, in file order: wide elements first, so that each array is aligned."""
+    arrays = {key_in(part, key): array for part, contents in parts.items() for key, array in _arrays_of_one(*contents).items()}
+    return dict(sorted(arrays.items(), key=lambda item: -numpy.dtype(item[1].dtype).itemsize))
+
+
+def _arrays_of_one(states: OptimizerStates, run: Optional[Run]) -> Dict[str, Array]:
     arrays: Dict[str, Array] = {}
     for name in states.names:
         for slot, array in (states.slots.get(name) or {}).items():
@@ -104,7 +117,7 @@ def _arrays(states: OptimizerStates, run: Optional[Run]) -> Dict[str, Array]:
     arrays.update((f'_optimizer/{variable}', array) for variable, array in states.variables.items())
     for weight in run.weights if run else ():
         arrays.update(zip(weight_keys(weight.name, len(weight.copies)), weight.copies))
-    return dict(sorted(arrays.items(), key=lambda item: -numpy.dtype(item[1].dtype).itemsize))
+    return arrays
 
 
 def _entries(arrays: Mapping[str, Array]) -> Dict[str, Entry]:
@@ -141,21 +154,20 @@ def _signed(header: bytes) -> bytes:
 
 # Reading
 
-def read(path: Union[Path, OpenFile]) -> OptimizerStates:
-    """The states in the file at ``path``, read once and checked to the last byte.
-
-    Raises StateFileError for an incomplete or damaged file, OSError if it cannot be opened or read.
-    """
-    return _opened(path, _read)[0]
+def read(path: Union[Path, OpenFile], part: Optional[str] = None) -> OptimizerStates:
+    """The states in the file at ``path``, read once and checked to the last byte; raises and takes what `read_checkpoint` does."""
+    return read_checkpoint(path, part)[0]
 
 
-def read_checkpoint(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Optional[Run]]:
+def read_checkpoint(path: Union[Path, OpenFile], part: Optional[str] = None) -> Tuple[OptimizerStates, Optional[Run]]:
     """Everything in a checkpoint, as NumPy arrays, read once and checked to the last byte. MXNet is not needed.
 
     Parameters
     ----------
     path : str or os.PathLike
         A file of `gluon_optim.save_checkpoint` or of a `CheckpointManager`.
+    part : str, optional
+        Which net or trainer, by the name it was saved under, of a file that holds several.
 
     Returns
     -------
@@ -167,7 +179,8 @@ def read_checkpoint(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Optio
         ``step``, ``epoch``, ``batch``, ``metrics``, ``random``, and the user's ``extra``. None for a file of
         `gluon_optim.save_states`.
 
-    Raises StateFileError (a ValueError) for an incomplete or damaged file, OSError if it cannot be opened or read.
+    Raises StateFileError (a ValueError) for an incomplete or damaged file, ValueError where ``part`` is not a name in the file,
+    or is missing for one that holds several, OSError if it cannot be opened or read.
 
     >>> import tempfile
     >>> from gluon_optim.states.model import Weight
@@ -178,11 +191,30 @@ def read_checkpoint(path: Union[Path, OpenFile]) -> Tuple[OptimizerStates, Optio
     >>> states.optimizer, run.step, run.extra, {weight.name: weight.copies[0].tolist() for weight in run.weights}
     ('adamw', 7, {'fold': 3}, {'0.bias': [0.0, 0.0]})
     """
+    with open_once(path) as file:
+        return part_of(file.path, read_parts(file), part)
+
+
+def read_parts(path: Union[Path, OpenFile]) -> Parts:
+    """All parts of the file at ``path``, or its only one, which is called ''. Raises what `read_manifest` raises."""
     return _opened(path, _read)
 
 
+def part_of(path: str, parts: Parts, name: Optional[str]) -> Tuple[OptimizerStates, Optional[Run]]:
+    """The part called ``name`` of a file; None for its only one. Raises ValueError."""
+    if '' in parts:
+        if name is not None:
+            raise ValueError(f'`part` chooses one of several nets or trainers in a checkpoint. Received: part={name!r} for '
+                             f'{path!r}, which holds only one. Leave `part` out.')
+        return parts['']
+    if name is None or name not in parts:
+        raise ValueError(f'`part` must be one of those in {path!r}: {one_of(parts)}. Received: {name!r}. '
+                         f'Pass part={next(iter(parts))!r}, for example.')
+    return parts[name]
+
+
 def read_manifest(path: Union[Path, OpenFile]) -> Dict[str, Any]:
-    """Only the manifest, after checking its signature; the arrays are not read. Raises what `read` raises."""
+    """Only the manifest, after checking its signature; the arrays are not read. Raises StateFileError, OSError."""
     return _opened(path, lambda file: _parse(_read_header(file, os.fstat(file.fileno()).st_size))[0])
 
 
@@ -197,7 +229,7 @@ def _opened(path: Union[Path, OpenFile], reader: Callable[[BinaryIO], T]) -> T:
             raise type(error)(f'Cannot read {file.path!r}: {error}') from None
 
 
-def _read(file: BinaryIO) -> Tuple[OptimizerStates, Optional[Run]]:
+def _read(file: BinaryIO) -> Parts:
     size = os.fstat(file.fileno()).st_size
     header = _read_header(file, size)
     manifest, entries = _parse(header)
@@ -208,7 +240,7 @@ def _read(file: BinaryIO) -> Tuple[OptimizerStates, Optional[Run]]:
         arrays[key] = _read_array(file, key, entry, manifest['crc32'][key])
     if file.read(1):
         raise StateFileError('the file grew while it was being read. Wait for its writer to finish, then read again.')
-    return states_of(manifest, arrays), run_of(manifest, arrays)
+    return parts_of(manifest, arrays)
 
 
 def _read_header(file: BinaryIO, size: int) -> bytes:
@@ -235,8 +267,8 @@ def _parse(header: bytes) -> Tuple[Dict[str, Any], Dict[str, Entry]]:
     metadata = tensors.pop('__metadata__', None)
     check_record(metadata, METADATA, 'the metadata')
     manifest = _loads(metadata['gluon_optim'].encode())
-    if not isinstance(manifest, dict) or manifest.get('format') not in (FORMAT, CHECKPOINT):
-        raise StateFileError(f'the manifest must have the format {FORMAT!r} or {CHECKPOINT!r}. {DAMAGED}')
+    if not isinstance(manifest, dict) or manifest.get('format') not in (FORMAT, CHECKPOINT, PARTS):
+        raise StateFileError(f'the manifest must have the format {FORMAT!r}, {CHECKPOINT!r} or {PARTS!r}. {DAMAGED}')
     version = manifest.get('version')
     if type(version) is not int or version not in VERSIONS:
         raise StateFileError(f'the format version must be {" or ".join(map(str, VERSIONS))}. Received: {show(version)}. '

@@ -23,7 +23,7 @@ HTML = re.compile(rb'\s*<(!doctype html|html|head)', re.IGNORECASE)
 PICKLE = re.compile(rb'\x80[\2-\5]|\(*(dp\d|\}q)')
 # the signature of our header stands at a fixed place, and what follows it
 CONTAINER_START = b'{"__metadata__":{"gluon_optim":"{\\"header_sha256\\":\\"'
-CHECKPOINT_FORMAT = b'\\",\\"format\\":\\"gluon_optim.checkpoint\\"'
+CHECKPOINT_FORMAT = b'\\",\\"format\\":\\"gluon_optim.checkpoint'  # of one part or several
 OPTAX_MEMBER = b'gluon_optim.json.npy'
 TORCH_MAGIC = b'\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # of torch.save before it made zip files
 MAX_MEMBERS = 100_000  # of a zip file

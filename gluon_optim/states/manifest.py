@@ -2,20 +2,21 @@
 import collections
 import math
 import reprlib
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import numpy
 
 from .errors import StateFileError
-from .model import Array, OptimizerStates, ParameterInfo, Run, Weight
+from .model import Array, OptimizerStates, ParameterInfo, Parts, Run, Weight
 from .nesting import leaves
 
-__all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'INFO', 'METADATA', 'RECORD', 'TENSOR', 'UNSIGNED',
-           'VERSION', 'VERSIONS', 'check', 'check_record', 'manifest_of', 'plain', 'run_of', 'run_record', 'show', 'states_of',
-           'weight_keys']
+__all__ = ['CHECKPOINT', 'CODES', 'DAMAGED', 'DTYPES', 'Entry', 'FORMAT', 'INFO', 'METADATA', 'PARTS', 'RECORD', 'TENSOR',
+           'UNSIGNED', 'VERSION', 'VERSIONS', 'check', 'check_name', 'check_record', 'key_in', 'manifest_of', 'parts_of', 'plain',
+           'run_record', 'show', 'weight_keys']
 
 FORMAT = 'gluon_optim.states'
 CHECKPOINT = 'gluon_optim.checkpoint'
+PARTS = 'gluon_optim.checkpoint.parts'  # a checkpoint of several nets or trainers, each under a name
 VERSION = 2           # that is written
 VERSIONS = (1, 2)     # that are read
 DTYPES = {'F16': 'float16', 'F32': 'float32', 'F64': 'float64', 'I8': 'int8', 'I16': 'int16', 'I32': 'int32',
@@ -33,8 +34,27 @@ def weight_keys(name: str, copies: int) -> List[str]:
     return [f'_copies/{k}/{name}' if k else f'_parameters/{name}' for k in range(copies)]
 
 
-def manifest_of(states: OptimizerStates, run: Optional[Run], arrays: Mapping[str, Array]) -> Dict[str, Any]:
+def key_in(part: str, key: str) -> str:
+    """The key of an array in a file, from its key in its part."""
+    return f'{part}/{key}' if part else key
+
+
+def manifest_of(parts: Parts, arrays: Mapping[str, Array]) -> Dict[str, Any]:
     """The manifest without its signature and the checksums of ``arrays``. StateFileError for anything JSON cannot hold."""
+    manifests = {name: _manifest_of_one(states, run, arrays) for name, (states, run) in parts.items()}
+    if '' in manifests:
+        return manifests['']
+    first = next(iter(manifests.values()))
+    return {
+        **{key: first[key] for key in _COMMON},
+        'format': PARTS,
+        'parts': {name: {**{key: value for key, value in manifest.items() if key not in _MANIFEST_PARTS},
+                         'weights': manifest['run']['weights']} for name, manifest in manifests.items()},
+        'run': {key: value for key, value in first['run'].items() if key != 'weights'},
+    }
+
+
+def _manifest_of_one(states: OptimizerStates, run: Optional[Run], arrays: Iterable[str]) -> Dict[str, Any]:
     strangers = sorted({*states.counts, *states.slots, *states.master, *states.trees} - set(states.names))
     if strangers:
         raise StateFileError(f'counts, slots, trees and masters must belong to parameters. Received: {strangers!r}, '
@@ -93,8 +113,28 @@ def plain(value: Any, where: str) -> Any:
                          f'Received: {value!r} of type {type(value).__name__}.')
 
 
-def states_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> OptimizerStates:
-    """The states that a checked manifest describes."""
+def parts_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Parts:
+    """What a checked manifest describes."""
+    return {name: (_states_of(own, found), _run_of(own, found)) for name, own, found in _separate(manifest, arrays)}
+
+
+def _separate(manifest: Mapping[str, Any], arrays: Mapping[str, Any]) -> List[Tuple[str, Mapping[str, Any], Dict[str, Any]]]:
+    """Each part's name, its manifest as if it were alone in the file, and those of ``arrays`` that belong to it."""
+    if manifest['format'] != PARTS:
+        return [('', manifest, dict(arrays))]
+
+    def inside(name: str, values: Mapping[str, Any]) -> Dict[str, Any]:
+        start = key_in(name, '')
+        return {key[len(start):]: value for key, value in values.items() if key.startswith(start)}
+
+    common = {**{key: manifest[key] for key in _COMMON}, 'format': CHECKPOINT}
+    return [(name, {**{key: value for key, value in record.items() if key != 'weights'}, **common,
+                    'crc32': inside(name, manifest['crc32']), 'run': {**manifest['run'], 'weights': record['weights']}},
+             inside(name, arrays)) for name, record in manifest['parts'].items()]
+
+
+def _states_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> OptimizerStates:
+    """The states that a checked manifest of one part describes."""
     records = manifest['parameters']
     return OptimizerStates(
         optimizer=manifest['optimizer'],
@@ -116,7 +156,7 @@ def states_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) 
     )
 
 
-def run_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Optional[Run]:
+def _run_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> Optional[Run]:
     """The run of a checkpoint, or None for a state file."""
     if 'run' not in manifest:
         return None
@@ -130,6 +170,34 @@ def run_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> 
 
 def check(manifest: Any, entries: Mapping[str, Entry]) -> None:
     """Refuse a manifest with missing, unknown or impossible contents, or one that lists arrays other than ``entries``."""
+    if manifest['format'] == PARTS:
+        _check_parts(manifest, entries)
+    for name, own, found in _separate(manifest, entries):
+        try:
+            _check_one(own, found)
+        except StateFileError as error:
+            raise StateFileError(f'of the part {name!r}, {error}' if name else str(error)) from None
+
+
+def _check_parts(manifest: Any, entries: Mapping[str, Entry]) -> None:
+    """What the parts of a file have in common, and that each array belongs to one of them."""
+    check_record(manifest, _MANIFEST_PARTS, 'the manifest')
+    check_record(manifest['run'], {key: check for key, check in _RUN.items() if key != 'weights'}, 'the run')
+    wanted = {key: check for key, check in _MANIFEST[VERSION].items() if key not in _MANIFEST_PARTS}
+    for name, record in manifest['parts'].items():
+        check_record(record, {**wanted, 'weights': _list}, f'the part {show(name)}')
+    odd = sorted(key for key in {*entries, *manifest['crc32']} if key.split('/')[0] not in manifest['parts'])
+    if odd:
+        raise StateFileError(f'the arrays in the file must be those of its parts. Received: {show(odd)}. {DAMAGED}')
+
+
+def check_name(name: Any) -> None:
+    """Raise ValueError for what cannot be the name of a part."""
+    if not _part(name):
+        raise ValueError(f'The name of a net or trainer in a checkpoint must be {_part.__doc__}. Received: {name!r}.')
+
+
+def _check_one(manifest: Any, entries: Mapping[str, Entry]) -> None:
     version = manifest['version']
     check_record(manifest, (_CHECKPOINT if manifest['format'] == CHECKPOINT else _MANIFEST)[version], 'the manifest')
     listed = [f'_optimizer/{variable}' for variable in manifest['variables']]
@@ -224,6 +292,16 @@ def _word(x: Any) -> bool:
 @_must_be("printable text; no part between slashes may be empty, '.' or '..', and the first must not be '_optimizer' or similar")
 def _name(x: Any) -> bool:
     return _word(x) and not {'', '.', '..'} & set(x.split('/')) and x.split('/')[0] not in _RESERVED
+
+
+@_must_be("printable text without a slash, other than '.', '..', '_optimizer' and similar")
+def _part(x: Any) -> bool:
+    return _name(x) and '/' not in x
+
+
+@_must_be('an object of one or more parts under their names')
+def _parts(x: Any) -> bool:
+    return isinstance(x, dict) and x != {} and all(map(_part, x))
 
 
 @_must_be('printable text without a slash')
@@ -372,6 +450,10 @@ _MANIFEST = {1: _MANIFEST_1, 2: {**_MANIFEST_1, 'attributes': _trees, 'facts': _
 _PARAMETER = {1: _PARAMETER_1, 2: {**_PARAMETER_1, 'grad_req': _GRAD_REQ, 'tree': lambda tree: True}}
 _WEIGHT = {1: _WEIGHT_1, 2: {**_WEIGHT_1, 'grad_req': _GRAD_REQ}}
 _CHECKPOINT = {version: {**schema, 'format': _one_of([CHECKPOINT]), 'run': _mapping} for version, schema in _MANIFEST.items()}
+
+_COMMON = ('header_sha256', 'format', 'version', 'producer', 'crc32')  # what a file with parts says once, besides its run
+_MANIFEST_PARTS: Dict[str, Check] = {**{key: _MANIFEST_1[key] for key in _COMMON}, 'format': _one_of([PARTS]),
+                                     'version': _must_be(str(VERSION))(lambda x: x == VERSION), 'parts': _parts, 'run': _mapping}
 
 METADATA: Dict[str, Check] = {'gluon_optim': _text}
 TENSOR: Dict[str, Check] = {'dtype': _one_of(DTYPES), 'shape': _shape, 'data_offsets': _range}

@@ -11,7 +11,7 @@ from ..rules import Rule
 from ..rules.base import BASE_HYPERS
 from ..schema import Slot, Values, one_of, some_of
 
-__all__ = ['NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Run', 'Weight', 'chunks', 'digest',
+__all__ = ['NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Parts', 'Run', 'Weight', 'chunks', 'digest',
            'has_rule']
 
 STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # name endings of parameters that no optimizer updates
@@ -170,6 +170,10 @@ class Run:
         weights = [(weight.name, f'{numpy.dtype(copy.dtype).name}{list(copy.shape)}')
                    for weight in self.weights for copy in weight.copies[:1]]
         return table(f'Run: {len(self.weights)} weights', [*self._rows(), *weights])
+
+
+# What a file holds: one, called '', or several under the user's names, as in GANs; their runs differ only in their weights.
+Parts = Mapping[str, Tuple[OptimizerStates, Optional[Run]]]
 
 
 def chunks(array: Array) -> Iterator[numpy.ndarray]:

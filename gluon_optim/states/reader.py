@@ -5,11 +5,11 @@ from . import container, mxnet_files
 from .files import OpenFile, Path, open_once
 from .model import OptimizerStates
 
-__all__ = ['read_states']
+__all__ = ['check_no_part', 'read_states']
 
 
 def read_states(path: Union[Path, OpenFile], params: Any = None, allow: Collection[str] = (),
-                limit: Optional[int] = None) -> OptimizerStates:
+                limit: Optional[int] = None, part: Optional[str] = None) -> OptimizerStates:
     """Read optimizer states without MXNet.
 
     Parameters
@@ -23,6 +23,8 @@ def read_states(path: Union[Path, OpenFile], params: Any = None, allow: Collecti
         Import paths of your own classes in MXNet's files, such as a scheduler: their attributes are read, nothing is imported.
     limit : int, optional
         Bytes of memory that the arrays of MXNet's files may take; by default twice the file size, or 32 MiB if that is more.
+    part : str, optional
+        Which trainer, by the name it was saved under, of a checkpoint that holds several.
 
     Returns
     -------
@@ -33,6 +35,8 @@ def read_states(path: Union[Path, OpenFile], params: Any = None, allow: Collecti
     ------
     StateFileError
         (a ValueError) if the file is damaged, of another kind, or names anything that is not an optimizer's state.
+    ValueError
+        if ``part`` is not a name in the file, or is missing for a checkpoint that holds several.
     OSError
         if it cannot be opened.
 
@@ -45,8 +49,16 @@ def read_states(path: Union[Path, OpenFile], params: Any = None, allow: Collecti
     """
     with open_once(path) as file:
         if not file.kind.is_ours:
+            check_no_part(file, part)
             return mxnet_files.read_states(file, params, allow, limit)
         if params is not None:
             raise ValueError(f"`params` names the parameters of MXNet's own files. Received: params={type(params).__name__} for "
                              f'{file.path!r}, which already holds names. Leave `params` out.')
-        return container.read(file)
+        return container.read(file, part)
+
+
+def check_no_part(file: OpenFile, part: Optional[str]) -> None:
+    """Raise ValueError where a part is asked of a file that is no checkpoint."""
+    if part is not None:
+        raise ValueError(f'`part` chooses one of several nets or trainers in a checkpoint. Received: part={part!r} for '
+                         f'{file.path!r}, a file of kind {file.kind.value!r}. Leave `part` out.')
