@@ -345,7 +345,7 @@ def test_extra_must_be_json(path, extra, error, words):
 
 def test_other_refusals(path):
     net, trainer = runs.make(NOVOGRAD)
-    with pytest.raises(TypeError, match=r"`trainer` must be a gluon.Trainer.*Received: list.*Pass several as trainer=\{'generator'"):
+    with pytest.raises(TypeError, match=r'`trainer` must be a gluon.Trainer.*Received: list.*Pass several as trainer=\{'):
         go.save_checkpoint(path, net=net, trainer=[trainer, trainer])
     with pytest.raises(ValueError, match='Received: neither'):
         go.save_checkpoint(path)
@@ -368,7 +368,7 @@ def test_other_refusals(path):
 
 
 def test_two_trainers(tmp_path):
-    """As docs/CHECKPOINTS.md has it: each has a folder, and they are restored in the order in which they were saved."""
+    """Each has a folder, and they are restored in the order in which they were saved; test_parts.py has them in one file."""
     def go_on(pairs):
         for net, trainer in pairs:
             runs.train(net, trainer, 2)

@@ -10,11 +10,13 @@ import pytest
 mx = pytest.importorskip('mxnet')
 
 import gluon_optim as go  # noqa: E402
+from gluon_optim.cli import main  # noqa: E402
 from gluon_optim.states import container  # noqa: E402
 from gluon_optim.states.errors import StateFileError  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 import gan_runs as gan  # noqa: E402
+from commands import refused  # noqa: E402
 from test_checkpoint import forged  # noqa: E402
 from test_failing_loads import COPIES, FailAt, OutOfMemory, generators, snapshot  # noqa: E402
 
@@ -280,3 +282,72 @@ def test_forged_parts_are_refused(tmp_path, saved, change, words):
     forged(path, change)
     with pytest.raises(StateFileError, match=words):
         container.read_parts(path)
+
+
+# The command line
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        code = main(list(map(str, arguments)))
+        return (code, *capsys.readouterr())
+    return run
+
+
+def test_inspect_shows_all_and_one(run, saved, tmp_path):
+    path, *_ = saved
+    code, output, _ = run('inspect', path)
+    assert code == 0 and [line for line in output.splitlines() if line.startswith('==')] == ['== generator', '== discriminator']
+    assert 'adamw at update 2' in output and 'novograd at update 4' in output and output.count('run: step 4') == 2
+    code, output, _ = run('inspect', path, '--part', 'discriminator')
+    assert code == 0 and 'novograd at update 4' in output and 'adamw' not in output and '==' not in output
+    found = json.loads(run('inspect', path, '--json')[1])
+    assert {name: part['optimizer'] for name, part in found['parts'].items()} == {'generator': 'adamw', 'discriminator': 'novograd'}
+    assert json.loads(run('inspect', path, '--part', 'generator', '--json')[1]) == found['parts']['generator']
+    refused(run('inspect', path, '--part', 'g'), 2, '--part must be one of', "'generator', 'discriminator'. Received: 'g'")
+    refused(run('inspect', path, '--plot', tmp_path / 'x.png'), 2, 'Pass --part generator')
+
+
+def test_verify_and_diff(run, saved, tmp_path):
+    path, nets, trainers = saved
+    code, output, _ = run('verify', path)
+    assert code == 0 and output.count('every byte matches its checksum') == 2 and output.startswith('generator: checkpoint')
+    assert json.loads(run('verify', path, '--json')[1])['complete'] is True
+    refused(run('verify', path, '--params', '0.weight,'), 2, 'Pass --part generator')
+    assert run('verify', path, '--part', 'generator', '--params', 'other,')[0] == 1
+    assert run('diff', path, path)[:2] == (0, 'equal\n')
+
+    other = str(tmp_path / 'other')
+    gan.train_one(nets, trainers, 'discriminator')
+    go.save_checkpoint(other, net=nets, trainer=trainers, step=4, extra={'fold': 1})
+    code, output, _ = run('diff', path, other, '--json')
+    changed = {difference['what'].split(':')[0] for difference in json.loads(output)['differences']
+               if 'random' not in difference['what'] and 'running' not in difference['what']}
+    assert code == 1 and changed == {'discriminator'}
+    go.save_checkpoint(other, net={'generator': nets['generator']}, trainer={'generator': trainers['generator']}, step=4)
+    found = json.loads(run('diff', path, other, '--json')[1])['differences']
+    assert {'what': 'discriminator', 'a': True, 'b': False, 'largest': None, 'elements': None} in found
+    go.save_checkpoint(other, net=nets['generator'])
+    refused(run('diff', path, other), 2, 'or neither', "'generator', 'discriminator'")
+
+
+def test_convert_asks_which(run, saved, tmp_path):
+    path, nets, _ = saved
+    output = tmp_path / 'x.states'
+    refused(run('convert', path, '--to', 'mxnet', '-o', output), 1, "'generator', 'discriminator'", "Pass --part 'generator'")
+    refused(run('convert', path, '--to', 'safetensors', '-o', output), 1, "Pass --part 'generator'")
+    assert not output.exists()
+    assert run('convert', path, '--to', 'mxnet', '-o', output, '--part', 'generator')[0] == 0
+    assert go.read_states(output).optimizer == 'adamw'
+    weights = tmp_path / 'weights.safetensors'
+    assert run('convert', path, '--to', 'safetensors', '-o', weights, '--part', 'discriminator')[0] == 0
+    model = go.model_to_torch(path, part='discriminator')
+    assert list(model.weights) == ['0.weight', '0.bias', '2.weight', '2.bias']
+    assert (model.weights['0.weight'] == nets['discriminator'][0].weight.data().asnumpy()).all()
+    assert (go.suggest_names(path, part='generator')['0.weight']) == '0.weight'
+    assert model.states().optimizer == 'novograd'
+    with pytest.raises(ValueError, match="Received: None. Pass part='generator'"):
+        go.model_to_torch(path)
+    with pytest.raises(ValueError, match='for a dict. Leave `part` out'):
+        go.model_to_torch(model.weights, part='generator')
+    refused(run('convert', output, '--to', 'torch', '--part', 'generator'), 2, '--part is for checkpoints of several')

@@ -82,7 +82,7 @@ def _check_conversion(options: Namespace, file: OpenFile, model: bool, params: P
                          f'Received: {options.target!r}.')
     if options.mxnet_version and options.to != 'mxnet':
         raise ValueError(f'--mxnet-version goes with --to mxnet. Received: --to {options.to}. Leave it out.')
-    check_used(options, file, names=('optimizer', 'source', 'allow'))
+    check_used(options, file, names=('optimizer', 'source', 'allow', 'part'))
     if options.to == 'mxnet' and not (options.mxnet_version and params.names):
         check_used(options, file, names=('params',))
 

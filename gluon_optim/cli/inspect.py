@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from argparse import Namespace
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from ..schema import one_of
 from ..states import inspection
@@ -13,7 +13,7 @@ from ..states.model import NO_OPTIMIZER, STATISTICS, digest
 from ..transfer.names import read_params
 from ..transfer.read import READABLE
 from ..transfer.refused import refusing
-from .options import NAMELESS_FILES, add_command, add_common, check_used, opened, read_contents
+from .options import NAMELESS_FILES, add_command, add_common, check_used, opened, read_all
 from .paths import keep_apart
 from .text import dumps, in_options, pairs, say, shape_text, short, table
 
@@ -47,23 +47,38 @@ def _inspect(options: Namespace) -> int:
     keep_apart({'--plot': options.plot}, {'the input': options.file, '--params': options.params})
     with opened(options.file) as file:
         check_used(options, file)
-        contents = read_contents(file, options, read_params(options.params))
+        parts = read_all(file, options, read_params(options.params))
     if options.plot:
         from ..states.picture import draw
+        if len(parts) > 1:
+            raise ValueError(f'--plot draws one net and trainer. Received: {options.file!r}, which holds {one_of(parts)}. '
+                             f'Pass --part {next(iter(parts))}, for example.')
+        contents, = parts.values()
         with refusing():
             _whole(options.plot, lambda path: draw(contents, path))
         say(f'picture: {options.plot}', sys.stderr)
-    rows = list(inspection.rows(contents))
     if options.json:
-        print(dumps(dict(contents.about(), arrays=[row._asdict() for row in rows if row.array is not None])))
+        described = {name: _described(contents) for name, contents in parts.items()}
+        print(dumps(described.get('', {'path': options.file, 'parts': described})))
         return 0
+    for name, contents in parts.items():
+        if name:
+            say(f'== {name}')
+        _show(contents)
+    return 0
+
+
+def _described(contents: inspection.Contents) -> Dict[str, Any]:
+    return dict(contents.about(), arrays=[row._asdict() for row in inspection.rows(contents) if row.array is not None])
+
+
+def _show(contents: inspection.Contents) -> None:
     for line in _about(contents):
         say(line)
     mults = _multipliers(contents)
     table([('parameter', 'shape', 'dtype', 'updates', *mults, 'array', 'norm', 'zeros', 'non-finite')] + [
         (row.parameter, shape_text(row.shape, row.array is not None), row.dtype, '' if row.updates is None else str(row.updates),
-         *(mult.get(row.parameter, '') for mult in mults.values()), *_measured(row)) for row in rows])
-    return 0
+         *(mult.get(row.parameter, '') for mult in mults.values()), *_measured(row)) for row in inspection.rows(contents)])
 
 
 def _multipliers(contents: inspection.Contents) -> Dict[str, Dict[str, str]]:
@@ -83,8 +98,16 @@ def _diff(options: Namespace) -> int:
     with opened(options.a) as one, opened(options.b) as other:
         check_used(options, one, other)
         params = read_params(options.params)
-        a, b = read_contents(one, options, params), read_contents(other, options, params)
-    differences = inspection.compare(a, b)
+        a, b = read_all(one, options, params), read_all(other, options, params)
+    if ('' in a) != ('' in b):
+        raise ValueError(f'Both files must hold several nets or trainers, or neither. Received: {options.a!r} with '
+                         f'{_names(a)}, {options.b!r} with {_names(b)}.')
+    differences = []
+    for name in {**a, **b}:
+        if name in a and name in b:
+            differences += [found._replace(what=_in(name, found.what)) for found in inspection.compare(a[name], b[name])]
+        else:
+            differences.append(inspection.Difference(name, name in a, name in b))
     if options.json:
         print(dumps({'equal': not differences, 'differences': [difference._asdict() for difference in differences]}))
     elif not differences:
@@ -96,28 +119,45 @@ def _diff(options: Namespace) -> int:
     return 1 if differences else 0
 
 
+def _names(parts: Dict[str, inspection.Contents]) -> str:
+    return 'one' if '' in parts else one_of(parts)
+
+
+def _in(part: str, line: str) -> str:
+    return f'{part}: {line}' if part else line
+
+
 def _verify(options: Namespace) -> int:
     with opened(options.file) as file:
-        check_used(options, file, names=('optimizer', 'source', 'allow'))
+        check_used(options, file, names=('optimizer', 'source', 'allow', 'part'))
         params = read_params(options.params)
-        contents = read_contents(file, options, params)
-    states = contents.states
+        parts = read_all(file, options, params)
     names = params.names if params.arrays is None else list(params.arrays)
+    if names and len(parts) > 1:
+        raise ValueError(f'--params goes with one net and trainer. Received: {options.file!r}, which holds {one_of(parts)}. '
+                         f'Pass --part {next(iter(parts))}, for example.')
+    found = {name: _facts(options.file, contents, names) for name, contents in parts.items()}
+    complete = all(facts['complete'] for facts in found.values())
+    if options.json:
+        print(dumps(found.get('', {'file': options.file, 'complete': complete, 'parts': found})))
+        return 0 if complete else 1
+    for name, facts in found.items():
+        how = ('every byte matches its checksum' if facts['every_byte_checked']
+               else 'all of it can be read; files of this kind have no checksums')
+        say(_in(name, f'{facts["kind"]}: {how}'))
+        say(_in(name, f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else '')))
+        for line in facts['missing']:
+            say(_in(name, 'incomplete: ' + line))
+    return 0 if complete else 1
+
+
+def _facts(path: str, contents: inspection.Contents, names: Optional[List[str]]) -> Dict[str, Any]:
+    states = contents.states
     found = inspection.missing(states, names) if states else [
         f'{name} is not in the file' for name in names or () if name not in contents.parameters]
-    checked = contents.kind in (Kind.CHECKPOINT, Kind.STATES, Kind.OPTAX)
-    facts = {'file': options.file, 'kind': contents.kind.value, 'every_byte_checked': checked, 'complete': not found,
-             'missing': found, 'digest': None if states is None else digest(states),
-             'parameters': len(inspection.names_in(contents))}
-    if options.json:
-        print(dumps(facts))
-    else:
-        how = 'every byte matches its checksum' if checked else 'all of it can be read; files of this kind have no checksums'
-        say(f'{contents.kind.value}: {how}')
-        say(f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else ''))
-        for line in found:
-            say('incomplete: ' + line)
-    return 1 if found else 0
+    return {'file': path, 'kind': contents.kind.value, 'every_byte_checked': contents.kind in (
+                Kind.CHECKPOINT, Kind.STATES, Kind.OPTAX), 'complete': not found, 'missing': found,
+            'digest': None if states is None else digest(states), 'parameters': len(inspection.names_in(contents))}
 
 
 def _whole(path: str, write: Any) -> None:

@@ -62,7 +62,7 @@ def default_output(options: Namespace) -> str:
 def report_of(options: Namespace, file: OpenFile, output: str) -> Dict[str, Any]:
     """Write the model or the draft of a map that the options ask for; returns the report, as JSON values."""
     with refusing(reading=True):
-        source, target = source_of(file), target_of(options.like)
+        source, target = source_of(file, options.part), target_of(options.like)
     if options.map == SUGGEST:
         with refusing():
             return _suggest(options, source, target, output)

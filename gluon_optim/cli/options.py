@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from typing import Any, Callable, Collection, Iterator, Optional
+from typing import Any, Callable, Collection, Dict, Iterator, Optional
 
 from ..schema import one_of
 from ..states.files import Kind, OpenFile, open_once
@@ -12,11 +12,12 @@ from ..states.inspection import Contents
 from ..states.progress import watched
 from ..transfer.names import Params
 from ..transfer.programs import CLASS_TARGETS
-from ..transfer.read import NAMELESS, READABLE, read
+from ..transfer.read import NAMELESS, READABLE, read, read_parts
 from .paths import STANDARD, standard_input
 from .text import escaped
 
-__all__ = ['NAMELESS_FILES', 'add_command', 'add_common', 'check_used', 'opened', 'progress', 'read_contents']
+__all__ = ['NAMELESS_FILES', 'add_command', 'add_common', 'check_used', 'opened', 'progress', 'read_contents',
+           'read_all']
 
 DELAY = 0.5  # seconds before a progress bar is worthwhile
 NAMES = "a .params or .npz file, a JSON list, a text file with one per line, or a,b,c (a single name: 'a,')"
@@ -25,7 +26,8 @@ NAMELESS_FILES = f"names for a file that has none (MXNet's .states or PyTorch's)
 SPECIAL = {'params': (NAMELESS, "files without names: MXNet's .states and PyTorch's optimizer states"),
            'optimizer': ((Kind.PYTORCH,), "PyTorch's optimizer states, which may not contain it"),
            'source': ((Kind.PYTORCH,), "PyTorch's optimizer states, which may not contain it"),
-           'allow': ((Kind.MXNET_STATES,), "MXNet's .states, which name classes")}
+           'allow': ((Kind.MXNET_STATES,), "MXNet's .states, which name classes"),
+           'part': ((Kind.CHECKPOINT,), 'checkpoints of several nets or trainers')}
 
 
 def add_command(commands: Any, name: str, run: Callable[[Any], int], summary: str, params: str = NAMELESS_FILES
@@ -46,6 +48,8 @@ def add_common(command: ArgumentParser, params: str = NAMELESS_FILES) -> None:
     command.add_argument('--optimizer', metavar='NAME', help='for a PyTorch file that lacks it: the name in `gluon-optim list`')
     command.add_argument('--source', metavar='CLASS', choices=CLASS_TARGETS,
                          help=f'for a PyTorch file: the origin of the class that wrote it, one of {one_of(CLASS_TARGETS)}')
+    command.add_argument('--part', metavar='NAME',
+                         help='of a checkpoint of several nets or trainers: the name that the one to take was saved under')
     command.add_argument('--json', action='store_true', help='for machines')
 
 
@@ -74,7 +78,13 @@ def opened(path: str) -> Iterator[OpenFile]:
 def read_contents(file: OpenFile, options: Namespace, params: Optional[Params] = None) -> Contents:
     """`transfer.read.read` with the options of the command line."""
     naming = params.naming() if params is not None and file.kind in NAMELESS else None
-    return read(file, naming, options.optimizer, options.source, getattr(options, 'allow_lossy', False), options.allow)
+    return read(file, naming, options.optimizer, options.source, getattr(options, 'allow_lossy', False), options.allow,
+                options.part)
+
+
+def read_all(file: OpenFile, options: Namespace, params: Optional[Params] = None) -> Dict[str, Contents]:
+    """`read_contents` of each part of the file that ``options`` do not leave out; one without a name is called ''."""
+    return read_parts(file) if file.kind.is_ours and options.part is None else {'': read_contents(file, options, params)}
 
 
 @contextlib.contextmanager

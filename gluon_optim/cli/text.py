@@ -9,7 +9,8 @@ from typing import Any, Dict, List, Optional, Sequence, TextIO
 
 __all__ = ['dumps', 'escaped', 'in_options', 'pairs', 'shape_text', 'say', 'short', 'table']
 
-ARGUMENT = re.compile(r'(?<![\w.])(?:`(params|target|optimizer|names|like|weights)`|(params|target|optimizer|names|like)=)')
+ARGUMENT = re.compile(r'(?<![\w.])(?:`(params|target|optimizer|names|like|weights|part)`|'
+                      r'(params|target|optimizer|names|like|part)=)')
 OPTIONS = {'`names`': 'params', '`weights`': 'params', 'names=': 'map'}  # options with names that differ from the argument's
 PHRASES = (('allow_lossy=True', '--allow-lossy'), ('suggest_names', '--map suggest'), ('like= the module or a', '--like a'),
            ('`params` as a dictionary of names to weights', '--params a .params file with the weights'),

@@ -188,7 +188,8 @@ class TorchModel:
         return _follow(self, self.found.states, allow_lossy)
 
 
-def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Optional[OptimizerStates] = None) -> TorchModel:
+def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Optional[OptimizerStates] = None,
+                   part: Optional[str] = None) -> TorchModel:
     """The parameters of a Gluon net in the form of a PyTorch net. The module's docstring explains how names are found.
 
     Parameters
@@ -203,6 +204,8 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
         A map of PyTorch's names to Gluon's; with ``like`` it need only hold what cannot be matched without it.
     states : OptimizerStates, optional
         Of the same net, under the same names, if ``source`` is not a checkpoint: for `TorchModel.states`, and for their masters.
+    part : str, optional
+        Which net, by the name it was saved under, of a checkpoint that holds several.
 
     Returns
     -------
@@ -223,7 +226,7 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
       ...
     ValueError: The map must name all parameters of the dictionary. Left over: '1.gamma'. Map them, or list them under "drop".
     """
-    found, target = source_of(source), target_of(like)
+    found, target = source_of(source, part), target_of(like)
     if states is not None:
         found = with_states(found, states)
     given: Plan = {}
@@ -264,8 +267,8 @@ def _named_as_tied(plan: Plan, found: Source) -> Source:
     return dataclasses.replace(found, states=found.states.renamed(names))
 
 
-def suggest_names(source: Any, like: Any = None) -> Dict[str, Any]:
-    """A draft of the map for ``names``; ``source`` and ``like`` as for `model_to_torch`.
+def suggest_names(source: Any, like: Any = None, part: Optional[str] = None) -> Dict[str, Any]:
+    """A draft of the map for ``names``; ``source``, ``like`` and ``part`` as for `model_to_torch`.
 
     If several parameters fit, or none, the entry is ``{"choose": [...]}``: replace it with one of them.
 
@@ -274,7 +277,7 @@ def suggest_names(source: Any, like: Any = None) -> Dict[str, Any]:
     >>> suggest_names({'0.weight': numpy.ones((2, 3)), '0.bias': numpy.ones(2)}, like={'fc.weight': numpy.ones((2, 3))})
     {'fc.weight': {'choose': ['0.weight']}}
     """
-    found, target = source_of(source), target_of(like)
+    found, target = source_of(source, part), target_of(like)
     try:
         plan = conventional(found, None, draft=True) if target is None else matched(found, target)[0]
     except ValueError:

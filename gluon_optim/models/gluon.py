@@ -12,6 +12,7 @@ from ..states import container, json_text, mxnet_files
 from ..states.errors import UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import OptimizerStates, Run, Weight
+from ..states.reader import check_no_part
 from .plan import Rnn
 
 __all__ = ['Facts', 'Source', 'facts_of', 'of_checkpoint', 'source_of', 'with_states']
@@ -85,12 +86,15 @@ class Source:
             self.dotted = any('.' in name for name in self.arrays)
 
 
-def source_of(source: Any) -> Source:
-    """Parameters in a file, a Block or a dictionary."""
+def source_of(source: Any, part: Optional[str] = None) -> Source:
+    """Parameters in a file, or in that part of a checkpoint, a Block or a dictionary."""
     if isinstance(source, Source):
         return source
     if isinstance(source, (str, os.PathLike, OpenFile)):
-        return _of_file(source)
+        return _of_file(source, part)
+    if part is not None:
+        raise ValueError(f'`part` chooses one of several nets in a checkpoint. Received: part={part!r} for a '
+                         f'{type(source).__name__}. Leave `part` out.')
     if isinstance(source, Mapping):
         strange = [name for name in source if not isinstance(name, str)]
         if strange:
@@ -102,14 +106,15 @@ def source_of(source: Any) -> Source:
                     f'arrays. Received: {type(source).__name__}.')
 
 
-def _of_file(path: Union[Path, OpenFile]) -> Source:
+def _of_file(path: Union[Path, OpenFile], part: Optional[str]) -> Source:
     with open_once(path) as file, reading(file.path):
         if file.kind.is_ours:
-            states, run = container.read_checkpoint(file)
+            states, run = container.read_checkpoint(file, part)
             if run is None:
                 raise ValueError(f'{file.path!r} holds only optimizer states, no weights. Pass the .params file of the net, or a '
                                  'file of save_checkpoint.')
             return of_checkpoint(repr(file.path), states, run)
+        check_no_part(file, part)
         if not file.kind.holds_parameters:
             raise UnreadableFile(f'{file.path!r} must be a .params file of MXNet or a checkpoint of gluon_optim. Received: a '
                                  f'file of kind {file.kind.value!r}.')

@@ -8,8 +8,10 @@ from ..states import container, mxnet_files, safetensors_files, torch_files
 from ..states.errors import UnreadableFile, reading
 from ..states.files import Kind, OpenFile, Path, open_once
 from ..states.inspection import Contents
+from ..states.model import OptimizerStates, Run
+from ..states.reader import check_no_part
 
-__all__ = ['NAMELESS', 'NO_NAMES', 'READABLE', 'read']
+__all__ = ['NAMELESS', 'NO_NAMES', 'READABLE', 'read', 'read_parts']
 
 READABLE = ('states and checkpoints of gluon_optim, .states and .params files of MXNet, the .pt, .onnx and .npz files that '
             '`gluon-optim convert` writes, and weights in .pt and .safetensors files')
@@ -18,7 +20,7 @@ NAMELESS = (Kind.MXNET_STATES, Kind.PYTORCH)  # kinds of files that do not name 
 
 
 def read(source: Union[Path, OpenFile], params: Any = None, optimizer: Optional[str] = None, target: Optional[str] = None,
-         allow_lossy: bool = False, allow: Collection[str] = ()) -> Contents:
+         allow_lossy: bool = False, allow: Collection[str] = (), part: Optional[str] = None) -> Contents:
     """Read a file of states or parameters.
 
     Parameters
@@ -33,6 +35,8 @@ def read(source: Union[Path, OpenFile], params: Any = None, optimizer: Optional[
         Read PyTorch's states even if something is lost.
     allow : collection of str
         Further classes in MXNet's ``.states``, as in `gluon_optim.read_states`.
+    part : str, optional
+        Which net and trainer of a checkpoint that holds several.
 
     Raises
     ------
@@ -44,6 +48,8 @@ def read(source: Union[Path, OpenFile], params: Any = None, optimizer: Optional[
         Where it cannot be opened.
     """
     with open_once(source) as file, reading(file.path, TypeError, KeyError):  # of `params` and `optimizer`
+        if not file.kind.is_ours:
+            check_no_part(file, part)
         if file.kind is Kind.OPTAX:
             return Contents(file.path, file.kind, optax_file.read(file)[0])
         if file.kind is Kind.PYTORCH:
@@ -60,9 +66,17 @@ def read(source: Union[Path, OpenFile], params: Any = None, optimizer: Optional[
             return Contents(file.path, file.kind, mxnet_files.read_states(file, params, allow))
         if not file.kind.is_ours:
             raise UnreadableFile(f'Cannot read {file.path!r}: it must be one of these: {READABLE}. Received: {_beginning(file)}.')
-        states, run = container.read_checkpoint(file)
-        weights = {weight.name: weight.copies[0] for weight in run.weights} if run else {}
-        return Contents(file.path, Kind.CHECKPOINT if run else Kind.STATES, states, run, weights)
+        return _of_ours(file, *container.read_checkpoint(file, part))
+
+
+def read_parts(file: OpenFile) -> Dict[str, Contents]:
+    """The parts of one of our files by their names; one without a name is called ''."""
+    return {name: _of_ours(file, *part) for name, part in container.read_parts(file).items()}
+
+
+def _of_ours(file: OpenFile, states: OptimizerStates, run: Optional[Run]) -> Contents:
+    weights = {weight.name: weight.copies[0] for weight in run.weights} if run else {}
+    return Contents(file.path, Kind.CHECKPOINT if run else Kind.STATES, states, run, weights)
 
 
 def _beginning(file: OpenFile) -> str:
