@@ -90,9 +90,9 @@ def save_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = No
     ----------
     path : str or os.PathLike
         One file. Afterwards the complete new file is there or, after an error, whatever was there before.
-    net : gluon.Block, optional
+    net : gluon.Block, or dict of str to gluon.Block, optional
         Its parameters are saved under their structural names. The trainer's are saved in any case.
-    trainer : gluon.Trainer, optional
+    trainer : gluon.Trainer, or dict of str to gluon.Trainer, optional
         With an optimizer of this package. Its states, masters, counts, hyper-parameters, scheduler and AMP loss scaler are saved.
         Without it the net is saved, but no random state: a checkpoint to be loaded into a net.
 
@@ -146,9 +146,10 @@ def load_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = No
     ----------
     path, net
         As for `save_checkpoint`.
-    trainer : gluon.Trainer, optional
+    trainer : gluon.Trainer, or dict of str to gluon.Trainer, optional
         Without it only the net's parameters are loaded, for example for inference. Of a file that holds several,
-        ``net={'generator': net}`` loads one. Trainers continue together: all that the file holds must be given.
+        ``net={'generator': net}`` loads one. Trainers continue together: all that the file holds
+        must be given, or ``strict=False``.
     strict, hyperparameters
         As for `load_states`. With ``strict=False`` weights that do not fit are left alone too, and are listed in ``skipped``.
 
@@ -194,7 +195,7 @@ def take(run: Run, net: Net, trainer: Trainer, copy: Callable[[Any], Array], res
     subjects = subjects_of(net, trainer)
     parts = {}
     for name, subject in subjects.items():
-        with _naming(name):
+        with naming(name):
             parts[name] = _take_one(run, *subject, copy)
     contexts = _contexts(subjects)
     state = _reseed(contexts) if reseed and contexts else None
@@ -254,7 +255,7 @@ def _in(name: str, line: str) -> str:
 
 
 @contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
     """Errors about one of several nets and trainers say which."""
     try:
         yield
@@ -346,7 +347,7 @@ def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, stri
     left = _left_out(os.fspath(path), parts, subjects, strict, with_states)
     plans = {}
     for name, subject in subjects.items():
-        with _naming(name):
+        with naming(name):
             plans[name] = _plan_part(path, *parts[name], *subject, strict, with_states)
     states_plans: Dict[str, StatesPlan] = {}
     reports: Dict[str, LoadReport] = {}
@@ -357,7 +358,7 @@ def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, stri
             plan.weights.initialize(undo)
         for name, plan in plans.items():
             if plan.trainer is not None:
-                with _naming(name):
+                with naming(name):
                     states_plans[name] = plan_import(plan.trainer, plan.states, plan.net, strict, hyperparameters)
         set_random = _plan_random(run.random, contexts) if contexts and run.random is not None else None
         for set_states in states_plans.values():
@@ -407,7 +408,8 @@ def _left_out(path: str, parts: Parts, subjects: Subjects, strict: bool, with_st
     if left and strict:
         raise ValueError(f'A run must continue with every net and trainer in {path!r}: {one_of(parts)}. Received: none for '
                          f'{one_of(left)}. Nothing was changed. Pass strict=False to leave out what is not given.')
-    return [f'{name!r} is in the file, and not all of it was given a net and a trainer' for name in left]
+    return [f'the optimizer states of {name!r} are in the file only' if name in subjects else f'{name!r} is in the file only'
+            for name in left]
 
 
 class PartPlan(NamedTuple):

@@ -18,7 +18,7 @@ from ..schema import check_int, one_of
 from ..states import atomic, container
 from ..states.errors import StateFileError
 from ..states.model import Parts, Run
-from .checkpoint import Net, Restored, Trainer, checked_run, restore, subjects_of, take
+from .checkpoint import Net, Restored, Trainer, checked_run, naming, restore, subjects_of, take
 from .trainer import Pieces, check_savable
 
 __all__ = ['CheckpointManager']
@@ -156,9 +156,10 @@ class CheckpointManager:
         """Raise, at once and not at the first step to be saved, where ``trainer`` cannot be saved."""
         if trainer is None:
             return
-        for own_net, own in subjects_of(net, trainer).values():
+        for name, (own_net, own) in subjects_of(net, trainer).items():
             if own is not None and own not in self._asked:
-                check_savable(own, own_net)
+                with naming(name):
+                    check_savable(own, own_net)
                 self._asked.add(own)
 
     def wait(self) -> None:

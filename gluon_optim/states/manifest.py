@@ -123,14 +123,18 @@ def _separate(manifest: Mapping[str, Any], arrays: Mapping[str, Any]) -> List[Tu
     if manifest['format'] != PARTS:
         return [('', manifest, dict(arrays))]
 
-    def inside(name: str, values: Mapping[str, Any]) -> Dict[str, Any]:
-        start = key_in(name, '')
-        return {key[len(start):]: value for key, value in values.items() if key.startswith(start)}
+    def by_part(values: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]:
+        found: Dict[str, Dict[str, Any]] = {name: {} for name in manifest['parts']}
+        for key, value in values.items():
+            name, _, own = key.partition('/')
+            found[name][own] = value
+        return found
 
     common = {**{key: manifest[key] for key in _COMMON}, 'format': CHECKPOINT}
-    return [(name, {**{key: value for key, value in record.items() if key != 'weights'}, **common,
-                    'crc32': inside(name, manifest['crc32']), 'run': {**manifest['run'], 'weights': record['weights']}},
-             inside(name, arrays)) for name, record in manifest['parts'].items()]
+    checksums, found = by_part(manifest['crc32']), by_part(arrays)
+    return [(name, {**{key: value for key, value in record.items() if key != 'weights'}, **common, 'crc32': checksums[name],
+                    'run': {**manifest['run'], 'weights': record['weights']}}, found[name])
+            for name, record in manifest['parts'].items()]
 
 
 def _states_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -> OptimizerStates:
