@@ -514,7 +514,7 @@ def test_progress_is_shown_on_a_terminal_only(saved, monkeypatch):
         stream.isatty = lambda terminal=terminal: terminal
         monkeypatch.setattr(sys, 'stderr', stream)
         with cli_options.opened(str(saved)) as file:
-            cli_options.read_contents(file, argparse.Namespace(optimizer=None, source=None, allow=[]))
+            cli_options.read_contents(file, argparse.Namespace(optimizer=None, source=None, allow=[], part=None))
         assert ('reading run.safetensors' in stream.getvalue()) == terminal
 
 

@@ -555,7 +555,7 @@ def test_readers_know_kinds(tmp_path):
     assert kind_of(tmp_path / 'x.onnx') is Kind.ONNX and kind_of(OLD / 'adam.states') is Kind.MXNET_STATES
     assert kind_of(OLD / 'dict.params') is Kind.PARAMS and kind_of(tmp_path / 'x') is Kind.UNKNOWN
     assert isinstance(read(OLD / 'adam.states', ['w', 'b']), inspection.Contents)
-    options = argparse.Namespace(optimizer=None, source=None, allow=[])
+    options = argparse.Namespace(optimizer=None, source=None, allow=[], part=None)
     with open_once(OLD / 'adam.states') as file:
         assert cli_options.read_contents(file, options, read_params('w,b')).states.names == ['w', 'b']
     assert len(NAMES) > 20 and conversion_runs.STEPS == 20
