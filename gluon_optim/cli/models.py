@@ -29,8 +29,8 @@ def add_options(command: ArgumentParser) -> None:
                          help="--to torch of a checkpoint, which holds both: the model's state_dict, or the optimizer's (default)")
     command.add_argument('--like', metavar='FILE', help='a .pt or .safetensors file of a state_dict: the required names and '
                          'shapes. With --what optimizer, the state gets these names, this order and these layouts')
-    command.add_argument('--map', metavar='FILE', help="JSON of PyTorch's names to Gluon's, as described in gluon_optim.models; with "
-                         f"--like only those that cannot be matched without it. '{SUGGEST}' writes a draft to edit")
+    command.add_argument('--map', metavar='FILE', help="JSON of PyTorch's names to Gluon's, as described in gluon_optim.models; "
+                         f"with --like only those that cannot be matched without it. '{SUGGEST}' writes a draft to edit")
 
 
 def writes_model(options: Namespace, file: OpenFile) -> bool:
