@@ -209,7 +209,7 @@ def test_slots_of_another_shape_follow_an_array_only_where_its_layout_stays():
     assert same.slots['conv.weight']['rows'] is rows
     turned = go.model_to_torch({'0.weight': weight}, states=states, names={
         'conv.weight': {'from': '0.weight', 'transpose': [0, 3, 1, 2]}})
-    with pytest.raises(ValueError, match="'rows', 'columns' has another shape than the array"):
+    with pytest.raises(ValueError, match="'rows', 'columns' follows the axes"):
         turned.states()
     lossy = turned.states(allow_lossy=True)
     assert 'conv.weight' not in lossy.slots and lossy.counts['conv.weight'] == 0 and 'lost: ' in lossy.report[-1]

@@ -245,7 +245,8 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
     model = _made(plan, dropped, found, target, notes)
     model.ordered = target.ordered if target is not None else names is not None or found.ordered
     if model.frozen:
-        model.report.append(f'not trained in Gluon: {some_of(model.frozen)}; freeze(module) sets requires_grad=False there')
+        model.report.append(f'not trained in Gluon: {some_of(model.frozen)}; set requires_grad=False for them, as '
+                            'model.freeze(module) does')
     return model
 
 

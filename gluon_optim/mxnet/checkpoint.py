@@ -106,8 +106,8 @@ def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
     ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
-    >>> restored, restored.step
-    ({'fold': 3}, 7)
+    >>> restored['fold'], restored.step
+    (3, 7)
     """
     run = checked_run(step, epoch, batch, metrics, extra)
     begun = time.monotonic()
