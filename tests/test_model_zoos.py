@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import work
 
 import gluon_optim as go
 from gluon_optim import cli
@@ -255,6 +256,24 @@ def test_the_first_difference_without_an_order(tmp_path, net, like, message):
     """A safetensors file has its arrays in an order of its own."""
     model_to_torch(like).save(tmp_path / 'like.safetensors')
     assert f'Received: {message}' in refusal(net, tmp_path / 'like.safetensors')
+
+
+@pytest.mark.parametrize('case', ['equal shapes', 'shapes that occur once'])
+def test_a_likeness_of_many_layers_without_an_order_takes_linear_time(case):
+    """Of what a file may say: thousands of layers of one shape, or of shapes that cost nothing."""
+    def of(count):
+        shapes = [(2, 0) if case == 'equal shapes' else (k, 0) for k in range(count)]
+        source = {f'a{k:05}.weight': np.zeros(shape, 'float32') for k, shape in enumerate(shapes)}  # sorted: of unknown order
+        target = {f'b{k:05}.weight': np.zeros(shapes[k], 'float32') for k in reversed(range(count))}
+
+        def match():
+            if case == 'equal shapes':
+                refusal(source, target)
+            else:
+                model_to_torch(source, target)
+        return match
+
+    work.assert_linear(of, 1000)
 
 
 # 1x1 convolutions and linear layers

@@ -243,19 +243,49 @@ def _pairs(layers: List[Layer], wanted: List[Layer], found: Source, target: Targ
         fits = [_fit_layer(layer, place, found, target) for layer, place in zip(layers, wanted)]
         if None not in fits:
             return [*named.values(), *(fit for fit in fits if fit is not None)]
-    chosen: List[Tuple[Layer, Plan]] = []
+    candidates, chosen = Candidates(layers, found, target), {}
     for place in wanted:
-        candidates = _candidates(place, layers, found, target)
-        if len(candidates) != 1 or any(layer is candidates[0][0] for layer, _ in chosen):
+        fitting = candidates.of(place)
+        fit = _fit_layer(fitting[0], place, found, target) if len(fitting) == 1 and fitting[0].prefix not in chosen else None
+        if fit is None:
             return None
-        chosen.append(candidates[0])
-    return [*named.values(), *(fit for _, fit in chosen)]
+        chosen[fitting[0].prefix] = fit
+    return [*named.values(), *chosen.values()]
 
 
-def _candidates(place: Layer, layers: List[Layer], found: Source, target: Target) -> List[Tuple[Layer, Plan]]:
-    """The layers that fit, and how; only those with its own shapes if there are any."""
-    fits = [(layer, fit) for layer in layers for fit in [_fit_layer(layer, place, found, target)] if fit is not None]
-    return [(layer, fit) for layer, fit in fits if not any(take.shape for take in fit.values())] or fits
+class Candidates:
+    """Finds the layers that fit a place. Only those whose arrays have the same sizes in some order are tried."""
+
+    def __init__(self, layers: List[Layer], found: Source, target: Target):
+        self.layers, self.found, self.target = layers, found, target
+        self.by_sizes: Dict[Any, List[Layer]] = {}
+        self.known: Dict[Any, List[Layer]] = {}
+        for layer in layers:
+            self.by_sizes.setdefault(_sizes(_arrays(layer, found, target)), []).append(layer)
+
+    def of(self, place: Layer) -> List[Layer]:
+        """The layers that fit ``place``; only those with its own shapes if there are any."""
+        shapes = {leaf: self.target.shapes[name] for leaf, name in place.leaves.items()}
+        grouped = place.prefix in self.target.groups  # its arrays may be repeated
+        key = (*shapes.items(), place.prefix if grouped else None)
+        if key not in self.known:
+            arrays = _arrays(place, self.found, self.target)
+            unbiased = {leaf: array for leaf, array in arrays.items() if leaf != 'bias'}
+            packed = sum(math.prod(shape) for shape in shapes.values())
+            keys = dict.fromkeys([_sizes(arrays), _sizes(unbiased), packed])
+            near = self.layers if grouped else [layer for sizes in keys for layer in self.by_sizes.get(sizes, ())]
+            tried = [(layer, _fit_layer(layer, place, self.found, self.target)) for layer in near]
+            fits = [(layer, fit) for layer, fit in tried if fit is not None]
+            own = [layer for layer, fit in fits if not any(take.shape for take in fit.values())]
+            self.known[key] = own or [layer for layer, _ in fits]
+        return self.known[key]
+
+
+def _sizes(arrays: Mapping[str, Tuple[str, Shape]]) -> Any:
+    """Equal for layers that fit one another, apart from what is repeated; of a packed vector, its size."""
+    if list(arrays) == ['*']:
+        return math.prod(arrays['*'][1])
+    return tuple(sorted((leaf, *sorted(size for size in shape if size != 1)) for leaf, (_, shape) in arrays.items()))
 
 
 def _named(layers: List[Layer], wanted: List[Layer], found: Source,
@@ -273,11 +303,11 @@ def settled(found: Source, target: Target) -> Plan:
     """What names, and the order up to the first difference, determine about a net that cannot be matched as a whole."""
     plan: Plan = {}
     tries = _tries(found, target)
-    fits = [(fit, wanted) for source, wanted in tries[:3 if target.tied else 2]
-            for fit in _named(_layers_of(source, wanted), _wanted(wanted), source, wanted)[0].values()]
-    fits += [(fit, tries[1][1]) for fit in _parting(*tries[1]).fits]
-    for fit, wanted in fits:
-        plan.update({name: take for name, take in with_tied(fit, wanted).items() if name not in plan})
+    fits = [(wanted, _named(_layers_of(source, wanted), _wanted(wanted), source, wanted)[0].values())
+            for source, wanted in tries[:3 if target.tied else 2]]
+    for wanted, some in [*fits, (tries[1][1], _parting(*tries[1]).fits)]:
+        both = with_tied({name: take for fit in some for name, take in fit.items()}, wanted)
+        plan.update({name: take for name, take in both.items() if name not in plan})
     return plan
 
 
@@ -349,15 +379,16 @@ def _first_in_order(found: Source, target: Target) -> str:
 def _first_by_shape(found: Source, target: Target) -> str:
     """Where an order is not known: the first layer without a counterpart, else the first with several."""
     _, layers, wanted = _named(_layers_of(found, target), _wanted(target), found, target)
-    fits = [(place, _candidates(place, layers, found, target)) for place in wanted]
-    used = {layer.prefix for _, candidates in fits for layer, _ in candidates}
-    lines = [f"PyTorch's {_words(_arrays(place, found, target))} fits none" for place, candidates in fits if not candidates]
+    candidates = Candidates(layers, found, target)
+    fits = [(place, candidates.of(place)) for place in wanted]
+    used = {layer.prefix for fitting in candidates.known.values() for layer in fitting}
+    lines = [f"PyTorch's {_words(_arrays(place, found, target))} fits none" for place, fitting in fits if not fitting]
     lines += [f"Gluon's {_words(_arrays(layer, found, target))} fits none" for layer in layers if layer.prefix not in used]
-    more = [(_name(place), [_name(layer) for layer, _ in candidates]) for place, candidates in fits if len(candidates) > 1]
-    lines += [f'{place} may be {" or ".join(names[:2])}{" or ..." if len(names) > 2 else ""}' for place, names in more]
+    lines += [f'{_name(place)} may be {" or ".join(map(_name, fitting[:2]))}{" or ..." if len(fitting) > 2 else ""}'
+              for place, fitting in fits if len(fitting) > 1]
     only: Dict[str, List[str]] = {}
-    for place, candidates in fits:
-        for layer, _ in candidates if len(candidates) == 1 else ():
+    for place, fitting in fits:
+        for layer in fitting if len(fitting) == 1 else ():
             only.setdefault(_name(layer), []).append(_name(place))
     lines += [f'only {layer} fits {" and ".join(places[:2])}' for layer, places in only.items() if len(places) > 1]
     return f'{lines[0]}{_more(lines, "such layers")}'
