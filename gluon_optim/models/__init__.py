@@ -56,7 +56,7 @@ from ..states.atomic import Path, replacing
 from ..states.model import OptimizerStates, ParameterInfo
 from .gluon import Source, source_of, with_states
 from .maps import check_map, from_map, read_map, take_dropped
-from .matching import check_layouts, matched, one_for_tied, rests_on_order, settled, with_tied
+from .matching import MOST, check_layouts, matched, one_for_tied, rests_on_order, settled, with_tied
 from .names import conventional, split, torch_leaf
 from .plan import Plan, Shape, Take
 from .pytorch import COUNTER, Target, target_of
@@ -279,7 +279,7 @@ def suggest_names(source: Any, like: Any = None) -> Dict[str, Any]:
             raise
         plan = settled(found, target)
         open_ones = [name for name in target.shapes if not name.endswith(COUNTER) and name not in plan]
-        entries = {**_entries(plan), **{name: {'choose': _choices(name, found, target)} for name in open_ones}}
+        entries = {**_entries(plan), **_choices(open_ones, found, target)}
         place = {name: k for k, name in enumerate(target.shapes)}
         return {name: entries[name] for name in sorted(entries, key=lambda name: place.get(name, 0))}
     return _entries(plan)
@@ -293,17 +293,30 @@ def _entries(plan: Plan) -> Dict[str, Any]:
     return draft
 
 
-def _choices(name: str, found: Source, target: Target) -> List[str]:
-    """The parameters that could become ``name``: those of its shape, and of its kind if there are any."""
-    fit = [other for other, array in found.arrays.items()
-           if other not in found.shared and _may_be(array.shape, target.shapes[name])]
+def _choices(names: List[str], found: Source, target: Target) -> Dict[str, Any]:
+    """For each of ``names`` the parameters that could become it: the first of its shape, and of its kind if there are any."""
     dotted = any('.' in other for other in found.arrays)
-    alike = [other for other in fit if torch_leaf(split(other, dotted)[1]) == name.rpartition('.')[2]]
-    return alike or fit
+    alike: Dict[Any, List[str]] = {}  # by sizes, and by sizes and PyTorch's word
+    for other, array in found.arrays.items():
+        for key in ((_sorted(array.shape), torch_leaf(split(other, dotted)[1])), (_sorted(array.shape), None)):
+            if other not in found.shared:
+                alike.setdefault(key, []).append(other)
+    lengths = sorted({sizes[0] for sizes, _ in alike if len(sizes) == 1})
+    place = {other: k for k, other in enumerate(found.arrays)}
+
+    def choices(name: str, leaf: Any) -> List[str]:
+        sizes = _sorted(target.shapes[name])
+        keys = [(sizes, leaf)]
+        if len(sizes) == 1:  # a group norm has a number for each group
+            keys += [((length,), leaf) for length in lengths if length != sizes[0] and sizes[0] % max(length, 1) == 0]
+        fit = [other for key in keys for other in alike.get(key, ())[:MOST]]
+        return sorted(fit, key=place.__getitem__)[:MOST]
+
+    return {name: {'choose': choices(name, name.rpartition('.')[2]) or choices(name, None)} for name in names}
 
 
-def _may_be(shape: Shape, wanted: Shape) -> bool:
-    return sorted(shape) == sorted(wanted) or (len(shape) == len(wanted) == 1 and wanted[0] % max(shape[0], 1) == 0)
+def _sorted(shape: Shape) -> Shape:
+    return tuple(sorted(shape))
 
 
 # The result

@@ -1,5 +1,6 @@
 """Match Gluon's arrays with those of a PyTorch module: by name, in order, by shape."""
 import dataclasses
+import itertools
 import math
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
@@ -11,7 +12,7 @@ from .names import SUGGEST, conventional, rnn_like, split
 from .plan import Plan, Shape, Take, channels_first, unpacked
 from .pytorch import COUNTER, Target
 
-__all__ = ['check_layouts', 'matched', 'mismatch', 'one_for_tied', 'rests_on_order', 'settled', 'wanted_names', 'with_tied']
+__all__ = ['MOST', 'check_layouts', 'matched', 'mismatch', 'one_for_tied', 'rests_on_order', 'settled', 'wanted_names', 'with_tied']
 
 
 def matched(found: Source, target: Target) -> Tuple[Plan, Source]:
@@ -25,7 +26,8 @@ def matched(found: Source, target: Target) -> Tuple[Plan, Source]:
             plan = match(source, wanted)
             if plan is not None:
                 return one_for_tied(plan, found, target)
-        guesses = [plan for wanted in _ties(found, target) for plan in [match(found, wanted)] if plan is not None]
+        ties = list(itertools.islice(_ties(found, target), MOST + 1))  # so many would leave a choice anyway
+        guesses = [plan for wanted in ties if len(ties) <= MOST for plan in [match(found, wanted)] if plan is not None]
         if len(guesses) == 1:
             return one_for_tied(guesses[0], found, target)
     raise ValueError(_why_not(*tries[1]))
@@ -58,10 +60,13 @@ def _ties(found: Source, target: Target) -> Iterator[Target]:
     if not found.once or target.tied or len(bare) != 1:
         return
     weights = [name for name in target.shapes if name.rpartition('.')[2] == 'weight' and len(target.shapes[name]) > 1]
+    biased: Dict[Shape, List[str]] = {}
+    for name in weights:
+        if f'{name.rpartition(".")[0]}.bias' in target.shapes:
+            biased.setdefault(target.shapes[name], []).append(name)
     for first in weights:
-        for name in weights:
-            biased = f'{name.rpartition(".")[0]}.bias' in target.shapes
-            if name != first and biased and target.shapes[name] == target.shapes[first]:
+        for name in biased.get(target.shapes[first], ()):
+            if name != first:
                 yield dataclasses.replace(target, tied={name: first})
 
 
@@ -152,6 +157,9 @@ def mismatch(name: str, source: str, shape: Shape, target: Target) -> str:
 
 # Layers
 
+SHOWN = 8  # differences that an error lists
+
+
 class Layer(NamedTuple):
     """Parameters of one layer: leaf -> name of PyTorch's parameter, or how to convert Gluon's."""
 
@@ -200,13 +208,53 @@ def _pairs(layers: List[Layer], wanted: List[Layer], found: Source, target: Targ
         fits = [_fit_layer(layer, place, found, target) for layer, place in zip(layers, wanted)]
         if None not in fits:
             return [*named.values(), *(fit for fit in fits if fit is not None)]
-    chosen: List[Tuple[Layer, Plan]] = []
+    chosen: Dict[str, Plan] = {}
+    similar = _by_sizes(layers, found, target)
     for place in wanted:
-        candidates = [(layer, fit) for layer in layers for fit in [_fit_layer(layer, place, found, target)] if fit is not None]
-        if len(candidates) != 1 or any(layer is candidates[0][0] for layer, _ in chosen):
+        fitting = _fitting(place, similar, found, target)
+        if fitting is None or len(fitting) != 1 or fitting[0][0].prefix in chosen:
             return None
-        chosen.append(candidates[0])
-    return [*named.values(), *(fit for _, fit in chosen)]
+        chosen[fitting[0][0].prefix] = fitting[0][1]
+    return [*named.values(), *chosen.values()]
+
+
+MOST = 100  # layers of the same sizes that are tried for one place: a net can have thousands
+
+Sizes = Tuple[Tuple[str, Any], ...]  # of a layer: what it has in common with every place that it can become
+
+
+def _by_sizes(layers: List[Layer], found: Source, target: Target) -> Dict[Sizes, List[Layer]]:
+    similar: Dict[Sizes, List[Layer]] = {}
+    for layer in layers:
+        if list(layer.leaves) == ['*']:
+            sizes: Sizes = (('*', found.arrays[layer.leaves['*'].source].size),)
+        else:
+            sizes = _sizes({leaf: take.of(found.arrays[take.source]).shape for leaf, take in layer.leaves.items()}, target)
+        similar.setdefault(sizes, []).append(layer)
+    return similar
+
+
+def _sizes(shapes: Mapping[str, Shape], target: Target) -> Sizes:
+    """Axes may be moved, and a group norm has fewer elements than its place."""
+    return tuple(sorted((leaf, 'any' if len(shape) == 1 and target.groups else tuple(sorted(shape) if len(shape) > 2 else shape))
+                        for leaf, shape in shapes.items()))
+
+
+def _fitting(place: Layer, similar: Mapping[Sizes, List[Layer]], found: Source, target: Target
+             ) -> Optional[List[Tuple[Layer, Plan]]]:
+    """The first few layers that can become the wanted ``place``, and how; None if too many would have to be tried."""
+    shapes = {leaf: target.shapes[name] for leaf, name in place.leaves.items()}
+    packed = (('*', sum(math.prod(shape) for shape in shapes.values())),)
+    fitting: List[Tuple[Layer, Plan]] = []
+    tried = 0
+    for layer in [*similar.get(_sizes(shapes, target), ())[:MOST + 1], *similar.get(packed, ())[:MOST + 1]]:
+        tried += 1
+        fit = _fit_layer(layer, place, found, target) if tried <= MOST else None
+        if fit is not None:
+            fitting.append((layer, fit))
+            if len(fitting) > 4:
+                break
+    return fitting if tried <= MOST or len(fitting) > 1 else None
 
 
 def _named(layers: List[Layer], wanted: List[Layer], found: Source, target: Target) -> Dict[str, Plan]:
@@ -229,16 +277,18 @@ def settled(found: Source, target: Target) -> Plan:
 def _why_not(found: Source, target: Target) -> str:
     """The layers that prevent a match, and what could be meant."""
     plan, wanted = conventional(found, target), wanted_names(target)
-    missing, extra = [name for name in wanted if name not in plan], [name for name in plan if name not in wanted]
+    known = set(wanted)
+    missing, extra = [name for name in wanted if name not in plan], [name for name in plan if name not in known]
     lines = []
     if 2 * len(missing) <= len(wanted):  # most names agree: the others are the problem
-        lines += [f'{name!r} has no parameter in {found.what}' + _candidates(name, found, target) for name in missing]
+        lines += [f'{name!r} has no parameter in {found.what}' + (_candidates(name, found, target) if k < SHOWN else '')
+                  for k, name in enumerate(missing)]
         lines += [f'{plan[name].source!r} is left over' for name in extra]
     else:
         lines += _unlike(_layers_of(found, target), _wanted(target), found, target)
-    more = f'; and {len(lines) - 8} more' if len(lines) > 8 else ''
+    more = f'; and {len(lines) - SHOWN} more' if len(lines) > SHOWN else ''
     return (f'The parameters of {found.what} must be those of {target.what}, by name, by order or by shape. Received: '
-            f'{"; ".join(lines[:8])}{more}. {SUGGEST}.')
+            f'{"; ".join(lines[:SHOWN])}{more}. {SUGGEST}.')
 
 
 def _candidates(name: str, found: Source, target: Target) -> str:
@@ -250,21 +300,24 @@ def _candidates(name: str, found: Source, target: Target) -> str:
 def _unlike(layers: List[Layer], wanted: List[Layer], found: Source, target: Target) -> List[str]:
     """Where the layers of two nets diverge: in their order, then those without a counterpart, then those with several."""
     lines, several = [], []
-    fits = {(i, k): _fit_layer(layer, place, found, target) is not None
-            for i, place in enumerate(wanted) for k, layer in enumerate(layers)}
-    parting = [k for k in range(min(len(layers), len(wanted))) if not fits[k, k]]
+    similar = _by_sizes(layers, found, target)
+    fits = [_fitting(place, similar, found, target) for place in wanted]
+    parting = [k for k, (place, layer) in enumerate(zip(wanted, layers)) if _fit_layer(layer, place, found, target) is None]
     if parting and found.ordered and target.ordered:
         place, layer = wanted[parting[0]], layers[parting[0]]
         theirs = {leaf: target.shapes[name] for leaf, name in place.leaves.items()}
         ours = {leaf: take.of(found.arrays[take.source]).shape for leaf, take in layer.leaves.items()}
         lines.append(f'in order, {_name(place)} with {_words(theirs)} is where Gluon has {_name(layer)} with {_words(ours)}')
-    alone = [layer for k, layer in enumerate(layers) if not any(fits[i, k] for i in range(len(wanted)))]
-    for i, place in enumerate(wanted):
-        candidates = [_name(layer) for k, layer in enumerate(layers) if fits[i, k]]
-        if len(candidates) > 1:
+    sizes = {_sizes({leaf: target.shapes[name] for leaf, name in place.leaves.items()}, target) for place, fit in zip(wanted, fits)
+             if fit is None or fit}
+    usable = {layer.prefix for fit in fits for layer, _ in fit or ()}
+    alone = [layer for key, layers in similar.items() for layer in layers if layer.prefix not in usable and key not in sizes]
+    for place, fit in zip(wanted, fits):
+        candidates = [_name(layer) for layer, _ in fit or ()]
+        if fit is None or len(candidates) > 1:
             several.append(f'{_name(place)} may be {" or ".join(candidates[:4])}' + (' or ...' if len(candidates) > 4 else ''))
         elif not candidates:
-            lines.append(f'{_name(place)} fits none' + _nearest(place, alone, found, target))
+            lines.append(f'{_name(place)} fits none' + (_nearest(place, alone, found, target) if len(lines) < SHOWN else ''))
     lines += [f'{_name(layer)} in Gluon fits none' for layer in alone]
     return lines + several
 
