@@ -259,7 +259,8 @@ def tries(monkeypatch, size, found, wanted):
 
 @pytest.mark.parametrize('found, wanted', [
     (lambda k: (2, 2), lambda k: (2, 2)), (lambda k: (2, k + 1), lambda k: (k + 1, 2)),
-    (lambda k: (2, k + 1), lambda k: (2, k + 1)), (lambda k: (2, 3, 4, 5), lambda k: (2, 4, 5, 3)), (lambda k: (k + 1,), lambda k: (k + 2,))])
+    (lambda k: (2, k + 1), lambda k: (2, k + 1)), (lambda k: (2, 3, 4, 5), lambda k: (2, 4, 5, 3)),
+    (lambda k: (k + 1,), lambda k: (k + 2,))])
 def test_a_match_costs_linear_time(monkeypatch, found, wanted):
     assert tries(monkeypatch, 400, found, wanted) <= 2.5 * tries(monkeypatch, 200, found, wanted)
 
