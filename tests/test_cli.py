@@ -684,3 +684,14 @@ def test_parameters_are_listed_in_the_order_of_the_net(run, tmp_path):
     container.write(tmp_path / 's', states, other)
     rows = json.loads(run('inspect', 's', '--json')[1])['arrays']
     assert list(dict.fromkeys(row['parameter'] for row in rows))[:3] == ['z', '0.weight', '0.bias']
+
+
+def test_a_shell_completes_commands_and_options(run, tmp_path):
+    pytest.importorskip('shtab')
+    code, script, err = run('completion', 'bash')
+    assert (code, err) == (0, '')
+    (tmp_path / 'script').write_text(script)
+    ask = ('source ./script; COMP_WORDS=(gluon-optim convert --all); COMP_CWORD=2; _shtab_gluon_optim; echo "${COMPREPLY[@]}"; '
+           'COMP_WORDS=(gluon-optim insp); COMP_CWORD=1; _shtab_gluon_optim; echo "${COMPREPLY[@]}"')
+    done = subprocess.run(['bash', '-c', ask], cwd=str(tmp_path), stdout=subprocess.PIPE, text=True)
+    assert {'--allow', '--allow-lossy', 'inspect'} <= set(done.stdout.split())

@@ -324,6 +324,7 @@ SESSIONS = {
     'convert': ['gluon-optim convert run/step-20.safetensors --to torch --verify 20',
                 'gluon-optim convert old.states --params net.params --to torch --target torch -o optimizer.pt',
                 'gluon-optim convert net.params --to torch'],
+    'completion': [],  # prints a script
 }
 # what the sessions read: a checkpoint of ours, and the files of a run with MXNet's own SGD
 FILES = """
@@ -374,8 +375,9 @@ def command_page(name):
         for example in doctest.DocTestParser().get_examples(FILES):
             printed(example.source, executed_here)
         sessions = [f'$ {line}\n{session(line)}' for line in SESSIONS[name]]
-    parts = [f'# gluon-optim {name}', '```text\n' + run_command([name, '--help'])[1] + '```', '## Example',
-             '```text\n' + '\n'.join(sessions) + '```']
+    parts = [f'# gluon-optim {name}', '```text\n' + run_command([name, '--help'])[1] + '```']
+    if sessions:
+        parts += ['## Example', '```text\n' + '\n'.join(sessions) + '```']
     return '\n\n'.join(parts) + '\n'
 
 

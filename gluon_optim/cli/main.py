@@ -10,7 +10,7 @@ from typing import Any, List, NoReturn, Optional, Sequence
 from .. import __version__
 from ..schema import error_text
 from ..transfer.refused import Refused
-from . import catalog, convert, inspect
+from . import catalog, completion, convert, inspect
 from .text import escaped, in_options, say
 
 __all__ = ['main']
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for group in (catalog, inspect, convert):
         group.add_commands(commands)
+    completion.add_commands(commands, parser)
     for command in commands.choices.values():
         command.add_argument('--import', metavar='MODULE', dest='modules', action='append', default=[],
                              help='import a module of your own first, which registers rules; its code is run. May be repeated')

@@ -50,7 +50,7 @@ def _of_state_dict(what: str, state_dict: Mapping[str, Any]) -> Target:
     strange = [name for name, value in state_dict.items() if not hasattr(value, 'shape') or not isinstance(name, str)]
     if strange:
         raise TypeError(f'`like` must hold arrays under their names, as model.state_dict() does. Received: {what} with '
-                        f'{one_of(strange[:4])}. Save only the state_dict of the model.')
+                        f'{one_of(strange[:4])}. Save the state_dict of the model alone.')
     target = Target(what, {name: tuple(map(int, value.shape)) for name, value in state_dict.items()})
     target.halves = {name for name, value in state_dict.items() if str(value.dtype).split('.')[-1] in ('float16', 'bfloat16')}
     first: Dict[Any, str] = {}
