@@ -39,14 +39,14 @@ class OutOfMemory(Exception):
 class FailAt:
     """Lets the ``k``-th call of ``function`` fail."""
 
-    def __init__(self, function, k):
-        self.function, self.k, self.calls = function, k, 0
+    def __init__(self, function, k, error=OutOfMemory):
+        self.function, self.k, self.error, self.calls = function, k, error, 0
 
     def __get__(self, owner, cls=None):
         def call(*args, **kwargs):
             self.calls += 1
             if self.calls == self.k:
-                raise OutOfMemory(self.k)
+                raise self.error(self.k)
             return self.function(owner, *args, **kwargs)
         return call
 
@@ -107,6 +107,28 @@ def test_failing_at_the_kth_copy_for_every_k(tmp_path, monkeypatch, layout, step
     other, other_trainer = trained(config, steps)
     go.load_checkpoint(path, net=other, trainer=other_trainer)
     assert runs.facts(other, other_trainer) == loaded
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_loading_states_alone_and_being_interrupted(tmp_path, monkeypatch, layout):
+    """`load_states` and Ctrl-C at each copy; weights that are not their rounded masters would be written."""
+    config, path = LAYOUTS[layout], str(tmp_path / 'x')
+    net, trainer = trained(config, 3)
+    go.save_states(trainer, path, net)
+    net, trainer = trained(config, 2)
+    before, original = snapshot(net, trainer), mx.nd.NDArray._sync_copyfrom
+    for k in range(1, 1000):
+        monkeypatch.setattr(mx.nd.NDArray, '_sync_copyfrom', FailAt(original, k, KeyboardInterrupt))
+        try:
+            report = go.load_states(trainer, path, net)
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            monkeypatch.setattr(mx.nd.NDArray, '_sync_copyfrom', original)
+        assert snapshot(net, trainer) == before
+    assert k > 4 and export_states(trainer, net).num_update == 3
+    assert bool(report.rewritten) == bool(config.get('half'))
 
 
 @pytest.mark.parametrize('steps', [0, 2])
@@ -206,3 +228,27 @@ def test_weights_whose_bytes_mxnet_has_permuted(tmp_path):
     for name, parameter in net._collect_params_with_prefix().items():
         np.testing.assert_array_equal(parameter.data().asnumpy(), wanted[name])
     np.testing.assert_array_equal(net(data).asnumpy(), output)
+
+
+@pytest.mark.parametrize('steps', [0, 2])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_an_error_in_the_very_last_step(tmp_path, monkeypatch, layout, steps):
+    """When everything else has been restored: MXNet's generators are seeded last."""
+    config, path = LAYOUTS[layout], str(tmp_path / 'x')
+    go.save_checkpoint(path, *trained(config, 3))
+    net, trainer = trained(config, steps)
+    if steps:
+        before, seeds = snapshot(net, trainer), generators()
+    twin = trained(config, steps)
+    with monkeypatch.context() as patch:
+        patch.setattr(mx.random, 'seed', FailAt(lambda _, *args: None, 1).__get__(None))
+        with pytest.raises(OutOfMemory):
+            go.load_checkpoint(path, net=net, trainer=trainer)
+    if steps:
+        assert snapshot(net, trainer) == before and generators() == seeds
+    for pair in ((net, trainer), twin):
+        mx.random.seed(3)
+        np.random.seed(3)
+        random.seed(3)
+        runs.train(*pair, 2)
+    assert runs.facts(net, trainer, noise=False) == runs.facts(*twin, noise=False)

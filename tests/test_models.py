@@ -366,11 +366,11 @@ def test_layers_in_another_order_are_matched_by_their_shapes():
     assert np.array_equal(model.weights['conv2.weight'], NET['features.2.weight'])
 
 
-def test_what_is_ambiguous_lists_its_candidates():
+def test_what_is_ambiguous_is_asked_about():
     net = but(NET, features__2__weight=normal(4, 2, 3, 3))
     like = {name: LIKE[name] for name in sorted(LIKE, reverse=True)}
     like['conv2.weight'] = np.zeros((4, 2, 3, 3))
-    with pytest.raises(ValueError, match="'conv1' may be 'features.0' or 'features.2'.*suggest_names"):
+    with pytest.raises(ValueError, match=r"at place 1: Gluon's 'features.0.weight' \(4, 2, 3, 3\), PyTorch's 'fc.weight'.*suggest"):
         model_to_torch(net, like=like)
     draft = suggest_names(net, like=like)
     assert draft['conv1.weight'] == {'choose': ['features.0.weight', 'features.2.weight']}
@@ -383,11 +383,14 @@ def test_what_is_ambiguous_lists_its_candidates():
 
 
 @pytest.mark.parametrize('net, like, message', [
-    (but(NET, output__bias=None), LIKE, "'fc' fits none"),
-    (NET, but(LIKE, fc__bias=None), "'fc' fits none"),
+    (but(NET, output__bias=None), LIKE, r"3 of 4 layers fit; .* at place 4: Gluon's 'output.weight' \(3, 5\), "
+     r"PyTorch's 'fc.weight' \(3, 5\) and 'fc.bias' \(3,\)\."),
+    (NET, but(LIKE, fc__bias=None), r"3 of 4 layers fit; .* at place 4: Gluon's 'output.weight' \(3, 5\) and 'output.bias' \(3,\), "
+     r"PyTorch's 'fc.weight' \(3, 5\)\."),
     (but(NET, output__weight=normal(5, 3)), LIKE,
      r"shape \(3, 5\). Received: 'output.weight' of shape \(5, 3\), which is its transpose.*" r'"transpose": \[1, 0\]'),
-    (but(NET, aux__weight=normal(2, 2)), LIKE, "'aux' in Gluon fits none"),
+    (but(NET, aux__weight=normal(2, 2)), LIKE,
+     r"4 of 4 layers fit; .* at place 5: Gluon's 'aux.weight' \(2, 2\), PyTorch has no more"),
     ({'0.weight': normal(3, 5), '0.bias': normal(3)}, {'0.weight': np.zeros((3, 5)), '0.bias': np.zeros(4)},
      r"'0.bias' of the state_dict must have shape \(4,\). Received: '0.bias' of shape \(3,\)"),
     ({'0.weight': normal(3, 5)}, {'0.weight': np.zeros((5, 3))}, 'which is its transpose'),
@@ -414,7 +417,8 @@ def test_a_map_decides(tmp_path):
 
 @pytest.mark.parametrize('names, message', [
     (but(MAP, fc__bias='output.baas'), "Unknown parameter of the dictionary 'output.baas'. Did you mean 'output.bias'"),
-    (but(MAP, fc__bias=None), "Left over: 'output.bias'"),
+    (but(MAP, fc__bias=None, fc__weight=None, drop=['output.weight']), "Gluon's 'output.bias'.*PyTorch's 'fc.weight'"),
+    ({**MAP, 'fc.bias': 'features.1.beta'}, "Left over: 'output.bias'"),
     (but(MAP, fc__bias=None, drop=['output.bias']), "Missing: 'fc.bias'"),
     (but(MAP, fd__weight='output.weight'), "Unknown parameter of the state_dict 'fd.weight'. Did you mean 'fc.weight'"),
     (but(MAP, conv1__weight='features.2.weight', conv2__weight='features.0.weight'), r"'conv1.weight' .* shape \(4, 2, 3, 3\)"),
@@ -720,12 +724,12 @@ def test_arrays_in_safetensors_are_aligned(tmp_path):
 
 def test_what_is_no_likeness(torch, tmp_path):
     torch.save({'epoch': 3, 'state_dict': {}}, tmp_path / 'run.pt')
-    with pytest.raises(TypeError, match="'epoch'.*Save only the state_dict of the model"):
+    with pytest.raises(TypeError, match="'epoch'.*Save the state_dict of the model alone"):
         model_to_torch(NET, like=tmp_path / 'run.pt')
     torch.save(torch.nn.Linear(2, 2), tmp_path / 'whole.pt')
     (tmp_path / 'other.pt').write_bytes(b'no file of anything')
-    for name in ('whole.pt', 'other.pt'):
-        with pytest.raises(ValueError, match='must be the state_dict of a model'):
+    for name, message in (('whole.pt', 'Save the state_dict alone'), ('other.pt', 'must be one of torch.save')):
+        with pytest.raises(ValueError, match=message):
             model_to_torch(NET, like=tmp_path / name)
     with pytest.raises(ValueError, match='must end in'):
         model_to_torch(NET).save(tmp_path / 'model.params')
@@ -904,7 +908,7 @@ def test_the_command_writes_a_state_dict(torch, tmp_path, capsys, params):
     assert rows['what'] == 'model'
     assert rows['parameters'][0] == {'name': '0.weight', 'from': '0.weight', 'shape': [7, 5], 'dtype': 'float32',
                                      'how': 'unchanged'}
-    assert json.loads(run(capsys, params, '--to', 'torch', '-o', output, '--json')) == rows
+    assert json.loads(run(capsys, params, '--to', 'torch', '-o', output, '--force', '--json')) == rows
 
 
 def test_the_command_drafts_a_map(torch, tmp_path, capsys, params):

@@ -91,9 +91,9 @@ KINDS = {
     'old pt': ('.pth', make_torch, lambda path: all_of(read(path, optimizer='adam_torch'))),
     'onnx': ('.onnx', make_onnx, lambda path: all_of(read(path))),
     'map': ('.json', lambda path: path.write_text(json.dumps(MAP)), lambda path: models.model_to_torch(NET, names=path).rows),
-    'like pt': ('.pt', lambda path: make_torch(path, like=True), lambda path: target_of(path)),
+    'like pt': ('.pt', lambda path: make_torch(path, like=True), lambda path: (target_of(path), all_of(read(path)))),
     'like safetensors': ('.safetensors', lambda path: models.model_to_torch(PLAIN).save(path),
-                         lambda path: models.model_to_torch(PLAIN, like=path).rows),
+                         lambda path: (all_of(read(path)), models.model_to_torch(PLAIN, like=path).rows)),
 }
 
 

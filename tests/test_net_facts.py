@@ -179,6 +179,7 @@ def test_either_name_of_a_shared_parameter_is_accepted(tmp_path, with_net):
         assert (followed.slots[name]['mean'] == mean).all()
     if with_net:
         assert (go.to_torch(states, params=['dec.weight', 'dec.bias'])['state'][0]['exp_avg'].numpy() == mean).all()
+        assert set(states.under_own_names(mx.nd.load(str(tmp_path / 'dedup.params')))) == {'emb.weight', 'dec.bias'}
         names = {'a': 'dec.weight', 'b': 'dec.bias'}
         assert list(go.model_to_torch(tmp_path / 'run', names=names).weights) == ['a', 'b']
 
@@ -196,3 +197,19 @@ def test_inspect_shows_what_is_frozen(tmp_path, capsys):
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]
         row = next(line for line in lines if line[0] == '0.weight')
         assert ('null' in row) == frozen and any('grad_req' in line for line in lines) == frozen
+
+
+def test_slots_of_another_shape_follow_an_array_only_where_its_layout_stays():
+    """As an optimizer has them that keeps a number for each row and each column."""
+    from gluon_optim.states.model import OptimizerStates, ParameterInfo
+    weight, rows, columns = np.ones((3, 2, 2, 4), 'float32'), np.arange(3, dtype='float32'), np.arange(4, dtype='float32')
+    info = ParameterInfo('0.weight', '0.weight', (3, 2, 2, 4), 'float32')
+    states = OptimizerStates('factored', {}, 3, [info], {'0.weight': 3}, {'0.weight': {'rows': rows, 'columns': columns}})
+    same = go.model_to_torch({'0.weight': weight}, states=states, names={'conv.weight': '0.weight'}).states()
+    assert same.slots['conv.weight']['rows'] is rows
+    turned = go.model_to_torch({'0.weight': weight}, states=states, names={
+        'conv.weight': {'from': '0.weight', 'transpose': [0, 3, 1, 2]}})
+    with pytest.raises(ValueError, match="'rows', 'columns' follows the axes"):
+        turned.states()
+    lossy = turned.states(allow_lossy=True)
+    assert 'conv.weight' not in lossy.slots and lossy.counts['conv.weight'] == 0 and 'lost: ' in lossy.report[-1]

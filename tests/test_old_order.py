@@ -112,10 +112,10 @@ def test_names_that_are_given(saved, tmp_path):
     names = [parameter.name for parameter in trainer._params]
     states = go.read_states(path, params=names)
     assert states.names == names and any("'dense36_bias'" in line and 'count from 0' in line for line in states.report)
-    with pytest.raises(ValueError, match='could be exchanged'):
+    with pytest.raises(ValueError, match='could be swapped'):
         go.read_states(path, params={parameter.name: parameter.shape for parameter in trainer._params})
     net.collect_params().save(str(tmp_path / 'net.params'))
-    with pytest.raises(ValueError, match='could be exchanged'):
+    with pytest.raises(ValueError, match='could be swapped'):
         go.read_states(path, params=tmp_path / 'net.params')
     fresh = [f'dense{k}_{leaf}' for k in sorted(map(str, range(12))) for leaf in ('bias', 'weight')]
     assert not any('count from 0' in line for line in go.read_states(path, params=fresh).report)

@@ -136,7 +136,7 @@ def _convert_states(options: Namespace, file: OpenFile, params: Params, output: 
         names = [name for name in names if name in contents.states.names]
     if params.arrays is not None and (options.like or options.map
                                       or job.needs_weights(contents.states, options.to, options.verify)):
-        contents.parameters = dict(params.arrays)
+        contents.parameters = contents.states.under_own_names(params.arrays)
     states = models.states_in_torch_order(options, contents) or contents.states
     task = Job(contents, states, output, options.target or 'mirror', names, options.mxnet_version, options.allow_lossy,
                options.verify)

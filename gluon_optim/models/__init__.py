@@ -14,10 +14,11 @@ Reading and ``model.save('net.safetensors')`` need only NumPy; `TorchModel.state
    ``weight_ih_l0``, and so on.
 2. ``like`` gives the required names and shapes: a module, its state_dict, or a file of one. If convention finds all of them,
    that is the answer. Otherwise layers with the same names (without numbers) and shapes are matched, and the rest in order if
-   all shapes then agree, or by shapes that occur only once. Anything still ambiguous is an error that lists the candidates.
+   all shapes then agree, or by shapes that occur only once. Anything else is an error that names the first difference.
    Parameters tied in ``like`` are one array, whichever of the names it has in Gluon. If ``like`` has two parameters where a
    checkpoint has one that was shared, both get its values, and the report says so.
-3. ``names`` is a map: a dictionary or a JSON file. `suggest_names` writes a draft. Each of PyTorch's parameters is a key:
+3. ``names`` is a map: a dictionary or a JSON file. `suggest_names` writes a draft. With ``like`` it may be partial: what it leaves
+   on both sides is matched as without a map. PyTorch's parameters are the keys:
 
     {"conv1.weight": "features.0.weight",
      "conv2.weight": {"from": "features.1.weight", "transpose": [0, 3, 1, 2]},
@@ -27,15 +28,17 @@ Reading and ``model.save('net.safetensors')`` need only NumPy; `TorchModel.state
      "drop": ["aux.weight"]}
 
    An array is viewed with the shape ``view``, transposed, its elements repeated (MXNet 1.x's GroupNorm has one number per group,
-   PyTorch's one per channel), and reshaped to ``shape``; ``"ones": true`` is a gamma that ``fix_gamma`` overrides. ``"lstm.*"``
-   stands for all arrays of a layer that MXNet keeps in one vector; it may have ``"projection"``, and ``"rnn"`` may also be
-   ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``. ``"drop"`` names Gluon parameters that PyTorch's net lacks. A map must be complete:
-   anything else that is missing or left over is an error.
+   PyTorch's one per channel), and reshaped to ``shape``; ``"ones": true`` is a gamma that ``fix_gamma`` overrides, and
+   ``"zeros": true`` the bias of a layer that has none in Gluon, made from its weight. ``"lstm.*"`` stands for all arrays of a
+   layer that MXNet keeps in one vector; it may have ``"projection"``, and ``"rnn"`` may also be ``"gru"``, ``"rnn_tanh"`` or
+   ``"rnn_relu"``. ``"drop"`` names Gluon parameters that PyTorch's net lacks. Anything that is then missing or left over on one
+   side is an error. Without ``like`` the map must be complete.
 
 **Layouts.** Weights of Dense, convolutions and transposed convolutions, normalization, Embedding and recurrent layers are the
-same arrays in both. Channels-last convolutions are transposed if the Block, the symbol next to the file or the shapes of ``like``
-say so. A Dense that follows the Flatten of a channels-last net must be mapped with ``view``, as above: its inputs are in a
-different order, which cannot be detected.
+same arrays in both. A 1x1 convolution may be a linear layer in the other framework: its weight is reshaped. If it has no bias,
+like the last layer of MobileNetV2, and the linear layer of ``like`` has one, that bias is zeros. Channels-last convolutions are
+transposed if the Block, the symbol next to the file or the shapes of ``like`` say so. A Dense that follows the Flatten of a
+channels-last net must be mapped with ``view``, as above: its inputs are in a different order, which cannot be detected.
 
 >>> import numpy, gluon_optim as go
 >>> model = go.model_to_torch({'0.gamma': numpy.ones(2, 'float32'), '0.running_mean': numpy.zeros(2, 'float32')})
@@ -44,7 +47,7 @@ different order, which cannot be detected.
 """
 import dataclasses
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any, Collection, Dict, List, Mapping, Optional
 
 import numpy
 
@@ -56,9 +59,9 @@ from ..states.atomic import Path, replacing
 from ..states.model import OptimizerStates, ParameterInfo
 from .gluon import Source, source_of, with_states
 from .maps import check_map, from_map, read_map, take_dropped
-from .matching import check_layouts, matched, one_for_tied, rests_on_order, settled, with_tied
+from .matching import check_layouts, matched, one_for_tied, rests_on_order, settled, sources_of, with_tied
 from .names import conventional, split, torch_leaf
-from .plan import Plan, Shape, Take
+from .plan import Plan, Shape, Take, pointwise
 from .pytorch import COUNTER, Target, target_of
 
 __all__ = ['TorchModel', 'model_to_torch', 'suggest_names']
@@ -110,7 +113,7 @@ class TorchModel:
     def frozen(self) -> List[str]:
         null = {*self.found.facts.frozen, *(self.found.shared.get(name, name) for name in self.found.facts.frozen)}
         return [name for name, take in self.plan.items() if name.rpartition('.')[2] not in STATISTICS
-                and (take.ones or null & {take.source, self.found.shared.get(take.source, take.source)})]
+                and (take.ones or take.zeros or null & {take.source, self.found.shared.get(take.source, take.source)})]
 
     def freeze(self, module: Any) -> Any:
         """Call ``requires_grad_(False)`` on the parameters of ``module`` that are `frozen`, and return the module.
@@ -197,7 +200,7 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
     like : torch.nn.Module, state_dict, or path, optional
         Gives the required names and shapes; a path is that of a ``.pt`` or ``.safetensors`` file of a state_dict.
     names : dict or path, optional
-        A map of PyTorch's names to Gluon's.
+        A map of PyTorch's names to Gluon's; with ``like`` it need only hold what cannot be matched without it.
     states : OptimizerStates, optional
         Of the same net, under the same names, if ``source`` is not a checkpoint: for `TorchModel.states`, and for their masters.
 
@@ -223,23 +226,22 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
     found, target = source_of(source), target_of(like)
     if states is not None:
         found = with_states(found, states)
+    given: Plan = {}
     dropped: List[str] = []
+    notes: List[str] = []
+    complete = False
     if names is not None:
         entries = read_map(names)
         dropped = take_dropped(entries, found)
-        plan = from_map(entries, found)
-    elif target is None:
-        plan = conventional(found, None)
+        given = from_map(entries, found)
+        complete = check_map(given, dropped, found, target)
+    if target is None:
+        plan = given if names is not None else conventional(found, None)
     else:
-        plan, found = matched(found, target)
-    if names is not None:
-        check_map(plan, dropped, found, target)
-        if target is not None:
-            plan, found = one_for_tied(plan, found, target)
-    if target is not None:
+        plan, found = one_for_tied(given, found, target) if complete else matched(found, target, given, dropped)
         found = _named_as_tied(plan, found)
         check_layouts(plan, found, target)
-    notes = rests_on_order(plan, found, target) if target is not None and names is None else []
+        notes = rests_on_order({name: take for name, take in plan.items() if name not in given}, found, target)
     model = _made(plan, dropped, found, target, notes)
     model.ordered = target.ordered if target is not None else names is not None or found.ordered
     if model.frozen:
@@ -279,8 +281,9 @@ def suggest_names(source: Any, like: Any = None) -> Dict[str, Any]:
         if target is None:
             raise
         plan = settled(found, target)
+        used = sources_of(plan)
         open_ones = [name for name in target.shapes if not name.endswith(COUNTER) and name not in plan]
-        entries = {**_entries(plan), **{name: {'choose': _choices(name, found, target)} for name in open_ones}}
+        entries = {**_entries(plan), **{name: {'choose': _choices(name, found, target, used)} for name in open_ones}}
         place = {name: k for k, name in enumerate(target.shapes)}
         return {name: entries[name] for name in sorted(entries, key=lambda name: place.get(name, 0))}
     return _entries(plan)
@@ -294,17 +297,17 @@ def _entries(plan: Plan) -> Dict[str, Any]:
     return draft
 
 
-def _choices(name: str, found: Source, target: Target) -> List[str]:
-    """The parameters that could become ``name``: those of its shape, and of its kind if there are any."""
+def _choices(name: str, found: Source, target: Target, used: Collection[str]) -> List[str]:
+    """The parameters that could become ``name``: those of its shape, and of its kind and not yet ``used`` if there are any."""
     fit = [other for other, array in found.arrays.items()
            if other not in found.shared and _may_be(array.shape, target.shapes[name])]
-    dotted = any('.' in other for other in found.arrays)
-    alike = [other for other in fit if torch_leaf(split(other, dotted)[1]) == name.rpartition('.')[2]]
-    return alike or fit
+    alike = [other for other in fit if torch_leaf(split(other, bool(found.dotted))[1]) == name.rpartition('.')[2]] or fit
+    return [other for other in alike if other not in used] or alike
 
 
 def _may_be(shape: Shape, wanted: Shape) -> bool:
-    return sorted(shape) == sorted(wanted) or (len(shape) == len(wanted) == 1 and wanted[0] % max(shape[0], 1) == 0)
+    repeated = len(shape) == len(wanted) == 1 and wanted[0] % max(shape[0], 1) == 0
+    return repeated or sorted(shape) == sorted(wanted) or pointwise(shape, wanted)
 
 
 # The result
@@ -354,10 +357,16 @@ def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
     if any(name.endswith('running_var') for name in plan):
         lines.append('batch norm: in training, PyTorch adds the unbiased variance of a batch to running_var, MXNet the biased one; '
                      'predictions are equal now, and later drift by 1/n of it, with n values per channel and batch')
+    linear = [name for name, take in plan.items() if pointwise(found.arrays[take.source].shape, take.shape)]
+    if linear:
+        lines.append(f'{some_of(linear)}: a 1x1 convolution in one framework is a linear layer in the other, with the same numbers')
+    unbiased = [name for name, take in plan.items() if take.zeros]
+    if unbiased:
+        lines.append(f'{some_of(unbiased)}: zeros, for a layer that has no bias in Gluon')
     whole = [name for name, take in plan.items() if found.arrays[take.source].dtype.kind != 'f']
     if whole:
         lines.append(f'{" and ".join(map(repr, whole))}: integers, as in Gluon; PyTorch does not train them')
-    used = {take.source for take in plan.values()}
+    used = sources_of(plan)
     given_up = set(dropped)
     told = {*given_up, *found.shared, *used}
     lines += [f'{name!r} in Gluon has the values of {other!r}, which was converted: it was assumed to be the same parameter'
@@ -415,9 +424,12 @@ def _follow_one(model: TorchModel, name: str, take: Take, info: ParameterInfo, s
     result.parameters.append(dataclasses.replace(info, name=name, full_name=name, shape=tuple(weight.shape), dtype=dtype))
     count, slots = states.counts.get(info.name, 0), states.slots.get(info.name)
     result.counts[name] = count
+    if take.zeros:  # Gluon has no such parameter, so it does not train it
+        result.parameters[-1].grad_req = 'null'
+        result.counts[name], slots = 0, None
     scalars = [slot for slot, array in (slots or {}).items() if array.shape != tuple(info.shape)]
-    if slots is not None and (take.repeat > 1 or (take.rnn is not None and scalars)):
-        why = 'its elements are repeated' if take.repeat > 1 else f'{one_of(scalars)} is one number for the whole vector'
+    why = _cannot_follow(take, {slot: (slots or {})[slot].shape for slot in scalars})
+    if slots is not None and why:
         if not allow_lossy:
             raise ValueError(f'The state of {info.name!r} cannot be converted for {name!r}: {why}. Pass allow_lossy=True to let it '
                              'start fresh.')
@@ -425,8 +437,20 @@ def _follow_one(model: TorchModel, name: str, take: Take, info: ParameterInfo, s
         result.counts[name], slots = 0, None
     if slots is not None:
         result.slots[name] = {slot: array if slot in scalars else _contiguous(take.of(array)) for slot, array in slots.items()}
-    if info.name in states.master and half:
+    if info.name in states.master and half and not take.zeros:
         result.master[name] = _contiguous(take.of(states.master[info.name]))
+
+
+def _cannot_follow(take: Take, others: Mapping[str, Shape]) -> str:
+    """Why a state with slots of ``others``' shapes, which are not the weight's, cannot change its layout with it, or ''."""
+    if take.repeat > 1:
+        return 'its elements are repeated'
+    if others and take.rnn is not None:
+        return f'{one_of(list(others))} is one number for the whole vector'
+    axes = [slot for slot, shape in others.items() if shape not in ((), (1,))]
+    if axes and (take.view or take.transpose or take.shape):
+        return f'{one_of(axes)} follows the axes of the weight, which change'
+    return ''
 
 
 def _contiguous(array: numpy.ndarray) -> numpy.ndarray:

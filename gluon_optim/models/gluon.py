@@ -78,6 +78,11 @@ class Source:
     facts: Facts = field(default_factory=Facts)
     notes: List[str] = field(default_factory=list)           # for the report
     states: Optional[OptimizerStates] = None
+    dotted: Optional[bool] = None                            # whether the names are structural; also of what a map leaves
+
+    def __post_init__(self) -> None:
+        if self.dotted is None:
+            self.dotted = any('.' in name for name in self.arrays)
 
 
 def source_of(source: Any) -> Source:
@@ -124,7 +129,8 @@ def _of_file(path: Union[Path, OpenFile]) -> Source:
 def of_checkpoint(what: str, states: OptimizerStates, run: Run) -> Source:
     """What a checkpoint holds that has been read."""
     arrays = {weight.name: _mean(weight) for weight in run.weights}
-    found = Source(what, arrays, once=any('.' in name for name in arrays))
+    found = Source(what, arrays)
+    found.once = bool(found.dotted)
     if states.facts is not None:
         found.facts = Facts.of_record(states.facts, list(arrays))
         found.shared = {name: first for name, first in found.facts.shared.items() if first in arrays and name not in arrays}

@@ -7,7 +7,7 @@ from ..schema import check_known, one_of
 from ..states import json_text
 from ..states.file_part import SMALL
 from .gluon import Source
-from .matching import mismatch, wanted_names
+from .matching import mismatch, sources_of, wanted_names, without_named
 from .plan import ENTRY, GATES, RNN_ENTRY, Plan, Rnn, Shape, Take, unpacked
 from .pytorch import Target
 
@@ -56,7 +56,7 @@ def from_map(entries: Mapping[str, Any], found: Source) -> Plan:
             raise ValueError(f'The map must name each parameter once. Received twice: {twice[0]!r}.')
         plan.update(parts)
         for take in parts.values():
-            room -= found.arrays[take.source].nbytes * take.repeat if take.repeat > 1 or take.ones else 0
+            room -= found.arrays[take.source].nbytes * take.repeat if take.repeat > 1 or take.ones or take.zeros else 0
         if room < 0:
             raise ValueError('What the map makes by "repeat" and "ones" must fit into twice the memory of '
                              f'{found.what} and {SMALL} bytes. Received: more, at {name!r}.')
@@ -66,8 +66,14 @@ def from_map(entries: Mapping[str, Any], found: Source) -> Plan:
 def _entry(name: str, value: Mapping[str, Any], found: Source) -> Take:
     array = found.arrays[value['from']]
     view, transpose, shape = (_sizes(name, value, key) for key in ('view', 'transpose', 'shape'))
-    repeat, ones = _typed(name, value, 'repeat', int, 1), _typed(name, value, 'ones', bool, False)
-    take = Take(value['from'], 0, view, transpose, repeat, shape, ones)
+    repeat = _typed(name, value, 'repeat', int, 1)
+    ones, zeros = (_typed(name, value, key, bool, False) for key in ('ones', 'zeros'))
+    take = Take(value['from'], 0, view, transpose, repeat, shape, ones, zeros)
+    if zeros:
+        if not array.ndim or take != Take(take.source, zeros=True):
+            raise ValueError(f'"zeros" of {name!r} in the map makes the bias of a layer that has none, and needs only "from", its '
+                             f'weight. Received: {dict(value)!r} and shape {array.shape}.')
+        return take
     try:
         if take.repeat < 1 or (take.repeat > 1 and array.ndim != 1):
             raise ValueError('"repeat" must be an integer, for one-dimensional arrays')
@@ -106,9 +112,12 @@ def _packed_entry(name: str, value: Mapping[str, Any], found: Source) -> Plan:
     return unpacked(name[:-1], Take(value['from'], rnn=rnn), found.arrays[value['from']].size)
 
 
-def check_map(plan: Plan, dropped: List[str], found: Source, target: Optional[Target]) -> None:
-    """A map must be complete on both sides, and fit."""
-    used, given_up = {take.source for take in plan.values()}, set(dropped)
+def check_map(plan: Plan, dropped: List[str], found: Source, target: Optional[Target]) -> bool:
+    """Whether a map is complete. ValueError where it does not fit, or leaves something on one side only."""
+    if target is not None:
+        for name in plan:
+            check_known('parameter', name, target.shapes, ValueError, target.what)
+    used, given_up = sources_of(plan), set(dropped)
     kept = [name for name in dropped if name in used]
     if kept:
         raise ValueError(f'The map must name or drop a parameter, not both. Received both: {one_of(kept)}. Take it out of '
@@ -118,17 +127,16 @@ def check_map(plan: Plan, dropped: List[str], found: Source, target: Optional[Ta
                                if {name, first} & {plan[place].source for place in (*tied, *tied.values()) if place in plan}}}
     there = used | {both[name] for name in used if name in both}
     unused = [name for name in found.arrays if name not in there and name not in given_up and both.get(name) not in used]
-    if unused:
+    missing = [] if target is None else wanted_names(without_named(plan, target))
+    if unused and not missing:
         raise ValueError(f'The map must name all parameters of {found.what}. Left over: {one_of(unused)}. Map them, or list them '
                          f'under "{DROP}".')
     if target is None:
-        return
-    for name in plan:
-        check_known('parameter', name, target.shapes, ValueError, target.what)
-    missing = [name for name in wanted_names(target) if name not in plan]
-    if missing:
+        return True
+    if missing and not unused:
         raise ValueError(f'The map must name all parameters of {target.what}. Missing: {one_of(missing)}.')
     for name, take in plan.items():
         shape = take.of(found.arrays[take.source]).shape
         if shape != target.shapes[name]:
             raise ValueError(mismatch(name, take.source, shape, target))
+    return not missing

@@ -1,34 +1,67 @@
 """Match Gluon's arrays with those of a PyTorch module: by name, in order, by shape."""
 import dataclasses
+import itertools
 import math
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Collection, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy
 
 from ..schema import one_of
 from .gluon import Source
 from .names import SUGGEST, conventional, rnn_like, split
-from .plan import Plan, Shape, Take, channels_first, unpacked
+from .plan import Plan, Shape, Take, channels_first, pointwise, unpacked
 from .pytorch import COUNTER, Target
 
-__all__ = ['check_layouts', 'matched', 'mismatch', 'one_for_tied', 'rests_on_order', 'settled', 'wanted_names', 'with_tied']
+__all__ = ['check_layouts', 'matched', 'mismatch', 'one_for_tied', 'rests_on_order', 'settled', 'sources_of', 'wanted_names',
+           'with_tied', 'without_named']
 
 
-def matched(found: Source, target: Target) -> Tuple[Plan, Source]:
+def matched(found: Source, target: Target, given: Optional[Plan] = None, dropped: Collection[str] = ()) -> Tuple[Plan, Source]:
     """Match by name if all names agree, else in order or by shapes that occur once. Shared parameters may occur once or twice.
 
-    Also returns the source, with what is shared filled in, including parameters tied in ``target``.
+    What a map gives and drops is taken from both sides first; the plan includes what is ``given``. Also returns the source, with
+    what is shared filled in, including parameters tied in ``target``.
     """
-    tries = _tries(found, target)
+    given = given or {}
+    left, wanting = _without_used(given, dropped, found), without_named(given, target)
+    tries = _tries(left, wanting)
     for match in (_by_name, _by_layers):
         for source, wanted in tries:
             plan = match(source, wanted)
             if plan is not None:
-                return one_for_tied(plan, found, target)
-        guesses = [plan for wanted in _ties(found, target) for plan in [match(found, wanted)] if plan is not None]
+                return one_for_tied({**given, **plan}, found, target)
+        ties = () if given else _ties(found, target)
+        guesses = [plan for wanted in ties for plan in [match(found, wanted)] if plan is not None]
         if len(guesses) == 1:
             return one_for_tied(guesses[0], found, target)
-    raise ValueError(_why_not(*tries[1]))
+    raise ValueError(_why_not(*tries[1], 'besides those in the map, ' if given or dropped else ''))
+
+
+def sources_of(plan: Plan) -> Set[str]:
+    """Names of the arrays that ``plan`` converts."""
+    return {take.source for take in plan.values() if not take.zeros}
+
+
+def _without_used(given: Plan, dropped: Collection[str], found: Source) -> Source:
+    """What a map leaves of ``found``; other names of what it uses are left, as shared with that."""
+    used = sources_of(given)
+    gone = {*used, *dropped}
+    arrays = {name: array for name, array in found.arrays.items() if name not in gone}
+    return dataclasses.replace(found, arrays=arrays, shared=_led_by(used, found.shared), alike=_led_by(used, found.alike))
+
+
+def without_named(given: Plan, target: Target) -> Target:
+    """What a map leaves of ``target``; parameters tied to what it names are left, as tied to that."""
+    shapes = {name: shape for name, shape in target.shapes.items() if name not in given}
+    return dataclasses.replace(target, shapes=shapes, tied=_led_by(given, target.tied))
+
+
+def _led_by(chosen: Collection[str], same: Mapping[str, str]) -> Dict[str, str]:
+    """``same`` (name -> the first name of the same parameter), with those that are ``chosen`` as the first."""
+    leaders = {same.get(name, name): name for name in chosen}
+    names = {**{name: leaders.get(first, first) for name, first in same.items()},
+             **{first: leaders[first] for first in same.values() if first in leaders}}
+    return {name: first for name, first in names.items() if name != first and name not in chosen}
 
 
 def _tries(found: Source, target: Target) -> List[Tuple[Source, Target]]:
@@ -48,7 +81,7 @@ def _with_last_names(tied: Mapping[str, str]) -> Dict[str, str]:
 
 def _perhaps_shared(found: Source) -> Dict[str, str]:
     """Arrays with the values of another layer's. Two arrays of one layer are never the same parameter."""
-    dotted = any('.' in name for name in found.arrays)
+    dotted = bool(found.dotted)
     return {name: first for name, first in found.alike.items() if split(name, dotted)[0] != split(first, dotted)[0]}
 
 
@@ -131,6 +164,8 @@ def _fit(name: str, take: Take, found: Source, target: Target) -> Optional[Take]
     groups = target.groups.get(name.rpartition('.')[0])
     if plain and len(shape) == len(wanted) == 1 and groups == shape[0]:
         return take._replace(repeat=wanted[0] // shape[0])
+    if take.rnn is None and name.rpartition('.')[2] == 'weight' and pointwise(shape, wanted):
+        return take._replace(shape=wanted)
     return None
 
 
@@ -183,114 +218,172 @@ def _fit_layer(layer: Layer, wanted: Layer, found: Source, target: Target) -> Op
         if rnn is None or size != sum(math.prod(target.shapes[name]) for name in wanted.leaves.values()):
             return None
         return unpacked(prefix, take._replace(rnn=rnn), size)
-    if set(layer.leaves) != set(wanted.leaves):
+    leaves = _with_bias(layer, wanted, found, target)
+    if set(leaves) != set(wanted.leaves):
         return None
-    fits = {name: _fit(name, layer.leaves[leaf], found, target) for leaf, name in wanted.leaves.items()}
+    fits = {name: _fit(name, leaves[leaf], found, target) for leaf, name in wanted.leaves.items()}
     return None if None in fits.values() else {name: take for name, take in fits.items() if take is not None}
+
+
+def _with_bias(layer: Layer, wanted: Layer, found: Source, target: Target) -> Dict[str, Any]:
+    """The leaves of ``layer``; for a convolution without bias where a linear layer with one is wanted, with a bias of zeros."""
+    if set(layer.leaves) != {'weight'} or set(wanted.leaves) != {'weight', 'bias'}:
+        return layer.leaves
+    source = layer.leaves['weight'].source
+    linear = found.arrays[source].ndim > 2 and len(target.shapes[wanted.leaves['weight']]) == 2
+    return {**layer.leaves, 'bias': Take(source, zeros=True)} if linear else layer.leaves
 
 
 def _pairs(layers: List[Layer], wanted: List[Layer], found: Source, target: Target) -> Optional[List[Plan]]:
     """The layer for each wanted one: by name, by position, or the only possible one; None if that leaves a choice."""
     if len(layers) != len(wanted):
         return None
-    named = _named(layers, wanted, found, target)
-    layers = [layer for layer in layers if layer.prefix not in named]
-    wanted = [place for place in wanted if place.prefix not in named]
+    named, layers, wanted = _named(layers, wanted, found, target)
     if found.ordered and target.ordered:
         fits = [_fit_layer(layer, place, found, target) for layer, place in zip(layers, wanted)]
         if None not in fits:
             return [*named.values(), *(fit for fit in fits if fit is not None)]
     chosen: List[Tuple[Layer, Plan]] = []
     for place in wanted:
-        candidates = [(layer, fit) for layer in layers for fit in [_fit_layer(layer, place, found, target)] if fit is not None]
+        candidates = _candidates(place, layers, found, target)
         if len(candidates) != 1 or any(layer is candidates[0][0] for layer, _ in chosen):
             return None
         chosen.append(candidates[0])
     return [*named.values(), *(fit for _, fit in chosen)]
 
 
-def _named(layers: List[Layer], wanted: List[Layer], found: Source, target: Target) -> Dict[str, Plan]:
-    """Match layers by name and shapes. Numbers do not identify a layer; other nets count differently."""
+def _candidates(place: Layer, layers: List[Layer], found: Source, target: Target) -> List[Tuple[Layer, Plan]]:
+    """The layers that fit, and how; only those with its own shapes if there are any."""
+    fits = [(layer, fit) for layer in layers for fit in [_fit_layer(layer, place, found, target)] if fit is not None]
+    return [(layer, fit) for layer, fit in fits if not any(take.shape for take in fit.values())] or fits
+
+
+def _named(layers: List[Layer], wanted: List[Layer], found: Source,
+           target: Target) -> Tuple[Dict[str, Plan], List[Layer], List[Layer]]:
+    """Layers matched by name and shapes, and the others. Numbers do not identify a layer; other nets count differently."""
     by_name = {layer.prefix: layer for layer in layers}
     fits = {place.prefix: _fit_layer(by_name[place.prefix], place, found, target) for place in wanted
             if place.prefix in by_name and not any(letter.isdigit() for letter in place.prefix)}
-    return {prefix: fit for prefix, fit in fits.items() if fit is not None}
+    named = {prefix: fit for prefix, fit in fits.items() if fit is not None}
+    return (named, [layer for layer in layers if layer.prefix not in named],
+            [place for place in wanted if place.prefix not in named])
 
 
 def settled(found: Source, target: Target) -> Plan:
-    """What convention alone determines about a net that cannot be matched as a whole."""
+    """What names, and the order up to the first difference, determine about a net that cannot be matched as a whole."""
     plan: Plan = {}
-    for source, wanted in _tries(found, target)[:3 if target.tied else 2]:
-        for fit in _named(_layers_of(source, wanted), _wanted(wanted), source, wanted).values():
-            plan.update({name: take for name, take in with_tied(fit, wanted).items() if name not in plan})
+    tries = _tries(found, target)
+    fits = [(fit, wanted) for source, wanted in tries[:3 if target.tied else 2]
+            for fit in _named(_layers_of(source, wanted), _wanted(wanted), source, wanted)[0].values()]
+    fits += [(fit, tries[1][1]) for fit in _parting(*tries[1]).fits]
+    for fit, wanted in fits:
+        plan.update({name: take for name, take in with_tied(fit, wanted).items() if name not in plan})
     return plan
 
 
-def _why_not(found: Source, target: Target) -> str:
-    """The layers that prevent a match, and what could be meant."""
+# What prevents a match
+
+class Parting(NamedTuple):
+    """Where two nets part: what fits before, in order or by name, and the first layers that do not; None where a net ends."""
+
+    fits: List[Plan]
+    layer: Optional[Layer]
+    place: Optional[Layer]
+
+
+def _parting(found: Source, target: Target) -> Parting:
+    named, layers, wanted = _named(_layers_of(found, target), _wanted(target), found, target)
+    fits = list(named.values())
+    if not (found.ordered and target.ordered):
+        return Parting(fits, None, None)
+    for layer, place in itertools.zip_longest(layers, wanted):
+        fit = None if layer is None or place is None else _fit_layer(layer, place, found, target)
+        if fit is None:
+            return Parting(fits, layer, place)
+        fits.append(fit)
+    return Parting(fits, None, None)
+
+
+
+
+def _why_not(found: Source, target: Target, among: str) -> str:
+    """The first difference, and what to do; ``among`` says which parameters are compared."""
     plan, wanted = conventional(found, target), wanted_names(target)
     missing, extra = [name for name in wanted if name not in plan], [name for name in plan if name not in wanted]
-    lines = []
     if 2 * len(missing) <= len(wanted):  # most names agree: the others are the problem
-        lines += [f'{name!r} has no parameter in {found.what}' + _candidates(name, found, target) for name in missing]
-        lines += [f'{plan[name].source!r} is left over' for name in extra]
+        lines = [f'{name!r} has no parameter in {found.what}{_alike(name, found, target)}{_more(missing)}' for name in missing[:1]]
+        lines += [f'{plan[name].source!r} is left over{_more(extra)}' for name in extra[:1]]
+        difference = '; '.join(lines)
     else:
-        lines += _unlike(_layers_of(found, target), _wanted(target), found, target)
-    more = f'; and {len(lines) - 8} more' if len(lines) > 8 else ''
+        difference = (_first_in_order if found.ordered and target.ordered else _first_by_shape)(found, target)
     return (f'The parameters of {found.what} must be those of {target.what}, by name, by order or by shape. Received: '
-            f'{"; ".join(lines[:8])}{more}. {SUGGEST}.')
+            f'{among}{difference}. {SUGGEST}. The map may leave out what matches without it.')
 
 
-def _candidates(name: str, found: Source, target: Target) -> str:
+def _more(some: Sequence[Any], what: str = '') -> str:
+    return f' (the first of {len(some)}{what and " " + what})' if len(some) > 1 else ''
+
+
+def _alike(name: str, found: Source, target: Target) -> str:
     shape = target.shapes[name]
     alike = [other for other, array in found.arrays.items() if array.shape == shape]
-    return f' (of its shape {shape}: {one_of(alike[:6])})' if alike else f' (none has its shape {shape})'
+    return f' (of its shape {shape}: {one_of(alike[:3])})' if alike else f' (none has its shape {shape})'
 
 
-def _unlike(layers: List[Layer], wanted: List[Layer], found: Source, target: Target) -> List[str]:
-    """Where the layers of two nets diverge: in their order, then those without a counterpart, then those with several."""
-    lines, several = [], []
-    fits = {(i, k): _fit_layer(layer, place, found, target) is not None
-            for i, place in enumerate(wanted) for k, layer in enumerate(layers)}
-    parting = [k for k in range(min(len(layers), len(wanted))) if not fits[k, k]]
-    if parting and found.ordered and target.ordered:
-        place, layer = wanted[parting[0]], layers[parting[0]]
-        theirs = {leaf: target.shapes[name] for leaf, name in place.leaves.items()}
-        ours = {leaf: take.of(found.arrays[take.source]).shape for leaf, take in layer.leaves.items()}
-        lines.append(f'in order, {_name(place)} with {_words(theirs)} is where Gluon has {_name(layer)} with {_words(ours)}')
-    alone = [layer for k, layer in enumerate(layers) if not any(fits[i, k] for i in range(len(wanted)))]
-    for i, place in enumerate(wanted):
-        candidates = [_name(layer) for k, layer in enumerate(layers) if fits[i, k]]
-        if len(candidates) > 1:
-            several.append(f'{_name(place)} may be {" or ".join(candidates[:4])}' + (' or ...' if len(candidates) > 4 else ''))
-        elif not candidates:
-            lines.append(f'{_name(place)} fits none' + _nearest(place, alone, found, target))
-    lines += [f'{_name(layer)} in Gluon fits none' for layer in alone]
-    return lines + several
+def _first_in_order(found: Source, target: Target) -> str:
+    fits, layer, place = _parting(found, target)
+    places = [other.prefix for other in _wanted(target)]
+    ours, theirs = _arrays(layer, found, target), _arrays(place, found, target)
+    number = len(places) + 1 if place is None else places.index(place.prefix) + 1
+    begin = (f'{len(fits)} of {len(places)} layers fit; the first difference in order is ' if fits else '') + f'at place {number}: '
+    if layer is not None and place is not None and set(ours) == set(theirs):
+        leaf = next(leaf for leaf, name in place.leaves.items() if _fit(name, layer.leaves[leaf], found, target) is None)
+        (source, shape), (name, wanted) = ours[leaf], theirs[leaf]
+        if sorted(shape) == sorted(wanted):
+            return begin + mismatch(name, source, shape, target)[:-1]
+        ours, theirs = {leaf: ours[leaf]}, {leaf: theirs[leaf]}
+    return (begin + (f"Gluon's {_words(ours)}, " if ours else 'Gluon has no more, ')
+            + (f"PyTorch's {_words(theirs)}" if theirs else 'PyTorch has no more'))
+
+
+def _first_by_shape(found: Source, target: Target) -> str:
+    """Where an order is not known: the first layer without a counterpart, else the first with several."""
+    _, layers, wanted = _named(_layers_of(found, target), _wanted(target), found, target)
+    fits = [(place, _candidates(place, layers, found, target)) for place in wanted]
+    used = {layer.prefix for _, candidates in fits for layer, _ in candidates}
+    lines = [f"PyTorch's {_words(_arrays(place, found, target))} fits none" for place, candidates in fits if not candidates]
+    lines += [f"Gluon's {_words(_arrays(layer, found, target))} fits none" for layer in layers if layer.prefix not in used]
+    more = [(_name(place), [_name(layer) for layer, _ in candidates]) for place, candidates in fits if len(candidates) > 1]
+    lines += [f'{place} may be {" or ".join(names[:2])}{" or ..." if len(names) > 2 else ""}' for place, names in more]
+    only: Dict[str, List[str]] = {}
+    for place, candidates in fits:
+        for layer, _ in candidates if len(candidates) == 1 else ():
+            only.setdefault(_name(layer), []).append(_name(place))
+    lines += [f'only {layer} fits {" and ".join(places[:2])}' for layer, places in only.items() if len(places) > 1]
+    return f'{lines[0]}{_more(lines, "such layers")}'
+
+
+def _arrays(layer: Optional[Layer], found: Source, target: Target) -> Dict[str, Tuple[str, Shape]]:
+    """leaf -> name and shape, of a layer of either side."""
+    if layer is None:
+        return {}
+    return {leaf: (part, target.shapes[part]) if isinstance(part, str) else (part.source, part.of(found.arrays[part.source]).shape)
+            for leaf, part in layer.leaves.items()}
+
+
+def _words(arrays: Mapping[str, Tuple[str, Shape]]) -> str:
+    words = [f'{name!r} {tuple(shape)}' for name, shape in arrays.values()]
+    return ' and '.join(words[:2]) + (f' and {len(words) - 2} more' if len(words) > 2 else '')
 
 
 def _name(layer: Layer) -> str:
     return repr(layer.prefix or next(iter(layer.leaves)))
 
 
-def _words(shapes: Mapping[str, Shape]) -> str:
-    return ', '.join(f'{leaf} {tuple(shape)}' for leaf, shape in shapes.items())
-
-
-def _nearest(place: Layer, layers: List[Layer], found: Source, target: Target) -> str:
-    """What is wrong with layers that would fit except for a transposed shape."""
-    for layer in layers:
-        if set(layer.leaves) == set(place.leaves):
-            for leaf, name in place.leaves.items():
-                shape = layer.leaves[leaf].of(found.arrays[layer.leaves[leaf].source]).shape
-                if shape != target.shapes[name] and sorted(shape) == sorted(target.shapes[name]):
-                    return f' ({mismatch(name, layer.leaves[leaf].source, shape, target)[:-1]})'
-    return ''
-
-
 def rests_on_order(plan: Plan, found: Source, target: Target) -> List[str]:
     """A line for the report if layers of equal shapes could only be distinguished by their order."""
-    conventional_plan = conventional(found, target)
+    arrays = {take.source: found.arrays[take.source] for take in plan.values()}
+    conventional_plan = conventional(dataclasses.replace(found, arrays=arrays), target)
     moved = [name for name, take in plan.items() if name not in conventional_plan or conventional_plan[name].source != take.source]
     shapes = [target.shapes[name] for name in moved if name.rpartition('.')[2] == 'weight']
     alike = sum(shapes.count(shape) > 1 for shape in shapes)
@@ -305,7 +398,7 @@ def check_layouts(plan: Plan, found: Source, target: Target) -> None:
     last = [name for name, take in plan.items() if take.transpose and take.transpose == channels_first(len(take.transpose))]
     if not last or found.facts.order:
         return
-    asked = [name for name, take in plan.items() if not (take.transpose or take.rnn or take.view)
+    asked = [name for name, take in plan.items() if not (take.transpose or take.rnn or take.view or take.shape)
              and len(target.shapes[name]) > 2 and _last_too(found.arrays[take.source].shape)]
     if asked:
         order = list(channels_first(len(target.shapes[asked[0]])))

@@ -9,7 +9,7 @@ from .pytorch import Target
 
 __all__ = ['SUGGEST', 'conventional', 'rnn_like', 'split', 'torch_leaf']
 
-SUGGEST = 'Write a draft of a map with suggest_names, complete it, and pass it as names='
+SUGGEST = 'Write a draft of a map with suggest_names, correct what differs, and pass it as names='
 VECTORS = ('parameters', 'rnn_param')  # names of packed parameters
 
 # MXNet 1.x writes a layer's `l0_i2h_weight` as `_unfused.0.i2h_weight`, or `_unfused.0.l_cell.i2h_weight` if it is bidirectional
@@ -56,10 +56,9 @@ def torch_leaf(leaf: str) -> str:
 def conventional(found: Source, target: Optional[Target], draft: bool = False) -> Plan:
     """Each array under PyTorch's name for it. Packed vectors must be known from the net or from ``target``."""
     plan: Plan = {}
-    dotted = any('.' in name for name in found.arrays)
     ones, last = set(found.facts.ones), set(found.facts.channels_last)
     for name, array in found.arrays.items():
-        prefix, leaf = split(name, dotted)
+        prefix, leaf = split(name, bool(found.dotted))
         if leaf in VECTORS and array.ndim == 1:
             rnn = found.facts.packed.get(name) or rnn_like(target, prefix)
             if rnn is None and target is not None:

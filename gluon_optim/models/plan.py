@@ -4,10 +4,10 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy
 
-__all__ = ['ENTRY', 'GATES', 'RNN_ENTRY', 'Plan', 'Rnn', 'Shape', 'Take', 'channels_first', 'unpacked']
+__all__ = ['ENTRY', 'GATES', 'RNN_ENTRY', 'Plan', 'Rnn', 'Shape', 'Take', 'channels_first', 'pointwise', 'unpacked']
 
 Shape = Tuple[int, ...]
-ENTRY = ('view', 'transpose', 'repeat', 'shape', 'ones')  # what a map may say about an array besides 'from'
+ENTRY = ('view', 'transpose', 'repeat', 'shape', 'ones', 'zeros')  # what a map may say about an array besides 'from'
 RNN_ENTRY = ('rnn', 'hidden', 'layers', 'bidirectional', 'projection')  # and of a packed vector
 GATES = {'lstm': 4, 'gru': 3, 'rnn_tanh': 1, 'rnn_relu': 1}
 
@@ -72,10 +72,13 @@ class Take(NamedTuple):
     repeat: int = 1
     shape: Optional[Shape] = None
     ones: bool = False
+    zeros: bool = False                   # the bias of a layer that has none in Gluon: one for each row of its weight
     rnn: Optional[Rnn] = None
 
     def of(self, array: numpy.ndarray) -> numpy.ndarray:
         """The array in its new layout, without a copy if possible."""
+        if self.zeros:
+            return numpy.zeros(array.shape[:1], array.dtype)
         if self.rnn is not None:
             array = array.reshape(-1)[self.begin:self.begin + math.prod(self.view or ())]
         if self.view is not None:
@@ -92,6 +95,8 @@ class Take(NamedTuple):
         """What happens to the array, in words."""
         if self.rnn is not None:
             return f'elements {self.begin} to {self.begin + math.prod(self.view or ())} of the vector of {self.rnn.words()}'
+        if self.zeros:
+            return 'zeros, for a layer without bias'
         words = [f'seen as {list(self.view)}'] if self.view is not None else []
         words += [f'transposed {list(self.transpose)}'] if self.transpose is not None else []
         words += [f'each repeated {self.repeat} times'] if self.repeat > 1 else []
@@ -120,6 +125,18 @@ def channels_first(ndim: int) -> Shape:
     (0, 3, 1, 2)
     """
     return (0, ndim - 1, *range(1, ndim - 1))
+
+
+def pointwise(shape: Optional[Shape], other: Optional[Shape]) -> bool:
+    """Whether one shape is that of the weight of a linear layer, and the other of a convolution with a kernel of one.
+
+    >>> pointwise((10, 3, 1, 1), (10, 3)), pointwise((10, 3), (10, 3, 1)), pointwise((10, 3), (10, 3, 2))
+    (True, True, False)
+    """
+    if shape is None or other is None:
+        return False
+    linear, convolution = sorted((shape, other), key=len)
+    return len(linear) == 2 < len(convolution) and (*linear, *(1,) * (len(convolution) - 2)) == tuple(convolution)
 
 
 def unpacked(prefix: str, take: Take, size: int) -> Plan:

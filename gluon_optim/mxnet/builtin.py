@@ -140,7 +140,7 @@ class DropIn(Runner):
         """MXNet's own state for ``weight``."""
         if weight.stype == 'default':
             check_weight(self.rule, weight)
-        self._created.add(index)
+        self._has_made(index)
         state = super().create_state(index, weight)
         if not self.single_slots or weight.dtype != numpy.float64:
             return state
@@ -263,6 +263,7 @@ class SGLD(DropIn, mx_optimizer.SGLD):
                 mixed: bool) -> None:
         """MXNet's, where the rate is not 0. With that a parameter stays, and MXNet fails later: it has no normal distribution
         of deviation 0."""
+        self.hyperparameters()
         for index, weight, gradient, state in zip(indices, weights, gradients, states):
             if self._skips:
                 return

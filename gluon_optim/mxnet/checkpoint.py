@@ -90,9 +90,9 @@ def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
         the run that continues and the one that is resumed draw the same numbers. The states of NumPy's and Python's
         global generators are saved as they are. False neither saves nor changes any of them.
 
-    Raises TypeError or ValueError for anything that cannot be saved (an MXNet optimizer, a scheduler without ``get_config``,
-    parameters without a shape, ``extra`` that is not JSON, ``metrics`` that are not numbers), OSError if the file system
-    refuses.
+    Raises TypeError or ValueError for anything that cannot be saved (a scheduler with other attributes than numbers,
+    strings, lists and schedulers, and without ``get_config``; parameters without a shape, ``extra`` that is not JSON,
+    ``metrics`` that are not numbers), OSError if the file system refuses.
 
     >>> import tempfile, gluon_optim as go
     >>> import mxnet as mx
@@ -106,8 +106,8 @@ def save_checkpoint(path: container.Path, net: Optional[BlockLike] = None, train
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     go.save_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer, extra={'fold': 3}, step=7)
     ...     restored = go.load_checkpoint(f'{folder}/run.safetensors', net=net, trainer=trainer)
-    >>> restored, restored.step
-    ({'fold': 3}, 7)
+    >>> restored['fold'], restored.step
+    (3, 7)
     """
     run = checked_run(step, epoch, batch, metrics, extra)
     begun = time.monotonic()

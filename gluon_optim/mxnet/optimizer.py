@@ -53,8 +53,8 @@ class Runner(mx_optimizer.Optimizer):
         self._rows: Dict[Any, Dict[str, float]] = {}  # coefficients of the last steps with the hyper-parameters `_rows_of`
         self._rows_of: Any = None
         self._singly = False
-        self._created: Set[Any] = set()         # the parameters whose states were made here
-        self._loaded_at: Optional[int] = None   # what begin_num_update was, where states without counts take t from it
+        self._created: Optional[Set[Any]] = set()   # the parameters whose states were made here; None: of all, counts are known
+        self._loaded_at: Optional[int] = None       # what begin_num_update was, where states without counts take t from it
         if 'mxnet.gluon.trainer' in sys.modules:  # a parameter server has none, and is still importing `mxnet`
             from .kvstore import update_together
             update_together()
@@ -67,6 +67,7 @@ class Runner(mx_optimizer.Optimizer):
         super().__setstate__(state)
         self.rescale_grad = self.__dict__.pop('rescale_grad', 1.0)  # MXNet may have saved an array
         self._set_up()
+        self._created = None
         # saved on some devices, continued on others
         self.set_update_counts(self.update_counts(), self.num_update)
 
@@ -191,12 +192,17 @@ class Runner(mx_optimizer.Optimizer):
         A state that was not made here is from a file without counts, such as `Module.save_optimizer_states` writes:
         ``begin_num_update`` says how many updates it has seen, and is part of no other count from now on.
         """
-        if index in self._created:
+        if self._created is None or index in self._created:
             return self.begin_num_update
         if self._loaded_at is None:
             self._loaded_at = self.begin_num_update
             self._take_begin()
         return self._loaded_at
+
+    def _has_made(self, index: Any) -> None:
+        """A state was made for the parameter: it has seen no update."""
+        if self._created is not None:
+            self._created.add(index)
 
     def _take_begin(self) -> None:
         begin = self.begin_num_update
@@ -371,8 +377,12 @@ class RuleOptimizer(Runner):
     learning_rate : float, optional
         Without it the scheduler's ``base_lr`` stays; without a scheduler the rule's default applies.
     wd, rescale_grad, clip_gradient, and the rule's own
-        See the rule. Checked here, and again after every change.
-    lr_scheduler, begin_num_update, multi_precision, param_idx2name, param_dict, sym
+        See the rule. Checked here, and again after every change. ``rescale_grad``, and with it the batch size given to
+        `Trainer.step`, may be an array of one element: if it is NaN or infinite, updates are skipped and not counted.
+    begin_num_update : int, optional
+        The number of updates already done, for the scheduler. Each parameter's t starts at 1 all the same, unless its state
+        comes from a file without counts, as `Module.save_optimizer_states` writes: then t continues from this number.
+    lr_scheduler, multi_precision, param_idx2name, param_dict, sym
         As documented in `mx.optimizer.Optimizer`.
 
     Raises TypeError for an unknown argument or a wrong type, ValueError for a value out of range.
@@ -410,7 +420,8 @@ class RuleOptimizer(Runner):
         self.aggregate_num = 2 ** 31 - 1  # the updater passes all parameters of a dtype at once
         self._restored_counts: Dict[Any, int] = {}
         self._set_up()
-        self.rescale_grad = factor
+        if isinstance(factor, nd.NDArray):
+            self.rescale_grad = factor
 
     def _given(self) -> Dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}
@@ -421,7 +432,7 @@ class RuleOptimizer(Runner):
     def create_state(self, index: Any, weight: Any) -> Tuple[Any, ...]:
         """A tuple of the rule's slots for ``weight``, in the order of ``rule.slots``; shape (1,) for one number."""
         check_weight(self.rule, weight)
-        self._created.add(index)
+        self._has_made(index)
         dtype = 'float64' if weight.dtype == numpy.float64 else 'float32'
         return tuple(
             weight.astype(dtype) if slot.init == 'weight'

@@ -114,8 +114,9 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
     strict : bool
         False restores every parameter that fits and leaves the others unchanged; the report lists them.
     hyperparameters : 'file' or 'current'
-        Which hyper-parameters apply after loading. 'file' restores the saved hyper-parameters and the scheduler, with a warning
-        for each that differs; 'current' keeps the trainer's and advances its scheduler to the saved number of updates.
+        Which hyper-parameters apply after loading. 'file' restores the saved hyper-parameters and the scheduler; 'current' keeps
+        the trainer's and advances its scheduler to the saved number of updates. Both warn of each value that differs, those of
+        the schedule included.
 
     Returns
     -------
@@ -123,7 +124,8 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
         Its text, "restored N of M parameters at step T", is also logged to 'gluon_optim'.
 
     Raises StateFileError (a ValueError) for a damaged file, ValueError for states of another optimizer, or names, shapes
-    or types that do not fit. In that case nothing has been changed.
+    or types that do not fit. In that case nothing has been changed. Any other error, such as too little memory, puts back
+    whatever was changed before it.
 
     >>> import tempfile, gluon_optim as go
     >>> import mxnet as mx

@@ -76,7 +76,11 @@ def write_weight(parameter: ParameterLike, values: Sequence[Any]) -> None:
 
 
 def _restore_layout(array: Any) -> None:
-    """Turn back what an inference has permuted for oneDNN: `NDArray._sync_copyfrom` takes no such array."""
+    """Turn back what an inference has permuted for oneDNN: `NDArray._sync_copyfrom` takes no such array.
+
+    One that still runs would do it afterwards, and only counts as a reader: so wait for readers too.
+    """
+    mx_base.check_call(mx_base._LIB.MXNDArrayWaitToWrite(array.handle))
     mx_base.check_call(mx_base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(ctypes.c_void_p())))
 
 

@@ -62,7 +62,9 @@ def loads(text: bytes, what: str) -> Any:
     def constant(name: str) -> None:
         raise StateFileError(f'numbers in {what} must be finite. Received: {name}.')
 
-    width = 4 if re.search(rb'[\xf0-\xff]|\\u[dD][89abAB]', text) else 2 if re.search(rb'[\x80-\xef]|\\u', text) else 1
+    width = 1  # bytes of a letter
+    if not text.isascii() or b'\\u' in text:
+        width = 4 if re.search(rb'[\xf0-\xff]|\\u[dD][89abAB]', text) else 2
     if sum(text.count(mark) * cost for mark, cost in COSTS.items()) + 2 * (width - 1) * len(text) > 2 * len(text) + SMALL:
         raise StateFileError(f'{what} must not take more memory than twice its {len(text)} bytes and {SMALL}. Received: '
                              f'{text.count(b",")} commas.')

@@ -113,6 +113,11 @@ class OptimizerStates:
         """
         return _as_rule(self, name, hypers)
 
+    def under_own_names(self, arrays: Mapping[str, Any]) -> Dict[str, Any]:
+        """``arrays`` by the names that these states have for them: a shared parameter may stand under its other name there."""
+        first = {name: own for name, own in (self.facts or {}).get('shared', {}).items() if own not in arrays}
+        return {first.get(name, name): array for name, array in arrays.items()}
+
     def renamed(self, names: Mapping[str, str]) -> 'OptimizerStates':
         """The same states with other names for the parameters in ``names``; itself where there are none."""
         if not names:

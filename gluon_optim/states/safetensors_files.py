@@ -7,7 +7,7 @@ import numpy
 
 from . import json_text
 from .atomic import replacing
-from .errors import UnreadableFile
+from .errors import StateFileError, UnreadableFile
 from .files import OpenFile, Path
 from .model import chunks
 
@@ -37,7 +37,10 @@ def read_header(file: OpenFile) -> Dict[str, Entry]:
         raise UnreadableFile(f'{file.path!r} must be a safetensors file with a header of up to {MAX_HEADER} bytes. '
                              f'Received: {size}, in a file of {file.size} bytes.')
     file.file.seek(8)
-    header = json_text.loads(file.file.read(size), 'its header')
+    try:
+        header = json_text.loads(file.file.read(size), 'its header')
+    except StateFileError as error:
+        raise UnreadableFile(f'Cannot read {file.path!r}: {error}') from None
     if not isinstance(header, dict):
         raise UnreadableFile(f'{file.path!r} must be a safetensors file. Received: a header that is not a dictionary.')
     return {name: _entry(file, name, entry) for name, entry in header.items() if name != '__metadata__'}
