@@ -2,8 +2,10 @@
 
 The continuations start from newcomer/LOOP/step-30.safetensors, and are compared with what Gluon did from there.
 """
+import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,7 @@ pytest.importorskip('sklearn')
 from newcomer_data import ROOT, image_batch, text, text_batch
 
 import gluon_optim as go
+from gluon_optim import cli
 
 LOOPS = ['cnn', 'lstm', 'finetune']
 FIXTURES = Path(__file__).resolve().parent / 'newcomer'
@@ -47,8 +50,8 @@ def kill_at(step, *arguments):
         if json.loads(line)['step'] == step:
             process.kill()
             break
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
@@ -227,3 +230,80 @@ def test_continued_elsewhere(loop, framework):
         assert (moved == 0) == (key in before.frozen)
         if key != BEFORE_NORM.get(loop):  # frozen ones are equal bit for bit; others measured at most 2e-5
             np.testing.assert_allclose(weight.detach(), after.weights[key], rtol=0, atol=1e-3 * moved, err_msg=key)
+
+
+# What the user is told
+
+def reports(loop):
+    """Lines of the model's report, and by framework those of the states' report."""
+    torch = pytest.importorskip('torch')
+    model = go.model_to_torch(FIXTURES / loop.__name__.lower() / f'step-{START}.safetensors', like=loop(torch).net)
+    found = {'model': model.report}
+    for needs, verb in ({'torch': 'to_torch', 'onnx': 'to_onnx', 'optax': 'to_optax'}).items():
+        if importlib.util.find_spec(needs):
+            states = model.states()
+            getattr(go, verb)(states)
+            found[verb] = states.report
+    return found
+
+
+def test_one_line_says_what_is_frozen():
+    found = reports(Finetune)
+    for verb, report in found.items():
+        lines = [line for line in report if 'features.1.weight' in line and 'in this order' not in line]
+        assert len(lines) == 1 and lines[0].startswith("not trained in Gluon: 'features.0."), report
+        assert ('requires_grad' in lines[0]) == (verb in ('model', 'to_torch'))
+        assert ('leave them out with params=' in lines[0]) == (verb in ('to_onnx', 'to_optax'))
+
+
+def test_the_param_groups_have_lr_mult():
+    torch = pytest.importorskip('torch')
+    net = Finetune(torch).net
+    states = go.model_to_torch(FIXTURES / 'finetune' / f'step-{START}.safetensors', like=net).states()
+    state_dict = go.to_torch(states, target='torch')
+    names = [name for name, _ in net.named_parameters()]
+    rates = {names[k]: group['lr'] for group in state_dict['param_groups'] for k in group['params']}
+    assert rates == {name: pytest.approx(0.01 if 'output' in name else 0.001) for name in names}
+    assert sum('param groups, by (lr_mult, wd_mult) [(1.0, 1.0), (10.0, 1.0)]' in line for line in states.report) == 1
+
+
+def test_the_report_tells_how_to_get_the_rates():
+    for verb, report in reports(LSTM).items():
+        lines = [line for line in report if 'CosineScheduler is not carried over' in line]
+        assert len(lines) == (verb != 'model')
+        if verb in ('to_torch', 'to_onnx'):
+            assert lines[0].endswith('starting with update 31: go.rate(states.scheduler, 31) is 0.011313')
+        elif lines:
+            assert 'lambda done: go.rate(states.scheduler, done + 1, jax.numpy);' in lines[0]
+
+
+def test_the_report_says_that_each_context_normalized_its_part():
+    assert [line for line in reports(CNN)['model'] if 'mean of those of 2 devices' in line]
+    assert not [line for line in reports(Finetune)['model'] if 'devices' in line]
+
+
+def test_inspect_cuts_what_the_user_added(capsys):
+    path = FIXTURES / 'lstm' / f'step-{START}.safetensors'
+    assert cli.main(['inspect', str(path)]) == 0
+    line, = (line for line in capsys.readouterr().out.splitlines() if line.startswith('extra: {"hidden": [[[[0.9'))
+    assert len(line) < 300 and line.endswith('characters; --json prints all of them)')
+    assert cli.main(['inspect', str(path), '--json']) == 0
+    assert json.loads(capsys.readouterr().out)['extra'] == go.read_checkpoint(path)[1].extra
+
+
+def test_the_recipes_run_and_run_again(tmp_path, monkeypatch):
+    """docs/RECIPES.md; the second time all is done already, but for what comes after the last checkpoint."""
+    pytest.importorskip('mxnet')
+    pytest.importorskip('torch')
+    monkeypatch.chdir(tmp_path)
+    begin, *blocks = re.findall('```python\n(.*?)```', (ROOT / 'docs/RECIPES.md').read_text(encoding='utf-8'), re.DOTALL)
+    assert len(blocks) == 4
+    for _ in range(2):
+        names = {}
+        for block in [begin, *blocks]:
+            exec(compile(block, 'docs/RECIPES.md', 'exec'), names)  # noqa: S102
+        assert names['restored'] is None or names['restored'].step == 100
+        assert names['optimizer'].param_groups[0]['lr'] == go.rate(names['states'].scheduler, 101)
+        assert {folder: max(manager.steps()) for folder in ('cnn', 'lstm', 'finetune')
+                for manager in [go.CheckpointManager(folder)]} == {'cnn': 150, 'lstm': 100, 'finetune': 100}
+    assert names['restored'].step == 100

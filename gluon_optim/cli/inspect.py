@@ -149,5 +149,7 @@ def _about(contents: inspection.Contents) -> List[str]:
         position = {'step': run.step, 'epoch': run.epoch, 'batch': run.batch, **run.metrics}
         lines.append('run: ' + (pairs(position) or 'no step given'))
         if run.extra:
-            lines.append('extra: ' + json.dumps(run.extra, ensure_ascii=False))
+            text = json.dumps(run.extra, ensure_ascii=False)
+            more = f' ({len(text)} characters; --json prints all of them)' * (len(text) > 200)
+            lines.append(f'extra: {short(text, 200)}{more}')
     return lines + [in_options(line) for line in states.report]

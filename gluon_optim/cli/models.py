@@ -30,7 +30,7 @@ def add_options(command: ArgumentParser) -> None:
     command.add_argument('--like', metavar='FILE', help='a .pt or .safetensors file of a state_dict: the required names and '
                          'shapes. With --what optimizer, the state gets these names, this order and these layouts')
     command.add_argument('--map', metavar='FILE', help="JSON of PyTorch's names to Gluon's, as described in gluon_optim.models; "
-                         f"'{SUGGEST}' writes a draft to edit")
+                         f"with --like only those that cannot be matched without it. '{SUGGEST}' writes a draft to edit")
 
 
 def writes_model(options: Namespace, file: OpenFile) -> bool:

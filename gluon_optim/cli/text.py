@@ -62,9 +62,9 @@ def pairs(values: Dict[str, Any]) -> str:
     return ', '.join(f'{name} {value!r}' for name, value in values.items() if value is not None)
 
 
-def short(value: Any) -> str:
+def short(value: Any, length: int = 60) -> str:
     text = '-' if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + '...'
+    return text if len(text) <= length else text[:length - 3] + '...'
 
 
 def dumps(value: Any) -> str:

@@ -5,12 +5,15 @@ import numpy
 
 from ..rules import Rule
 from ..rules.mx.base import DecayedFirst
+from ..schedules import rate
 from ..schema import Values, one_of, some_of
 from ..states.model import OptimizerStates, ParameterInfo
 from .classes import APPROXIMATE, CONSTANT_RATE, VANISHED, Foreign
 from .selection import groups, own_hypers, split
 
-__all__ = ['how_far', 'label_of', 'listed', 'what_is_lost', 'what_to_say']
+__all__ = ['LEAVE_OUT', 'how_far', 'label_of', 'listed', 'next_rate', 'what_is_lost', 'what_to_say']
+
+LEAVE_OUT = 'leave them out with params='  # where an optimizer updates all that it is given
 
 
 def listed(arguments: Mapping[str, Any]) -> str:
@@ -82,8 +85,28 @@ def how_far(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequen
             f'at update {states.num_update})')
 
 
-def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
-    """What happens outside the optimizer and so is not in the converted state: lines for the report."""
+def next_rate(states: OptimizerStates) -> str:
+    """How to get the rate of the next update from the scheduler; nothing if it is not known here.
+
+    >>> half = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
+    ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=20, base_lr=0.1, warmup_steps=0, warmup_begin_lr=0,
+    ...     warmup_final_lr=0.4, warmup_mode='linear')}
+    >>> next_rate(OptimizerStates('adam', {}, 30, [], {}, {}, scheduler=half))
+    ': go.rate(states.scheduler, 31) is 0.05'
+    """
+    update = states.num_update + 1
+    try:
+        return f': go.rate(states.scheduler, {update}) is {rate(states.scheduler, update):.6g}'
+    except (TypeError, KeyError, ValueError, ArithmeticError):  # of another class, or not one that MXNet could have made
+        return ''
+
+
+def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo],
+                untrained: str = 'requires_grad_(False) in PyTorch') -> List[str]:
+    """What happens outside the optimizer and so is not in the converted state: lines for the report.
+
+    ``untrained`` is what to do with parameters that Gluon did not train.
+    """
     label = label_of(foreign, h, states, chosen)
     label = how_far(foreign, h, states, chosen) if label == APPROXIMATE else label
     lines = [f'{foreign.path}: {label}; {len(chosen)} parameters, update {states.num_update}; in this order: '
@@ -97,12 +120,11 @@ def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Se
         lines.append(f'make {foreign.path} with {listed(foreign.made_with(h))}: the state cannot set them')
     frozen = [info.name for info in chosen if info.grad_req == 'null']
     if frozen:
-        lines.append(f'not trained in Gluon: {some_of(frozen)}; do not train them here either: requires_grad_(False) in PyTorch')
+        lines.append(f'not trained in Gluon: {some_of(frozen)}; do not train them here either: {untrained}')
     fresh = [info.name for info in chosen if info.name not in states.slots and info.grad_req != 'null']
     if fresh:
         advice = '' if all(info.grad_req for info in chosen) else (
-            '. If Gluon did not train them (a frozen layer, scale=False), do not train them here either: requires_grad_(False) in '
-            'PyTorch')
+            f'. If Gluon did not train them (a frozen layer, scale=False), do not train them here either: {untrained}')
         lines.append(f'no state yet, as in the file: {some_of(fresh)}' if len(fresh) == len(chosen) else
                      f'never updated in {states.num_update} steps: {some_of(fresh)}{advice}')
     if h.rescale_grad != 1:
@@ -110,7 +132,8 @@ def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Se
                      'use gradients of the mean loss')
     if states.scheduler and 'learning_rate' in foreign.held:
         lines.append(f"the scheduler {states.scheduler.get('class')} is not carried over: the param groups have its base_lr, "
-                     f'{h.learning_rate!r}; set the rate at each step, starting with update {states.num_update + 1}')
+                     f'{h.learning_rate!r}; set the rate at each step, starting with update {states.num_update + 1}'
+                     f'{next_rate(states)}')
     if states.loss_scaler:
         lines.append(f'the loss scaler {states.loss_scaler!r} is not carried over: pass its scale to the new one')
     if foreign.masters and any(info.name in states.master for info in chosen):

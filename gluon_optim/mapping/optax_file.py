@@ -22,7 +22,7 @@ from ..states.errors import StateFileError, UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import OptimizerStates, ParameterInfo
 from .classes import Foreign, own_class
-from .losses import what_is_lost, what_to_say
+from .losses import LEAVE_OUT, next_rate, what_is_lost, what_to_say
 from .selection import normalize
 from .state_dict import fresh_entry, to_state_dict, weight_of
 
@@ -162,8 +162,9 @@ def _read(arrays: Dict[str, numpy.ndarray]) -> Tuple[OptimizerStates, Dict[str, 
 def _say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
     """What the user must do by hand: lines for the report."""
     alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # `arguments` has the multipliers
-    lines = what_to_say(foreign, h, dataclasses.replace(states, scheduler=None, master={}), alike)
+    lines = what_to_say(foreign, h, dataclasses.replace(states, scheduler=None, master={}), alike, LEAVE_OUT)
     if states.scheduler:
-        lines.append(f"the scheduler {states.scheduler.get('class')} is not carried over: pass a schedule as learning_rate; it is "
-                     f'called with the number of updates done, next with {states.num_update}')
+        lines.append(f"the scheduler {states.scheduler.get('class')} is not carried over: pass a schedule as learning_rate"
+                     + ', lambda done: go.rate(states.scheduler, done + 1, jax.numpy)' * bool(next_rate(states))
+                     + f'; it is called with the number of updates done, next with {states.num_update}')
     return lines

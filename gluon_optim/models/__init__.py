@@ -59,7 +59,7 @@ from ..states.atomic import Path, replacing
 from ..states.model import OptimizerStates, ParameterInfo
 from .gluon import Source, source_of, with_states
 from .maps import check_map, from_map, read_map, take_dropped
-from .matching import MOST, check_layouts, matched, one_for_tied, rests_on_order, settled, sources_of, with_tied
+from .matching import MOST, check_layouts, led_by, matched, one_for_tied, rests_on_order, settled, sources_of, with_tied
 from .names import conventional, split, torch_leaf
 from .plan import Plan, Shape, Take, pointwise
 from .pytorch import COUNTER, Target, target_of
@@ -245,7 +245,8 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
     model = _made(plan, dropped, found, target, notes)
     model.ordered = target.ordered if target is not None else names is not None or found.ordered
     if model.frozen:
-        model.report.append(f'not trained in Gluon: {some_of(model.frozen)}; freeze(module) sets requires_grad=False there')
+        model.report.append(f'not trained in Gluon: {some_of(model.frozen)}; set requires_grad=False for them, as '
+                            'model.freeze(module) does')
     return model
 
 
@@ -386,9 +387,9 @@ def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
     given_up = set(dropped)
     told = {*given_up, *found.shared, *used}
     lines += [f'{name!r} in Gluon has the values of {other!r}, which was converted: it was assumed to be the same parameter'
-              for name, other in found.alike.items() if name not in told]
-    lines += [f'{name!r} in Gluon is {other!r}, which was converted' for name, other in found.shared.items()
-              if name not in used and name not in given_up]
+              for name, other in led_by(used, found.alike).items() if name not in told]
+    lines += [f'{name!r} in Gluon is {other!r}, which was converted' for name, other in led_by(used, found.shared).items()
+              if name not in given_up]
     lines += [f'{name!r} in Gluon was dropped, as the map says' for name in dropped]
     return lines
 

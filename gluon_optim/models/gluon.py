@@ -137,6 +137,10 @@ def of_checkpoint(what: str, states: OptimizerStates, run: Run) -> Source:
         arrays.update((name, arrays[first]) for name, first in found.shared.items())
         found.once = False  # what is shared is known
     found.facts.frozen = [weight.name for weight in run.weights if weight.grad_req == 'null']
+    devices = max((len(weight.copies) for weight in run.weights if weight.name.endswith(('running_var', 'moving_var'))), default=1)
+    if devices > 1:
+        found.notes.append(f'batch norm: running statistics are the mean of those of {devices} devices, each of which normalized '
+                           'its own part of a batch; for the same losses, pass the parts through the module one after the other')
     return with_states(_checked(found), states)
 
 
