@@ -59,7 +59,7 @@ from ..states.atomic import Path, replacing
 from ..states.model import OptimizerStates, ParameterInfo
 from .gluon import Source, source_of, with_states
 from .maps import check_map, from_map, read_map, take_dropped
-from .matching import check_layouts, matched, one_for_tied, rests_on_order, settled, sources_of, with_tied
+from .matching import check_layouts, led_by, matched, one_for_tied, rests_on_order, settled, sources_of, with_tied
 from .names import conventional, split, torch_leaf
 from .plan import Plan, Shape, Take, pointwise
 from .pytorch import COUNTER, Target, target_of
@@ -370,9 +370,9 @@ def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
     given_up = set(dropped)
     told = {*given_up, *found.shared, *used}
     lines += [f'{name!r} in Gluon has the values of {other!r}, which was converted: it was assumed to be the same parameter'
-              for name, other in found.alike.items() if name not in told]
-    lines += [f'{name!r} in Gluon is {other!r}, which was converted' for name, other in found.shared.items()
-              if name not in used and name not in given_up]
+              for name, other in led_by(used, found.alike).items() if name not in told]
+    lines += [f'{name!r} in Gluon is {other!r}, which was converted' for name, other in led_by(used, found.shared).items()
+              if name not in given_up]
     lines += [f'{name!r} in Gluon was dropped, as the map says' for name in dropped]
     return lines
 

@@ -12,8 +12,8 @@ from .names import SUGGEST, conventional, rnn_like, split
 from .plan import Plan, Shape, Take, channels_first, pointwise, unpacked
 from .pytorch import COUNTER, Target
 
-__all__ = ['check_layouts', 'matched', 'mismatch', 'one_for_tied', 'rests_on_order', 'settled', 'sources_of', 'wanted_names',
-           'with_tied', 'without_named']
+__all__ = ['check_layouts', 'led_by', 'matched', 'mismatch', 'one_for_tied', 'rests_on_order', 'settled', 'sources_of',
+           'wanted_names', 'with_tied', 'without_named']
 
 
 def matched(found: Source, target: Target, given: Optional[Plan] = None, dropped: Collection[str] = ()) -> Tuple[Plan, Source]:
@@ -47,16 +47,16 @@ def _without_used(given: Plan, dropped: Collection[str], found: Source) -> Sourc
     used = sources_of(given)
     gone = {*used, *dropped}
     arrays = {name: array for name, array in found.arrays.items() if name not in gone}
-    return dataclasses.replace(found, arrays=arrays, shared=_led_by(used, found.shared), alike=_led_by(used, found.alike))
+    return dataclasses.replace(found, arrays=arrays, shared=led_by(used, found.shared), alike=led_by(used, found.alike))
 
 
 def without_named(given: Plan, target: Target) -> Target:
     """What a map leaves of ``target``; parameters tied to what it names are left, as tied to that."""
     shapes = {name: shape for name, shape in target.shapes.items() if name not in given}
-    return dataclasses.replace(target, shapes=shapes, tied=_led_by(given, target.tied))
+    return dataclasses.replace(target, shapes=shapes, tied=led_by(given, target.tied))
 
 
-def _led_by(chosen: Collection[str], same: Mapping[str, str]) -> Dict[str, str]:
+def led_by(chosen: Collection[str], same: Mapping[str, str]) -> Dict[str, str]:
     """``same`` (name -> the first name of the same parameter), with those that are ``chosen`` as the first."""
     leaders = {same.get(name, name): name for name in chosen}
     names = {**{name: leaders.get(first, first) for name, first in same.items()},

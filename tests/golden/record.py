@@ -1,7 +1,7 @@
 """Record what real optimizers do where no recording existed: torch in float64 and MXNet 2.0's fused AdaBelief and LANS.
 
-    python record.py torch      with PyTorch installed
-    python record.py mxnet      with MXNet 2.0 (mxnet==2.0.0b1, Python 3.8)
+    python record.py torch [CLASS]      with PyTorch installed
+    python record.py mxnet [CLASS]      with MXNet 2.0 (mxnet==2.0.0b1, Python 3.8)
 
 writes ``<peer>-<class>-<label>-<case>.npz`` and its entry in ``index.json``. No number is computed here: the peer's own
 class makes every step.
@@ -104,14 +104,20 @@ def plain(value):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('peer', choices=('torch', 'mxnet'))
-    peer = parser.parse_args().peer
+    parser.add_argument('cls', nargs='?', metavar='CLASS', help='only the runs of this class')
+    args = parser.parse_args()
+    peer = args.peer
     record, runs, name = {'torch': (record_torch, TORCH, 'torch64'), 'mxnet': (record_mxnet, MXNET, 'mxnet20')}[peer]
+    if args.cls and args.cls not in {cls for cls, _, _ in runs}:
+        parser.error(f'CLASS must be one of the runs declared above. Received: {args.cls}. Add a line for it.')
     with open(os.path.join(FOLDER, 'index.json')) as file:
         index = json.load(file)
     seen = {}
     for cls, lr, hyper in runs:
         number = seen[cls] = seen.get(cls, 0) + 1
         case = 'base' if not hyper else 'sched' if cls == 'LANS' else 'z-sched'  # 2.0's LANS turns NaN on a zero gradient
+        if args.cls not in (None, cls):
+            continue
         label = f'off-default-{number}' if hyper else 'default'
         arrays, defaults, version, source = record(cls, lr, hyper, case)
         stem = '-'.join((name, cls.lower(), label, case))
