@@ -96,8 +96,9 @@ def next_rate(states: OptimizerStates) -> str:
     """
     update = states.num_update + 1
     try:
-        return f': go.rate(states.scheduler, {update}) is {rate(states.scheduler, update):.6g}'
-    except (TypeError, KeyError, ValueError, ArithmeticError):  # of another class, or not one that MXNet could have made
+        with numpy.errstate(all='raise'):
+            return f': go.rate(states.scheduler, {update}) is {rate(states.scheduler, update):.6g}'
+    except (TypeError, ValueError, ArithmeticError):  # of another class, or not one that MXNet could have made
         return ''
 
 
