@@ -12,8 +12,11 @@ from .names import SUGGEST, conventional, rnn_like, split
 from .plan import Plan, Shape, Take, channels_first, pointwise, unpacked
 from .pytorch import COUNTER, Target
 
-__all__ = ['check_layouts', 'led_by', 'matched', 'mismatch', 'one_for_tied', 'rests_on_order', 'settled', 'sources_of',
+__all__ = ['MOST', 'check_layouts', 'led_by', 'matched', 'mismatch', 'one_for_tied', 'rests_on_order', 'settled', 'sources_of',
            'wanted_names', 'with_tied', 'without_named']
+
+
+MOST = 100  # layers of the same sizes, or pairs of tied ones, that are tried
 
 
 def matched(found: Source, target: Target, given: Optional[Plan] = None, dropped: Collection[str] = ()) -> Tuple[Plan, Source]:
@@ -30,8 +33,8 @@ def matched(found: Source, target: Target, given: Optional[Plan] = None, dropped
             plan = match(source, wanted)
             if plan is not None:
                 return one_for_tied({**given, **plan}, found, target)
-        ties = () if given else _ties(found, target)
-        guesses = [plan for wanted in ties for plan in [match(found, wanted)] if plan is not None]
+        ties = [] if given else list(itertools.islice(_ties(found, target), MOST + 1))  # more leave a choice anyway
+        guesses = [plan for wanted in ties if len(ties) <= MOST for plan in [match(found, wanted)] if plan is not None]
         if len(guesses) == 1:
             return one_for_tied(guesses[0], found, target)
     raise ValueError(_why_not(*tries[1], 'besides those in the map, ' if given or dropped else ''))
@@ -91,10 +94,13 @@ def _ties(found: Source, target: Target) -> Iterator[Target]:
     if not found.once or target.tied or len(bare) != 1:
         return
     weights = [name for name in target.shapes if name.rpartition('.')[2] == 'weight' and len(target.shapes[name]) > 1]
+    biased: Dict[Shape, List[str]] = {}
+    for name in weights:
+        if f'{name.rpartition(".")[0]}.bias' in target.shapes:
+            biased.setdefault(target.shapes[name], []).append(name)
     for first in weights:
-        for name in weights:
-            biased = f'{name.rpartition(".")[0]}.bias' in target.shapes
-            if name != first and biased and target.shapes[name] == target.shapes[first]:
+        for name in biased.get(target.shapes[first], ()):
+            if name != first:
                 yield dataclasses.replace(target, tied={name: first})
 
 
@@ -339,7 +345,8 @@ def _parting(found: Source, target: Target) -> Parting:
 def _why_not(found: Source, target: Target, among: str) -> str:
     """The first difference, and what to do; ``among`` says which parameters are compared."""
     plan, wanted = conventional(found, target), wanted_names(target)
-    missing, extra = [name for name in wanted if name not in plan], [name for name in plan if name not in wanted]
+    known = set(wanted)
+    missing, extra = [name for name in wanted if name not in plan], [name for name in plan if name not in known]
     if 2 * len(missing) <= len(wanted):  # most names agree: the others are the problem
         lines = [f'{name!r} has no parameter in {found.what}{_alike(name, found, target)}{_more(missing)}' for name in missing[:1]]
         lines += [f'{plan[name].source!r} is left over{_more(extra)}' for name in extra[:1]]
