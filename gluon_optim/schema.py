@@ -266,6 +266,8 @@ def check_known(what: str, name: Any, known: Iterable[str], error: Type[Exceptio
                 ) -> None:
     """Raise ``error``, suggesting close matches, unless ``name`` is one of ``known``. TypeError if it is not a string.
 
+    ``what`` says in the message what is named, and ``owner`` of what.
+
     >>> check_known('optimizer', 'novgrad', ['novograd', 'adamw'], ValueError)
     Traceback (most recent call last):
       ...

@@ -195,6 +195,7 @@ def change(**fields):
     return edit
 
 
+@pytest.mark.filterwarnings('ignore:novograd updates float16')
 @pytest.mark.parametrize('present, words', [
     ({'optimizer': 'adamw'}, "states are of 'novograd', the trainer runs 'adamw'"),
     ({'head': 5}, '5.weight is float32[5, 6], in the file float32[4, 6]'),

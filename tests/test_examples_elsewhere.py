@@ -174,7 +174,7 @@ def test_what_is_no_checkpoint_for_the_example_is_a_usage_error(tmp_path, script
              'little': 'it does not contain learning_rate, epochs, batch_size',
              'digits': 'does not contain dropout' if script == 'continue_in_pytorch' else 'does not contain net'}
     if script != 'continue_in_pytorch':
-        cases['empty'] = 'There must be '
+        cases['empty'] = 'Nothing to convert'
     if script == 'onnx_train':
         cases['late'] = 'fewer than 20 updates are left'
     path = os.pathsep.join([str(ROOT / 'examples'), PATH])

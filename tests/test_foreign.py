@@ -618,6 +618,7 @@ def test_a_run_of_mxnet_goes_on(name, target, extra, tmp_path):
     assert far(weights, expected, list(run_class(form, h, theirs, optimizer, gradients[before:], rates, before))) <= 1e-6
 
 
+@pytest.mark.filterwarnings('ignore:(learning_rate|momentum) is')  # the script's are others than the file's
 def test_the_examples_of_the_documentation(tmp_path, monkeypatch):
     mx = pytest.importorskip('mxnet')
     text = (Path(__file__).parent.parent / 'docs/CONVERSIONS.md').read_text(encoding='utf-8')

@@ -16,6 +16,7 @@ from commands import refused
 import gluon_optim as go
 from gluon_optim import models, rules
 from gluon_optim.mapping import optax_file
+from gluon_optim.models import matching
 from gluon_optim.models.pytorch import target_of
 from gluon_optim.states import container, json_text, mxnet_files, torch_files
 from gluon_optim.states.errors import StateFileError
@@ -233,6 +234,35 @@ def checks(size):
 
 def test_a_map_costs_linear_time():
     assert checks(2000) <= 2.5 * checks(1000)
+
+
+def tries(monkeypatch, size, found, wanted):
+    """How many pairs of layers are compared to match so many with as many, or to say why they do not match."""
+    count = [0]
+
+    def counted(*arguments, fit=matching._fit_layer):
+        count[0] += 1
+        return fit(*arguments)
+    monkeypatch.setattr(matching, '_fit_layer', counted)
+    arrays, like = ({f'{prefix}{k}.weight': np.zeros(shape(k), 'float32') for k in range(number)}
+                    for prefix, number, shape in (('layer', size, found), ('x', size + 1, wanted)))
+    for names in (like, {name: like[name] for name in list(like)[::-1]}, {name: like[name] for name in list(like)[:-1]}):
+        try:
+            models.model_to_torch(arrays, like=names)
+        except ValueError as error:
+            assert len(str(error)) < 10_000
+        draft = models.suggest_names(arrays, like=names)
+        assert all(len(entry['choose']) <= 100 for entry in draft.values() if 'choose' in entry)
+    monkeypatch.undo()
+    return count[0]
+
+
+@pytest.mark.parametrize('found, wanted', [
+    (lambda k: (2, 2), lambda k: (2, 2)), (lambda k: (2, k + 1), lambda k: (k + 1, 2)),
+    (lambda k: (2, k + 1), lambda k: (2, k + 1)), (lambda k: (2, 3, 4, 5), lambda k: (2, 4, 5, 3)),
+    (lambda k: (k + 1,), lambda k: (k + 2,))])
+def test_a_match_costs_linear_time(monkeypatch, found, wanted):
+    assert tries(monkeypatch, 400, found, wanted) <= 2.5 * tries(monkeypatch, 200, found, wanted)
 
 
 def test_symbols_are_bounded(tmp_path):

@@ -103,7 +103,7 @@ def test_order_of_parameters(tmp_path):
     assert sizes(1) == [1, 3, 11] and states.report == []
     assert sizes(2) == [1, 11, 3] and 'sorted by structural name' in states.report[0]
     assert sizes(1, ['10.weight', '0.weight', '2.weight']) == [11, 1, 3]
-    with pytest.raises(ValueError, match="`names` must list all parameters, each once. Received: a list without '2.weight'"):
+    with pytest.raises(ValueError, match="`names` must list all parameters, each once. Missing or repeated: '2.weight'"):
         sizes(1, ['10.weight', '0.weight'])
 
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import work
 
 import gluon_optim as go
 from gluon_optim import cli
 from gluon_optim.models import model_to_torch, suggest_names
+from gluon_optim.models.gluon import Facts, Source
 from gluon_optim.states.model import OptimizerStates, ParameterInfo
 
 FIXTURES = Path(__file__).parent / 'models'
@@ -202,6 +204,33 @@ def test_a_partial_map_and_a_shared_parameter(chosen, tie):
         assert pairs(model)['first.weight'] == pairs(model)['last.weight']
 
 
+SHARED = {'decoder.weight': 'encoder.weight'}
+
+
+@pytest.mark.parametrize('shared', [SHARED, {}], ids=['known', 'equal'])
+@pytest.mark.parametrize('chosen, other', [('encoder.weight', 'decoder.weight'), ('decoder.weight', 'encoder.weight')])
+def test_either_name_of_a_shared_parameter_may_be_in_the_map(shared, chosen, other):
+    weight = normal(7, 3)
+    found = {'encoder.weight': weight, 'decoder.weight': weight, 'decoder.bias': normal(7)}
+    source = Source('the net', found, shared=shared, facts=Facts(order=list(found))) if shared else found
+    target = {'w.weight': np.zeros((7, 3)), 'b.bias': np.zeros(7)}
+    model = model_to_torch(source, target, {'w.weight': chosen})
+    assert pairs(model) == {'w.weight': chosen, 'b.bias': 'decoder.bias'}
+    report = '\n'.join(model.report)  # what became of the other name is said
+    assert (f'{other!r} in Gluon is {chosen!r}' if shared else f'{other!r} in Gluon has the values of {chosen!r}') in report
+
+
+@pytest.mark.parametrize('name', ['first.weight', 'last.weight'])
+def test_either_name_of_a_tied_parameter_may_be_in_the_map(name):
+    torch = pytest.importorskip('torch')
+    source = {'encoder.weight': normal(7, 3), 'decoder.bias': normal(7)}
+    module = torch.nn.ModuleDict({'first': torch.nn.Embedding(7, 3), 'last': torch.nn.Linear(3, 7)})
+    module['last'].weight = module['first'].weight
+    model = model_to_torch(source, module, {name: 'encoder.weight'})
+    assert pairs(model) == {'first.weight': 'encoder.weight', 'last.weight': 'encoder.weight', 'last.bias': 'decoder.bias'}
+    assert model_to_torch(source, module, {name: 'encoder.weight', 'last.bias': 'decoder.bias'}).rows == model.rows
+
+
 def test_the_command_takes_a_partial_map(tmp_path, capsys):
     torch = pytest.importorskip('torch')
     np.savez(tmp_path / 'source.npz', **SOURCE)
@@ -227,6 +256,24 @@ def test_the_first_difference_without_an_order(tmp_path, net, like, message):
     """A safetensors file has its arrays in an order of its own."""
     model_to_torch(like).save(tmp_path / 'like.safetensors')
     assert f'Received: {message}' in refusal(net, tmp_path / 'like.safetensors')
+
+
+@pytest.mark.parametrize('case', ['equal shapes', 'shapes that occur once'])
+def test_a_likeness_of_many_layers_without_an_order_takes_linear_time(case):
+    """Of what a file may say: thousands of layers of one shape, or of shapes that cost nothing."""
+    def of(count):
+        shapes = [(2, 0) if case == 'equal shapes' else (k, 0) for k in range(count)]
+        source = {f'a{k:05}.weight': np.zeros(shape, 'float32') for k, shape in enumerate(shapes)}  # sorted: of unknown order
+        target = {f'b{k:05}.weight': np.zeros(shapes[k], 'float32') for k in reversed(range(count))}
+
+        def match():
+            if case == 'equal shapes':
+                refusal(source, target)
+            else:
+                model_to_torch(source, target)
+        return match
+
+    work.assert_linear(of, 1000)
 
 
 # 1x1 convolutions and linear layers
@@ -256,6 +303,12 @@ def test_states_follow_a_reshaped_weight(shape, wanted):
     states.slots['a.weight']['columns'] = normal(*shape[1:])
     with pytest.raises(ValueError, match="'columns' follows the axes of the weight, which change. Pass allow_lossy"):
         model.states()
+
+
+def test_a_linear_layer_has_no_layout_to_ask_for():
+    source = {'0.weight': normal(8, 3, 3, 5), '1.weight': normal(4, 8)}  # channels last, and a linear layer
+    model = model_to_torch(source, {'0.weight': np.zeros((8, 5, 3, 3)), '1.weight': np.zeros((4, 8, 1, 1))})
+    assert [row['how'] for row in model.rows] == ['transposed [0, 3, 1, 2]', 'shaped [4, 8, 1, 1]']
 
 
 @pytest.mark.parametrize('shape, wanted', [((4, 3, 2, 1), (4, 6)), ((4, 3, 1, 1), (3, 4)), ((4, 1, 1), (4,))])

@@ -9,6 +9,9 @@ from mxnet import autograd, gluon  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
 
+# MXNet infers types without the data's
+pytestmark = pytest.mark.filterwarnings('ignore:Cannot decide type')
+
 nn = gluon.nn
 X = mx.nd.array(np.random.RandomState(0).randn(8, 4))
 

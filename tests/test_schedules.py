@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import gluon_optim as go
+from gluon_optim.states.model import ParameterInfo
 
 lr_scheduler = pytest.importorskip('mxnet.lr_scheduler')
 SCHEDULERS = {
@@ -55,3 +56,22 @@ def test_other_classes_are_refused():
         pass
     with pytest.raises(TypeError, match='Own'):
         go.rate(Own(), 1)
+
+
+@pytest.mark.parametrize('name, wrong', [
+    ('FactorScheduler', {'step': 0}), ('FactorScheduler', {'count': 'many'}), ('CosineScheduler', {'base_lr_orig': '0.1'}),
+    ('PolyScheduler', {'base_lr_orig': float('inf')}), ('MultiFactorScheduler', {'base_lr': -1.0, 'cur_step_ind': 0})])
+def test_attributes_of_no_scheduler_are_refused_and_do_not_stop_a_conversion(name, wrong):
+    """A file may hold them, and its checksums be right."""
+    attributes = dict(step=10, factor=0.5, stop_factor_lr=1e-8, count=20, cur_step_ind=1, base_lr=0.1, base_lr_orig=0.1, power=2,
+                      max_update=60, final_lr=0.0, warmup_steps=0, warmup_begin_lr=0, warmup_final_lr=0.4, warmup_mode='linear')
+    scheduler = {'class': f'mxnet.lr_scheduler.{name}', 'attributes': {**attributes, **wrong}}
+    with pytest.raises(ValueError, match=f'must be those of a mxnet.lr_scheduler.{name}. Received: '):
+        go.rate(scheduler, 1)
+    pytest.importorskip('torch')
+    info = ParameterInfo('weight', 'weight', (2,), 'float32')
+    slots = {'momentum_buffer': np.ones(2, 'float32')}
+    states = go.OptimizerStates('sgd_torch', {'momentum': 0.9, 'learning_rate': 0.1}, 1, [info], {'weight': 1}, {'weight': slots},
+                                scheduler=scheduler)
+    assert 'initial_lr' not in go.to_torch(states)['param_groups'][0]
+    assert any(line.endswith('set the rate at each step, starting with update 2') for line in states.report)

@@ -7,6 +7,9 @@ from mxnet import autograd, gluon  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
 
+# MXNet infers types without the data's
+pytestmark = pytest.mark.filterwarnings('ignore:Cannot decide type')
+
 X = mx.nd.ones((2, 4))
 
 

@@ -473,6 +473,19 @@ def test_multipliers_come_back_exactly():
     assert back.hypers['learning_rate'] == 0.1 and back.parameters == infos
 
 
+@pytest.mark.parametrize('off, fits', [(1e-11, True), (1e-8, False), (-1e-8, False)])
+def test_rates_of_groups_that_are_not_the_multipliers_are_refused(off, fits):
+    """They may differ by rounding, and by no more."""
+    infos = infos_with_multipliers()
+    state_dict = to_torch(states_of('adamw', {'learning_rate': 0.05, 'wd': 0.1}, 'float64', infos=infos)[0])
+    state_dict['param_groups'][1]['lr'] *= 1 + off
+    if fits:
+        assert from_torch(state_dict, params=infos).parameters == infos
+    else:
+        with pytest.raises(ValueError, match='one value times the multipliers'):
+            from_torch(state_dict, params=infos)
+
+
 def create_and_load(groups, state_dict):
     optimizer = create('adamw', groups)
     optimizer.load_state_dict(state_dict)

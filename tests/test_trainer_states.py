@@ -593,6 +593,7 @@ def spoiled(path, how):
     Path(path).write_bytes(bytes(data))
 
 
+@pytest.mark.filterwarnings('ignore:novograd updates float16')
 @pytest.mark.parametrize('config, spoil, error, words', [
     ({'optimizer': 'adamw'}, None, ValueError, "'novograd'.*'adamw'"),
     ({'half': True}, None, ValueError, r'3.weight is float16\[6, 48\], in the file float32\[6, 48\]'),

@@ -43,7 +43,6 @@ ARGUMENTS['novograd'] = dict(wd=bench_peers.DECAY)
 
 MXNET = ('nothing', 'adam', 'sgd', 'lamb', 'nadam', 'adamax', 'ftml', 'adagrad', 'adadelta', 'rmsprop', 'nag', 'signum', 'ftrl',
          'lars')
-ROUTES = {'Trainer': 'gluon.Trainer.update', 'Updater': 'Updater.__call__'}
 REFERENCE = 'torch_fused:adamw'
 PAUSE = 0.005  # seconds before each turn: the threads of the previous one are still spinning
 

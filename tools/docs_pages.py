@@ -354,7 +354,7 @@ FILES = """
 
 def commands():
     """The names of the commands, as `gluon-optim --help` lists them."""
-    return re.findall(r'^    (\w+)  ', run_command(['--help'])[1], re.MULTILINE)
+    return re.findall(r'^    (\w+)(?:  |$)', run_command(['--help'])[1], re.MULTILINE)
 
 
 def run_command(arguments):

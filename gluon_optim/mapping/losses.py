@@ -13,7 +13,6 @@ from .selection import groups, own_hypers, split
 
 __all__ = ['LEAVE_OUT', 'how_far', 'label_of', 'listed', 'next_rate', 'what_is_lost', 'what_to_say']
 
-
 LEAVE_OUT = 'leave them out with params='  # where an optimizer updates all that it is given
 
 
@@ -97,8 +96,9 @@ def next_rate(states: OptimizerStates) -> str:
     """
     update = states.num_update + 1
     try:
-        return f': go.rate(states.scheduler, {update}) is {rate(states.scheduler, update):.6g}'
-    except (TypeError, KeyError):
+        with numpy.errstate(all='raise'):
+            return f': go.rate(states.scheduler, {update}) is {rate(states.scheduler, update):.6g}'
+    except (TypeError, ValueError, ArithmeticError):  # of another class, or not one that MXNet could have made
         return ''
 
 

@@ -59,7 +59,7 @@ from ..states.atomic import Path, replacing
 from ..states.model import OptimizerStates, ParameterInfo
 from .gluon import Source, source_of, with_states
 from .maps import check_map, from_map, read_map, take_dropped
-from .matching import check_layouts, matched, one_for_tied, rests_on_order, settled, sources_of, with_tied
+from .matching import MOST, check_layouts, led_by, matched, one_for_tied, rests_on_order, settled, sources_of, with_tied
 from .names import conventional, split, torch_leaf
 from .plan import Plan, Shape, Take, pointwise
 from .pytorch import COUNTER, Target, target_of
@@ -286,7 +286,7 @@ def suggest_names(source: Any, like: Any = None, part: Optional[str] = None) -> 
         plan = settled(found, target)
         used = sources_of(plan)
         open_ones = [name for name in target.shapes if not name.endswith(COUNTER) and name not in plan]
-        entries = {**_entries(plan), **{name: {'choose': _choices(name, found, target, used)} for name in open_ones}}
+        entries = {**_entries(plan), **_choices(open_ones, found, target, used)}
         place = {name: k for k, name in enumerate(target.shapes)}
         return {name: entries[name] for name in sorted(entries, key=lambda name: place.get(name, 0))}
     return _entries(plan)
@@ -300,12 +300,29 @@ def _entries(plan: Plan) -> Dict[str, Any]:
     return draft
 
 
-def _choices(name: str, found: Source, target: Target, used: Collection[str]) -> List[str]:
-    """The parameters that could become ``name``: those of its shape, and of its kind and not yet ``used`` if there are any."""
-    fit = [other for other, array in found.arrays.items()
-           if other not in found.shared and _may_be(array.shape, target.shapes[name])]
-    alike = [other for other in fit if torch_leaf(split(other, bool(found.dotted))[1]) == name.rpartition('.')[2]] or fit
-    return [other for other in alike if other not in used] or alike
+def _choices(names: List[str], found: Source, target: Target, used: Collection[str]) -> Dict[str, Any]:
+    """The parameters that could become each of ``names``: the first of its shape, and of its kind and not yet ``used`` if there
+    are any.
+    """
+    similar: Dict[Shape, List[str]] = {}
+    words = {other: torch_leaf(split(other, bool(found.dotted))[1]) for other in found.arrays if other not in found.shared}
+    for other in words:
+        similar.setdefault(_sizes(found.arrays[other].shape), []).append(other)
+    lengths = [sizes for sizes in similar if len(sizes) == 1]
+
+    def choices(name: str) -> List[str]:
+        wanted = target.shapes[name]
+        keys = lengths if len(wanted) == 1 else [_sizes(wanted)]
+        fit = [other for key in keys for other in similar.get(key, ())[:2 * MOST] if _may_be(found.arrays[other].shape, wanted)]
+        alike = [other for other in fit if words[other] == name.rpartition('.')[2]] or fit
+        return ([other for other in alike if other not in used] or alike)[:MOST]
+
+    return {name: {'choose': choices(name)} for name in names}
+
+
+def _sizes(shape: Shape) -> Shape:
+    """What shapes have in common that may be one another's."""
+    return tuple(shape) if len(shape) == 1 else tuple(sorted(size for size in shape if size != 1))
 
 
 def _may_be(shape: Shape, wanted: Shape) -> bool:
@@ -373,9 +390,9 @@ def _said(plan: Plan, dropped: List[str], found: Source) -> List[str]:
     given_up = set(dropped)
     told = {*given_up, *found.shared, *used}
     lines += [f'{name!r} in Gluon has the values of {other!r}, which was converted: it was assumed to be the same parameter'
-              for name, other in found.alike.items() if name not in told]
-    lines += [f'{name!r} in Gluon is {other!r}, which was converted' for name, other in found.shared.items()
-              if name not in used and name not in given_up]
+              for name, other in led_by(used, found.alike).items() if name not in told]
+    lines += [f'{name!r} in Gluon is {other!r}, which was converted' for name, other in led_by(used, found.shared).items()
+              if name not in given_up]
     lines += [f'{name!r} in Gluon was dropped, as the map says' for name in dropped]
     return lines
 

@@ -12,8 +12,11 @@ from .names import SUGGEST, conventional, rnn_like, split
 from .plan import Plan, Shape, Take, channels_first, pointwise, unpacked
 from .pytorch import COUNTER, Target
 
-__all__ = ['check_layouts', 'matched', 'mismatch', 'one_for_tied', 'rests_on_order', 'settled', 'sources_of', 'wanted_names',
-           'with_tied', 'without_named']
+__all__ = ['MOST', 'check_layouts', 'led_by', 'matched', 'mismatch', 'one_for_tied', 'rests_on_order', 'settled', 'sources_of',
+           'wanted_names', 'with_tied', 'without_named']
+
+
+MOST = 100  # layers of the same sizes, or pairs of tied ones, that are tried
 
 
 def matched(found: Source, target: Target, given: Optional[Plan] = None, dropped: Collection[str] = ()) -> Tuple[Plan, Source]:
@@ -30,8 +33,8 @@ def matched(found: Source, target: Target, given: Optional[Plan] = None, dropped
             plan = match(source, wanted)
             if plan is not None:
                 return one_for_tied({**given, **plan}, found, target)
-        ties = () if given else _ties(found, target)
-        guesses = [plan for wanted in ties for plan in [match(found, wanted)] if plan is not None]
+        ties = [] if given else list(itertools.islice(_ties(found, target), MOST + 1))  # more leave a choice anyway
+        guesses = [plan for wanted in ties if len(ties) <= MOST for plan in [match(found, wanted)] if plan is not None]
         if len(guesses) == 1:
             return one_for_tied(guesses[0], found, target)
     raise ValueError(_why_not(*tries[1], 'besides those in the map, ' if given or dropped else ''))
@@ -47,16 +50,16 @@ def _without_used(given: Plan, dropped: Collection[str], found: Source) -> Sourc
     used = sources_of(given)
     gone = {*used, *dropped}
     arrays = {name: array for name, array in found.arrays.items() if name not in gone}
-    return dataclasses.replace(found, arrays=arrays, shared=_led_by(used, found.shared), alike=_led_by(used, found.alike))
+    return dataclasses.replace(found, arrays=arrays, shared=led_by(used, found.shared), alike=led_by(used, found.alike))
 
 
 def without_named(given: Plan, target: Target) -> Target:
     """What a map leaves of ``target``; parameters tied to what it names are left, as tied to that."""
     shapes = {name: shape for name, shape in target.shapes.items() if name not in given}
-    return dataclasses.replace(target, shapes=shapes, tied=_led_by(given, target.tied))
+    return dataclasses.replace(target, shapes=shapes, tied=led_by(given, target.tied))
 
 
-def _led_by(chosen: Collection[str], same: Mapping[str, str]) -> Dict[str, str]:
+def led_by(chosen: Collection[str], same: Mapping[str, str]) -> Dict[str, str]:
     """``same`` (name -> the first name of the same parameter), with those that are ``chosen`` as the first."""
     leaders = {same.get(name, name): name for name in chosen}
     names = {**{name: leaders.get(first, first) for name, first in same.items()},
@@ -91,10 +94,13 @@ def _ties(found: Source, target: Target) -> Iterator[Target]:
     if not found.once or target.tied or len(bare) != 1:
         return
     weights = [name for name in target.shapes if name.rpartition('.')[2] == 'weight' and len(target.shapes[name]) > 1]
+    biased: Dict[Shape, List[str]] = {}
+    for name in weights:
+        if f'{name.rpartition(".")[0]}.bias' in target.shapes:
+            biased.setdefault(target.shapes[name], []).append(name)
     for first in weights:
-        for name in weights:
-            biased = f'{name.rpartition(".")[0]}.bias' in target.shapes
-            if name != first and biased and target.shapes[name] == target.shapes[first]:
+        for name in biased.get(target.shapes[first], ()):
+            if name != first:
                 yield dataclasses.replace(target, tied={name: first})
 
 
@@ -243,19 +249,49 @@ def _pairs(layers: List[Layer], wanted: List[Layer], found: Source, target: Targ
         fits = [_fit_layer(layer, place, found, target) for layer, place in zip(layers, wanted)]
         if None not in fits:
             return [*named.values(), *(fit for fit in fits if fit is not None)]
-    chosen: List[Tuple[Layer, Plan]] = []
+    candidates, chosen = Candidates(layers, found, target), {}
     for place in wanted:
-        candidates = _candidates(place, layers, found, target)
-        if len(candidates) != 1 or any(layer is candidates[0][0] for layer, _ in chosen):
+        fitting = candidates.of(place)
+        fit = _fit_layer(fitting[0], place, found, target) if len(fitting) == 1 and fitting[0].prefix not in chosen else None
+        if fit is None:
             return None
-        chosen.append(candidates[0])
-    return [*named.values(), *(fit for _, fit in chosen)]
+        chosen[fitting[0].prefix] = fit
+    return [*named.values(), *chosen.values()]
 
 
-def _candidates(place: Layer, layers: List[Layer], found: Source, target: Target) -> List[Tuple[Layer, Plan]]:
-    """The layers that fit, and how; only those with its own shapes if there are any."""
-    fits = [(layer, fit) for layer in layers for fit in [_fit_layer(layer, place, found, target)] if fit is not None]
-    return [(layer, fit) for layer, fit in fits if not any(take.shape for take in fit.values())] or fits
+class Candidates:
+    """Finds the layers that fit a place. Only those whose arrays have the same sizes in some order are tried."""
+
+    def __init__(self, layers: List[Layer], found: Source, target: Target):
+        self.layers, self.found, self.target = layers, found, target
+        self.by_sizes: Dict[Any, List[Layer]] = {}
+        self.known: Dict[Any, List[Layer]] = {}
+        for layer in layers:
+            self.by_sizes.setdefault(_sizes(_arrays(layer, found, target)), []).append(layer)
+
+    def of(self, place: Layer) -> List[Layer]:
+        """The layers that fit ``place``; only those with its own shapes if there are any."""
+        shapes = {leaf: self.target.shapes[name] for leaf, name in place.leaves.items()}
+        grouped = place.prefix in self.target.groups  # its arrays may be repeated
+        key = (*shapes.items(), place.prefix if grouped else None)
+        if key not in self.known:
+            arrays = _arrays(place, self.found, self.target)
+            unbiased = {leaf: array for leaf, array in arrays.items() if leaf != 'bias'}
+            packed = sum(math.prod(shape) for shape in shapes.values())
+            keys = dict.fromkeys([_sizes(arrays), _sizes(unbiased), packed])
+            near = self.layers if grouped else [layer for sizes in keys for layer in self.by_sizes.get(sizes, ())]
+            tried = [(layer, _fit_layer(layer, place, self.found, self.target)) for layer in near]
+            fits = [(layer, fit) for layer, fit in tried if fit is not None]
+            own = [layer for layer, fit in fits if not any(take.shape for take in fit.values())]
+            self.known[key] = own or [layer for layer, _ in fits]
+        return self.known[key]
+
+
+def _sizes(arrays: Mapping[str, Tuple[str, Shape]]) -> Any:
+    """Equal for layers that fit one another, apart from what is repeated; of a packed vector, its size."""
+    if list(arrays) == ['*']:
+        return math.prod(arrays['*'][1])
+    return tuple(sorted((leaf, *sorted(size for size in shape if size != 1)) for leaf, (_, shape) in arrays.items()))
 
 
 def _named(layers: List[Layer], wanted: List[Layer], found: Source,
@@ -273,11 +309,11 @@ def settled(found: Source, target: Target) -> Plan:
     """What names, and the order up to the first difference, determine about a net that cannot be matched as a whole."""
     plan: Plan = {}
     tries = _tries(found, target)
-    fits = [(fit, wanted) for source, wanted in tries[:3 if target.tied else 2]
-            for fit in _named(_layers_of(source, wanted), _wanted(wanted), source, wanted)[0].values()]
-    fits += [(fit, tries[1][1]) for fit in _parting(*tries[1]).fits]
-    for fit, wanted in fits:
-        plan.update({name: take for name, take in with_tied(fit, wanted).items() if name not in plan})
+    fits = [(wanted, _named(_layers_of(source, wanted), _wanted(wanted), source, wanted)[0].values())
+            for source, wanted in tries[:3 if target.tied else 2]]
+    for wanted, some in [*fits, (tries[1][1], _parting(*tries[1]).fits)]:
+        both = with_tied({name: take for fit in some for name, take in fit.items()}, wanted)
+        plan.update({name: take for name, take in both.items() if name not in plan})
     return plan
 
 
@@ -309,7 +345,8 @@ def _parting(found: Source, target: Target) -> Parting:
 def _why_not(found: Source, target: Target, among: str) -> str:
     """The first difference, and what to do; ``among`` says which parameters are compared."""
     plan, wanted = conventional(found, target), wanted_names(target)
-    missing, extra = [name for name in wanted if name not in plan], [name for name in plan if name not in wanted]
+    known = set(wanted)
+    missing, extra = [name for name in wanted if name not in plan], [name for name in plan if name not in known]
     if 2 * len(missing) <= len(wanted):  # most names agree: the others are the problem
         lines = [f'{name!r} has no parameter in {found.what}{_alike(name, found, target)}{_more(missing)}' for name in missing[:1]]
         lines += [f'{plan[name].source!r} is left over{_more(extra)}' for name in extra[:1]]
@@ -349,15 +386,16 @@ def _first_in_order(found: Source, target: Target) -> str:
 def _first_by_shape(found: Source, target: Target) -> str:
     """Where an order is not known: the first layer without a counterpart, else the first with several."""
     _, layers, wanted = _named(_layers_of(found, target), _wanted(target), found, target)
-    fits = [(place, _candidates(place, layers, found, target)) for place in wanted]
-    used = {layer.prefix for _, candidates in fits for layer, _ in candidates}
-    lines = [f"PyTorch's {_words(_arrays(place, found, target))} fits none" for place, candidates in fits if not candidates]
+    candidates = Candidates(layers, found, target)
+    fits = [(place, candidates.of(place)) for place in wanted]
+    used = {layer.prefix for fitting in candidates.known.values() for layer in fitting}
+    lines = [f"PyTorch's {_words(_arrays(place, found, target))} fits none" for place, fitting in fits if not fitting]
     lines += [f"Gluon's {_words(_arrays(layer, found, target))} fits none" for layer in layers if layer.prefix not in used]
-    more = [(_name(place), [_name(layer) for layer, _ in candidates]) for place, candidates in fits if len(candidates) > 1]
-    lines += [f'{place} may be {" or ".join(names[:2])}{" or ..." if len(names) > 2 else ""}' for place, names in more]
+    lines += [f'{_name(place)} may be {" or ".join(map(_name, fitting[:2]))}{" or ..." if len(fitting) > 2 else ""}'
+              for place, fitting in fits if len(fitting) > 1]
     only: Dict[str, List[str]] = {}
-    for place, candidates in fits:
-        for layer, _ in candidates if len(candidates) == 1 else ():
+    for place, fitting in fits:
+        for layer in fitting if len(fitting) == 1 else ():
             only.setdefault(_name(layer), []).append(_name(place))
     lines += [f'only {layer} fits {" and ".join(places[:2])}' for layer, places in only.items() if len(places) > 1]
     return f'{lines[0]}{_more(lines, "such layers")}'

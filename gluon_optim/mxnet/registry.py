@@ -20,8 +20,9 @@ _CLASSES: Dict[str, Type[Optimizer]] = {}
 def register(what: Union[str, type]) -> Any:
     """Class decorator that makes a rule or an MXNet optimizer available by name, to `gluon.Trainer` and to `create`.
 
-    ``@register`` uses a `Rule`'s own ``name``, or a class's name in lower case; ``@register('name')`` uses that name.
-    A `Rule` is returned unchanged, and gets everything a built-in one has: compiled kernels, state files, conversions.
+    ``what`` is the class, or its name: ``@register`` uses a `Rule`'s own ``name``, or a class's name in lower case;
+    ``@register('name')`` uses that name. A `Rule` is returned unchanged, and gets everything a built-in one has: compiled
+    kernels, state files, conversions.
 
     Raises ValueError if the name is taken, here or by MXNet, TypeError for an invalid rule: the rule is run once to check.
 

@@ -209,7 +209,7 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
     shared = (optimizer.read_others(states, contexts_of(trainer)[0]) if stranger
               else optimizer.read_variables(states.variables, fit.pairs))
     notes = [*fit.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
-             *_differences(optimizer, h, states, fit.pairs, present, hyperparameters), *scheduler.notes]
+             *_differences(optimizer, states, fit.pairs, present, hyperparameters), *scheduler.notes]
     scaler, scales = _loss_scaler(trainer, states, notes)
     _start_kvstore(trainer)
     arrays = _to_devices(trainer, optimizer, states, fit, h)
@@ -562,7 +562,7 @@ def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Valu
     return saved.replace(rescale_grad=now.rescale_grad)
 
 
-def _differences(optimizer: Any, h: Values, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
+def _differences(optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
                  present: List[ParameterInfo], mode: str) -> List[str]:
     """One sentence for each value that differs between file and trainer, and which of the two applies."""
     now, saved = optimizer.hyperparameters().asdict(), dict(states.hypers)

@@ -387,5 +387,6 @@ def _say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[
                      'running statistics')
     feed = f'feed `learning_rate` at each step, starting with update {states.num_update + 1}'
     if states.scheduler:
-        return [*lines, f"the scheduler {states.scheduler.get('class')} is not carried over: {feed}{next_rate(states)}"]
+        known = next_rate(states) or f', from base_lr {h.learning_rate!r}'
+        return [*lines, f"the scheduler {states.scheduler.get('class')} is not carried over: {feed}{known}"]
     return [*lines, f'{feed}: {h.learning_rate!r}']

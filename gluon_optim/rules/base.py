@@ -169,7 +169,7 @@ class Rule:
         Traceback (most recent call last):
           ...
         TypeError: Unknown argument of adamw 'beta3'. Did you mean 'beta2' or 'beta1'? Known: 'amsgrad', 'beta1', 'beta2', \
-'clip_gradient', 'epsilon', 'learning_rate', 'rescale_grad', 'wd'.
+'bias_correction', 'clip_gradient', 'epsilon', 'learning_rate', 'rescale_grad', 'wd'.
         """
         declared = {hyper.name: hyper for hyper in cls.declared(given) + BASE_HYPERS}
         for name in given:

@@ -1,4 +1,6 @@
 """The schedule that a scheduler follows, and its rate at any update."""
+import math
+import reprlib
 from typing import Any, Dict, Mapping, Tuple, Type
 
 import numpy
@@ -22,7 +24,8 @@ def schedule_of(scheduler: Any) -> Tuple[Type[Schedule], Values]:
     """The schedule that a scheduler follows, and its hyper-parameters.
 
     ``scheduler`` is an MXNet object, or a file's record of one: ``{'class': path, 'attributes': {...}}``, as in
-    `OptimizerStates.scheduler`. Raises TypeError for a class whose rate is not known here.
+    `OptimizerStates.scheduler`. Raises TypeError for a class whose rate is not known here, and ValueError for attributes that no
+    object of the class has, as a file may hold them.
 
     >>> from gluon_optim.schedules import schedule_of
     >>> schedule, h = schedule_of({'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
@@ -37,7 +40,14 @@ def schedule_of(scheduler: Any) -> Tuple[Type[Schedule], Values]:
         path, attributes = f'{type(scheduler).__module__}.{type(scheduler).__qualname__}', getattr(scheduler, '__dict__', {})
     if path not in CLASSES:
         raise TypeError(f'The scheduler must be one of {one_of(CLASSES)}. Received: {path}. Call it yourself, update by update.')
-    return CLASSES[path], CLASSES[path].of(attributes)
+    try:
+        h = CLASSES[path].of(attributes)
+        if not 0 <= h.base_lr < math.inf:
+            raise ValueError('a rate below zero, or infinite')
+        return CLASSES[path], h
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f'The attributes of the scheduler must be those of a {path}. Received: {reprlib.repr(dict(attributes))}, '
+                         f'which gives {type(error).__name__}: {error}.') from error
 
 
 def rate(schedule: Any, t: Any, xp: Any = numpy) -> Any:
@@ -60,7 +70,7 @@ def rate(schedule: Any, t: Any, xp: Any = numpy) -> Any:
     Raises
     ------
     ValueError
-        If ``t`` is below 1 or not an integer.
+        If ``t`` is below 1 or not an integer, or the attributes are not those of a scheduler of the class.
     TypeError
         For a scheduler of another class.
 

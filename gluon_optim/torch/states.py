@@ -149,7 +149,7 @@ def _initial(foreign: Foreign, h: Values, states: OptimizerStates, info: Paramet
     """``initial_lr``, from which PyTorch's schedulers compute every rate: the schedule's first, not what is left of it."""
     try:
         first = schedule_of(states.scheduler)[1].base_lr
-    except (TypeError, KeyError):  # no schedule, or one that is not known here
+    except (TypeError, ValueError):  # no schedule, or one that is not known here
         return {}
     group = foreign.group(own_hypers(h.replace(learning_rate=first), info))
     return {'initial_lr': group['lr']} if 'lr' in group else {}

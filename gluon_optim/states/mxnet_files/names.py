@@ -47,6 +47,8 @@ def assign(shapes: Mapping[Any, Shape], params: Params, idx2name: Mapping[Any, s
     places, report = _places(keys, len(infos), shapes) if copies else ({key: key for key in keys}, [])
     orders = _orders(infos, versions, in_order) if isinstance(params, Mapping) else [infos]
     fitting = [order for order in orders if not _misfit(order, places, shapes)]
+    if not fitting and 1 in versions and isinstance(params, Mapping):
+        fitting = [order for order in _from_new_processes(orders) if not _misfit(order, places, shapes)]
     if not fitting:
         raise ValueError(f'`params` must be the parameters of the trainer that wrote the states. Received: {len(infos)} '
                          f'parameters, which do not fit: {_misfit(orders[0], places, shapes)}. {_REMEDY}')
@@ -59,16 +61,22 @@ def assign(shapes: Mapping[Any, Shape], params: Params, idx2name: Mapping[Any, s
     if isinstance(params, Mapping) and 1 in versions:
         report += _check_places(infos, shapes)
     at = {place: key for key, place in places.items()}
+    report += _from_zero([info.name for info in order]) if 1 in versions else []
     if isinstance(params, Mapping):
         which = 'the order of `params`' if order is infos else 'the order of sorted names, as in trainers'
         report.append(f'States were assigned to parameters in {which}; all shapes agree.')
         return Assignment([info if info.shape is not None else dataclasses.replace(info, shape=shapes.get(at.get(place)) or ())
                            for place, info in enumerate(order)], [at.get(place) for place in range(len(order))], report)
-    if 1 in versions and renumbered([info.name for info in infos]):
-        report.append(f'{infos[0].name!r} and the others would be in another order where their numbers count from 0, as in a new '
-                      'process: it was taken for granted that the trainer which wrote the file had these very names.')
     known = [dataclasses.replace(order[place], shape=shapes[key] or ()) for key, place in places.items()]
     return Assignment(known, list(places), report)
+
+
+def _from_zero(names: Sequence[str]) -> List[str]:
+    """A line for the report if the same layers, counted from 0, would be in another order."""
+    if renumbered(names) is None:
+        return []
+    return [f'{names[0]!r} and the others would be in another order where their numbers count from 0, as in a new process: it was '
+            'taken for granted that the trainer which wrote the file had these very names.']
 
 
 def renumbered(names: Sequence[str]) -> Optional[List[int]]:
@@ -164,11 +172,15 @@ def _orders(infos: List[ParameterInfo], versions: Sequence[int], in_order: bool)
     found = [infos] if in_order else []
     for version in versions:
         order = sorted(infos, key=lambda info: info.name if version == 2 else info.name.replace('.', '_'))
-        fresh = renumbered([info.name for info in order]) if version == 1 else None
-        for each in (order, [order[place] for place in fresh] if fresh else order):
-            if each not in found:
-                found.insert(0, each)
+        if order not in found:
+            found.insert(0, order)
     return found
+
+
+def _from_new_processes(orders: Sequence[List[ParameterInfo]]) -> List[List[ParameterInfo]]:
+    """The orders of trainers where the numbers in the names count from 0."""
+    places = [(order, renumbered([info.name for info in order])) for order in orders]
+    return [[order[place] for place in fresh] for order, fresh in places if fresh]
 
 
 def _check_places(infos: Sequence[ParameterInfo], shapes: Mapping[Any, Shape]) -> List[str]:
