@@ -1,6 +1,7 @@
 """The container of optimizer states: exact, complete or invisible, and closed to anything damaged or forged."""
 import errno
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -12,16 +13,18 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import work
 
+from gluon_optim import cli
 from gluon_optim.states import atomic, container
 from gluon_optim.states.errors import StateFileError
 from gluon_optim.states.files import kind_of
-from gluon_optim.states.model import OptimizerStates, ParameterInfo, digest
+from gluon_optim.states.model import OptimizerStates, ParameterInfo, Run, Weight, digest
 
 safetensors_numpy = pytest.importorskip('safetensors.numpy')
 
@@ -641,3 +644,50 @@ def test_who_cleans_up_does_not_take_a_file_that_is_being_written(path, when):
     assert cleaned
     assert_same(container.read(path), example())
     assert os.listdir(path.parent) == [path.name]
+
+
+# Several nets and trainers in one file, where there is no MXNet
+
+def parts():
+    run = Run([], step=7, metrics={'score': 0.5}, extra={'fold': 1})
+    weights = [Weight('net/0.weight', 'net0_0', [np.ones((3, 5), 'float16')]), Weight('1.bias', 'net0_1', [np.ones(7, 'float32')])]
+    return {'größe': (example(1), replace(run, weights=weights[:1])), 'b c': (example(2), replace(run, weights=weights[1:])),
+            'net alone': (OptimizerStates('none', {}, 0, [], {}, {}), replace(run, weights=weights))}
+
+
+def test_parts_come_back(tmp_path):
+    path = tmp_path / 'x'
+    container.write_parts(path, parts())
+    found = container.read_parts(path)
+    assert list(found) == list(parts()) and kind_of(path).value == 'checkpoint'
+    for name, (states, run) in parts().items():
+        assert plain(vars(found[name][0])) == plain(vars(states)) and digest(found[name][0]) == digest(states)
+        assert all(mine[:2] == theirs[:2] and plain(mine.copies[0]) == plain(theirs.copies[0])
+                   for mine, theirs in itertools.zip_longest(found[name][1].weights, run.weights))
+        assert replace(found[name][1], weights=[]) == replace(run, weights=[])
+        assert digest(container.read(path, name)) == digest(states)
+    assert container.read_manifest(path)['run']['metrics'] == {'score': 0.5}
+    first = path.read_bytes()
+    container.write_parts(path, found)
+    assert path.read_bytes() == first
+
+
+def test_reading_many_parts_takes_time_in_proportion(tmp_path):
+    def reading(number):
+        path = tmp_path / str(number)
+        container.write_parts(path, {str(k): (OptimizerStates('none', {}, 0, [], {}, {}), Run([Weight('w', 'w', [np.zeros(1)])]))
+                                     for k in range(number)})
+        return lambda: container.read_parts(path)
+
+    work.assert_linear(reading, 4000)
+
+
+def test_commands_name_the_parts(tmp_path, capsys):
+    path = str(tmp_path / 'x')
+    container.write_parts(path, parts())
+    assert cli.main(['inspect', path]) == 0
+    assert [line[3:] for line in capsys.readouterr().out.splitlines() if line.startswith('== ')] == list(parts())
+    assert cli.main(['verify', path, '--json', '--part', 'b c']) == 1  # a state of the example has no such slot
+    assert json.loads(capsys.readouterr().out)['digest'] == digest(parts()['b c'][0])
+    assert cli.main(['verify', path]) == 1
+    assert 'b c: incomplete: ' in capsys.readouterr().out
