@@ -652,7 +652,7 @@ def parts():
     run = Run([], step=7, metrics={'score': 0.5}, extra={'fold': 1})
     weights = [Weight('net/0.weight', 'net0_0', [np.ones((3, 5), 'float16')]), Weight('1.bias', 'net0_1', [np.ones(7, 'float32')])]
     return {'größe': (example(1), replace(run, weights=weights[:1])), 'b c': (example(2), replace(run, weights=weights[1:])),
-            'net alone': (OptimizerStates('none', {}, 0, [], {}, {}), replace(run, weights=weights))}
+            'net alone': (OptimizerStates('none', {}, 0, [], {}, {}, producer=example().producer), replace(run, weights=weights))}
 
 
 def test_parts_come_back(tmp_path):

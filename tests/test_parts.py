@@ -121,6 +121,25 @@ def test_one_net_of_several_to_look_at(saved):
     assert [weight.name for weight in run.weights] == list(nets['generator']._collect_params_with_prefix())
 
 
+def test_random_numbers_on_the_devices_of_both(tmp_path):
+    nets, trainers = {}, {}
+    for k, name in enumerate(gan.NAMES):
+        nets[name] = mx.gluon.nn.Dense(2, in_units=3)
+        nets[name].initialize(ctx=mx.cpu(k))
+        trainers[name] = mx.gluon.Trainer(nets[name].collect_params(), 'novograd')
+
+    def drawn():
+        return [mx.nd.random.uniform(shape=3, ctx=mx.cpu(k)).asnumpy().tolist() for k in (0, 1)]
+
+    path = str(tmp_path / 'x')
+    go.save_checkpoint(path, net=nets, trainer=trainers)
+    wanted = drawn()
+    mx.random.seed(5)
+    assert drawn() != wanted
+    go.load_checkpoint(path, net=nets, trainer=trainers)
+    assert drawn() == wanted and wanted[0] != wanted[1]
+
+
 def test_states_of_one_into_a_trainer(saved):
     path, nets, trainers = saved
     wanted = go.states_digest(trainers['generator'], nets['generator'])
