@@ -172,8 +172,8 @@ class Run:
         return table(f'Run: {len(self.weights)} weights', [*self._rows(), *weights])
 
 
-# What a file holds: one, called '', or several under the user's names, as in GANs. These have the same producer, and their runs differ
-# only in weights.
+# What a file holds: one, called '', or several under the user's names, as in GANs. These have the same producer, and
+# their runs differ only in weights.
 Parts = Mapping[str, Tuple[OptimizerStates, Optional[Run]]]
 
 
