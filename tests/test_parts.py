@@ -135,7 +135,8 @@ def test_random_numbers_on_the_devices_of_all(tmp_path):
     go.save_checkpoint(path, *pairs([0, 1, 2]))
     wanted = drawn([0, 1, 2])
     go.load_checkpoint(path, *pairs([5, 4, 3]))  # the ids do not matter
-    assert drawn([5, 4, 3]) == wanted and len(set(map(tuple, wanted))) == 3
+    assert drawn([3, 4, 5]) == wanted[::-1]  # nor does the order of the draws: each device has a generator
+    assert len(set(map(tuple, wanted))) == 3
 
 
 def test_states_of_one_into_a_trainer(saved):
