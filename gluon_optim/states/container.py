@@ -44,8 +44,7 @@ from .manifest import (
 )
 from .model import Array, OptimizerStates, Parts, Run, chunks
 
-__all__ = ['CHECKPOINT', 'FORMAT', 'Path', 'VERSION', 'part_of', 'read', 'read_checkpoint', 'read_manifest', 'read_parts', 'write',
-           'write_parts']
+__all__ = ['CHECKPOINT', 'FORMAT', 'Path', 'VERSION', 'read', 'read_checkpoint', 'read_manifest', 'read_parts', 'write', 'write_parts']
 
 MAX_HEADER = 32 << 20  # about 40 000 parameters; more is refused before parsing
 
@@ -192,7 +191,7 @@ def read_checkpoint(path: Union[Path, OpenFile], part: Optional[str] = None) -> 
     ('adamw', 7, {'fold': 3}, {'0.bias': [0.0, 0.0]})
     """
     with open_once(path) as file:
-        return part_of(file.path, read_parts(file), part)
+        return _part_of(file.path, read_parts(file), part)
 
 
 def read_parts(path: Union[Path, OpenFile]) -> Parts:
@@ -200,7 +199,7 @@ def read_parts(path: Union[Path, OpenFile]) -> Parts:
     return _opened(path, _read)
 
 
-def part_of(path: str, parts: Parts, name: Optional[str]) -> Tuple[OptimizerStates, Optional[Run]]:
+def _part_of(path: str, parts: Parts, name: Optional[str]) -> Tuple[OptimizerStates, Optional[Run]]:
     """The part called ``name`` of a file; None for its only one. Raises ValueError."""
     if '' in parts:
         if name is not None:
