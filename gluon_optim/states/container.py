@@ -44,7 +44,8 @@ from .manifest import (
 )
 from .model import Array, OptimizerStates, Parts, Run, chunks
 
-__all__ = ['CHECKPOINT', 'FORMAT', 'Path', 'VERSION', 'read', 'read_checkpoint', 'read_manifest', 'read_parts', 'write', 'write_parts']
+__all__ = ['CHECKPOINT', 'FORMAT', 'Path', 'VERSION', 'read', 'read_checkpoint', 'read_manifest', 'read_parts', 'write',
+           'write_parts']
 
 MAX_HEADER = 32 << 20  # about 40 000 parameters; more is refused before parsing
 
