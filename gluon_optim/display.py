@@ -2,7 +2,7 @@
 import html
 from typing import Any, Iterable, List, Sequence, Tuple
 
-__all__ = ['Rows', 'clipped', 'table', 'text', 'without_none']
+__all__ = ['Rows', 'clipped', 'of_part', 'table', 'text', 'without_none']
 
 Rows = Sequence[Tuple[str, Any]]  # a word, and what it stands for
 MOST = 16    # rows that are shown
@@ -17,6 +17,11 @@ def clipped(value: Any, widest: int = WIDEST) -> str:
     """
     words = ' '.join((value if isinstance(value, str) else repr(value)).split())
     return words if len(words) <= widest else words[:widest - 3] + '...'
+
+
+def of_part(name: str, line: str) -> str:
+    """``line``, about the one of several that is called ``name``; '' where there is only one."""
+    return f'{name}: {line}' if name else line
 
 
 def text(title: str, rows: Rows) -> str:

@@ -5,11 +5,9 @@ As a script it resumes, in one process, the runs that the JSON on its standard i
 # ruff: noqa: NPY002  the global generators are what a checkpoint brings back
 import hashlib
 import json
-import os
 import random
-import sys
-import traceback
 
+import jobs
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
@@ -92,15 +90,5 @@ def resume(config, path, steps):
     return {'extra': restored, 'epoch': restored.epoch, 'batch': restored.batch, 'loaded': loaded, 'end': facts(net, trainer)}
 
 
-def main():
-    for job in json.load(sys.stdin):
-        try:
-            print(json.dumps(resume(*job)), flush=True)
-        except Exception:
-            print(json.dumps({'error': traceback.format_exc()}), flush=True)
-    sys.stdout.flush()
-    os._exit(0)  # MXNet's own exit takes a second
-
-
 if __name__ == '__main__':
-    main()
+    jobs.do_all(resume)

@@ -3,12 +3,10 @@
 As a script it resumes in one process the runs that the JSON on its standard input lists, and prints what came out of each.
 """
 # ruff: noqa: NPY002  the global generators are what a checkpoint brings back
-import json
-import os
 import random
-import sys
 
 import checkpoint_runs
+import jobs
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
@@ -65,15 +63,13 @@ def facts(nets, trainers, noise=True):
     return [checkpoint_runs.facts(nets[name], trainers[name], noise) for name in NAMES]
 
 
-def main():
-    for layout, path, steps in json.load(sys.stdin):
-        nets, trainers = make(**layout, seed=99)
-        restored = go.load_checkpoint(path, net=nets, trainer=trainers)
-        loaded = facts(nets, trainers, noise=False)
-        train(nets, trainers, steps)
-        print(json.dumps({'step': restored.step, 'loaded': loaded, 'end': facts(nets, trainers)}), flush=True)
-    os._exit(0)  # MXNet's own exit takes a second
+def resume(layout, path, steps):
+    nets, trainers = make(**layout, seed=99)
+    restored = go.load_checkpoint(path, net=nets, trainer=trainers)
+    loaded = facts(nets, trainers, noise=False)
+    train(nets, trainers, steps)
+    return {'step': restored.step, 'loaded': loaded, 'end': facts(nets, trainers)}
 
 
 if __name__ == '__main__':
-    main()
+    jobs.do_all(resume)

@@ -3,11 +3,8 @@
 As a script it resumes, in one process, the runs that the JSON on its standard input lists, and prints what came out of each.
 """
 import hashlib
-import json
-import os
-import sys
-import traceback
 
+import jobs
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
@@ -160,15 +157,5 @@ def resume(config, path, steps):
     return {'loaded': loaded, 'end': facts(net, trainer)}
 
 
-def main():
-    for job in json.load(sys.stdin):
-        try:
-            print(json.dumps(resume(*job)), flush=True)
-        except Exception:
-            print(json.dumps({'error': traceback.format_exc()}), flush=True)
-    sys.stdout.flush()
-    os._exit(0)  # MXNet's own exit takes a second
-
-
 if __name__ == '__main__':
-    main()
+    jobs.do_all(resume)

@@ -6,11 +6,11 @@ import os
 import pickle
 import signal
 import struct
-import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
+import work
 from commands import refused
 
 import gluon_optim as go
@@ -51,15 +51,6 @@ def params_file(path, names):
     path.write_bytes(struct.pack('<QQQ', 0x112, 0, len(names)) + array * len(names) + struct.pack('<Q', len(names))
                      + b''.join(struct.pack('<Q', len(name)) + name.encode() for name in names))
     return path
-
-
-def memory_of(function):
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 # What is no file
@@ -163,7 +154,7 @@ def test_json_is_bounded(tmp_path, what):
     def refuse():
         with pytest.raises(StateFileError, match=r'it\.json'):
             json_text.read(path, 'it')
-    assert memory_of(refuse) < 2 * len(JSONS[what]) + SMALL
+    assert work.memory_of(refuse) < 2 * len(JSONS[what]) + SMALL
 
 
 def test_json_that_is_read(tmp_path):
@@ -211,7 +202,7 @@ def test_a_map_cannot_make_arrays_without_end(entries):
     def refuse():
         with pytest.raises(ValueError, match='twice the memory'):
             models.model_to_torch({'v': np.ones(100, 'float32'), 'w': np.ones(1, 'float32')}, names=entries)
-    assert memory_of(refuse) < SMALL
+    assert work.memory_of(refuse) < SMALL
 
 
 def checks(size):
@@ -397,7 +388,7 @@ def test_torch_zip_files_that_are_refused(run, tmp_path):
 
     def inspect():
         refused(run('inspect', 'x.pt', '--optimizer', 'adam_torch'), 2, 'without compression')
-    assert memory_of(inspect) < SMALL
+    assert work.memory_of(inspect) < SMALL
     data = (tmp_path / 'it.pt').read_bytes()
     at = data.index(b'PK\1\2')
     for damaged in (data[:at + 6] + b'\xff\xff' + data[at + 8:], data.replace(b'PK\1\2\0\0\0\0', b'PK\1\2\xff\xff\xff\xff')):
@@ -526,7 +517,7 @@ def test_small_onnx_files_do_not_become_large(tmp_path):
         def refuse():
             with pytest.raises(StateFileError):
                 onnx.read(tmp_path / 'x.onnx')
-        assert memory_of(refuse) < 2 * len(field) + SMALL, name
+        assert work.memory_of(refuse) < 2 * len(field) + SMALL, name
 
 
 def test_zip_directories_are_bounded(tmp_path):
@@ -541,4 +532,4 @@ def test_zip_directories_are_bounded(tmp_path):
         assert kind_of(tmp_path / 'x.npz') is Kind.NPZ
         with pytest.raises(StateFileError):
             mxnet_files.read_params(tmp_path / 'x.npz')
-    assert memory_of(refuse) < SMALL
+    assert work.memory_of(refuse) < SMALL

@@ -14,13 +14,13 @@ import re
 import struct
 import subprocess
 import sys
-import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import work
+from mutate import mutated
 
 from gluon_optim.states.file_part import SMALL
 from gluon_optim.states.files import Kind, kind_of
@@ -400,7 +400,7 @@ def test_claims_are_checked_before_memory_is_taken(tmp_path, what, data):
     def refused():
         with pytest.raises(UnreadableFile, match='should take|claims|dimensions|unknown shape|possible size'):
             read_params(path)
-    assert traced(refused) < 10 ** 6
+    assert work.memory_of(refused) < 10 ** 6
 
 
 @pytest.mark.parametrize('change', [
@@ -441,22 +441,13 @@ def test_memory_of_large_files(tmp_path):
     array = np.zeros((1 << 21,), '<f4')
     path = states_file(tmp_path, {i: array.shape for i in range(3)})
     size = path.stat().st_size
-    assert traced(lambda: read_states(path)) < 1.05 * size
+    assert work.memory_of(lambda: read_states(path)) < 1.05 * size
     data = struct.pack('<QQQ', 0x112, 0, 3) + 3 * nd_bytes(array.shape) + struct.pack('<Q', 0)
     path = write(tmp_path, data, 'large.params')
-    assert traced(lambda: read_params(path)) < 1.05 * len(data)
+    assert work.memory_of(lambda: read_params(path)) < 1.05 * len(data)
     text = repickled(states_file(tmp_path, {i: (1 << 18,) for i in range(3)}).read_bytes(), 0)
     path = write(tmp_path, text, 'text.states')
-    assert traced(lambda: read_states(path)) < 1.5 * len(text)
-
-
-def traced(function):
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    assert work.memory_of(lambda: read_states(path)) < 1.5 * len(text)
 
 
 # Zip files
@@ -736,7 +727,7 @@ def test_hostile_pickles(tmp_path, monkeypatch, what):
     refuse_soon(path)
     assert os.listdir(tmp_path) == ['file']
     if re.search('claims|dictionaries|one array|wide|memo|laughs|digits|marks|counts', what):  # tracing is slow
-        assert traced(lambda: refuse(path)) < 2 * path.stat().st_size + SMALL * 5 // 4
+        assert work.memory_of(lambda: refuse(path)) < 2 * path.stat().st_size + SMALL * 5 // 4
 
 
 GUARD = '''
@@ -795,30 +786,6 @@ SPECIAL = [b'\xff' * 8, b'\xff' * 4, b'\0' * 8, b'\0\0\0\x80', b'\xff\xff\xff\x7
            b'(', b'.']
 
 
-def mutated(data, rng):
-    """One to three changes: flipped bits, bytes, special numbers, cuts, insertions, a truncation, a repetition."""
-    data = bytearray(data)
-    for _ in range(rng.choice([1, 1, 2, 3])):
-        at, what = rng.randrange(len(data) + 1), rng.randrange(8)
-        if what <= 1 and at < len(data):
-            data[at] ^= 1 << rng.randrange(8)
-        elif what == 2 and at < len(data):
-            data[at] = rng.randrange(256)
-        elif what == 3:
-            value = rng.choice(SPECIAL)
-            data[at:at + len(value)] = value
-        elif what == 4:
-            del data[at:at + rng.choice([1, 2, 4, 8, 100])]
-        elif what == 5:
-            data[at:at] = bytes(rng.randrange(256) for _ in range(rng.choice([1, 4, 8])))
-        elif what == 6:
-            del data[at:]
-        else:
-            begin = rng.randrange(len(data) + 1)
-            data[at:at] = data[begin:begin + rng.randrange(200)]
-    return bytes(data)
-
-
 def check_mutations(tmp_path, count, seed):
     """Each is refused with our error or read into something sound; a zip file, which has checksums, into what it was."""
     rng = random.Random(seed)
@@ -828,7 +795,7 @@ def check_mutations(tmp_path, count, seed):
     for _ in range(count):
         name = rng.choice(list(originals))
         is_states = 'protocol' in name if isinstance(name, str) else name.suffix == '.states'
-        data = mutated(originals[name], rng)
+        data = mutated(originals[name], rng, SPECIAL)
         path.write_bytes(data)
         try:
             with work.counted() as spent:

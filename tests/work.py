@@ -5,6 +5,7 @@ What would never end (a sum over 2^60 entries, say) is ended by the kill in conf
 import contextlib
 import sys
 import time
+import tracemalloc
 import types
 
 from gluon_optim.states.progress import watched
@@ -30,6 +31,16 @@ def counted():
             yield spent
         finally:
             sys.setprofile(before)
+
+
+def memory_of(function):
+    """The most bytes that Python held at once while ``function`` ran."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def assert_linear(prepare, size):

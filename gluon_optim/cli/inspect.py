@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from typing import Any, Dict, List, Optional, Sequence
 
+from ..display import of_part
 from ..schema import one_of
 from ..states import inspection
 from ..states.files import Kind
@@ -105,7 +106,7 @@ def _diff(options: Namespace) -> int:
     differences = []
     for name in {**a, **b}:
         if name in a and name in b:
-            differences += [found._replace(what=_in(name, found.what)) for found in inspection.compare(a[name], b[name])]
+            differences += [found._replace(what=of_part(name, found.what)) for found in inspection.compare(a[name], b[name])]
         else:
             differences.append(inspection.Difference(name, name in a, name in b))
     if options.json:
@@ -121,10 +122,6 @@ def _diff(options: Namespace) -> int:
 
 def _names(parts: Dict[str, inspection.Contents]) -> str:
     return 'one' if '' in parts else one_of(parts)
-
-
-def _in(part: str, line: str) -> str:
-    return f'{part}: {line}' if part else line
 
 
 def _verify(options: Namespace) -> int:
@@ -144,10 +141,10 @@ def _verify(options: Namespace) -> int:
     for name, facts in found.items():
         how = ('every byte matches its checksum' if facts['every_byte_checked']
                else 'all of it can be read; files of this kind have no checksums')
-        say(_in(name, f'{facts["kind"]}: {how}'))
-        say(_in(name, f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else '')))
+        say(of_part(name, f'{facts["kind"]}: {how}'))
+        say(of_part(name, f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else '')))
         for line in facts['missing']:
-            say(_in(name, 'incomplete: ' + line))
+            say(of_part(name, 'incomplete: ' + line))
     return 0 if complete else 1
 
 

@@ -20,6 +20,7 @@ import numpy
 from mxnet import gluon
 from mxnet import ndarray as nd
 
+from ..display import of_part
 from ..schema import check_int, one_of
 from ..states import container
 from ..states.errors import StateFileError
@@ -72,7 +73,7 @@ class Restored(Dict[str, Any]):
         position = {name: value for name in ('step', 'epoch', 'batch') for value in [getattr(self, name)] if value is not None}
         words = [f'{name} {value}' for name, value in position.items()] + [f'from {self.path!r}']
         reports = self.states if isinstance(self.states, dict) else {'': self.states} if self.states else {}
-        words += [_in(name, str(report)) for name, report in reports.items()]
+        words += [of_part(name, str(report)) for name, report in reports.items()]
         words += [f'{len(self.skipped)} weights skipped'] if self.skipped else []
         text = dict.__repr__(self)
         return f'<Restored: {", ".join(words)}, extra {text if len(text) <= 200 else text[:200] + "..."}>'
@@ -250,10 +251,6 @@ def _contexts(subjects: Subjects) -> List[Any]:
     return list(dict.fromkeys(context for trainer in trainers for context in contexts_of(trainer)))
 
 
-def _in(name: str, line: str) -> str:
-    return f'{name}: {line}' if name else line
-
-
 @contextlib.contextmanager
 def naming(name: str) -> Iterator[None]:
     """Errors about one of several nets and trainers say which."""
@@ -382,7 +379,7 @@ def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, stri
     restored = Restored(run.extra)
     restored.step, restored.epoch, restored.batch, restored.metrics = run.step, run.epoch, run.batch, run.metrics
     restored.states, restored.path = reports.get('') if '' in subjects else reports or None, os.fspath(path)
-    restored.skipped = [*left, *(_in(name, line) for name, plan in plans.items() for line in plan.weights.skipped)]
+    restored.skipped = [*left, *(of_part(name, line) for name, plan in plans.items() for line in plan.weights.skipped)]
     log.info('restored %s from %s', _called(run), restored.path)
     for line in restored.skipped:
         log.warning('not loaded: %s', line)
