@@ -30,7 +30,11 @@ _PUBLIC = {
     'model_to_torch': 'models', 'suggest_names': 'models',
     'rate': 'schedules',
 }
-_MODULES = ('models', 'torch', 'onnx', 'optax', 'rules', 'schedules', 'schema', 'states')
+# public name -> the module that it is
+_MODULES = {
+    'models': 'models', 'torch': 'torch', 'onnx': 'onnx', 'optax': 'optax',
+    'rules': 'rules', 'schedules': 'schedules', 'schema': 'schema', 'states': 'states',
+}
 
 _NEEDS = {'torch': ('torch',), 'onnx': ('onnx',), 'optax': ('jax', 'optax'), 'mxnet': ('mxnet',)}
 _broken: Set[str] = set()  # rooms that were found not to work here
@@ -40,7 +44,7 @@ def __getattr__(name: str) -> Any:
     if name == '__all__':  # what `from gluon_optim import *` takes, and `help` shows
         return _working()
     if name in _MODULES:
-        return importlib.import_module(f'.{name}', __name__)
+        return importlib.import_module(f'.{_MODULES[name]}', __name__)
     if name not in _PUBLIC:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     if name == 'register' and not _installed('mxnet'):
@@ -57,7 +61,7 @@ def __dir__() -> List[str]:
 
 
 def _room(name: str) -> str:
-    return _PUBLIC.get(name, name).partition('.')[0]
+    return (_PUBLIC.get(name) or _MODULES.get(name, name)).partition('.')[0]
 
 
 def _installed(room: str) -> bool:
