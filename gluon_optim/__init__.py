@@ -29,9 +29,11 @@ _PUBLIC = {
     'to_torch': 'torch', 'from_torch': 'torch', 'to_onnx': 'onnx', 'from_onnx': 'onnx', 'to_optax': 'optax', 'from_optax': 'optax',
     'model_to_torch': 'models', 'suggest_names': 'models',
     'rate': 'schedules',
+    'minimize': 'mxnet.minimize',
 }
 # public name -> the module that it is
 _MODULES = {
+    'curvature': 'mxnet.curvature',
     'models': 'models', 'torch': 'torch', 'onnx': 'onnx', 'optax': 'optax',
     'rules': 'rules', 'schedules': 'schedules', 'schema': 'schema', 'states': 'states',
 }
