@@ -15,13 +15,13 @@ __all__ = ['Objective', 'progress_bar', 'trainable']
 
 Term = Callable[[], Any]  # computes an NDArray with one element
 
-# MXNet's operators that may be asked for a second derivative. Each was tried: of almost all others it raises an error, of an
-# `autograd.Function` it waits for ever, and after `BlockGrad` it has ended the process. Whether the answer is right is seen
-# when it is compared with differences: that of FullyConnected usually is not.
+# MXNet 1.9.1's operators that may be asked for a second derivative. Each was tried: of almost all others it raises an error, of
+# arcsinh and arccosh it is wrong, of an `autograd.Function` it waits for ever, and after `BlockGrad` it has ended the process.
+# That of FullyConnected is right where nothing follows that bends; so answers are compared with differences before they are used.
 TWICE_DIFFERENTIABLE = frozenset([
     'null', 'FullyConnected', 'transpose', 'elemwise_add', 'add_n', '_plus_scalar', '_minus_scalar', '_copy', 'negative',
     'abs', 'square', 'sqrt', 'cbrt', 'rsqrt', 'rcbrt', 'reciprocal', 'exp', 'expm1', 'log', 'log2', 'log10', 'log1p',
-    'sigmoid', 'tanh', 'relu', 'sin', 'cos', 'tan', 'arcsin', 'arccos', 'arctan', 'sinh', 'cosh', 'arcsinh', 'arccosh', 'arctanh'])
+    'sigmoid', 'tanh', 'relu', 'sin', 'cos', 'tan', 'arcsin', 'arccos', 'arctan', 'sinh', 'cosh', 'arctanh'])
 TOLERANCE = {'float64': 1e-6, 'float32': 1e-2}       # of an exact product, in norm, against differences
 SAME = {'float64': 1e-10, 'float32': 1e-5}           # of two values of a loss at the same weights
 
@@ -96,8 +96,7 @@ class Objective:
             undo.callback(_copy_all, arrays, saved)
             undo.callback(self._restore_frozen)
             with _reading_frozen(self.frozen):
-                self._find_used()
-                self._check()
+                self._check(self._find_used(), self.value())
             self.weights = self.flat([saved[k] for k in self._first_copies()])
             self._at = self.weights
             self._undo = undo.pop_all()
@@ -114,27 +113,29 @@ class Objective:
         counts = [len(parameter.list_data()) for parameter in self.parameters]
         return [sum(counts[:k]) for k in range(len(counts))]
 
-    def _find_used(self) -> None:
-        """Which arrays the terms depend on. MXNet computes no gradient with respect to the others."""
+    def _find_used(self) -> float:
+        """Find which arrays the terms depend on: MXNet computes no gradient with respect to the others. Returns the value."""
         pairs = [(k, array) for k, parameter in enumerate(self.parameters) for array in parameter.list_data()]
         found: Dict[int, Tuple[int, Any]] = {}
+        total = 0.0
         for term in self._terms:
             with autograd.record(train_mode=self._train_mode):
                 loss = _checked(term())
+            total += _number(loss)
             left = {number: pair for number, pair in enumerate(pairs) if number not in found}
-            if left and _depends(loss, [array for _, array in left.values()]):
+            if left and _depends(loss, [array for _, array in left.values()], self._train_mode):
                 found.update(left)
             else:
-                found.update((number, pair) for number, pair in left.items() if _depends(loss, [pair[1]]))
+                found.update((number, pair) for number, pair in left.items() if _depends(loss, [pair[1]], self._train_mode))
         if not found:
             names = [parameter.name for parameter in self.parameters]
             raise ValueError(f'The loss must depend on the parameters. Received: one that depends on none of {some_of(names)}. '
                              'It must compute with them each time it is called.')
         self._owner = [found[number][0] for number in sorted(found)]
         self._used = [found[number][1] for number in sorted(found)]
+        return total
 
-    def _check(self) -> None:
-        first, second = self.value(), self.value()
+    def _check(self, first: float, second: float) -> None:
         if not math.isfinite(first):
             raise ValueError(f'The loss must be finite. Received: {first}.')
         if not abs(first - second) <= SAME[self.dtype] * (abs(first) + abs(second)):
@@ -167,7 +168,7 @@ class Objective:
     def flat(self, arrays: Sequence[Any]) -> numpy.ndarray:
         """One vector of all ``arrays``, one for each parameter."""
         pieces = [array.as_nd_ndarray().reshape((-1,)).astype('float64') for array in arrays]
-        return nd.concat(*pieces, dim=0).asnumpy()  # type: ignore[no-any-return]
+        return nd.concat(*pieces, dim=0).asnumpy()
 
     def split(self, vector: numpy.ndarray) -> List[Any]:
         """The opposite: arrays of the shapes, types and (first) devices of the parameters."""
@@ -189,7 +190,7 @@ class Objective:
         for term in self._terms:
             with autograd.record(train_mode=self._train_mode):
                 loss = _checked(term())
-            total += float(loss.asnumpy().reshape(-1)[0])
+            total += _number(loss)
         return total
 
     def gradient(self) -> Tuple[float, numpy.ndarray]:
@@ -199,7 +200,7 @@ class Objective:
             with autograd.record(train_mode=self._train_mode):
                 loss = _checked(term())
             parts.append(self._sum_of(self._gradients_of(loss)))
-            total += float(loss.asnumpy().reshape(-1)[0])
+            total += _number(loss)
         self.gradients += 1
         return total, sum(parts[1:], parts[0])
 
@@ -224,7 +225,10 @@ class Objective:
         if not self.method:
             self.method = self._choose()
         exact = self._exact(vector) if self.method == 'exact' else None
-        return self._differences(vector) if exact is None else exact
+        if exact is None:
+            self.method = 'differences'
+            return self._differences(vector)
+        return exact
 
     def _choose(self) -> str:
         """Whether MXNet's own second derivative is right, along one direction: as good as along all, since it is linear."""
@@ -279,6 +283,10 @@ def _checked(loss: Any) -> Any:
     return loss
 
 
+def _number(loss: Any) -> float:
+    return float(loss.asnumpy().reshape(-1)[0])
+
+
 def _array_like(array: Any, values: numpy.ndarray) -> Any:
     made = nd.array(values.reshape(array.shape), dtype=array.dtype, ctx=array.context)
     return made if type(array) is nd.NDArray else made.as_np_ndarray()
@@ -296,10 +304,10 @@ def _differ(arrays: Sequence[Any], others: Sequence[Any]) -> List[bool]:
     return [bool(count) for count in nd.concat(*counts, dim=0).asnumpy()]
 
 
-def _depends(loss: Any, arrays: List[Any]) -> bool:
+def _depends(loss: Any, arrays: List[Any], train_mode: bool) -> bool:
     """Whether ``loss`` depends on each of the arrays. Its graph stays."""
     try:
-        autograd.grad(loss, arrays, retain_graph=True)
+        autograd.grad(loss, arrays, retain_graph=True, train_mode=train_mode)
     except MXNetError as error:
         if 'unreachable' in str(error) or 'computational graph' in str(error):
             return False
@@ -312,7 +320,7 @@ def _gradients(loss: Any, arrays: List[Any], train_mode: bool) -> List[Any]:
     try:
         return autograd.grad(loss, arrays, retain_graph=True, train_mode=train_mode)  # type: ignore[no-any-return]
     except MXNetError:
-        used = [_depends(loss, [array]) for array in arrays]
+        used = [_depends(loss, [array], train_mode) for array in arrays]
         if all(used):
             raise
     found = iter(autograd.grad(loss, [a for a, each in zip(arrays, used) if each], train_mode=train_mode) if any(used) else [])
