@@ -190,8 +190,10 @@ class _Problem:
             self.objective.move(point)
             value, gradient = self.objective.gradient()
             value += float(self._decay @ (point * point)) / 2
-            value = value if math.isfinite(value) else math.inf  # a step too far: SciPy takes a shorter one
             gradient = gradient + self._decay * point
+            if not (math.isfinite(value) and numpy.isfinite(gradient).all()):
+                # a step too far, for SciPy to take a shorter one. Of infinity its L-BFGS-B makes a run that has converged
+                value, gradient = self.lowest + 10 * (1 + abs(self.lowest)), numpy.zeros_like(point)
             self._last = numpy.array(point), value, gradient
             self.evaluations += 1
             if value < self.lowest:
