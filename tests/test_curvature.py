@@ -1,5 +1,7 @@
 """Second derivatives: products with the Hessian, its eigenvalues and its trace, against NumPy; and that nothing is left behind."""
+import re
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -450,3 +452,15 @@ def test_without_scipy_eigenvalues_say_what_to_install(monkeypatch):
     with pytest.raises(ImportError, match=r"needs SciPy.*pip install '.\[curvature\]'"):
         eigenvalues_of()()
     assert go.curvature.hvp(*quadratic(numpy.ones(2)), [nd.ones((1, 2))])[1] == 'differences'
+
+
+# The page
+
+def test_the_blocks_of_its_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parent.parent / 'docs/CURVATURE.md').read_text(encoding='utf-8')
+    names = {}
+    for block in re.findall('```python\n(.*?)```', page, re.DOTALL):
+        exec(compile(block, 'docs/CURVATURE.md', 'exec'), names)  # noqa: S102
+    assert 'by differences' in capsys.readouterr().out
+    assert names['result'].fun < 0.3
