@@ -165,8 +165,8 @@ def draw(runs, fits, path):
     for run, color in zip(runs, ('#0072b2', '#d55e00')):
         left.plot(run.steps, run.eigenvalues, color=color, marker='.', label=f'lr = {run.learning_rate}')
         left.axhline(run.edge, color=color, linestyle='--', linewidth=1)
-        left.annotate(f'2/lr = {run.edge:.1f}', (run.steps[-1], run.edge), xytext=(0, -4), textcoords='offset points', color=color,
-                      horizontalalignment='right', verticalalignment='top')
+        left.annotate(f'2/lr\n= {run.edge:.1f}', (1.01, run.edge), xycoords=('axes fraction', 'data'), color=color,
+                      verticalalignment='center', annotation_clip=False)
     left.set(xlabel='step of gradient descent', ylabel='largest eigenvalue of the Hessian', title='the edge of stability',
              ylim=(0, 1.15 * max(run.edge for run in runs)))
     left.legend(frameon=False, loc='lower right')

@@ -186,8 +186,9 @@ class Broken(Exception):
     pass
 
 
+@pytest.mark.parametrize('method', ['newton-cg', 'l-bfgs-b'])
 @pytest.mark.parametrize('fails_at', [0, 2])
-def test_an_error_leaves_the_best_weights(fails_at):
+def test_an_error_leaves_the_best_weights(fails_at, method):
     net = dense()
 
     def callback(iteration, value):
@@ -204,7 +205,7 @@ def test_an_error_leaves_the_best_weights(fails_at):
                 raise Broken
             return BCE(output, label)
     with pytest.raises(Broken):
-        go.minimize(net, loss, DATA, wd=WD, callback=callback)
+        go.minimize(net, loss, DATA, method, wd=WD, callback=callback)
     assert numpy.isclose(LOSS(weights(net))[0], seen[-1] if seen else numpy.log(2), rtol=1e-12)
     assert len(seen) == fails_at
 
