@@ -103,6 +103,15 @@ def test_an_unknown_optimizer_is_refused():
     assert 'novgrad' in run('train_digits.py', '--optimizer', 'novgrad', code=1)
 
 
+def test_curvature_rises_to_the_edge_of_stability_and_newton_finds_the_minimum():
+    said = run('curvature.py', '--steps', '640')
+    _, (edge, first, last) = (tuple(map(float, row)) for row in re.findall(r'^ +0\.[23] +(\S+) +(\S+) +(\S+) ', said, re.MULTILINE))
+    assert first < 0.95 * edge < last < 1.2 * edge
+    above = {method: float(number) for method, number in re.findall(r'^ +([\w-]+) +\d+ +(\S+)$', said, re.MULTILINE)}
+    assert set(above) == {'SGD', 'newton-cg', 'trust-ncg', 'l-bfgs-b', 'bfgs', 'cg'}
+    assert max(above.values()) == above.pop('SGD') > 1e-7 > 1e-10 > max(above.values())
+
+
 @pytest.mark.parametrize('options', [[], ['--multi-precision']], ids=['float32', 'float16'])
 def test_the_run_goes_on_in_pytorch(tmp_path, options):
     pytest.importorskip('torch')

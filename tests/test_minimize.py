@@ -27,7 +27,7 @@ def cancer():
     def loss(w, wd=WD):
         z = x @ w[:30] + w[30]
         value = numpy.mean(numpy.logaddexp(0, z) - y * z) + wd * w @ w / 2
-        error = (1 / (1 + numpy.exp(-z)) - y) / len(y)
+        error = (numpy.exp(-numpy.logaddexp(0, -z)) - y) / len(y)
         return value, numpy.append(x.T @ error, error.sum()) + wd * w
     return x, y, loss, scipy_optimize.minimize(loss, numpy.zeros(31), jac=True, method='BFGS', options={'gtol': 1e-12})
 
@@ -66,6 +66,29 @@ def test_with_scipys_tolerances_the_minimum_is_that_of_scipy(method):
     right = scipy_optimize.minimize(LOSS, numpy.zeros(31), jac=True, method=method)
     assert result.success
     assert abs(result.fun - right.fun) < 1e-8
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_each_iteration_is_that_of_scipy_in_numpy(method):
+    """From a point where the sigmoids are saturated and first steps go too far."""
+    def note(point):
+        right.append(LOSS(point)[0])
+
+    def hessian(w):
+        z = DATA[0] @ w[:30] + w[30]
+        rows = numpy.column_stack([DATA[0], numpy.ones(len(z))])
+        share = numpy.exp(-numpy.logaddexp(0, -z))
+        return rows.T @ (rows * (share * (1 - share))[:, None]) / len(z) + WD * numpy.eye(31)
+    right, found, start = [], [], 3 * numpy.random.RandomState(0).standard_normal(31)
+    options = {'maxiter': 8, **({'initial_trust_radius': 50} if method == 'trust-ncg' else {})}
+    scipy_optimize.minimize(LOSS, start, jac=True, method=method, options=options, callback=note,
+                            hess=hessian if method in ('newton-cg', 'trust-ncg') else None)
+    net = dense()
+    net.weight.set_data(nd.array(start[:30].reshape(1, -1), dtype='float64'))
+    net.bias.set_data(nd.array(start[30:], dtype='float64'))
+    go.minimize(net, BCE, DATA, method, wd=WD, options=options, callback=lambda iteration, value: found.append(value))
+    assert len(found) == len(right) == 8
+    assert numpy.allclose(found, right, rtol=1e-6)
 
 
 def test_the_minimum_in_float32():
@@ -261,6 +284,19 @@ def test_a_run_that_was_interrupted_resumes(method, tmp_path):
     assert numpy.array_equal(weights(other), weights(net))
     again = go.minimize(dense(), BCE, DATA, method, wd=WD, tol=1e-13, manager=manager)
     assert abs(again.fun - MINIMUM.fun) < 1e-12
+
+
+def test_a_checkpoint_of_several_devices_holds_the_iterate(tmp_path):
+    """On all of them; a net on one device gets the mean of what differs."""
+    def interrupt(iteration, value):
+        seen.append(value)
+        if iteration == 3:
+            raise KeyboardInterrupt
+    seen, single = [], dense()
+    with pytest.raises(KeyboardInterrupt):
+        go.minimize(dense(ctx=[mx.cpu(0), mx.cpu(1)]), BCE, DATA, wd=WD, manager=tmp_path, callback=interrupt)
+    go.CheckpointManager(tmp_path).restore_latest(net=single)
+    assert LOSS(weights(single))[0] == pytest.approx(seen[-1], rel=1e-12)
 
 
 def test_most_iterations_are_those_of_the_whole_run(tmp_path):
