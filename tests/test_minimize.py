@@ -167,6 +167,23 @@ def test_after_batch_norm_inference_is_that_of_training():
     assert abs(net[1].running_var.data().asnumpy() - hidden.var(0)).max() < 1e-9
 
 
+@pytest.mark.parametrize('of_mxnet', [False, True], ids=['numpy', 'mxnet.numpy'])
+def test_arrays_of_mxnets_numpy(of_mxnet):
+    mx.npx.set_np()
+    try:
+        data = [mx.np.array(each, dtype='float64') for each in DATA] if of_mxnet else DATA
+        net = nn.HybridSequential()
+        net.add(nn.Dense(1, in_units=30), nn.BatchNorm(scale=False, center=False), nn.Dense(1, in_units=1))
+        net.initialize()
+        net.cast('float64')
+        net.hybridize()
+        first = go.minimize(net, BCE, tuple(data), 'l-bfgs-b', wd=WD, maxiter=5)
+        assert first.nit == 5 and first.fun < 0.3
+        assert abs(net[1].running_mean.data().asnumpy() - net[0](mx.np.array(X, dtype='float64')).asnumpy().mean()).max() < 1e-9
+    finally:
+        mx.npx.reset_np()
+
+
 # Where and when weights are written
 
 @pytest.mark.parametrize('method', METHODS)

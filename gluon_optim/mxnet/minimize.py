@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy
 from mxnet import gluon, nd
+from mxnet.util import is_np_array
 
 from ..requirements import missing
 from ..schema import check_int, check_known, lower_name
@@ -263,7 +264,8 @@ def _on(array: Any, context: Any, kind: Any) -> Any:
     """The array on a device, of the given type where it is one of floating-point numbers."""
     kind = kind if numpy.dtype(array.dtype).kind == 'f' else array.dtype
     if isinstance(array, numpy.ndarray):
-        return nd.array(array, dtype=kind, ctx=context)
+        made = nd.array(array, dtype=kind, ctx=context)
+        return made.as_np_ndarray() if is_np_array() else made
     return array.as_in_context(context).astype(kind, copy=False)
 
 
