@@ -95,12 +95,14 @@ def facts(module, draw=True):
         for key, count in counts.items():
             if key in updater.states:
                 found[f'count of {key}'] = max(count, found.get(f'count of {key}', 0))
-    found.update(num_update=optimizer.num_update, rate=optimizer.learning_rate, scheduler=repr(vars(optimizer.lr_scheduler or object)),
+    scheduler = optimizer.lr_scheduler
+    found.update(num_update=optimizer.num_update, rate=optimizer.learning_rate, scheduler=scheduler and repr(vars(scheduler)),
                  variables=repr({name: vars(optimizer)[name] for name in ('m_schedule', 'last_lr') if name in vars(optimizer)}))
     arguments, auxiliary = module.get_params()
     found['on the host'] = {name: digest(array) for name, array in sorted({**arguments, **auxiliary}.items())}
     if draw:
-        found['noise'] = [float(np.random.rand()), *(float(mx.nd.random.uniform(ctx=context).asscalar()) for context in module._context)]
+        noise = (mx.nd.random.uniform(ctx=context).asscalar() for context in module._context)
+        found['noise'] = [float(np.random.rand()), *map(float, noise)]
     return json.loads(json.dumps(found))
 
 

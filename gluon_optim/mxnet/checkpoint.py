@@ -367,8 +367,6 @@ def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, stri
 
         # everything is known to fit: from here on nets and trainers change
         for plan in plans.values():
-            undo.callback(weights_written, plan.trainer)  # when all have been put back
-        for plan in plans.values():
             remember(undo, (parameter for parameter in plan.present.values() if parameter._data is not None))
         for plan in plans.values():
             if plan.trainer is not None:
@@ -378,7 +376,7 @@ def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, stri
         for name, set_states in states_plans.items():
             reports[name] = set_states.apply(undo)
         for plan in plans.values():
-            weights_written(plan.trainer)
+            weights_written(plan.trainer, undo)
         if set_random:
             set_random.apply(undo)
         undo.pop_all()

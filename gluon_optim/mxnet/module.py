@@ -5,6 +5,7 @@
 
 docs/CHECKPOINTS.md says what is guaranteed. A Module becomes a `ModuleTrainer`, from then on it goes the way of a `gluon.Trainer`.
 """
+import contextlib
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy
 from mxnet.module import BucketingModule, Module
+from mxnet.optimizer import LBSGD
 
 from ..models.gluon import facts_of_symbol
 from ..schema import check_int, one_of
@@ -160,7 +162,8 @@ class _Checkpoints:
     def look_around(self, epoch: int) -> None:
         later = [other for other in self.epochs() if other > epoch]
         if later:
-            warnings.warn(f'{self.prefix!r} has checkpoints of later epochs, {", ".join(map(str, later))}: load_module_checkpoint will '
+            numbers = ', '.join(map(str, later))
+            warnings.warn(f'{self.prefix!r} has checkpoints of later epochs, {numbers}: load_module_checkpoint will '
                           f'load {later[-1]}, not epoch {epoch}, which ends now. Delete them, or give each run its own prefix.',
                           stacklevel=3)
 
@@ -170,9 +173,6 @@ class _Checkpoints:
         trainers = list(subject.values()) if isinstance(subject, dict) else [subject]
         trainers[0].pull()
         parts = take(run, None, subject, Pieces, True)
-        if len(parts) > 1 and any(':' in name for states, _ in parts.values() if not states.trees for name in states.variables):
-            raise ValueError('The optimizer must not keep sums of gradients by parameter where each device trains on its own. '
-                             'Received: lbsgd on several contexts with kvstore=None. Pass a kvstore.')
         os.makedirs(self.folder or os.curdir, exist_ok=True)
         own = re.compile(re.escape(self.name) + r'-([0-9]{4,15}\.(safetensors|params)|symbol\.json)')
         atomic.remove_leftovers(self.folder or os.curdir, own)
@@ -218,6 +218,9 @@ def _subject(module: Any) -> Any:
         raise ValueError('`module` must be bound for training. Received: one with for_training=False.')
     devices = len(_inner(module)._context)
     if devices > 1 and _inner(module)._kvstore is None:
+        if isinstance(_inner(module)._optimizer, LBSGD):
+            raise ValueError('The states must be those of one device, or the same on all. Received: lbsgd on several contexts with '
+                             'kvstore=None, which keeps the gradients of all of them together. Pass a kvstore to init_optimizer.')
         return {f'device{k}': ModuleTrainer(module, [k]) for k in range(devices)}
     return ModuleTrainer(module, range(devices))
 
@@ -282,17 +285,23 @@ class ModuleTrainer(StandIn):
         return facts_of_symbol(self.symbol).record()
 
     def pull(self) -> None:
-        """Let all devices have the weights of the kvstore: `Module.fit` writes their mean, which may be rounded."""
-        if self._update_on_kvstore:
-            for parameter in self._params[:self._arguments]:
-                if parameter._stype == 'default':
-                    self._kvstore.pull(parameter.name, parameter._data)
+        """Let all devices have the weights of the kvstore: `Module.fit` has written their mean, which may be rounded."""
+        for parameter in self._stored():
+            self._kvstore.pull(parameter.name, parameter._data)
 
-    def weights_written(self) -> None:
-        """Make all copies of the weights that MXNet keeps those on the devices."""
+    def weights_written(self, undo: contextlib.ExitStack) -> None:
+        """Make all copies that MXNet keeps of the weights those on the devices."""
         self._module._params_dirty = _inner(self._module)._params_dirty = True  # those on the host are read from them when needed
-        if self._update_on_kvstore:
-            send_weights(self._kvstore, [(parameter.name, parameter._data[0]) for parameter in self._params[:self._arguments]])
+        stored = {parameter.name: parameter._data[0].copy() for parameter in self._stored()}
+        for name, array in stored.items():
+            self._kvstore.pull(name, array)
+        if stored:
+            undo.callback(send_weights, self._kvstore, stored.items())
+            send_weights(self._kvstore, [(parameter.name, parameter._data[0]) for parameter in self._stored()])
+
+    def _stored(self) -> List['ModuleParameter']:
+        """The parameters of which a kvstore has a copy, which it updates."""
+        return self._params[:self._arguments] if self._update_on_kvstore else []
 
 
 class ModuleParameter:

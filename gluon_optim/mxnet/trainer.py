@@ -283,15 +283,15 @@ class StandIn:
         """What a conversion must know about the layers, as `facts_of`."""
         raise NotImplementedError
 
-    def weights_written(self) -> None:
-        """What a Trainer does before its next step."""
+    def weights_written(self, undo: contextlib.ExitStack) -> None:
+        """What a Trainer does before its next step; ``undo`` gets what takes it back."""
         raise NotImplementedError
 
 
-def weights_written(trainer: Optional[TrainerLike]) -> None:
+def weights_written(trainer: Optional[TrainerLike], undo: contextlib.ExitStack) -> None:
     """To be called after `write_weight` for all weights."""
     if isinstance(trainer, StandIn):
-        trainer.weights_written()
+        trainer.weights_written(undo)
 
 
 def word_of(trainer: TrainerLike) -> str:
