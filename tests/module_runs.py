@@ -62,6 +62,7 @@ def make(optimizer='adamw', arguments=None, contexts=1, kvstore='local', dtype='
 
 def fit(module, prefix, epochs=EPOCHS, begin=0, killed_in=None, callbacks=()):
     def batch_end(parameters):
+        mx.nd.waitall()  # without it two equal runs on two contexts may differ: MXNet reads running statistics too early
         if parameters.epoch == killed_in and parameters.nbatch == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -2,6 +2,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from gluon_optim.states import container  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 import module_runs as runs  # noqa: E402
-from contract_nets import environment  # noqa: E402
+from contract_nets import ROOT, environment  # noqa: E402
 from test_failing_loads import COPIES, FailAt, OutOfMemory, generators  # noqa: E402
 
 CASES = {
@@ -409,3 +410,14 @@ def test_it_says_what_it_does(tmp_path, caplog):
         go.load_module_checkpoint(module, prefix)
     assert [record.getMessage().split(' in ')[0].split(' from ')[0] for record in caplog.records] == [
         'saved epoch 2', 'restored 6 of 6 parameters at step 3', 'restored epoch 2']
+
+
+def test_the_code_in_the_documentation_runs_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, = re.findall('```python\n(.*?)```', (ROOT / 'docs/CHECKPOINTS.md').read_text(encoding='utf-8'), re.DOTALL)
+    for begin, epochs in ((0, 5), (5, 7)):
+        names = {}
+        with pytest.warns(UserWarning, match='Parameters already initialized'):
+            exec(compile(code.replace('num_epoch=5', f'num_epoch={epochs}'), 'docs/CHECKPOINTS.md', 'exec'), names)  # noqa: S102
+        assert names['begin'] == begin and names['module']._optimizer.num_update == 4 * epochs
+    assert len(list(tmp_path.glob('model-000[1-7].params'))) == 7

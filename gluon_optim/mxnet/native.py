@@ -31,9 +31,10 @@ def adapted(optimizer: Any, contexts: Sequence[Any]) -> Any:
     if isinstance(optimizer, Runner):
         return optimizer
     try:
-        from .builtin import twin  # when it is needed, and where there is one: on MXNet 1.9.1
+        from .builtin import tell_of_class, twin  # when it is needed, and where there is one: on MXNet 1.9.1
     except ImportError:
         return Stranger(optimizer, contexts)
+    tell_of_class(optimizer)
     counterpart = twin(optimizer)
     return Stranger(optimizer, contexts) if counterpart is None else Builtin(optimizer, contexts, counterpart)
 
