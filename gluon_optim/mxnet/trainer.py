@@ -394,7 +394,11 @@ def _start_kvstore(trainer: TrainerLike) -> None:
         trainer._init_kvstore()
     if trainer._update_on_kvstore and trainer._kvstore._updater is None:
         raise ValueError(f'The states must be in this process. Received: kvstore {trainer._kvstore.type!r}, which keeps them '
-                         'on its servers. Create the trainer with update_on_kvstore=False.')
+                         f'on its servers. {_IN_PROCESS[word_of(trainer)]}')
+
+
+_IN_PROCESS = {'trainer': 'Create the trainer with update_on_kvstore=False.',
+               'module': 'Set MXNET_UPDATE_ON_KVSTORE=0 in the environment of the workers.'}
 
 
 def _updaters(trainer: TrainerLike) -> List[UpdaterLike]:
