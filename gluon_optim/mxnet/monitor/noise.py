@@ -408,8 +408,9 @@ class _Batch:
         """(sigma^2, g^2) of each parameter. The gradients times ``scale`` are those of the loss."""
         scalars = [scalar for name in self.chosen for scalar in (square(self.sums[name]), *self.apart[name])]
         values = numpy.array(fetched(scalars)).reshape(len(self.chosen), self.parts) * scale ** 2
-        sigma_sq = values[:, 1:] @ self.weights / (self.parts - 1)
-        g_sq = values[:, 0] / self.examples ** 2 - sigma_sq / self.examples
+        with numpy.errstate(invalid='ignore', over='ignore'):  # what is not finite is left out
+            sigma_sq = values[:, 1:] @ self.weights / (self.parts - 1)
+            g_sq = values[:, 0] / self.examples ** 2 - sigma_sq / self.examples
         return dict(zip(self.chosen, zip(sigma_sq.tolist(), g_sq.tolist())))
 
 
