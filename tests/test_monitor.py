@@ -842,3 +842,25 @@ def test_states_that_are_none(damage):
     with pytest.raises(ValueError, match='The state must be'):
         noise.load_state_dict(state)
     assert json.dumps(noise.state_dict()) == before
+
+
+# The documentation
+
+def test_the_page_runs_and_runs_again(tmp_path, monkeypatch, capsys):
+    """The second time the run is restored at its end."""
+    pytest.importorskip('sklearn')
+    pytest.importorskip('tensorboardX')
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall('```python\n(.*?)```', (ROOT / 'docs/MONITORS.md').read_text(encoding='utf-8'), re.DOTALL)
+    assert len(blocks) == 3
+    tables = []
+    for _ in range(2):
+        names = {}
+        exec(compile(blocks[0], 'docs/MONITORS.md', 'exec'), names)  # noqa: S102
+        tables.append(capsys.readouterr().out.partition('Norms')[0])
+        for block in blocks[1:]:
+            exec(compile(block, 'docs/MONITORS.md', 'exec'), names)  # noqa: S102
+    assert tables[0] == tables[1]
+    assert tables[0].startswith('NoiseScale after 100 batches: B* = ')
+    assert [row[0] for row in rows_of('noise.csv')] == [str(k) for k in range(1, 102)]
+    assert {tag for tag, _, step in events(tmp_path / 'events') if step == 102} >= {'noise/sigma_sq', 'update_ratio/2.weight'}
