@@ -543,7 +543,7 @@ def test_norms_of_a_convolution_between_predictions():
     net.initialize(mx.init.Xavier())
     net.hybridize()
     trainer = gluon.Trainer(net.collect_params(), 'adamw', {'learning_rate': 0.1})
-    norms = go.monitor.Norms(trainer, net, params='.*weight')
+    norms = go.monitor.Norms(trainer, net, params='*weight')
     x = nd.random.normal(shape=(2, 16, 8, 8))
     for _ in range(3):
         with autograd.record():
@@ -788,6 +788,31 @@ def test_sizes(size):
     assert noise.batches == 2
 
 
+def test_a_step_within_a_batch():
+    net, trainer = make()
+    noise = go.monitor.NoiseScale(trainer, net)
+    for part in examples()[:2]:
+        backward(net, [part])
+        noise.observe(len(part['a']), last=False)
+    trainer.step(6)
+    backward(net, examples()[:1])
+    with pytest.raises(ValueError, match='a part after a step, of a batch with 2 parts from before it, which are dropped'):
+        noise.observe(4)
+    observe(noise, net, examples(seed=1))
+    assert noise.batches == 1
+    np.testing.assert_allclose(figures(noise.total), two_sizes(examples(seed=1)), rtol=2e-6)
+
+
+def test_gradients_that_have_been_summed_over_devices():
+    net, trainer = make(2, update_on_kvstore=False)
+    noise = go.monitor.NoiseScale(trainer, net)
+    backward(net, examples()[:2])
+    trainer.allreduce_grads()
+    with pytest.warns(UserWarning, match='the same, as they are on all devices after allreduce_grads') as warned:
+        noise.observe(6)
+    assert warned[0].filename == __file__
+
+
 def test_parameters_that_change_within_a_batch():
     net, trainer = make()
     noise = go.monitor.NoiseScale(trainer, net)
@@ -802,7 +827,7 @@ def test_parameters_that_change_within_a_batch():
 @pytest.mark.parametrize('arguments, error', [
     ({'averaging': 1.5}, r'`averaging` must be in \[0, 1\]'), ({'averaging': None}, '`averaging` must be'),
     ({'curvature': 0}, r'`curvature` must be in \(0, inf\)'), ({'reduction': 'max'}, "`reduction` must be one of 'sum', 'mean'"),
-    ({'params': 'nothing'}, "`params` must match.*which matches none of 'a', 'b'"), ({'params': 3}, '`params` must be a regular'),
+    ({'params': 'nothing'}, "`params` must match.*which matches none of 'a', 'b'"), ({'params': 3}, '`params` must be a pattern'),
     ({'writer': 'logs'}, r'`writer` must have add_scalar\(tag, value, step\). Received: str')])
 def test_arguments(arguments, error):
     net, trainer = make()

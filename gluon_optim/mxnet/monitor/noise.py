@@ -1,6 +1,7 @@
 """The noise of gradients, and the batch size and learning rate that follow from it (McAllester's lecture on SGD)."""
 import csv
 import math
+import warnings
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Union
 
 import numpy
@@ -91,8 +92,8 @@ class NoiseScale:
         The lecture's L, a bound on the second derivative of the loss in any direction, such as the largest eigenvalue of its
         Hessian. B* does not depend on it, rates are proportional to 1/L. Also an attribute, which can be set later.
     params : str, optional
-        A regular expression: only the parameters with names that it matches, as in ``net.collect_params(select)``. Frozen ones
-        are left out.
+        A pattern of `fnmatch` (``*``, ``?``, ``[seq]``): only the parameters with names that it matches, such as ``'*weight'``.
+        Frozen ones are left out.
     reduction : 'sum' or 'mean'
         What the gradient of a part is: of the sum of its losses, as ``loss.backward()`` makes it for ``trainer.step(batch_size)``,
         or of their mean, as ``loss.mean().backward()`` does for ``trainer.step(1)``.
@@ -224,11 +225,16 @@ class NoiseScale:
         waits for the device, once. A batch with gradients that are not finite changes nothing but ``skipped``.
 
         Raises ValueError for sizes that do not fit the devices, a batch that ends with a single part, and a parameter without
-        a new gradient; nothing has changed then.
+        a new gradient; nothing has changed then. A step within a batch is a ValueError too, and the batch is dropped.
         """
         sizes = self._sizes(batch_size)
         chosen = watched(self.trainer, self.net, self.params)
-        batch = self._open or _Batch(chosen, contexts_of(self.trainer)[0])
+        updates = self.trainer._optimizer.num_update
+        batch = self._open or _Batch(chosen, contexts_of(self.trainer)[0], updates)
+        if batch.updates != updates:
+            self._open = None
+            raise ValueError('The weights must not change within a batch. Received: a part after a step, of a batch with '
+                             f'{batch.parts} parts from before it, which are dropped. Pass last=True with the last part.')
         if last and batch.parts + len(sizes) < 2:
             raise ValueError(f'A batch must have two parts at least, to see how far they are apart. Received: one, of {sizes[0]} '
                              'examples. Split it, call observe after the backward pass of each part, and pass last=False for all '
@@ -262,6 +268,9 @@ class NoiseScale:
         if not all(map(math.isfinite, sums)):
             self.skipped += 1
             return
+        if sums[0] == 0 < sums[1] and len(contexts_of(self.trainer)) > 1:
+            warnings.warn('The gradients of all parts are the same, as they are on all devices after allreduce_grads. Call observe '
+                          'before it, and before Trainer.step.', stacklevel=3)
         for name, estimate in estimates.items():
             self._means.setdefault(name, _Means()).add(self.averaging, *estimate)
         self._total.add(self.averaging, *sums)
@@ -370,8 +379,8 @@ class _Means:
 class _Batch:
     """A batch of which some parts have been seen: the sum of their gradients, and how far they are apart."""
 
-    def __init__(self, chosen: Dict[str, Watched], device: Any):
-        self.chosen, self.device = chosen, device
+    def __init__(self, chosen: Dict[str, Watched], device: Any, updates: int):
+        self.chosen, self.device, self.updates = chosen, device, updates
         self.parts = self.examples = 0
         self.sums: Dict[str, Any] = {}                      # of gradients over the parts, on ``device``
         self.added: Dict[str, List[Any]] = {}               # with 'add': what the gradients were after the pass before, on each

@@ -66,8 +66,8 @@ class Norms:
     every : int
         Look at each update with a number that this divides; others cost nothing.
     params : str, optional
-        A regular expression: only the parameters with names that it matches, as in ``net.collect_params(select)``. Frozen ones
-        are left out.
+        A pattern of `fnmatch` (``*``, ``?``, ``[seq]``): only the parameters with names that it matches, such as ``'*weight'``.
+        Frozen ones are left out.
 
     ``latest`` has the figures by parameter, `table` shows them. An update that is looked at needs memory for a copy of the
     weights (``params`` limits it), and waits for the device once. There is no state to save: the number of an update is the

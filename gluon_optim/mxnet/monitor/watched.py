@@ -1,5 +1,5 @@
 """Which parameters a monitor looks at, and what it reads of them: one copy to the host for all figures at once."""
-import re
+import fnmatch
 from typing import Any, Dict, List, NamedTuple, Optional, Protocol, Sequence
 
 import numpy
@@ -36,20 +36,20 @@ def named(trainer: TrainerLike, net: Optional[BlockLike]) -> Dict[str, Watched]:
 
 
 def watched(trainer: TrainerLike, net: Optional[BlockLike], params: Optional[str]) -> Dict[str, Watched]:
-    """Those of them that are not frozen, and have names that match the regular expression ``params``."""
+    """Those of them that are not frozen, and have names that match the pattern ``params``."""
     if params is not None and not isinstance(params, str):
-        raise TypeError(f"`params` must be a regular expression. Received: {params!r}. Pass a string, such as '.*weight'.")
+        raise TypeError(f"`params` must be a pattern of names. Received: {params!r}. Pass a string, such as '*weight'.")
     trained = {name: each for name, each in named(trainer, net).items() if each.parameter.grad_req != 'null'}
     if not trained:
         raise ValueError("A monitor must have parameters that are trained. Received: a trainer without any (grad_req='null').")
-    chosen = {name: each for name, each in trained.items() if params is None or re.match(params, name)}
+    chosen = {name: each for name, each in trained.items() if params is None or fnmatch.fnmatchcase(name, params)}
     if not chosen:
         raise ValueError(f'`params` must match names of parameters that are trained. Received: params={params!r}, which matches '
                          f'none of {some_of(trained)}.')
     sparse = [name for name, each in chosen.items() if each.parameter._stype != 'default']
     if sparse:
         raise ValueError(f'Parameters must be dense. Received: {some_of(sparse)}, stored as row_sparse. Leave them out by '
-                         'params=, a regular expression.')
+                         'params=, a pattern of names.')
     return chosen
 
 
@@ -60,7 +60,7 @@ def check_fresh(chosen: Dict[str, Watched]) -> None:
     if stale:
         raise ValueError(f'Gradients must be new. Received: {some_of(stale)}, of which backward() has made none since the last '
                          'step. Call this after backward() and before the step; leave out parameters that the loss does not use '
-                         'by params=, a regular expression.')
+                         'by params=, a pattern of names.')
 
 
 def check_writer(writer: Any) -> None:
