@@ -130,7 +130,7 @@ def test_passes_and_devices_give_the_same_bits():
         state = noise.state_dict()
         states.append({**state, 'parameters': [{**each, 'full_name': ''} for each in state['parameters']]})
     assert states[0] == states[1]
-    assert states[0]['batches'] == 4
+    assert states[0]['total']['count'] == 4
 
 
 def test_little_noise_around_a_large_mean_is_not_lost():
@@ -638,8 +638,6 @@ def test_the_state_is_json_and_fits_another_net(tmp_path):
     for seed in range(3):
         observe(noise, net, examples(seed=seed))
         trainer.step(12)
-    backward(net, examples()[:1])
-    noise.observe(4, last=False)  # not saved: gradients are not either
     go.save_checkpoint(tmp_path / 'run', net=net, trainer=trainer, extra={'noise': noise.state_dict()})
     for structural in (True, False):
         other, its = make()
@@ -652,6 +650,26 @@ def test_the_state_is_json_and_fits_another_net(tmp_path):
     straight.load_state_dict(noise.state_dict())
     observe(straight, net, examples(seed=7))
     assert straight.total == resumed.total
+
+
+def test_a_state_from_the_middle_of_a_batch():
+    """Accumulated gradients may be in a checkpoint, and go on; the parts that have been seen are not."""
+    net, trainer = make()
+    noise = go.monitor.NoiseScale(trainer, net)
+    observe(noise, net, examples())
+    total = noise.total
+    backward(net, examples()[:1])
+    noise.observe(4, last=False)
+    resumed = go.monitor.NoiseScale(trainer, net)
+    resumed.load_state_dict(noise.state_dict())
+    noise.load_state_dict(resumed.state_dict())
+    for each in (noise, resumed):
+        each.observe(4, last=False)
+        each.observe(4)
+        assert each.total == total
+        assert each.state_dict()['interrupted'] is False
+        observe(each, net, examples(seed=1))
+        assert each.batches == 2
 
 
 RUN = '''

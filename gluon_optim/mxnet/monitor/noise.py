@@ -146,6 +146,7 @@ class NoiseScale:
         self._means: Dict[str, _Means] = {}
         self._total = _Means()
         self._open: Optional[_Batch] = None
+        self._interrupted = False               # whether what comes is the rest of a batch that began before a restore
         self.skipped = 0
 
     # -- what is known ----------------------------------------------------------------------------------------------
@@ -228,6 +229,9 @@ class NoiseScale:
         a new gradient; nothing has changed then. A step within a batch is a ValueError too, and the batch is dropped.
         """
         sizes = self._sizes(batch_size)
+        if self._interrupted:
+            self._interrupted = not last
+            return
         chosen = watched(self.trainer, self.net, self.params)
         updates = self.trainer._optimizer.num_update
         batch = self._open or _Batch(chosen, contexts_of(self.trainer)[0], updates)
@@ -301,9 +305,14 @@ class NoiseScale:
     # -- resuming ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> Dict[str, Any]:
-        """The estimates as JSON can hold them, for ``extra=`` of `save_checkpoint`; a batch that has not ended is left out."""
+        """The estimates as JSON can hold them, for ``extra=`` of `save_checkpoint`.
+
+        Without the parts of a batch that has not ended: a run that is resumed there leaves out what comes until it ends. Save
+        between batches for estimates that are those of a run without interruption.
+        """
         present = {info.name: info for info in self._infos()}
-        return {'batches': self.batches, 'skipped': self.skipped, 'total': self._total.record(), 'parameters': [
+        interrupted = self._interrupted or self._open is not None
+        return {'skipped': self.skipped, 'interrupted': interrupted, 'total': self._total.record(), 'parameters': [
             {'name': name, 'full_name': present[name].full_name, 'shape': list(present[name].shape), **means.record()}
             for name, means in self._means.items()]}
 
@@ -313,7 +322,7 @@ class NoiseScale:
         Raises ValueError for anything else, and for parameters that this trainer does not have; nothing has changed then.
         """
         try:
-            skipped = check_int('skipped', state['skipped'])
+            skipped, interrupted = check_int('skipped', state['skipped']), bool(state['interrupted'])
             total = _Means.of(state['total'])
             saved = [ParameterInfo(each['name'], each['full_name'], tuple(each['shape']), '') for each in state['parameters']]
             means = [_Means.of(each) for each in state['parameters']]
@@ -327,7 +336,7 @@ class NoiseScale:
             raise ValueError(f'The state must be of parameters of this trainer. Received: {some_of(unknown)}, which it does not '
                              f'have. It has {some_of([info.name for info in present])}.')
         self._means = {present[i].name: means[pairs[i]] for i in sorted(pairs)}
-        self._total, self.skipped, self._open = total, skipped, None
+        self._total, self.skipped, self._open, self._interrupted = total, skipped, None, interrupted
         if self._file:
             self._file.restart()
 
