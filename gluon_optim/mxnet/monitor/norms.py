@@ -111,7 +111,9 @@ class Norms:
                                             for name, norm in self.latest.items()])
 
     def __repr__(self) -> str:
-        return f'<Norms of {len(self.latest)} parameters at update {self.update}>' if self.latest else '<Norms: no update yet>'
+        if not self.latest:
+            return '<Norms: no update yet>'
+        return f'<Norms of {len(self.latest)} parameter{"s" * (len(self.latest) > 1)} at update {self.update}>'
 
     def __enter__(self) -> 'Norms':
         done = update_number(self.trainer)
@@ -154,7 +156,7 @@ def _norms(trainer: TrainerLike, begun: _Before) -> Dict[str, Norm]:
         rescale = 1.0  # MXNet's own has multiplied the gradient itself
     scalars: List[Any] = []
     for name, weight in _weights(trainer, begun.chosen).items():
-        before = begun.weights[name].astype(weight.dtype, copy=False)  # float16 at the first update, before there is a master
+        before = begun.weights[name]
         scalars += [square(before), square(_gradient(trainer, begun.chosen[name])), square(weight - before)]
     roots = numpy.sqrt(numpy.array(fetched(scalars)).reshape(-1, 3)) * [1, abs(rescale), 1]
     return {name: Norm(weight, gradient, update, update / weight if weight else None)
@@ -169,9 +171,11 @@ def _weights(trainer: TrainerLike, chosen: Dict[str, Watched]) -> Dict[str, Any]
 
 def _masters(trainer: TrainerLike, chosen: Dict[str, Watched]) -> Dict[str, Any]:
     """The float32 masters that there are: the first update makes them."""
-    optimizer = adapted(trainer._optimizer, contexts_of(trainer))
     halves = {name: each for name, each in chosen.items() if numpy.dtype(each.parameter.dtype) == numpy.float16}
-    if not (halves and optimizer.multi_precision and trainer._kv_initialized) or isinstance(optimizer, Stranger):
+    if not (halves and trainer._optimizer.multi_precision and trainer._kv_initialized):
+        return {}
+    optimizer = adapted(trainer._optimizer, contexts_of(trainer))
+    if isinstance(optimizer, Stranger):
         return {}
     updater = trainer._kvstore._updater if trainer._update_on_kvstore else trainer._updaters[0]
     h = optimizer.hyperparameters()
