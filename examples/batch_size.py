@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Batch size and learning rate: measure B* on handwritten digits, and see how far eta_B = B eta_1 carries.
 
-    python examples/batch_size.py
     python examples/batch_size.py --picture batch_size.png
+    python examples/batch_size.py --hidden 32
 
-The net is a softmax regression that starts at 0. There, sigma^2 and g^2 are measured by go.monitor.NoiseScale, and L is known. They
-give B* = 16 sigma^2/g^2 and eta_1 = 1/(2 L B*) (McAllester's lecture on SGD). Then the net is trained anew for each batch size
-B = 1, 2, 4, ... with the learning rate B eta_1, on the same examples in the same order, without any tuning.
+At the initial weights of a softmax regression, or of a net with a hidden layer, go.monitor.NoiseScale measures sigma^2 and g^2, and
+the largest eigenvalue of the Hessian is taken for L. They give B* = 16 sigma^2/g^2 and eta_1 = 1/(2 L B*) (McAllester's lecture on
+SGD). Then the net is trained anew for each batch size B = 1, 2, 4, ... with the learning rate B eta_1, on the same examples in the
+same order, without any tuning.
 
 Exit codes: 0 done, 1 cannot run, 2 unusable arguments.
 """
@@ -26,6 +27,8 @@ EXAMPLES = 2 ** 15      # in each training, drawn with replacement: about 23 epo
 LARGEST = 2 ** 13       # batch size
 MEASURED = 2 ** 15      # examples in a measurement of the noise
 PARTS = 4               # of a batch, in a measurement
+ITERATIONS = 60         # of the search for the largest eigenvalue
+DISTANCE = 0.01         # of the points at which gradients are compared there
 POINTS = 16             # of a curve
 CLASSES, PIXELS = 10, 64
 
@@ -52,9 +55,13 @@ def load():
     return Data(mx.nd.array(images.reshape(-1, PIXELS)), mx.nd.array(labels))
 
 
-def build_net():
-    net = gluon.nn.Dense(CLASSES, in_units=PIXELS)
-    net.initialize(mx.init.Zero())
+def build_net(options):
+    mx.random.seed(options.seed)
+    net = gluon.nn.HybridSequential()
+    if options.hidden:
+        net.add(gluon.nn.Dense(options.hidden, activation='tanh', in_units=PIXELS))
+    net.add(gluon.nn.Dense(CLASSES, in_units=options.hidden or PIXELS))
+    net.initialize(mx.init.Xavier() if options.hidden else mx.init.Zero())
     net.hybridize(static_alloc=True, static_shape=True)
     return net
 
@@ -73,14 +80,27 @@ def drawn(seed, count):
     return mx.nd.array(numpy.random.default_rng(seed).integers(0, 1437, count))
 
 
-def curvature(data):
-    """The largest eigenvalue of the Hessian at 0.
-
-    Where all outputs are equal, that of the loss with respect to the outputs is (I - 1/10)/10, of which the largest is 1/10; it is
-    multiplied by that of the second moments of the inputs.
-    """
-    inputs = numpy.column_stack([data.images.asnumpy(), numpy.ones(len(data.images))]).astype('float64')
-    return numpy.linalg.eigvalsh(inputs.T @ inputs / len(inputs))[-1] / CLASSES
+def curvature(net, data):
+    """The largest eigenvalue of the Hessian, by power iteration with central differences of the gradient."""
+    parameters = list(net.collect_params().values())
+    weights = [parameter.data().copy() for parameter in parameters]
+    direction = [mx.nd.random.normal(shape=weight.shape) for weight in weights]
+    for _ in range(ITERATIONS):
+        length = sum((part ** 2).sum() for part in direction).sqrt()
+        direction = [part / length for part in direction]
+        ends = []
+        for sign in (1, -1):
+            for parameter, weight, part in zip(parameters, weights, direction):
+                parameter.set_data(weight + sign * DISTANCE * part)
+            with autograd.record():
+                loss = LOSS(net(data.images), data.labels).mean()
+            loss.backward()
+            ends.append([parameter.grad().copy() for parameter in parameters])
+        product = [(ahead - behind) / (2 * DISTANCE) for ahead, behind in zip(*ends)]
+        direction, eigenvalue = product, sum((part * image).sum() for part, image in zip(direction, product)).asscalar()
+    for parameter, weight in zip(parameters, weights):
+        parameter.set_data(weight)
+    return float(eigenvalue)
 
 
 def measure(net, data, seed, bound):
@@ -96,8 +116,7 @@ def measure(net, data, seed, bound):
     return noise
 
 
-def train(data, order, batch_size, learning_rate, progress):
-    net = build_net()
+def train(net, data, order, batch_size, learning_rate, progress):
     trainer = gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': learning_rate})
     everything = mx.nd.arange(len(data.images))
     curve = [(0, losses(net, data, everything).mean().asscalar())]
@@ -116,15 +135,16 @@ def train(data, order, batch_size, learning_rate, progress):
 def compare(options):
     """The noise at the start and at the end of training with single examples, and a run for each batch size."""
     data = load()
-    bound = curvature(data)
-    begin = measure(build_net(), data, options.seed, bound)
+    net = build_net(options)
+    bound = curvature(net, data)
+    begin = measure(net, data, options.seed, bound)
     order = drawn([options.seed, 0], options.examples)
     sizes = [2 ** k for k in range(LARGEST.bit_length()) if 2 ** k <= min(LARGEST, options.examples // 2)]
     with tqdm(total=sum(options.examples // size for size in sizes), disable=None) as progress:
         runs = []
         for size in sizes:
             progress.set_description(f'batches of {size}')
-            runs.append(train(data, order, size, size * begin.eta_1, progress))
+            runs.append(train(build_net(options), data, order, size, size * begin.eta_1, progress))
     return begin, measure(runs[0].net, data, options.seed, bound), runs
 
 
@@ -166,10 +186,13 @@ def draw(runs, b_star, path):
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--hidden', type=int, default=0, metavar='UNITS', help='of a hidden layer (default: none)')
     parser.add_argument('--examples', type=int, default=EXAMPLES, help='seen by each training, a power of 2 (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--picture', metavar='FILE', help='draw the losses (needs matplotlib)')
     options = parser.parse_args(arguments)
+    if options.hidden < 0:
+        parser.error('--hidden must be at least 0')
     if options.examples < POINTS or options.examples & (options.examples - 1):
         parser.error(f'--examples must be a power of 2, at least {POINTS}')
     return options

@@ -652,6 +652,19 @@ def test_the_state_is_json_and_fits_another_net(tmp_path):
     assert straight.total == resumed.total
 
 
+def test_a_run_that_is_set_back_in_its_process_has_no_row_twice(tmp_path):
+    net, trainer = make()
+    noise = go.monitor.NoiseScale(trainer, net, path=tmp_path / 'noise.csv')
+    observe(noise, net, examples(seed=0))
+    trainer.step(12)
+    go.save_checkpoint(tmp_path / 'run', net=net, trainer=trainer, extra={'noise': noise.state_dict()})
+    for _ in range(2):
+        observe(noise, net, examples(seed=1))
+        rows = rows_of(tmp_path / 'noise.csv')
+        assert [row[0] for row in rows] == ['1', '2']
+        noise.load_state_dict(go.load_checkpoint(tmp_path / 'run', net=net, trainer=trainer)['noise'])
+
+
 def test_a_state_from_the_middle_of_a_batch():
     """Accumulated gradients may be in a checkpoint, and go on; the parts that have been seen are not."""
     net, trainer = make()
