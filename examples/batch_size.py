@@ -201,6 +201,8 @@ def parse(arguments):
 def main(arguments=None):
     options = parse(arguments)
     try:
+        if options.picture:
+            import matplotlib  # noqa: F401  where it is missing, before the work
         begin, end, runs = compare(options)
         print(begin.table())
         print(f'L = {begin.curvature:.4g}; after {options.examples} single examples B* is {end.b_star:.0f}\n')
