@@ -535,6 +535,21 @@ def test_norms_without_masters():
     assert_norms(norms, expected_norms(before, gradient, weights(net)), 1e-6)
 
 
+def test_squares_neither_vanish_nor_overflow():
+    """As they would in float32."""
+    net, trainer = make()
+    for name, shape in SHAPES.items():
+        getattr(net, name).set_data(nd.full(shape, 1e-25))
+    norms, noise = go.monitor.Norms(trainer, net), go.monitor.NoiseScale(trainer, net)
+    parts = [{name: array * np.float32(1e25) for name, array in part.items()} for part in examples()]
+    observe(noise, net, parts)
+    np.testing.assert_allclose(figures(noise.total), two_sizes(parts), rtol=1e-6)
+    with norms:
+        trainer.step(1)
+    assert norms.latest['a'].weight_norm == pytest.approx(1e-25 * 12 ** 0.5, rel=1e-6)
+    assert norms.latest['a'].gradient_norm == pytest.approx(norm(parts[-1]['a'].sum(axis=0)), rel=1e-6)
+
+
 def test_norms_of_a_convolution_between_predictions():
     """An inference permutes the weights of a convolution in place, for oneDNN."""
     mx.random.seed(0)
