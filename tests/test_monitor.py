@@ -613,6 +613,11 @@ def test_an_update_that_is_not_made_has_no_row(tmp_path):
     with norms:
         trainer.step(4)
     assert [row[0] for row in rows_of(tmp_path / 'norms.csv')] == ['1', '1']
+    backward(net, examples()[:1])
+    with pytest.raises(KeyboardInterrupt), norms:
+        trainer.step(4)
+        raise KeyboardInterrupt
+    assert len(rows_of(tmp_path / 'norms.csv')) == 2
     with pytest.raises(ValueError, match='one update in a `with norms:` block. Received: 2'), norms:
         for seed in range(2):
             backward(net, examples(seed=seed)[:1])
