@@ -769,6 +769,10 @@ def test_a_row_file(tmp_path, caplog):
         file.write('3,0.1')  # killed in the middle
     RowFile(path, ['update', 'x'], once=True).write(3, [[0.25]])
     assert path.read_text() == 'update,x\n1,a\n1,"b, ""c"""\n2,7\n3,0.25\n'
+    with open(path, 'a') as file:
+        file.write('1')  # of 12
+    RowFile(path, ['update', 'x'], once=True).write(12, [[0.5]])
+    assert path.read_text().endswith('\n3,0.25\n12,0.5\n')
     RowFile(path, ['update', 'x'], once=True).write(1, [[0]])
     assert path.read_text() == 'update,x\n1,0\n'
 
