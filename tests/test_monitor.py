@@ -624,6 +624,54 @@ def test_an_update_that_is_not_made_has_no_row(tmp_path):
             trainer.step(4)
 
 
+# With go.gradients
+
+def test_a_scaler_changes_no_figure():
+    gradients = pytest.importorskip('gluon_optim.mxnet.gradients')
+    found = []
+    for scaled in (False, True):
+        net, trainer = make(2, update_on_kvstore=False)
+        noise, norms = go.monitor.NoiseScale(trainer, net), go.monitor.Norms(trainer, net)
+        scaler = gradients.Scaler(trainer) if scaled else None
+        for bad in (False, True):
+            parts = examples(SIZES[:2])
+            parts[0]['b'][0, 0] = np.inf if bad else 1
+            with autograd.record():
+                losses = [net(*(nd.array(part[name], ctx=mx.cpu(k)) for name in SHAPES)) for k, part in enumerate(parts)]
+            autograd.backward(scaler.scale(losses) if scaled else losses)
+            noise.observe(list(SIZES[:2]))
+            if scaled:
+                scaler.unscale()
+                gradients.clip_by_global_norm(trainer, 1e9)
+                with norms:
+                    assert scaler.step(6) is not bad
+                scaler.update()
+            elif not bad:
+                with norms:
+                    trainer.step(6)
+        assert (noise.batches, noise.skipped, norms.update) == (1, 1, 1)
+        found.append((noise.total, norms.latest))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize('grad_req', ['write', 'add'])
+def test_accumulated_batches_are_parts(grad_req):
+    gradients = pytest.importorskip('gluon_optim.mxnet.gradients')
+    net, trainer = make(2, grad_req=grad_req, update_on_kvstore=False)
+    accumulate = gradients.Accumulate(trainer, 2)
+    noise, norms = go.monitor.NoiseScale(trainer, net), go.monitor.Norms(trainer, net)
+    parts = examples((4, 2, 6, 1))
+    for k in (0, 2):
+        sizes = [len(part['a']) for part in parts[k:k + 2]]
+        backward(net, parts[k:k + 2])
+        noise.observe(sizes, last=k == 2)
+        with norms:
+            accumulate.step(sum(sizes))
+    np.testing.assert_allclose(figures(noise.total), two_sizes(parts), rtol=2e-6)
+    whole = {name: np.concatenate([part[name] for part in parts]).astype('f8').sum(axis=0) / 13 for name in SHAPES}
+    assert norms.latest['b'].gradient_norm == pytest.approx(norm(whole['b']), rel=1e-6)
+
+
 # Cost
 
 def test_one_copy_to_the_host(monkeypatch):
