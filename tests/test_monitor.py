@@ -590,6 +590,21 @@ def test_a_weight_of_zero_has_no_ratio(tmp_path):
     assert 'update_ratio/b' not in {tag for tag, _, _ in writer.scalars}
 
 
+def test_the_gradient_as_the_update_saw_it():
+    """A loss scaler takes its scale out of `rescale_grad` afterwards."""
+    net, trainer = make()
+    one, other = go.monitor.Norms(trainer, net), go.monitor.Norms(trainer, net, params='b')
+    for seed in range(2):
+        parts = examples(seed=seed)
+        backward(net, parts[:1])
+        with one, other:
+            trainer.step(4)
+            trainer._optimizer.rescale_grad = 7
+        assert one.latest['b'] == other.latest['b']
+        assert one.latest['b'].gradient_norm == pytest.approx(norm(parts[0]['b'].mean(axis=0)), rel=1e-6)
+        assert '_check_and_rescale_grad' not in vars(trainer)
+
+
 def test_every_so_many_updates(tmp_path):
     net, trainer = make()
     norms = go.monitor.Norms(trainer, net, path=tmp_path / 'norms.csv', every=3, params='b')

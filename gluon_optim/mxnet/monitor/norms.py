@@ -100,7 +100,7 @@ class Norms:
         self.trainer, self.net, self.writer, self.params = trainer, net, writer, params
         self.every = check_int('every', every, 1)
         self._file = None if path is None else RowFile(path, COLUMNS, once=True)
-        self._begun: Optional[_Before] = None
+        self._begun: Optional[_Update] = None
         self.update = 0                         # the number of the one that was looked at last
         self.latest: Dict[str, Norm] = {}
 
@@ -119,22 +119,22 @@ class Norms:
         done = update_number(self.trainer)
         self._begun = None
         if (done + 1) % self.every == 0:
-            chosen = watched(self.trainer, self.net, self.params)
-            self._begun = _Before(done, chosen, {name: weight.copy() for name, weight in _weights(self.trainer, chosen).items()})
+            self._begun = _Update(self.trainer, done, watched(self.trainer, self.net, self.params))
         return self
 
     def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
                  traceback: Optional[TracebackType]) -> None:
         begun, self._begun = self._begun, None
-        if begun is None or kind is not None:
+        if begun is None:
             return
+        begun.end()
         update = update_number(self.trainer)
-        if update == begun.updates:
-            return  # left out by the trainer
-        if update != begun.updates + 1:
-            raise ValueError(f'There must be one update in a `with norms:` block. Received: {update - begun.updates}. Put a block '
+        if kind is not None or update == begun.done:
+            return  # it failed, or was left out by the trainer
+        if update != begun.done + 1:
+            raise ValueError(f'There must be one update in a `with norms:` block. Received: {update - begun.done}. Put a block '
                              'around each.')
-        self.update, self.latest = update, _norms(self.trainer, begun)
+        self.update, self.latest = update, begun.norms()
         if self._file:
             self._file.write(update, [(name, *norm) for name, norm in self.latest.items()])
         if self.writer:
@@ -144,23 +144,39 @@ class Norms:
                         self.writer.add_scalar(f'{key}/{name}', value, update)
 
 
-class _Before(NamedTuple):
-    updates: int                    # that had been made
-    chosen: Dict[str, Watched]
-    weights: Dict[str, Any]         # copies
+class _Update:
+    """An update that is looked at: what was before it, and by what it multiplies gradients."""
 
+    def __init__(self, trainer: TrainerLike, done: int, chosen: Dict[str, Watched]):
+        """``done``: the number of updates before."""
+        self.trainer, self.done, self.chosen = trainer, done, chosen
+        self.before = {name: weight.copy() for name, weight in _weights(trainer, chosen).items()}
+        self.rescale = float(trainer._optimizer.rescale_grad)
+        rescale_grad = trainer._check_and_rescale_grad
+        self._attribute = vars(trainer).get('_check_and_rescale_grad')
 
-def _norms(trainer: TrainerLike, begun: _Before) -> Dict[str, Norm]:
-    rescale = trainer._optimizer.rescale_grad
-    if type(trainer._optimizer) is mx_optimizer.AdaDelta and not trainer._update_on_kvstore:
-        rescale = 1.0  # MXNet's own has multiplied the gradient itself
-    scalars: List[Any] = []
-    for name, weight in _weights(trainer, begun.chosen).items():
-        before = begun.weights[name]
-        scalars += [square(before), square(_gradient(trainer, begun.chosen[name])), square(weight - before)]
-    roots = numpy.sqrt(numpy.array(fetched(scalars)).reshape(-1, 3)) * [1, abs(rescale), 1]
-    return {name: Norm(weight, gradient, update, update / weight if weight else None)
-            for name, (weight, gradient, update) in zip(begun.chosen, roots.tolist())}
+        def recording(scale: float) -> None:  # the optimizer's may be another one afterwards, when a loss scale has been taken out
+            rescale_grad(scale)
+            self.rescale = scale
+
+        trainer._check_and_rescale_grad = recording
+
+    def end(self) -> None:
+        if self._attribute is None:
+            del vars(self.trainer)['_check_and_rescale_grad']  # what remains is the method
+        else:
+            self.trainer._check_and_rescale_grad = self._attribute
+        if type(self.trainer._optimizer) is mx_optimizer.AdaDelta and not self.trainer._update_on_kvstore:
+            self.rescale = 1.0  # MXNet's own has multiplied the gradient itself
+
+    def norms(self) -> Dict[str, Norm]:
+        scalars: List[Any] = []
+        for name, weight in _weights(self.trainer, self.chosen).items():
+            gradient = _gradient(self.trainer, self.chosen[name])
+            scalars += [square(self.before[name]), square(gradient), square(weight - self.before[name])]
+        roots = numpy.sqrt(numpy.array(fetched(scalars)).reshape(-1, 3)) * [1, abs(self.rescale), 1]
+        return {name: Norm(weight, gradient, update, update / weight if weight else None)
+                for name, (weight, gradient, update) in zip(self.chosen, roots.tolist())}
 
 
 def _weights(trainer: TrainerLike, chosen: Dict[str, Watched]) -> Dict[str, Any]:
