@@ -1,8 +1,8 @@
 """How objects show themselves: some lines of text, and a table in a notebook, whatever their size."""
 import html
-from typing import Any, Iterable, List, Sequence, Tuple
+from typing import Any, Iterable, List, NamedTuple, Sequence, Tuple
 
-__all__ = ['Rows', 'clipped', 'of_part', 'table', 'text', 'without_none']
+__all__ = ['Columns', 'Rows', 'clipped', 'of_part', 'table', 'text', 'without_none']
 
 Rows = Sequence[Tuple[str, Any]]  # a word, and what it stands for
 MOST = 16    # rows that are shown
@@ -54,3 +54,31 @@ def _shown(rows: Rows) -> List[Tuple[str, Any]]:
 def without_none(rows: Iterable[Tuple[str, Any]]) -> Rows:
     """The rows that say something."""
     return [(word, value) for word, value in rows if value not in (None, '', [], {}, ())]
+
+
+class Columns(NamedTuple):
+    """A title and columns under headings, all of them whatever their number: names to the left, figures to the right.
+
+    >>> Columns('Two', ['name', 'size'], [['a', '1'], ['long', '20']])
+    Two
+      name  size
+      a        1
+      long    20
+    """
+
+    title: str
+    heading: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __repr__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.heading, *self.rows)]
+        lines = ['  '.join([f'{row[0]:{widths[0]}}', *(f'{cell:>{width}}' for cell, width in zip(row[1:], widths[1:]))])
+                 for row in (self.heading, *self.rows)]
+        return '\n'.join([self.title, *('  ' + line.rstrip() for line in lines)])
+
+    def _repr_html_(self) -> str:
+        def line(row: Sequence[str], tag: str) -> str:
+            return '<tr>' + ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row) + '</tr>'
+
+        rows = ''.join(line(row, 'td') for row in self.rows)
+        return f'<div><b>{html.escape(self.title)}</b><table>{line(self.heading, "th")}{rows}</table></div>'

@@ -103,6 +103,17 @@ def test_an_unknown_optimizer_is_refused():
     assert 'novgrad' in run('train_digits.py', '--optimizer', 'novgrad', code=1)
 
 
+def test_linear_scaling_holds_up_to_the_measured_batch_size():
+    said = run('batch_size.py', '--examples', '8192')
+    b_star = float(re.search(r'B\* = (\S+),', said).group(1))
+    assert 1144 * 0.85 < b_star < 1144 * 1.15  # computed from all digits: 1144
+    apart = {int(size): float(percent) for size, percent in re.findall(r'^ *(\d+) .*? (\S+)%', said, re.MULTILINE)}
+    assert list(apart) == [2 ** k for k in range(13)]
+    for size, percent in apart.items():
+        if size < b_star:
+            assert abs(percent) < 1
+
+
 @pytest.mark.parametrize('options', [[], ['--multi-precision']], ids=['float32', 'float16'])
 def test_the_run_goes_on_in_pytorch(tmp_path, options):
     pytest.importorskip('torch')
