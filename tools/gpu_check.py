@@ -34,8 +34,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gluon_optim import list_optimizers, rules
-from gluon_optim.rules.base import initial_slot
+from gluon_optim.rules.base import initial_slot, scalars
+from gluon_optim.rules.mx.base import MXRule
 from gluon_optim.rules.runtimes import mirrored, runs_on
+from gluon_optim.schema import compute_type
 from gluon_optim.torch import create
 
 SHAPES = ((64, 3, 7, 7), (64,), (), (1000, 129), (9001,), (1,))

@@ -39,7 +39,7 @@ def load(rule: str, text: str, runtime: pathlib.Path) -> ModuleType:
         _say_once(f'Compiled kernels are not kept for the next process: {error}. Set GLUON_OPTIM_CACHE to a writable folder.')
     module, text = ModuleType(name), text.replace('{cache}', 'False')
     linecache.cache[f'<{name}>'] = len(text), None, text.splitlines(True), f'<{name}>'  # Triton reads its source again
-    exec(compile(text, f'<{name}>', 'exec'), module.__dict__)  # noqa: S102
+    exec(compile(text, f'<{name}>', 'exec'), module.__dict__)
     return module
 
 
