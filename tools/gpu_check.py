@@ -67,8 +67,8 @@ class Run:
 
     def __init__(self, name, dtype, **options):
         self.dtype, random = getattr(torch, dtype), numpy.random.default_rng(1)
-        self.weights = [torch.from_numpy(random.normal(size=shape)).to(self.dtype) for shape in SHAPES]
-        self._gradients = [[torch.from_numpy(random.normal(size=shape) * 10.0 ** -(t % 3)).to(self.dtype) for shape in SHAPES]
+        self.weights = [torch.tensor(random.normal(size=shape)).to(self.dtype) for shape in SHAPES]
+        self._gradients = [[torch.tensor(random.normal(size=shape) * 10.0 ** -(t % 3)).to(self.dtype) for shape in SHAPES]
                            for t in range(2 * STEPS)]
         self.gradients = [[g.double().numpy() for g in gradients] for gradients in self._gradients]
         self.params = [torch.nn.Parameter(weight.cuda()) for weight in self.weights]
