@@ -20,7 +20,7 @@ from ..rules.graph import WEIGHT
 from ..rules.runtimes import runs_on
 from ..schema import Slot, Values, compute_type
 
-__all__ = ['HALVES', 'KERNELS', 'Group', 'Launches', 'Namespace', 'apply', 'key_of', 'kernels_on']
+__all__ = ['HALVES', 'KERNELS', 'Group', 'Launches', 'Namespace', 'apply', 'capturing', 'key_of', 'kernels_on']
 
 log = logging.getLogger('gluon_optim')
 
@@ -101,8 +101,10 @@ class Numbers:
         return on_tensors
 
     def tensor(self, x: Any) -> torch.Tensor:
-        # filled there, where a copy from here would wait
-        return x if isinstance(x, torch.Tensor) else torch.full((), x, dtype=torch.float64, device=self.device)
+        if isinstance(x, torch.Tensor):
+            return x
+        # filled there: a copy from here would wait
+        return torch.full((), x, dtype=torch.bool if isinstance(x, bool) else torch.float64, device=self.device)
 
 
 def key_of(slot: Slot) -> str:
@@ -275,7 +277,7 @@ class _Bucket:
         self._point_at(gradients)
         table = torch.stack([coefficients[name] for name in self._batch.kernel.coefficients], 1)
         with _current(self._device):
-            self._batch.launch(table.to(getattr(torch, self.precision)), list(range(len(self.members))))
+            self._batch.run_there(table.to(getattr(torch, self.precision)), range(len(self.members)))
         torch.autograd.graph.increment_version(self._params)
 
     def _point_at(self, gradients: Sequence[torch.Tensor]) -> None:
@@ -285,6 +287,11 @@ class _Bucket:
                 gradient.shape, stride, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
                 for gradient, stride in zip(mine, self._strides)]
         self._batch.addresses[self._gradients] = list(map(_pointer, mine))
+
+
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured on the current stream."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _current(device: torch.device) -> ContextManager[Any]:

@@ -9,7 +9,7 @@ from ..mapping.classes import own_class
 from ..mapping.state_dict import check_entry
 from ..rules import Rule
 from ..schema import Hyper, Slot, Values, check_known, compute_type
-from .executors import HALVES, Group, Launches, key_of
+from .executors import HALVES, Group, Launches, capturing, key_of
 
 __all__ = ['RuleOptimizer', 'create', 'param_groups']
 
@@ -50,11 +50,12 @@ class RuleOptimizer(Optimizer):
     rule: Type[Rule]
     fused: Optional[bool] = None
     capturable: bool = False
+    _captured: List[Launches]              # what CUDA graphs replay
     _launches: Optional[Launches] = None   # what was prepared for the last step, and
     _states: Any = None                    # whose state it holds
 
     def __init__(self, rule: Type[Rule], params: Any, fused: Optional[bool] = None, capturable: bool = False, **hypers: Any):
-        self.rule, self.fused, self.capturable = rule, fused, capturable
+        self.rule, self.fused, self.capturable, self._captured = rule, fused, capturable, []
         super().__init__(params, dict(self._checked(self._named(hypers, {}), partly=True), optimizer=rule.name))
 
     def __getstate__(self) -> Dict[str, Any]:
@@ -63,7 +64,7 @@ class RuleOptimizer(Optimizer):
     def __setstate__(self, state: Dict[str, Any]) -> None:  # PyTorch also calls it with part of the state
         state = dict(state)
         if 'rule' in state:
-            self.rule = rules.get(state.pop('rule'))
+            self.rule, self._captured = rules.get(state.pop('rule')), []
         super().__setstate__(state)
 
     def __repr__(self) -> str:
@@ -98,12 +99,21 @@ class RuleOptimizer(Optimizer):
     def _checked(self, group: Mapping[str, Any], partly: bool = False) -> Dict[str, Any]:
         """All hyper-parameters of a group as plain numbers and switches; ``partly`` fills in defaults."""
         foreign = own_class(self.rule, group)
-        h = self.rule.hyperparameters(**foreign.hypers(group, partly))
+        h = self.rule.hyperparameters(**foreign.hypers(self._read(group), partly))
         multi_precision = MULTI_PRECISION.check(group.get(MULTI_PRECISION.name, MULTI_PRECISION.default))
-        return dict(foreign.group(h), multi_precision=multi_precision)
+        checked = dict(foreign.group(h), multi_precision=multi_precision)
+        return dict(checked, lr=group['lr']) if self._on_device(group) else checked
+
+    def _on_device(self, group: Mapping[str, Any]) -> bool:
+        """Whether the learning rate is a tensor, which may not be read here."""
+        return self.capturable and isinstance(group.get('lr'), torch.Tensor)
+
+    def _read(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        return dict(group, lr=1.0) if self._on_device(group) else group
 
     def _hypers(self, group: Mapping[str, Any]) -> Values:
-        return self.rule.hyperparameters(**own_class(self.rule, group).hypers(group))
+        h = self.rule.hyperparameters(**own_class(self.rule, group).hypers(self._read(group)))
+        return h.replace(learning_rate=group['lr'].double()) if self._on_device(group) else h
 
     @untraced
     @torch.no_grad()
@@ -122,6 +132,8 @@ class RuleOptimizer(Optimizer):
             states = [self._state(param, group.static.slots, group.multi_precision) for group in groups for param in group.params]
             self._launches, self._states = Launches(self.rule, groups, states, self.fused), self.state
         self._launches.run(groups)
+        if capturing():
+            self._captured.append(self._launches)   # replays read its tables
         return loss
 
     def _group(self, group: Dict[str, Any]) -> Group:
@@ -130,10 +142,7 @@ class RuleOptimizer(Optimizer):
         gradients = [param.grad for param in params]
         if any(gradient.layout is not torch.strided for gradient in gradients):
             _check_dense(gradients)
-        if self.capturable and isinstance(group['lr'], torch.Tensor):  # whose value may not be read here
-            h = self._hypers(dict(group, lr=1.0)).replace(learning_rate=group['lr'].double())
-        else:
-            h = self._hypers(group)
+        h = self._hypers(group)
         return Group(h, self.rule.static(h), group['multi_precision'], params, gradients)
 
     def _state(self, param: torch.Tensor, slots: Iterable[Slot], multi_precision: bool) -> Dict[str, Any]:
