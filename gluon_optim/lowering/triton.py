@@ -58,7 +58,7 @@ import triton.language as tl
 _PASS = """
 
 @triton.jit
-def pass_{k}(addresses, items, first_item, partial, kept, table, rows, n, n_items, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+def pass_{k}(addresses, items, first_item, partial, kept, table, rows, n, n_items, BLOCK: tl.constexpr):
 """
 
 _FORMATS = {
@@ -118,8 +118,6 @@ class _Printer:
         return ['item = tl.program_id(0)',
                 'i, start, size = tl.load(items + item), tl.load(items + n_items + item), tl.load(items + 2 * n_items + item)',
                 *[f'{role}_at = {self._pointer(role)} + start' for role in one.roles],
-                'if ALIGNED:',
-                *[f'    {role}_at = tl.multiple_of({role}_at, 16)' for role in one.roles],
                 *self._coefficients(one.computed),
                 *[f'{_name(node)} = tl.load({self._kept(node)})' for node in one.scalars],
                 *[f'total{k} = tl.zeros((BLOCK,), {self.type})' for k in range(len(one.sums))],

@@ -169,6 +169,10 @@ class Launches:
         self._params, self._group = _flat(group.params for group in groups), _numbered([len(group.params) for group in groups])
         gradients = _flat(group.gradients for group in groups)
         self._types = list(map(_type, gradients))
+        for param, state in zip(self._params, states):
+            if _is_dense(param):   # slots lie as the weight does, also where it or they came in another layout
+                state.update((key, _laid_out(value, param.stride())) for key, value in state.items()
+                             if isinstance(value, torch.Tensor) and value.shape == param.shape)
         self._counts = torch.stack([state['step'] for state in states]) if states else torch.zeros(0)
         for state, count in zip(states, self._counts.unbind()):
             state['step'] = count   # a view: one operation counts for all of them
@@ -259,12 +263,13 @@ class _Bucket:
 
     def run(self, gradients: Sequence[torch.Tensor], kinds: Sequence[Tuple[int, int]],
             coefficients: Callable[[int, str, int], Dict[str, float]]) -> None:
-        self._point_at(gradients)
+        pointed_at = self._point_at(gradients)
         rows = {kind: row for row, kind in enumerate(dict.fromkeys(kinds))}
         table = [coefficients(group, self.precision, t) for group, t in rows]
         names = self._batch.kernel.coefficients
         with _current(self._device):
             self._batch.run([[c[name] for name in names] for c in table], [rows[kind] for kind in kinds])
+        del pointed_at
         torch.autograd.graph.increment_version(self._params)
 
     def ranges(self, group: Sequence[int]) -> List[Tuple[int, Tuple[int, int]]]:
@@ -274,19 +279,32 @@ class _Bucket:
 
     def run_there(self, gradients: Sequence[torch.Tensor], coefficients: Mapping[str, torch.Tensor]) -> None:
         """`run` with coefficients on the device, a number for each member."""
-        self._point_at(gradients)
+        pointed_at = self._point_at(gradients)
         table = torch.stack([coefficients[name] for name in self._batch.kernel.coefficients], 1)
         with _current(self._device):
             self._batch.run_there(table.to(getattr(torch, self.precision)), range(len(self.members)))
+        del pointed_at
         torch.autograd.graph.increment_version(self._params)
 
-    def _point_at(self, gradients: Sequence[torch.Tensor]) -> None:
+    def _point_at(self, gradients: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+        """Put the gradients' addresses into the table; what is returned must live until they have been read."""
         mine = [gradients[i] for i in self.members]
         if list(map(_stride, mine)) != self._strides:
-            mine = [gradient if gradient.stride() == stride else torch.empty_strided(
-                gradient.shape, stride, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
-                for gradient, stride in zip(mine, self._strides)]
+            mine = list(map(_laid_out, mine, self._strides))
         self._batch.addresses[self._gradients] = list(map(_pointer, mine))
+        return mine
+
+
+def _lies_so(tensor: torch.Tensor, strides: Tuple[int, ...]) -> bool:
+    """Whether the elements lie as the strides say; that of an axis of length 1 says nothing."""
+    return all(mine == other or size == 1 for mine, other, size in zip(tensor.stride(), strides, tensor.shape))
+
+
+def _laid_out(tensor: torch.Tensor, strides: Tuple[int, ...]) -> torch.Tensor:
+    """``tensor``, or a copy of it that lies so."""
+    if _lies_so(tensor, strides):
+        return tensor
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def capturing() -> bool:
@@ -305,7 +323,7 @@ def _takes(param: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, Any]
     others = [state[key_of(slot)] for slot in static.slots if slot.like != 'weight']
     exact = getattr(torch, compute_type(param.dtype))
     return (type(param) in (torch.Tensor, torch.nn.Parameter) and type(gradient) is torch.Tensor and gradient.dtype == param.dtype
-            and _is_dense(param) and all(x.stride() == param.stride() for x in like)
+            and _is_dense(param) and all(_lies_so(x, param.stride()) for x in like)
             and all(x.device == param.device and x.dtype == exact for x in (*like, *others)))
 
 

@@ -52,13 +52,11 @@ class Batch:
         if self._known is None or not numpy.array_equal(self._known, words):
             self._known, self._placed = words, self._place(words) if capturing() else _sent(words)
         addresses, row = self._placed[:self.addresses.size], self._placed[self.addresses.size:]
-        aligned = not (self.addresses % 16).any()
         for function, per_tensor in self.kernel.passes:
             programs = self._tensors if per_tensor else self._pieces
             if programs:
                 function[(programs,)](addresses, self._items, self._first_item, self._partial, self._kept, table, row,
-                                      self._tensors, self._pieces, ALIGNED=aligned, BLOCK=SCALARS if per_tensor else BLOCK,
-                                      enable_fp_fusion=False)
+                                      self._tensors, self._pieces, BLOCK=SCALARS if per_tensor else BLOCK, enable_fp_fusion=False)
 
     def _place(self, words: numpy.ndarray) -> torch.Tensor:
         """``words`` on the device while a graph is captured, which can copy but not allocate: each replay copies them again."""
