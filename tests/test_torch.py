@@ -19,7 +19,7 @@ from gluon_optim.states.model import OptimizerStates, ParameterInfo, digest
 
 torch = pytest.importorskip('torch')
 from gluon_optim.torch import create, from_torch, param_groups, to_torch  # noqa: E402
-from gluon_optim.torch.optimizer import NAMESPACES  # noqa: E402
+from gluon_optim.torch.executors import NAMESPACES  # noqa: E402
 
 SHAPES = {'weight': (4, 3), 'bias': (3,), 'one': (1,)}  # MXNet has none of shape ()
 weights_and_gradients = functools.partial(conversion_runs.weights_and_gradients, shapes=SHAPES)

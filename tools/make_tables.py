@@ -62,7 +62,8 @@ def refused():
 
 
 TABLES = {'README.md': [optimizers, speed_tables.speed, speed_tables.accelerated], 'docs/CONVERSIONS.md': [conversions, refused],
-          'docs/speed.md': [speed_tables.resnet50, speed_tables.half, speed_tables.tensors, speed_tables.layouts]}
+          'docs/speed.md': [speed_tables.resnet50, speed_tables.half, speed_tables.tensors, speed_tables.layouts,
+                            speed_tables.pytorch, speed_tables.gpu]}
 
 
 def updated(text, tables, name):
