@@ -190,8 +190,12 @@ def another_group(optimizer, p):
     optimizer.add_param_group({'params': [torch.nn.Parameter(torch.zeros(2))]})
 
 
-@pytest.mark.parametrize('change', [replaced_data, replaced_slot, moved_slot, other_layout, fresh_state, removed_state, set_count,
-                                    counted_in_place, loaded, without_gradient, another_group])
+def switched(optimizer, p):
+    optimizer.param_groups[0]['amsgrad'] = True
+
+
+@pytest.mark.parametrize('change', [switched, replaced_data, replaced_slot, moved_slot, other_layout, fresh_state, removed_state,
+                                    set_count, counted_in_place, loaded, without_gradient, another_group])
 def test_what_changes_between_steps_is_seen(change):
     """Whatever users do to parameters and state between two steps, kernels and operations do the same."""
     runs = []
@@ -204,6 +208,8 @@ def test_what_changes_between_steps_is_seen(change):
             if not params[0].requires_grad:
                 params[0].grad = None
             optimizer.step()
+        counts = {set_count: 9, counted_in_place: 9, fresh_state: 2, removed_state: 2, without_gradient: 2}
+        assert int(optimizer.state[params[0]]['step']) == counts.get(change, 4)
         runs.append(everything(optimizer, params))
     for a, b in zip(*runs):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)

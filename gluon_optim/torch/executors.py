@@ -157,14 +157,17 @@ class Launches:
     groups : list of Group
     states : list of dict
         The state of each parameter of all groups, complete.
+    entries : list of dict
+        The states of all parameters of the optimizer, as `takes` will get them.
     fused : bool or None
         None: kernels where there are some. True: raise where there are none. False: PyTorch's operations.
 
     Where the counts of updates are on a device, as ``capturable`` has it, all parameters must be there and have kernels.
     """
 
-    def __init__(self, rule: Type[Rule], groups: Sequence[Group], states: Sequence[Dict[str, Any]], fused: Optional[bool]):
-        self._rule, self._states = rule, states
+    def __init__(self, rule: Type[Rule], groups: Sequence[Group], states: Sequence[Dict[str, Any]],
+                 entries: Sequence[Dict[str, Any]], fused: Optional[bool]):
+        self._rule, self._states, self._entries = rule, states, entries
         self._kinds = [(group.static, group.multi_precision, len(group.params)) for group in groups]
         self._params, self._group = _flat(group.params for group in groups), _numbered([len(group.params) for group in groups])
         gradients = _flat(group.gradients for group in groups)
@@ -195,10 +198,10 @@ class Launches:
                                  [states[i] for i in members], members)
                          for (_, storage, static), members in buckets.items()]
 
-    def takes(self, groups: Sequence[Group]) -> bool:
+    def takes(self, groups: Sequence[Group], entries: Sequence[Dict[str, Any]]) -> bool:
         """Whether `run` can update these: the parameters, states and types of last time."""
         params = groups[0].params if len(groups) == 1 else _flat(group.params for group in groups)
-        if not (_same(self._params, params)
+        if not (_same(self._params, params) and _same(self._entries, entries)
                 and self._kinds == [(group.static, group.multi_precision, len(group.params)) for group in groups]):
             return False
         tensors = [state.get(key, params[0]) for state, key in self._held]

@@ -51,8 +51,7 @@ class RuleOptimizer(Optimizer):
     fused: Optional[bool] = None
     capturable: bool = False
     _captured: List[Launches]              # what CUDA graphs replay
-    _launches: Optional[Launches] = None   # what was prepared for the last step, and
-    _states: Any = None                    # whose state it holds
+    _launches: Optional[Launches] = None   # what was prepared for the last step
 
     def __init__(self, rule: Type[Rule], params: Any, fused: Optional[bool] = None, capturable: bool = False, **hypers: Any):
         self.rule, self.fused, self.capturable, self._captured = rule, fused, capturable, []
@@ -128,9 +127,9 @@ class RuleOptimizer(Optimizer):
             with torch.set_grad_enabled(True):
                 loss = closure()
         groups = [self._group(group) for group in self.param_groups]
-        if self._launches is None or self._states is not self.state or not self._launches.takes(groups):
+        if self._launches is None or not self._launches.takes(groups, list(self.state.values())):
             states = [self._state(param, group.static.slots, group.multi_precision) for group in groups for param in group.params]
-            self._launches, self._states = Launches(self.rule, groups, states, self.fused), self.state
+            self._launches = Launches(self.rule, groups, states, list(self.state.values()), self.fused)
         self._launches.run(groups)
         if capturing():
             self._captured.append(self._launches)   # replays read its tables
