@@ -20,13 +20,14 @@ import numpy
 
 from ..schema import Hyper, Slot, Values, check_known, compute_type
 
-__all__ = ['BASE_HYPERS', 'KernelKey', 'Rule', 'bias_correction', 'clipped', 'divided', 'initial_slot', 'norm', 'scalar', 'scalars',
+__all__ = ['BASE_HYPERS', 'KernelKey', 'Rule', 'TEMPERATURE', 'bias_correction', 'clipped', 'divided', 'initial_slot', 'norm', 'scalar', 'scalars',
            'trust_ratio']
 
 BASE_HYPERS = (
     Hyper('rescale_grad', 1.0, '(-inf, inf)', 'factor on the gradient; `Trainer.step(batch_size)` sets it to 1/batch_size'),
     Hyper('clip_gradient', None, '(0, inf)', 'bound on each element of the rescaled gradient', optional=True),
 )
+TEMPERATURE = Hyper('temperature', 1.0, '(0, inf)', 'samplers draw from exp(-U / temperature); 1 is the posterior')
 
 
 class _Scalars:

@@ -1,0 +1,47 @@
+"""Preconditioned stochastic gradient Langevin dynamics (Li, Chen, Carlson, Carin, AAAI 2016, arXiv:1512.07666), Algorithm 1."""
+from ..schema import Hyper, Slot
+from .base import TEMPERATURE, Rule
+
+
+class PSGLD(Rule):
+    """Langevin dynamics with RMSprop's preconditioner: each element moves, and is shaken, on its own scale.
+
+        V  = rho V + (1 - rho) g^2
+        G  = 1 / (epsilon + sqrt(V))
+        w += -learning_rate / 2 G (g + wd w) + sqrt(temperature learning_rate G) x     x: a standard normal sample
+
+    g is an estimate of the gradient of the whole potential, the sum of the losses of all N examples, and wd w that of the prior. It
+    stationary distribution is close to exp(-U(w) / temperature). What the paper's Algorithm 1 has and this has not: the term
+    Gamma, the derivative of G, which needs second derivatives and which the paper's own experiments leave out. docs/SAMPLING.md says
+    what that costs.
+
+    The paper's V is of the mean gradient, g / N. So its lambda is epsilon / N here, and its step size is learning_rate / N.
+    """
+
+    name = 'psgld'
+    summary = "SGLD with RMSprop's preconditioner: samples from the posterior"
+    paper = 'Li, Chen, Carlson, Carin, Preconditioned Stochastic Gradient Langevin Dynamics, AAAI 2016, arXiv:1512.07666'
+    needs = frozenset({'noise'})
+    hypers = (
+        Hyper('learning_rate', 1e-3, '[0, inf)', 'step size; twice the rate of gradient descent'),
+        Hyper('wd', 0.0, '[0, inf)', 'precision of the Gaussian prior: weight decay, added to the gradient'),
+        Hyper('rho', 0.99, '[0, 1)', 'decay of the mean of squared gradients (alpha in the paper)'),
+        Hyper('epsilon', 1e-5, '(0, inf)', 'added to the root (lambda in the paper, which divides g by N)'),
+        TEMPERATURE,
+    )
+
+    @staticmethod
+    def slots(h):
+        return (Slot('mean_sq', torch='square_avg', doc='decayed mean of squared gradients'),)
+
+    @staticmethod
+    def coefficients(xp, h, t):
+        return dict(half_lr=h.learning_rate / 2, wd=h.wd, rho=h.rho, a=1 - h.rho, eps=h.epsilon,
+                    deviation=xp.sqrt(h.temperature * h.learning_rate))
+
+    @staticmethod
+    def step(xp, h, c, w, g, s):
+        v = c.rho * s.mean_sq + c.a * (g * g)
+        scale = 1.0 / (c.eps + xp.sqrt(v))
+        drift = c.half_lr * (scale * (g + c.wd * w))
+        return w - drift + c.deviation * (xp.sqrt(scale) * xp.standard_normal(w)), dict(mean_sq=v)
