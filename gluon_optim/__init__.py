@@ -34,6 +34,7 @@ _PUBLIC = {
 _MODULES = {
     'models': 'models', 'torch': 'torch', 'onnx': 'onnx', 'optax': 'optax',
     'rules': 'rules', 'schedules': 'schedules', 'schema': 'schema', 'states': 'states',
+    'sampling': 'mxnet.sampling',
 }
 
 _NEEDS = {'torch': ('torch',), 'onnx': ('onnx',), 'optax': ('jax', 'optax'), 'mxnet': ('mxnet',)}

@@ -292,7 +292,12 @@ class SGLD(DropIn, mx_optimizer.SGLD):
                 continue
             if self._rate > 0 and h.temperature != 1:
                 key = self._index_update_count[index], self._rate, *self._get_wds([index])
-                tempered.run([self._known_row(h, key, weight.dtype)], [0])
+                try:
+                    row = self._known_row(h, key, weight.dtype)
+                except ValueError:
+                    self._uncount([index], *before)
+                    raise
+                tempered.run([row], [0])
                 continue
             self._uncount([index], *before)
             if not self._rate > 0:

@@ -10,12 +10,11 @@ class PSGLD(Rule):
         G  = 1 / (epsilon + sqrt(V))
         w += -learning_rate / 2 G (g + wd w) + sqrt(temperature learning_rate G) x     x: a standard normal sample
 
-    g is an estimate of the gradient of the whole potential, the sum of the losses of all N examples, and wd w that of the prior. It
-    stationary distribution is close to exp(-U(w) / temperature). What the paper's Algorithm 1 has and this has not: the term
-    Gamma, the derivative of G, which needs second derivatives and which the paper's own experiments leave out. docs/SAMPLING.md says
-    what that costs.
+    g is an estimate of the gradient of the sum of the losses of all N examples, wd w the gradient of the prior; its path samples
+    from a distribution near exp(-U(w) / temperature). The paper's term Gamma, the derivative of G, is left out, as in the paper's
+    own experiments: it needs second derivatives. docs/SAMPLING.md says what that costs.
 
-    The paper's V is of the mean gradient, g / N. So its lambda is epsilon / N here, and its step size is learning_rate / N.
+    The paper's V is of the mean gradient, g / N: its lambda, 1e-5, is epsilon / N here, and its step size learning_rate / N.
     """
 
     name = 'psgld'
@@ -26,7 +25,7 @@ class PSGLD(Rule):
         Hyper('learning_rate', 1e-3, '[0, inf)', 'step size; twice the rate of gradient descent'),
         Hyper('wd', 0.0, '[0, inf)', 'precision of the Gaussian prior: weight decay, added to the gradient'),
         Hyper('rho', 0.99, '[0, 1)', 'decay of the mean of squared gradients (alpha in the paper)'),
-        Hyper('epsilon', 1e-5, '(0, inf)', 'added to the root (lambda in the paper, which divides g by N)'),
+        Hyper('epsilon', 1.0, '(0, inf)', 'added to the root (N lambda in the paper): no element moves faster than 1 / epsilon'),
         TEMPERATURE,
     )
 

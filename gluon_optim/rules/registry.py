@@ -9,7 +9,7 @@ __all__ = ['DROP_INS', 'RULES', 'SAMPLERS', 'add', 'get', 'names', 'register']
 
 RULES: Dict[str, Type[Rule]] = {}
 DROP_INS: Dict[str, Type[Rule]] = {}  # the rules of MXNet's own optimizers
-SAMPLERS: Dict[str, Type[Rule]] = {}  # rules that draw samples and minimise nothing: no list of optimizers has them
+SAMPLERS: Dict[str, Type[Rule]] = {}  # rules that draw samples: no list of optimizers has them
 
 
 def get(name: str) -> Type[Rule]:

@@ -1,0 +1,306 @@
+"""Sampling: the posteriors that sgld and psgld draw from, against closed forms, and chains on disk."""
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+mx = pytest.importorskip('mxnet')
+from mxnet import autograd, gluon, nd  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference  # noqa: E402
+import sampling_runs  # noqa: E402
+from contract_nets import environment, in_process  # noqa: E402
+
+import gluon_optim as go  # noqa: E402
+from gluon_optim import rules  # noqa: E402
+
+TEMPERATURES = (0.25, 1.0, 4.0)
+
+
+# Moments, and how far they may be from the truth
+
+def effective_size(series):
+    """The effective number of independent draws in ``series`` (steps, chains): its size over the integrated autocorrelation time.
+
+    That is 1 + 2 sum rho_k, summed until rho_k is below 0.05 (Sokal's window, for chains that are many and short).
+    """
+    x = series - series.mean()
+    variance, total = np.mean(x * x), 1.0
+    for lag in range(1, len(x) // 2):
+        correlation = np.mean(x[lag:] * x[:-lag]) / variance
+        if correlation < 0.05:
+            break
+        total += 2 * correlation
+    return series.size / total
+
+
+def assert_moments(draws, mean, covariance, bias=0.0):
+    """``draws`` (steps, dimensions, chains) have that mean and covariance within 4.5 standard errors, of the effective sample size
+    in the test itself, and the relative ``bias`` of a covariance."""
+    for i, expected in enumerate(mean):
+        error = np.sqrt(covariance[i, i] / effective_size(draws[:, i]))
+        assert abs(draws[:, i].mean() - expected) < 4.5 * error, (i, draws[:, i].mean(), expected, error)
+    centred = draws - np.asarray(mean)[None, :, None]
+    for i in range(len(mean)):
+        for j in range(i + 1):
+            products = centred[:, i] * centred[:, j]
+            error = products.std() / np.sqrt(effective_size(products))
+            scale = np.sqrt(covariance[i, i] * covariance[j, j])
+            assert abs(products.mean() - covariance[i, j]) < 4.5 * error + bias * scale, (i, j, products.mean(), covariance[i, j], error)
+            assert 4.5 * error < 0.06 * scale  # sharp enough to see 6 %
+
+
+def parameter(shape):
+    p = gluon.Parameter('w', shape=shape)
+    p.initialize(mx.init.Zero())
+    return p
+
+
+def drawn(chain):
+    return np.array([weights['w'] for _, weights in chain], 'float64')
+
+
+# Bayesian linear regression: a Gaussian posterior of two weights that are correlated
+
+_random = np.random.RandomState(7)
+X = _random.standard_normal((20, 2)) @ np.array([[0.5, 0.35], [0.0, 0.3]])
+Y = X @ np.array([1.0, -2.0]) + 0.3 * _random.standard_normal(20)
+PRIOR = 1.5
+HESSIAN = X.T @ X + PRIOR * np.eye(2)
+MEAN = np.linalg.solve(HESSIAN, X.T @ Y)
+
+
+def regression(name, folder, temperature, chains, burn_in, thin, samples, **arguments):
+    """Draws of ``chains`` independent chains in one parameter of shape (2, chains), from gradients of all examples."""
+    mx.random.seed(3)
+    p, x, y = parameter((2, chains)), nd.array(X), nd.array(Y).reshape((-1, 1))
+    trainer = gluon.Trainer([p], go.create(name, wd=PRIOR, **arguments))
+    chain = go.sampling.Chain(trainer, folder, burn_in, thin, temperature)
+    for _ in range(burn_in + thin * samples):
+        with autograd.record():
+            loss = gluon.loss.L2Loss(batch_axis=0)(nd.dot(x, p.data()), y.broadcast_to((len(Y), chains))) * chains
+        loss.backward()  # L2Loss averages over all but the batch axis
+        chain.step(len(Y), len(Y))
+    return drawn(chain)
+
+
+def discretised(temperature, rate, scales=(1.0, 1.0)):
+    """The exact stationary covariance of w += -rate/2 G H (w - m) + sqrt(rate temperature G) x with constant G.
+
+    S = M S M' + rate temperature G with M = 1 - rate/2 G H has the solution temperature (H - rate/4 H G H)^-1; for one weight of
+    curvature a, temperature / (a (1 - rate G a / 4)).
+    """
+    return temperature * np.linalg.inv(HESSIAN - rate / 4 * HESSIAN @ np.diag(scales) @ HESSIAN)
+
+
+@pytest.mark.parametrize('temperature', TEMPERATURES)
+def test_sgld_has_the_posterior_of_a_regression(tmp_path, temperature):
+    """With its discretisation, which is a third of the variance here: so the rate, the noise and the decay are all felt."""
+    rate = 1.6 / np.linalg.eigvalsh(HESSIAN).max()
+    draws = regression('sgld', tmp_path, temperature, 3000, 40, 4, 20, learning_rate=rate)
+    expected = discretised(temperature, rate)
+    assert (np.diag(expected) / np.diag(temperature * np.linalg.inv(HESSIAN))).max() > 1.2
+    assert_moments(draws, MEAN, expected)
+
+
+@pytest.mark.parametrize('temperature', TEMPERATURES)
+def test_psgld_has_the_posterior_of_a_regression(tmp_path, temperature):
+    """As if G were constant, but for what leaving Gamma out costs: (1 - rho) / (rate G a) of a variance."""
+    rate, rho, epsilon = 0.8, 0.99, 1.0
+    draws = regression('psgld', tmp_path, temperature, 1000, 500, 10, 40, learning_rate=rate, rho=rho, epsilon=epsilon)
+    covariance = discretised(temperature, 0.0)
+    for _ in range(100):  # V is the mean of g^2, which depends on the covariance; g is without the prior
+        g = X.T @ X @ MEAN - X.T @ Y
+        scales = 1 / (epsilon + np.sqrt(g ** 2 + np.diag(X.T @ X @ covariance @ X.T @ X)))
+        covariance = discretised(temperature, rate, scales)
+    slowest = np.linalg.eigvals(np.diag(scales) @ HESSIAN).real.min()
+    assert_moments(draws, MEAN, covariance, bias=(1 - rho) / (rate * slowest))
+
+
+def trained(trainer, p, loss, steps, every=1, burn_in=0):
+    """The values of ``p`` after every ``every`` updates that follow ``burn_in``, from one gradient of ``loss(p)`` each."""
+    values = []
+    for k in range(1, burn_in + steps + 1):
+        with autograd.record():
+            value = loss(p.data())
+        value.backward()
+        trainer.step(1)
+        if k > burn_in and (k - burn_in) % every == 0:
+            values.append(p.data().asnumpy().astype('float64'))
+    return np.array(values)
+
+
+def assert_variance(values, expected, within=0.0):
+    """The variance around 0 of ``values`` (steps, chains), within 4.5 standard errors and the relative difference ``within``."""
+    squares = values * values
+    error = squares.std() / np.sqrt(effective_size(squares))
+    assert abs(squares.mean() - expected) < 4.5 * error + within * expected, (squares.mean(), expected, error)
+    assert 4.5 * error < 0.05 * expected
+
+
+def test_what_psgld_loses_without_gamma():
+    """Where V forgets as fast as the chain moves, variances are too large, by (1 - rho) / (rate G a) to first order."""
+    a, temperature, rate, rho, epsilon = 0.5, 4.0, 1.0, 0.96, 0.05
+    mx.random.seed(1)
+    p = parameter((4000,))
+    p.set_data(nd.random.normal(scale=np.sqrt(temperature / a), shape=p.shape))
+    trainer = gluon.Trainer([p], 'psgld', {'learning_rate': rate, 'rho': rho, 'epsilon': epsilon, 'temperature': temperature})
+    values = trained(trainer, p, lambda w: (a * w * w / 2).sum(), 200, every=5, burn_in=200)
+    variance = temperature / a
+    for _ in range(50):
+        scale = 1 / (epsilon + a * np.sqrt(variance))
+        variance = temperature / (a * (1 - rate * scale * a / 4))
+    bias = (1 - rho) / (rate * scale * a)
+    assert 0.1 < bias < 0.2
+    assert_variance(values, variance * (1 + bias), within=bias / 4)
+
+
+@pytest.mark.parametrize('name', ['sgld', 'psgld'])
+def test_the_gradient_is_that_of_the_whole_data_set(tmp_path, name):
+    """From batches of 5 of 60 examples, each chain its own: the posterior of a mean, and what their noise adds to its variance."""
+    size, batch, wd, chains = 60, 5, 20.0, 4000
+    y = np.random.RandomState(0).standard_normal(size) + 1.0
+    a = size + wd
+    variance_of_gradient = size ** 2 * y.var() / batch
+    mx.random.seed(2)
+    np.random.seed(2)  # noqa: NPY002
+    mean, rate = y.sum() / a, 0.3 / a
+
+    def variance(scale):
+        return (1 + rate * scale / 4 * variance_of_gradient) / (a * (1 - rate * scale * a / 4))
+
+    scale = 1.0
+    if name == 'psgld':  # V is mostly the noise of batches, which does not depend on w
+        rate *= 30
+        for _ in range(50):
+            scale = 1 / (1.0 + np.sqrt(variance_of_gradient + (wd * mean) ** 2 + size ** 2 * variance(scale)))
+    p = parameter((chains,))
+    trainer = gluon.Trainer([p], name, {'learning_rate': rate, 'wd': wd})
+    chain = go.sampling.Chain(trainer, tmp_path, 60 if name == 'sgld' else 500, 10)
+    for _ in range(chain.burn_in + 200):
+        drawn_y = nd.array(y[np.random.randint(size, size=(batch, chains))])  # noqa: NPY002
+        with autograd.record():
+            loss = (p.data() - drawn_y) ** 2 / 2  # a row per example
+        loss.backward()
+        chain.step(batch, size)
+    values = drawn(chain)
+    expected = variance(scale)
+    assert expected * a > 1.2
+    assert abs(values.mean() - mean) < 4.5 * np.sqrt(expected / effective_size(values))
+    assert_variance(values - mean, expected, within=0.0 if name == 'sgld' else 0.02)
+
+
+@pytest.mark.parametrize('curvature', [0.5, 2.0, 8.0])
+def test_sgd_with_a_constant_rate_walks_about_the_minimum(curvature):
+    """The lecture's random walk: var = lr sigma^2 / (a (2 - lr a)), as of a temperature lr sigma^2 / 2."""
+    rate, sigma = 0.2, 3.0
+    mx.random.seed(4)
+    p = parameter((20000,))
+    trainer = gluon.Trainer([p], 'sgd', {'learning_rate': rate})
+    values = trained(trainer, p, lambda w: (curvature * w * w / 2 + sigma * nd.random.normal(shape=w.shape) * w).sum(), 60, every=6,
+                     burn_in=80)
+    assert_variance(values, rate * sigma ** 2 / (curvature * (2 - rate * curvature)))
+
+
+# The rules
+
+def test_psgld_equals_its_paper():
+    """The rule in float64 and on MXNet's operators against the formulas of the paper, with the same noise."""
+    random = np.random.RandomState(0)
+    w0, gradients, noise = random.standard_normal((3, 4)), random.standard_normal((9, 3, 4)), random.standard_normal((9, 3, 4))
+    hypers = {'wd': 0.07, 'rescale_grad': 0.4, 'clip_gradient': 0.5, 'rho': 0.8, 'epsilon': 0.05, 'temperature': 1.7}
+    rates = 0.3 + 0.2 * np.cos(np.arange(9))
+    rule = rules.get('psgld')
+    h = rule.hyperparameters(**hypers)
+
+    def run(changed):
+        w, slots, found = w0, None, []
+        for t in range(9):
+            xp = types.SimpleNamespace(sqrt=np.sqrt, minimum=np.minimum, maximum=np.maximum, standard_normal=lambda _, t=t: noise[t])
+            w, slots = rule.run(xp, changed.replace(learning_rate=rates[t] * changed.learning_rate), t + 1, w, gradients[t], slots)
+            found.append(w)
+        return np.array(found), slots['mean_sq']
+
+    expected, v = reference.psgld_path(hypers, w0, gradients, rates, noise)
+    weights, slot = run(h.replace(learning_rate=1.0))
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+    np.testing.assert_allclose(slot, v, rtol=1e-12)
+    for name in ('learning_rate', *hypers):  # each is felt
+        one = h.replace(learning_rate=1.0)
+        assert np.abs(run(one.replace(**{name: 1.01 * getattr(one, name)}))[0] - expected).max() > 1e-4, name
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'float32', 'float64'])
+@pytest.mark.parametrize('name', ['sgld', 'psgld'])
+def test_a_trainer_computes_the_rule(name, dtype):
+    """With the noise that MXNet draws, at a temperature of 1.7 and with masters."""
+    hypers = {'wd': 0.07, 'temperature': 1.7, **({'epsilon': 0.5} if name == 'psgld' else {})}
+    p = gluon.Parameter('w', shape=(5, 7), dtype=dtype)
+    p.initialize(mx.init.Normal(1.0))
+    trainer = gluon.Trainer([p], go.create(name, learning_rate=0.1, multi_precision=True, **hypers))
+    rule, exact = rules.get(name), 'float64' if dtype == 'float64' else 'float32'
+    h, w, slots = rule.hyperparameters(learning_rate=0.1, **hypers), p.data().asnumpy().astype('float64'), None
+    for t in range(1, 4):
+        with autograd.record():
+            loss = (p.data() * p.data()).sum()
+        loss.backward()
+        g = p.grad().asnumpy().astype('float64')
+        mx.random.seed(t)
+        trainer.step(1)
+        mx.random.seed(t)
+        x = nd.random.normal(shape=(5, 7), dtype=exact).asnumpy()
+        xp = types.SimpleNamespace(sqrt=np.sqrt, standard_normal=lambda _, x=x: x)
+        w, slots = rule.run(xp, h, t, w, g, slots, exact=True)
+        np.testing.assert_allclose(p.data().asnumpy(), w, rtol={'float16': 1e-3, 'float32': 1e-5, 'float64': 1e-12}[dtype], atol=1e-6)
+
+
+def test_sgld_at_temperature_1_is_mxnets():
+    results = []
+    for optimizer in ('sgld', go.create('sgld', learning_rate=0.01, wd=0.1, temperature=1)):
+        mx.random.seed(0)
+        p = parameter((50,))
+        trainer = gluon.Trainer([p], optimizer, {'learning_rate': 0.01, 'wd': 0.1} if isinstance(optimizer, str) else None)
+        results.append(trained(trainer, p, lambda w: ((w - 1) ** 2).sum(), 5))
+    np.testing.assert_array_equal(*results)
+
+
+def test_tempered_sgld_counts_rates_and_refuses_as_ever():
+    """A rate of 0 leaves the parameter, a negative one names it, a scheduler is asked once, a native save refuses."""
+    asked = []
+
+    class Scheduler(mx.lr_scheduler.LRScheduler):
+        def __call__(self, t):
+            asked.append(t)
+            return (0.1, 0.0, -1.0)[t - 1]
+    p = parameter((3,))
+    trainer = gluon.Trainer([p], go.create('sgld', lr_scheduler=Scheduler(), temperature=2.0))
+    first, second = trained(trainer, p, lambda w: w.sum(), 2)
+    np.testing.assert_array_equal(first, second)
+    assert asked == [1, 2] and trainer._optimizer.num_update == 2
+    with pytest.raises(ValueError, match="must be 0 or more. Received: -1.0 for the parameter 'w'"):
+        trained(trainer, p, lambda w: w.sum(), 1)
+    trainer._optimizer.lr_scheduler, trainer._optimizer.lr = None, 0.1
+    p.wd_mult = float('nan')
+    with pytest.raises(ValueError, match='must be finite'):
+        trained(trainer, p, lambda w: w.sum(), 1)
+    assert trainer._optimizer.num_update == 2
+    with pytest.raises(ValueError, match="sgld that is pickled must be 1, for MXNet's own has none. Received: temperature=2.0"):
+        trainer.save_states('nowhere')
+
+
+def test_psgld_is_no_optimizer_of_the_list():
+    assert 'psgld' not in go.list_optimizers() and 'psgld' not in rules.names(drop_ins=True)
+    assert 'psgld' in rules.names(samplers=True)
+    info = go.optimizer_info('psgld')
+    assert info.runtimes == ('mxnet (operators only)', 'numpy') and [hyper.name for hyper in info.hypers][:5] == [
+        'learning_rate', 'wd', 'rho', 'epsilon', 'temperature']
+    with pytest.raises(ValueError, match="'psgld' is an optimizer of gluon_optim"):
+        go.accelerate('psgld')
+    with pytest.raises(ValueError, match='is taken'):
+        go.register('psgld')(type('Mine', (go.Rule,), {}))
