@@ -2,7 +2,7 @@
 
     python sampling_runs.py FOLDER KILLS OPTIMIZER
 
-prints as JSON what was found: the samples of the killed run and of one without a kill, as hashes of their files.
+prints as JSON what was found: the samples of the killed run and of one without a kill, as hashes.
 """
 import hashlib
 import json
@@ -58,12 +58,8 @@ def run(folder, steps, optimizer, report):
 
 def facts(folder):
     """The samples in the folder of a chain, as hashes by step."""
-    samples = go.sampling.Samples(folder + '/chain')
-    hashes = {}
-    for number in samples.steps():
-        with open(samples.path(number), 'rb') as file:
-            hashes[str(number)] = hashlib.sha256(file.read()).hexdigest()
-    return hashes
+    return {str(number): hashlib.sha256(b''.join(weights[name].tobytes() for name in sorted(weights))).hexdigest()
+            for number, weights in go.sampling.Samples(folder + '/chain')}
 
 
 def main(folder, kills, optimizer):

@@ -304,3 +304,272 @@ def test_psgld_is_no_optimizer_of_the_list():
         go.accelerate('psgld')
     with pytest.raises(ValueError, match='is taken'):
         go.register('psgld')(type('Mine', (go.Rule,), {}))
+
+
+# Chains on disk
+
+def advance(net, trainer, chain, steps, manager=None):
+    for _ in range(steps):
+        sampling_runs.step(net, trainer, chain)
+        if manager:
+            manager.save(chain.position, net, trainer)
+
+
+@pytest.mark.parametrize('name', ['sgld', 'psgld'])
+def test_a_killed_chain_draws_the_same_samples(tmp_path, name):
+    """Killed with SIGKILL at random instants, and resumed each time from the newest checkpoint."""
+    done = subprocess.run([sys.executable, str(Path(sampling_runs.__file__)), str(tmp_path / 'run'), '4', name], timeout=120,
+                          stdout=subprocess.PIPE, env=environment(), check=True)
+    found = json.loads(done.stdout)
+    assert found['reached'] > 5 and len(found['straight']) > 3
+    assert found['resumed'] == found['straight']
+
+
+OPTIONS = {'one': {}, 'two': {'contexts': (0, 1), 'update_on_kvstore': True}}
+
+
+@pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize('name', ['sgld', 'psgld'])
+def test_a_resumed_chain_draws_the_same_samples(tmp_path, name, options):
+    """In a new net and trainer, with dropout and noise, from a checkpoint between two samples; V is in it."""
+    first, second = str(tmp_path / 'straight'), str(tmp_path / 'resumed')
+    digests = []
+    for folder in (first, second):
+        run = sampling_runs.make(folder, name, thin=3, **options)
+        advance(*run, 7, go.CheckpointManager(folder, save_every=7))
+        if folder == second:
+            advance(*run, 5)  # drawn, and lost
+            run = sampling_runs.make(folder, name, thin=3, seed=9, **options)
+            assert go.CheckpointManager(folder).restore_latest(*run[:2]).step == 7
+            advance(*run, 1)
+            assert run[2].steps() == [6]  # those after the checkpoint were set aside at once
+        advance(*run, 11 - (folder == second))
+        digests.append(go.states_digest(run[1], run[0]))
+    assert sampling_runs.facts(first) == sampling_runs.facts(second) and digests[0] == digests[1]
+    assert run[2].steps() == [6, 9, 12, 15, 18]
+    assert sorted(name for name in os.listdir(second + '/chain') if 'abandoned' in name) == [
+        f'sample-{step}.safetensors.abandoned' for step in (12, 9)]
+
+
+def test_a_sample_is_kept_after_burn_in_and_every_thin_updates(tmp_path):
+    net, trainer, chain = sampling_runs.make(str(tmp_path), thin=4)
+    kept = []
+    for _ in range(12):
+        if sampling_runs.step(net, trainer, chain):
+            kept.append(chain.position)
+            path = chain.path(chain.position)
+            other = sampling_runs.make(str(tmp_path / 'other'), seed=5)[0]
+            assert go.load_checkpoint(path, net=other).step == chain.position
+            for name, parameter in net._collect_params_with_prefix().items():
+                np.testing.assert_array_equal(parameter.data().asnumpy(),
+                                              other._collect_params_with_prefix()[name].data().asnumpy())
+    assert kept == chain.steps() == [7, 11] and len(chain) == 2
+    assert 'burn_in=3, thin=4, temperature=2.0: 2 samples at update 12' in repr(chain)
+    assert chain.keep() is False  # again at the same position
+
+
+def test_a_skipped_update_is_none(tmp_path):
+    net, trainer, chain = sampling_runs.make(str(tmp_path), 'psgld', thin=1)
+    advance(net, trainer, chain, 4)
+    trainer._scale = nd.array([float('nan')])  # so that rescale_grad is NaN, as where a batch size is
+    assert not sampling_runs.step(net, trainer, chain)
+    assert chain.position == 4 and chain.steps() == [4]
+    trainer._scale = 1.0
+    assert sampling_runs.step(net, trainer, chain) and chain.steps() == [4, 5]
+
+
+def test_one_may_update_without_step(tmp_path):
+    net, trainer, chain = sampling_runs.make(str(tmp_path), kvstore='device', update_on_kvstore=False)
+    for _ in range(5):
+        with autograd.record():
+            loss = net(nd.ones((4, 16))).sum()
+        loss.backward()
+        trainer.allreduce_grads()
+        trainer.update(4 / 100)
+        chain.keep()
+    assert chain.steps() == [5]
+
+
+def test_a_new_run_sets_aside_what_an_old_one_left(tmp_path, caplog):
+    advance(*sampling_runs.make(str(tmp_path)), 9)
+    (tmp_path / 'chain/.sample-5.safetensors.0123456789abcdef.tmp').write_bytes(b'of a writer that was killed')
+    net, trainer, chain = sampling_runs.make(str(tmp_path), seed=1)
+    assert chain.steps() == [5, 7, 9]
+    advance(net, trainer, chain, 5)
+    assert chain.steps() == [5]
+    assert sorted(os.listdir(tmp_path / 'chain')) == ['sample-5.safetensors'] + [
+        f'sample-{step}.safetensors.abandoned' for step in (5, 7, 9)]
+    assert 'holds the samples of the later steps 5, 7, 9' in caplog.text
+
+
+def test_the_temperature_is_saved_and_must_stay(tmp_path):
+    net, trainer, chain = sampling_runs.make(str(tmp_path), temperature=2.0)
+    advance(net, trainer, chain, 6)
+    go.save_checkpoint(tmp_path / 'six', net, trainer)
+    assert go.read_states(tmp_path / 'six').hypers['temperature'] == 2.0
+    other = sampling_runs.make(str(tmp_path), temperature=0.5)
+    with pytest.warns(UserWarning, match="temperature is 0.5 in the trainer and 2.0 in the file: the file's applies"):
+        go.load_checkpoint(tmp_path / 'six', *other[:2])
+    with pytest.raises(ValueError, match='must stay that of the chain, 0.5. Received: 2.0'):
+        sampling_runs.step(*other)
+    other[1]._optimizer.temperature = 0.5
+    with pytest.raises(ValueError, match='samples of this chain only. Received: others, .temperature 2.0 there, 0.5 here'):
+        sampling_runs.step(*other)
+    assert sampling_runs.facts(str(tmp_path)).keys() == {'5'}
+    # MXNet's own cannot take it
+    with pytest.raises(ValueError, match="MXNet's own sgld has no `temperature`. Received from the file: temperature=2.0"):
+        go.load_states(gluon.Trainer(net.collect_params(), 'sgld'), tmp_path / 'six', net)
+
+
+def test_states_of_sgld_without_a_temperature_are_those_of_1(tmp_path):
+    """Files of versions before this one, and MXNet's own."""
+    net, trainer, _ = sampling_runs.make(str(tmp_path), temperature=1.0)
+    trainer.save_states(str(tmp_path / 'native'))
+    states = go.read_states(tmp_path / 'native')
+    assert 'temperature' not in states.hypers
+    go.load_states(trainer, tmp_path / 'native')
+    assert trainer._optimizer.temperature == 1
+
+
+# Prediction
+
+def linear(folder, chains_of=((1.0, 2.0), (3.0, -2.0), (5.0, 3.0))):
+    """A net x -> a x + b, and its chain with samples whose a and b are given."""
+    net = gluon.nn.Dense(1, in_units=1)
+    net.initialize()
+    trainer = gluon.Trainer(net.collect_params(), go.create('sgld', learning_rate=0.0))
+    chain = go.sampling.Chain(trainer, folder, burn_in=0, thin=1, net=net)
+    for a, b in chains_of:
+        net.weight.set_data(nd.array([[a]]))
+        net.bias.set_data(nd.array([b]))
+        with autograd.record():
+            loss = net(nd.ones((1, 1)))
+        loss.backward()
+        chain.step(1, 1)
+    return net, trainer, chain
+
+
+def test_predict_is_mean_and_spread_over_the_samples(tmp_path):
+    net, _, chain = linear(tmp_path)
+    before = net.weight.data().asnumpy()
+    mean, std = chain.predict(net, nd.array([[0.0], [2.0]]))
+    values = np.array([[2.0, 4.0], [-2.0, 4.0], [3.0, 13.0]])
+    np.testing.assert_allclose(mean.asnumpy().ravel(), values.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(std.asnumpy().ravel(), values.std(0), rtol=1e-6)
+    np.testing.assert_array_equal(net.weight.data().asnumpy(), before)
+    mean, std = chain.predict(net, [nd.array([[2.0]])], output=lambda y: y * y)
+    np.testing.assert_allclose(mean.asnumpy(), [[(16 + 16 + 169) / 3]], rtol=1e-6)
+    with pytest.raises(TypeError, match='must be one array. Received: tuple'):
+        chain.predict(net, nd.ones((1, 1)), output=lambda y: (y, y))
+    np.testing.assert_array_equal(net.weight.data().asnumpy(), before)
+
+
+def test_predict_in_a_process_of_its_own(tmp_path):
+    """From the folder alone, into a net that leaves its shapes open."""
+    net, _, chain = linear(tmp_path)
+    mean, std = chain.predict(net, nd.array([[2.0]]))
+    out, _ = in_process("""if True:
+        import sys, gluon_optim as go
+        from mxnet import gluon, nd
+        net = gluon.nn.Dense(1)
+        net.initialize()
+        mean, std = go.sampling.Samples(sys.argv[1]).predict(net, nd.array([[2.0]]))
+        print(mean.asscalar(), std.asscalar(), [step for step, weights in go.sampling.Samples(sys.argv[1])])
+    """, tmp_path)
+    assert out == f'{mean.asscalar()} {std.asscalar()} [1, 2, 3]\n'
+
+
+@pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
+def test_predict_leaves_the_chain_as_it_was(tmp_path, options):
+    """Between two steps, where parameters are on one and on two devices: the same samples follow."""
+    straight = sampling_runs.make(str(tmp_path / 'a'), 'psgld', **options)
+    advance(*straight, 9)
+    disturbed = sampling_runs.make(str(tmp_path / 'b'), 'psgld', **options)
+    advance(*disturbed, 6)
+    disturbed[2].predict(disturbed[0], nd.ones((2, 16)))
+    advance(*disturbed, 3)
+    assert sampling_runs.facts(str(tmp_path / 'a')) == sampling_runs.facts(str(tmp_path / 'b'))
+
+
+def test_the_spread_of_one_sample_is_0_and_of_large_means_is_right(tmp_path):
+    net, _, chain = linear(tmp_path / 'one', [(1.0, 2.0)])
+    assert chain.predict(net, nd.ones((1, 1)))[1].asscalar() == 0
+    net, _, chain = linear(tmp_path / 'large', [(0.0, 4000000.0), (0.0, 4000001.0)])
+    assert chain.predict(net, nd.ones((1, 1)))[1].asscalar() == 0.5
+
+
+# What is refused
+
+def test_bad_arguments_are_refused(tmp_path):
+    net = gluon.nn.Dense(1, in_units=1)
+    net.initialize()
+    trainer = gluon.Trainer(net.collect_params(), 'psgld')
+    good = dict(trainer=trainer, directory=tmp_path, burn_in=0, thin=1)
+    for changed, match in [
+            (dict(burn_in=-1), '`burn_in` must be a whole number, 0 or more. Received: burn_in=-1'),
+            (dict(thin=0), '`thin` must be a whole number, 1 or more. Received: thin=0'), (dict(thin=2.5), '`thin` must be'),
+            (dict(temperature=0), r'`temperature` must be in \(0, inf\). Received: temperature=0'),
+            (dict(temperature=-1.0), '`temperature` must be'), (dict(temperature=float('nan')), '`temperature` must be'),
+            (dict(trainer=gluon.Trainer(net.collect_params(), 'adam')), "must draw samples.*Received: 'adam'"),
+            (dict(trainer=gluon.Trainer(net.collect_params(), 'novograd')), "must draw samples.*Received: 'novograd'"),
+            (dict(trainer=gluon.Trainer(net.collect_params(), 'sgld'), temperature=2.0), "own sgld samples at temperature 1"),
+            (dict(net=gluon.nn.Dense(2, in_units=1)), 'initialize')]:
+        with pytest.raises(ValueError, match=match):
+            go.sampling.Chain(**dict(good, **changed))
+    with pytest.raises(TypeError, match='`temperature` must be'):
+        go.sampling.Chain(**good, temperature='hot')
+    with pytest.raises(TypeError, match='`trainer` must be a gluon.Trainer. Received: Dense'):
+        go.sampling.Chain(**dict(good, trainer=net))
+    assert trainer._optimizer.temperature == 1  # nothing was changed
+    chain = go.sampling.Chain(**good)
+    for sizes, match in [((0, 5), '`batch_size` must be'), ((2.5, 5), '`batch_size` must be'), ((5, 0), '`dataset_size` must be'),
+                         ((100, 4), '`dataset_size` must be at least `batch_size`. Received: batch_size=100, dataset_size=4')]:
+        with pytest.raises(ValueError, match=match):
+            chain.step(*sizes)
+    assert chain.position == 0
+    with pytest.raises(ValueError, match='There must be samples to predict with. Received: none in'):
+        chain.predict(net, nd.ones((1, 1)))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('name', ['sgld', 'psgld'])
+def test_copies_that_would_drift_apart_are_refused(tmp_path, name):
+    net, trainer, chain = sampling_runs.make(str(tmp_path), name, contexts=(0, 1), update_on_kvstore=False)
+    before = net[0].weight.data(mx.cpu(0)).asnumpy()
+    with pytest.raises(ValueError, match='must get the same noise.*update_on_kvstore=True'):
+        sampling_runs.step(net, trainer, chain)
+    if name == 'psgld':  # without a chain too
+        with pytest.raises(ValueError, match='psgld must draw one noise.*update_on_kvstore=True'):
+            trainer.step(4)
+    np.testing.assert_array_equal(before, net[0].weight.data(mx.cpu(0)).asnumpy())
+
+
+def test_a_chain_that_diverges_says_so(tmp_path):
+    net, trainer, chain = sampling_runs.make(str(tmp_path), thin=1)
+    trainer.set_learning_rate(1e4)
+    with pytest.raises(ValueError, match=r"A sample must be finite. Received: '0.weight'.* the chain has diverged"):
+        advance(net, trainer, chain, 40)
+    assert all(np.isfinite(array).all() for _, weights in chain for array in weights.values())
+
+
+def test_what_cannot_be_kept_is_refused_before_the_first_step(tmp_path):
+    sparse = gluon.Parameter('w', shape=(4, 2), stype='row_sparse', grad_stype='row_sparse')
+    sparse.initialize()
+    with pytest.raises(ValueError, match='must be dense. Received: w'):
+        go.sampling.Chain(gluon.Trainer([sparse], 'sgld'), tmp_path, 0, 1)
+
+
+def test_a_damaged_sample_and_another_net_are_refused(tmp_path):
+    net, _, chain = linear(tmp_path)
+    with pytest.raises(ValueError, match='must be initialized'):
+        chain.predict(gluon.nn.Dense(1, in_units=1), nd.ones((1, 1)))
+    other = gluon.nn.Dense(2, in_units=1)
+    other.initialize()
+    with pytest.raises(ValueError, match='must have the same parameters'):
+        chain.predict(other, nd.ones((1, 1)))
+    before = net.weight.data().asnumpy()
+    path = Path(chain.path(2))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match='sample-2'):
+        chain.predict(net, nd.ones((1, 1)))
+    np.testing.assert_array_equal(net.weight.data().asnumpy(), before)

@@ -1,6 +1,6 @@
 """Preconditioned stochastic gradient Langevin dynamics (Li, Chen, Carlson, Carin, AAAI 2016, arXiv:1512.07666), Algorithm 1."""
 from ..schema import Hyper, Slot
-from .base import TEMPERATURE, Rule
+from .base import TEMPERATURE, Rule, standard_normal
 
 
 class PSGLD(Rule):
@@ -43,4 +43,4 @@ class PSGLD(Rule):
         v = c.rho * s.mean_sq + c.a * (g * g)
         scale = 1.0 / (c.eps + xp.sqrt(v))
         drift = c.half_lr * (scale * (g + c.wd * w))
-        return w - drift + c.deviation * (xp.sqrt(scale) * xp.standard_normal(w)), dict(mean_sq=v)
+        return w - drift + c.deviation * (xp.sqrt(scale) * standard_normal(xp, w)), dict(mean_sq=v)

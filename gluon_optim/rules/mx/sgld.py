@@ -1,5 +1,5 @@
 """MXNet's `sgld` (Patterson and Teh, Stochastic gradient Riemannian Langevin dynamics, NIPS 2013)."""
-from ..base import TEMPERATURE
+from ..base import TEMPERATURE, standard_normal
 from .base import WD, MXRule, rate
 
 
@@ -31,4 +31,4 @@ class SGLD(MXRule):
 
     @staticmethod
     def step(xp, h, c, w, g, s):
-        return w + c.minus_half_lr * (g + c.wd * w) + c.deviation * xp.standard_normal(w), {}
+        return w + c.minus_half_lr * (g + c.wd * w) + c.deviation * standard_normal(xp, w), {}
