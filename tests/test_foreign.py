@@ -287,7 +287,7 @@ def test_every_class_is_run():
     assert set(CASES) == set(FORMS) and len(FORMS) == len(foreign.FOREIGN)
     # PyTorch 2.2 makes the state of Adagrad in its constructor only, and cannot step without
     assert all(form.eager for form in foreign.FOREIGN if form.path == 'torch.optim.Adagrad')
-    assert set(foreign.REASONS) <= set(rules.names(drop_ins=True)) - {form.rule for form in foreign.FOREIGN}
+    assert set(foreign.REASONS) <= set(rules.names(drop_ins=True, samplers=True)) - {form.rule for form in foreign.FOREIGN}
 
 
 @pytest.fixture

@@ -52,7 +52,8 @@ def assert_moments(draws, mean, covariance, bias=0.0):
             products = centred[:, i] * centred[:, j]
             error = products.std() / np.sqrt(effective_size(products))
             scale = np.sqrt(covariance[i, i] * covariance[j, j])
-            assert abs(products.mean() - covariance[i, j]) < 4.5 * error + bias * scale, (i, j, products.mean(), covariance[i, j], error)
+            found = products.mean()
+            assert abs(found - covariance[i, j]) < 4.5 * error + bias * scale, (i, j, found, covariance[i, j], error)
             assert 4.5 * error < 0.06 * scale  # sharp enough to see 6 %
 
 
@@ -222,7 +223,8 @@ def test_psgld_equals_its_paper():
     def run(changed):
         w, slots, found = w0, None, []
         for t in range(9):
-            xp = types.SimpleNamespace(sqrt=np.sqrt, minimum=np.minimum, maximum=np.maximum, standard_normal=lambda _, t=t: noise[t])
+            xp = types.SimpleNamespace(sqrt=np.sqrt, minimum=np.minimum, maximum=np.maximum)
+            xp.standard_normal = lambda like, t=t: noise[t]
             w, slots = rule.run(xp, changed.replace(learning_rate=rates[t] * changed.learning_rate), t + 1, w, gradients[t], slots)
             found.append(w)
         return np.array(found), slots['mean_sq']
@@ -257,7 +259,8 @@ def test_a_trainer_computes_the_rule(name, dtype):
         x = nd.random.normal(shape=(5, 7), dtype=exact).asnumpy()
         xp = types.SimpleNamespace(sqrt=np.sqrt, standard_normal=lambda _, x=x: x)
         w, slots = rule.run(xp, h, t, w, g, slots, exact=True)
-        np.testing.assert_allclose(p.data().asnumpy(), w, rtol={'float16': 1e-3, 'float32': 1e-5, 'float64': 1e-12}[dtype], atol=1e-6)
+        rtol = {'float16': 1e-3, 'float32': 1e-5, 'float64': 1e-12}[dtype]
+        np.testing.assert_allclose(p.data().asnumpy(), w, rtol=rtol, atol=0.01 * rtol)
 
 
 def test_sgld_at_temperature_1_is_mxnets():
@@ -393,9 +396,9 @@ def test_one_may_update_without_step(tmp_path):
 def test_a_new_run_sets_aside_what_an_old_one_left(tmp_path, caplog):
     advance(*sampling_runs.make(str(tmp_path)), 9)
     (tmp_path / 'chain/.sample-5.safetensors.0123456789abcdef.tmp').write_bytes(b'of a writer that was killed')
-    net, trainer, chain = sampling_runs.make(str(tmp_path), seed=1)
+    run = _, _, chain = sampling_runs.make(str(tmp_path), seed=1)
     assert chain.steps() == [5, 7, 9]
-    advance(net, trainer, chain, 5)
+    advance(*run, 5)
     assert chain.steps() == [5]
     assert sorted(os.listdir(tmp_path / 'chain')) == ['sample-5.safetensors'] + [
         f'sample-{step}.safetensors.abandoned' for step in (5, 7, 9)]
@@ -512,7 +515,7 @@ def test_bad_arguments_are_refused(tmp_path):
             (dict(temperature=-1.0), '`temperature` must be'), (dict(temperature=float('nan')), '`temperature` must be'),
             (dict(trainer=gluon.Trainer(net.collect_params(), 'adam')), "must draw samples.*Received: 'adam'"),
             (dict(trainer=gluon.Trainer(net.collect_params(), 'novograd')), "must draw samples.*Received: 'novograd'"),
-            (dict(trainer=gluon.Trainer(net.collect_params(), 'sgld'), temperature=2.0), "own sgld samples at temperature 1"),
+            (dict(trainer=gluon.Trainer(net.collect_params(), 'sgld'), temperature=2.0), 'own sgld samples at temperature 1'),
             (dict(net=gluon.nn.Dense(2, in_units=1)), 'initialize')]:
         with pytest.raises(ValueError, match=match):
             go.sampling.Chain(**dict(good, **changed))
@@ -545,10 +548,10 @@ def test_copies_that_would_drift_apart_are_refused(tmp_path, name):
 
 
 def test_a_chain_that_diverges_says_so(tmp_path):
-    net, trainer, chain = sampling_runs.make(str(tmp_path), thin=1)
+    run = _, trainer, chain = sampling_runs.make(str(tmp_path), thin=1)
     trainer.set_learning_rate(1e4)
     with pytest.raises(ValueError, match=r"A sample must be finite. Received: '0.weight'.* the chain has diverged"):
-        advance(net, trainer, chain, 40)
+        advance(*run, 40)
     assert all(np.isfinite(array).all() for _, weights in chain for array in weights.values())
 
 

@@ -212,8 +212,8 @@ class Chain(Samples):
         if hasattr(trainer._optimizer, 'temperature'):
             trainer._optimizer.temperature = temperature
         elif temperature != 1:
-            raise ValueError(f"MXNet's own sgld samples at temperature 1. Received: temperature={temperature!r}. Create the trainer "
-                             "with go.create('sgld') or 'psgld'.")
+            raise ValueError(f"MXNet's own sgld samples at temperature 1. Received: temperature={temperature!r}. Create the "
+                             "trainer with go.create('sgld') or 'psgld'.")
         for name, parameter in parameters(net, trainer).items():
             check_initialized(name, parameter)
         self.trainer, self.net = trainer, net
@@ -264,7 +264,7 @@ class Chain(Samples):
         return self.position > before and self.keep()
 
     def keep(self) -> bool:
-        """Keep a sample if one is due at the current position; call it after each update where `step` is not used, as with clipping:
+        """Keep a sample if one is due at the current position. Call it after each update where `step` is not used:
 
             trainer.allreduce_grads()
             ...
