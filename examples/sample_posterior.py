@@ -24,7 +24,7 @@ from tqdm import tqdm
 import gluon_optim as go
 
 BATCH_SIZE, HIDDEN, SEED = 100, 50, 0
-PRIOR = 1.0                                     # the precision of each weight's Gaussian prior
+PRIOR = 5.0                                     # the precision of each weight's Gaussian prior
 RATES = {'sgld': 2e-4, 'psgld': 5e-3}           # constant: the chain shall stay where it has arrived
 ANGLES = range(0, 181, 15)
 
@@ -139,29 +139,22 @@ def draw(by_number, by_angle, singles, options):
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as pyplot
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.6, 3.9), layout='constrained')
-    numbers, losses = list(by_number), [row.loss for row in by_number.values()]
-    left.plot(range(1, len(singles) + 1), [row.loss for row in singles], '.', color='0.6', label='each sample alone')
-    left.plot(numbers, losses, color='C0', label='mean of the first n samples')
-    left.axhline(by_angle[0][1].loss, color='C3', linestyle='--', label='one network, found by adam')
-    left.set(xlabel='number of samples n', ylabel='-log p(label), held-out digits', ylim=(0, None))
-    accuracy = left.twinx()
-    accuracy.plot(numbers, [100 * row.accuracy for row in by_number.values()], color='C2', linewidth=1)
-    accuracy.set_ylabel('accuracy of the mean, %', color='C2')
-    accuracy.set_ylim(80, 100)
-    left.legend(frameon=False, fontsize=9, loc='lower right')
-    left.set_title(f'{options.sampler} on digits', loc='left', fontsize=11)
-    for k, (words, color) in enumerate(((f'mean of {len(numbers)} samples', 'C0'), ('one network, found by adam', 'C3'))):
-        rows = [row[k] for row in by_angle.values()]
-        right.plot(list(by_angle), [row.entropy for row in rows], color=color, label=f'{words}: entropy')
-        right.plot(list(by_angle), [row.loss for row in rows], color=color, linestyle=':', label=f'{words}: -log p(label)')
-    right.set(xlabel='digits turned by, degrees', ylabel='nats', xticks=list(by_angle)[::2])
-    right.legend(frameon=False, fontsize=9)
-    right.set_title('what it has not seen', loc='left', fontsize=11)
-    for axis in (left, right, accuracy):
-        axis.spines['top'].set_visible(False)
-    right.spines['right'].set_visible(False)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
+    left.plot(range(1, len(singles) + 1), [100 * row.accuracy for row in singles], '.', color='0.6', label='each sample alone')
+    left.plot(list(by_number), [100 * row.accuracy for row in by_number.values()], color='C0', label='mean of the first n samples')
+    left.axhline(100 * by_angle[0][1].accuracy, color='C3', linestyle='--', label='one network, found by adam')
+    left.set(xlabel='number of samples n', ylabel='accuracy on held-out digits, %')
+    left.set_title(f'Samples of {options.sampler} at temperature {options.temperature:g}', loc='left', fontsize=11)
+    for k, (words, style) in enumerate(((f'mean of {len(singles)} samples', 'C0-'), ('one network, found by adam', 'C3--'))):
+        right.plot(list(by_angle), [row[k].entropy for row in by_angle.values()], style, label=words)
+    right.set(xlabel='digits turned by, degrees', ylabel='entropy of the prediction, nats', ylim=(0, None),
+              xticks=list(by_angle)[::2])
+    right.set_title('Uncertainty about turned digits', loc='left', fontsize=11)
+    for axis in (left, right):
+        axis.legend(frameon=False, fontsize=9, loc='lower right')
+        axis.spines[['top', 'right']].set_visible(False)
     figure.savefig(options.picture, dpi=100)
+    pyplot.close(figure)
 
 
 def run(options):
@@ -179,9 +172,9 @@ def run(options):
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--sampler', choices=sorted(RATES), default='psgld', help='default: %(default)s')
-    parser.add_argument('--burn-in', type=int, default=3000, help='updates before the first sample (default: %(default)s)')
-    parser.add_argument('--thin', type=int, default=100, help='updates from one sample to the next (default: %(default)s)')
-    parser.add_argument('--samples', type=int, default=50, help='default: %(default)s')
+    parser.add_argument('--burn-in', type=int, default=1500, help='updates before the first sample (default: %(default)s)')
+    parser.add_argument('--thin', type=int, default=50, help='updates from one sample to the next (default: %(default)s)')
+    parser.add_argument('--samples', type=int, default=40, help='default: %(default)s')
     parser.add_argument('--temperature', type=float, default=1.0, help='default: %(default)s, the posterior')
     parser.add_argument('--directory', help='where samples and checkpoints are kept; nothing is kept without it')
     parser.add_argument('--picture', metavar='FILE', help='draw the results (needs matplotlib)')

@@ -426,7 +426,7 @@ def test_the_temperature_is_saved_and_must_stay(tmp_path):
 
 def test_states_of_sgld_without_a_temperature_are_those_of_1(tmp_path):
     """Files of versions before this one, and MXNet's own."""
-    net, trainer, _ = sampling_runs.make(str(tmp_path), temperature=1.0)
+    _, trainer, _ = sampling_runs.make(str(tmp_path), temperature=1.0)
     trainer.save_states(str(tmp_path / 'native'))
     states = go.read_states(tmp_path / 'native')
     assert 'temperature' not in states.hypers
