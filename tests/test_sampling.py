@@ -1,6 +1,7 @@
 """Sampling: the posteriors that sgld and psgld draw from, against closed forms, and chains on disk."""
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -576,3 +577,27 @@ def test_a_damaged_sample_and_another_net_are_refused(tmp_path):
     with pytest.raises(ValueError, match='sample-2'):
         chain.predict(net, nd.ones((1, 1)))
     np.testing.assert_array_equal(net.weight.data().asnumpy(), before)
+
+
+# What the documents show
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
+    pytest.importorskip('sklearn')
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / 'docs/SAMPLING.md').read_text(encoding='utf-8')
+    code = re.search('```python\n(.*?)```', text, re.DOTALL).group(1)
+    names = {}
+    exec(compile(code, 'docs/SAMPLING.md', 'exec'), names)  # noqa: S102
+    assert names['chain'].steps() == list(range(220, names['chain'].position + 1, 20))
+    np.testing.assert_allclose(names['mean'].asnumpy().sum(1), 1, rtol=1e-5)
+    assert (names['mean'].asnumpy().argmax(1) == names['labels'][:5].asnumpy()).all()
+
+
+def test_rules_draw_noise_with_numpy():
+    """From its global generator, as `Rule.run` promises of any namespace like NumPy."""
+    for name in ('sgld', 'psgld'):
+        rule = rules.get(name)
+        np.random.seed(0)  # noqa: NPY002
+        h = rule.hyperparameters(learning_rate=0.25, temperature=4.0)
+        w, _ = rule.run(np, h, 1, np.zeros(10000, 'float32'), np.zeros(10000, 'float32'))
+        assert w.std() == pytest.approx(1.0, rel=0.03)
