@@ -29,7 +29,10 @@ def make(folder, optimizer='sgld', contexts=(0,), seed=0, temperature=2.0, thin=
     net = gluon.nn.Sequential()
     net.add(gluon.nn.Dense(WIDTH * 2, in_units=WIDTH), gluon.nn.Dropout(0.5), gluon.nn.Dense(1, in_units=WIDTH * 2))
     net.initialize(mx.init.Normal(0.1), ctx=[mx.cpu(i) for i in contexts])
-    sampler = go.create(optimizer, learning_rate=1e-4, wd=1.0, **({'epsilon': 1.0} if optimizer == 'psgld' else {}))
+    if optimizer == "MXNet's sgld":
+        sampler, temperature = mx.optimizer.SGLD(learning_rate=1e-4, wd=1.0), 1.0
+    else:
+        sampler = go.create(optimizer, learning_rate=1e-4, wd=1.0)
     trainer = gluon.Trainer(net.collect_params(), sampler, **options)
     return net, trainer, go.sampling.Chain(trainer, folder + '/chain', burn_in=3, thin=thin, temperature=temperature, net=net)
 

@@ -333,7 +333,7 @@ OPTIONS = {'one': {}, 'two': {'contexts': (0, 1), 'update_on_kvstore': True}}
 
 
 @pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize('name', ['sgld', 'psgld'])
+@pytest.mark.parametrize('name', ['sgld', 'psgld', "MXNet's sgld"])
 def test_a_resumed_chain_draws_the_same_samples(tmp_path, name, options):
     """In a new net and trainer, with dropout and noise, from a checkpoint between two samples; V is in it."""
     first, second = str(tmp_path / 'straight'), str(tmp_path / 'resumed')
@@ -351,6 +351,8 @@ def test_a_resumed_chain_draws_the_same_samples(tmp_path, name, options):
         digests.append(go.states_digest(run[1], run[0]))
     assert sampling_runs.facts(first) == sampling_runs.facts(second) and digests[0] == digests[1]
     assert run[2].steps() == [6, 9, 12, 15, 18]
+    for parameter in run[1]._params:  # no copy has a noise of its own
+        assert len({data.asnumpy().tobytes() for data in parameter.list_data()}) == 1
     assert sorted(name for name in os.listdir(second + '/chain') if 'abandoned' in name) == [
         f'sample-{step}.safetensors.abandoned' for step in (12, 9)]
 

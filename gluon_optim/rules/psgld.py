@@ -8,11 +8,11 @@ class PSGLD(Rule):
 
         V  = rho V + (1 - rho) g^2
         G  = 1 / (epsilon + sqrt(V))
-        w += -learning_rate / 2 G (g + wd w) + sqrt(temperature learning_rate G) x     x: a standard normal sample
+        w += -learning_rate / 2 G (g + wd w) + sqrt(temperature learning_rate G) x
 
-    g is an estimate of the gradient of the sum of the losses of all N examples, wd w the gradient of the prior; its path samples
-    from a distribution near exp(-U(w) / temperature). The paper's term Gamma, the derivative of G, is left out, as in the paper's
-    own experiments: it needs second derivatives. docs/SAMPLING.md says what that costs.
+    x is a standard normal sample for each element, g an estimate of the gradient of the sum of the losses of all N examples, wd w
+    the gradient of the prior. The path of w samples from a distribution near exp(-U(w) / temperature). Algorithm 1 also adds Gamma,
+    the derivative of G. It needs second derivatives and is left out here; docs/SAMPLING.md says what that costs.
 
     The paper's V is of the mean gradient, g / N: its lambda, 1e-5, is epsilon / N here, and its step size learning_rate / N.
     """

@@ -7,10 +7,10 @@ class SGLD(MXRule):
     """SGD with just enough added noise to turn its path into samples from the posterior.
 
         g  = clip(rescale_grad g)
-        w += -learning_rate / 2 (g + wd w) + sqrt(temperature learning_rate) x      x: a standard normal sample
+        w += -learning_rate / 2 (g + wd w) + sqrt(temperature learning_rate) x
 
-    MXNet runs it and draws the samples, parameter by parameter: with the same seed, the same samples as MXNet's own optimizer.
-    That has no temperature: it samples at 1.
+    x is a standard normal sample for each element. MXNet runs it and draws them, parameter by parameter: with the same seed, the
+    same samples as MXNet's own optimizer. That has no temperature: it samples at 1.
     """
 
     name = 'sgld'
