@@ -143,8 +143,9 @@ def draw(by_number, by_angle, singles, options):
     left.plot(range(1, len(singles) + 1), [100 * row.accuracy for row in singles], '.', color='0.6', label='each sample alone')
     left.plot(list(by_number), [100 * row.accuracy for row in by_number.values()], color='C0', label='mean of the first n samples')
     left.axhline(100 * by_angle[0][1].accuracy, color='C3', linestyle='--', label='one network, found by adam')
-    lowest, highest = (100 * pick(row.accuracy for row in singles) for pick in (min, max))
-    left.set(xlabel='number of samples n', ylabel='accuracy on held-out digits, %', ylim=(lowest - (highest - lowest) / 2, None))
+    lowest, highest = left.get_ylim()
+    left.set(xlabel='number of samples n', ylabel='accuracy on held-out digits, %',
+             ylim=(lowest - 0.4 * (highest - lowest), highest + 0.4))  # the legend's place
     left.set_title(f'Samples of {options.sampler} at temperature {options.temperature:g}', loc='left', fontsize=11)
     for k, (words, style) in enumerate(((f'mean of {len(singles)} samples', 'C0-'), ('one network, found by adam', 'C3--'))):
         right.plot(list(by_angle), [row[k].entropy for row in by_angle.values()], style, label=words)
