@@ -8,13 +8,11 @@ import hashlib
 import json
 import os
 import random
-import signal
 import sys
-import time
 
 import mxnet as mx
 import numpy as np
-from kill_runs import in_child, lines
+from kill_runs import in_child, kill_one, lines
 from mxnet import autograd, gluon
 
 import gluon_optim as go
@@ -70,17 +68,8 @@ def main(folder, kills, optimizer):
     run(folder + '-warm', 2, optimizer, lambda position: None)  # children inherit what was imported and compiled
     reached = 0
     for _ in range(int(kills)):
-        pid, read = in_child(lambda say: run(folder, 10 ** 6, optimizer, say))
-        first = b''
-        while first.count(b'\n') < 4:  # its start and three steps, the last of which is in a checkpoint
-            first += os.read(read, 1 << 16) or b'"ended"\n' * 4
-        time.sleep(chance.uniform(0, 0.05))
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        said = [json.loads(line) for line in first.splitlines()] + lines(read)
-        if any(isinstance(line, str) for line in said):
-            raise RuntimeError(said[-1])
-        reached = max(reached, *said)
+        # its start and three steps, the last of which is in a checkpoint
+        reached = max(reached, kill_one(lambda say: run(folder, 10 ** 6, optimizer, say), chance, 4))
     found = {'reached': reached}
     for name, where in (('resumed', folder), ('straight', folder + '-straight')):
         pid, read = in_child(lambda say, where=where: say(run(where, reached + 7, optimizer, lambda position: None)))
