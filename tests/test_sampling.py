@@ -380,8 +380,20 @@ def test_a_skipped_update_is_none(tmp_path):
     trainer._scale = nd.array([float('nan')])  # so that rescale_grad is NaN, as where a batch size is
     assert not sampling_runs.step(net, trainer, chain)
     assert chain.position == 4 and chain.steps() == [4]
+    again = go.sampling.Chain(trainer, chain.directory, 3, 1, 2.0, net)  # nor is it one where the chain begins with it
+    assert not sampling_runs.step(net, trainer, again) and os.listdir(chain.directory) == ['sample-4.safetensors']
     trainer._scale = 1.0
     assert sampling_runs.step(net, trainer, chain) and chain.steps() == [4, 5]
+
+
+def test_a_chain_that_is_taken_back_draws_again(tmp_path):
+    """To an earlier checkpoint, while it runs: also by a single update."""
+    net, trainer, chain = sampling_runs.make(str(tmp_path), thin=1)
+    manager = go.CheckpointManager(tmp_path / 'checkpoints')
+    advance(net, trainer, chain, 6, manager)
+    for back in (5, 4):
+        manager.restore(back, net, trainer)
+        assert sampling_runs.step(net, trainer, chain) and chain.steps() == list(range(4, back + 2))
 
 
 def test_one_may_update_without_step(tmp_path):
@@ -495,6 +507,16 @@ def test_predict_leaves_the_chain_as_it_was(tmp_path, options):
     disturbed[2].predict(disturbed[0], nd.ones((2, 16)))
     advance(*disturbed, 3)
     assert sampling_runs.facts(str(tmp_path / 'a')) == sampling_runs.facts(str(tmp_path / 'b'))
+
+
+def test_predict_neither_trains_nor_records(tmp_path):
+    net, trainer, chain = sampling_runs.make(str(tmp_path))
+    advance(net, trainer, chain, 7)
+    x = nd.ones((2, 16))
+    mean, _ = chain.predict(net, x)
+    with autograd.record():  # dropout would be on
+        again, _ = chain.predict(net, x)
+    np.testing.assert_array_equal(mean.asnumpy(), again.asnumpy())
 
 
 def test_the_spread_of_one_sample_is_0_and_of_large_means_is_right(tmp_path):
