@@ -304,6 +304,8 @@ def test_psgld_is_no_optimizer_of_the_list():
     info = go.optimizer_info('psgld')
     assert info.runtimes == ('mxnet (operators only)', 'numpy') and [hyper.name for hyper in info.hypers][:5] == [
         'learning_rate', 'wd', 'rho', 'epsilon', 'temperature']
+    with pytest.raises(ValueError, match="`base` must be one of.*Received: base='psgld'"):
+        go.create('larc', base='psgld')
     with pytest.raises(ValueError, match="'psgld' is an optimizer of gluon_optim"):
         go.accelerate('psgld')
     with pytest.raises(ValueError, match='is taken'):
