@@ -435,6 +435,7 @@ def test_the_temperature_is_saved_and_must_stay(tmp_path):
     other[1]._optimizer.temperature = 0.5
     with pytest.raises(ValueError, match='samples of this chain only. Received: others, .temperature 2.0 there, 0.5 here'):
         sampling_runs.step(*other)
+    assert other[2].position == 6  # before anything is updated
     assert sampling_runs.facts(str(tmp_path)).keys() == {'5'}
     # MXNet's own cannot take it
     with pytest.raises(ValueError, match="MXNet's own sgld has no `temperature`. Received from the file: temperature=2.0"):
@@ -542,7 +543,8 @@ def test_bad_arguments_are_refused(tmp_path):
             (dict(temperature=-1.0), '`temperature` must be'), (dict(temperature=float('nan')), '`temperature` must be'),
             (dict(trainer=gluon.Trainer(net.collect_params(), 'adam')), "must draw samples.*Received: 'adam'"),
             (dict(trainer=gluon.Trainer(net.collect_params(), 'novograd')), "must draw samples.*Received: 'novograd'"),
-            (dict(trainer=gluon.Trainer(net.collect_params(), 'sgld'), temperature=2.0), 'own sgld samples at temperature 1'),
+            (dict(trainer=gluon.Trainer(net.collect_params(), 'sgld'), temperature=2.0),
+             'sgld has no temperature, it samples at 1. Received: temperature=2.0'),
             (dict(net=gluon.nn.Dense(2, in_units=1)), 'initialize')]:
         with pytest.raises(ValueError, match=match):
             go.sampling.Chain(**dict(good, **changed))
@@ -599,7 +601,11 @@ def test_a_damaged_sample_and_another_net_are_refused(tmp_path):
         chain.predict(other, nd.ones((1, 1)))
     before = net.weight.data().asnumpy()
     path = Path(chain.path(2))
-    path.write_bytes(path.read_bytes()[:-1])
+    whole = path.read_bytes()
+    go.save_states(chain.trainer, path, net)
+    with pytest.raises(ValueError, match='sample-2.* must be a sample. Received: a file of optimizer states'):
+        chain.predict(net, nd.ones((1, 1)))
+    path.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match='sample-2'):
         chain.predict(net, nd.ones((1, 1)))
     np.testing.assert_array_equal(net.weight.data().asnumpy(), before)

@@ -28,7 +28,7 @@ from ..rules.runtimes import needs
 from ..schema import check_int, one_of, some_of
 from ..states import atomic, container
 from ..states.errors import StateFileError
-from ..states.model import Run
+from ..states.model import OptimizerStates, Run
 from .checkpoint import check_initialized, no_states, parameters, plan_part, weights_of
 from .native import adapted
 from .trainer import check_trainer, contexts_of, name_of, start
@@ -140,8 +140,11 @@ class Samples:
         std = numpy.sqrt(squares / len(steps))
         return nd_array(mean, value.context, value.dtype), nd_array(std, value.context, value.dtype)
 
-    def _read(self, step: int) -> Any:
-        return container.read_parts(self.path(step))['']
+    def _read(self, step: int) -> Tuple[OptimizerStates, Run]:
+        states, run = container.read_checkpoint(self.path(step))
+        if run is None:
+            raise StateFileError(f'{self.path(step)!r} must be a sample. Received: a file of optimizer states. Move it away.')
+        return states, run
 
     def _put_into(self, net: BlockLike, step: int, undo: contextlib.ExitStack) -> None:
         states, run = self._read(step)
@@ -209,13 +212,13 @@ class Chain(Samples):
         if not (hasattr(sampler, 'rule') and 'noise' in needs(sampler.rule)):
             raise ValueError("The trainer must draw samples, with the optimizer 'sgld' or 'psgld'. Received: "
                              f"{name_of(sampler)!r}. Create it with gluon.Trainer(net.collect_params(), 'sgld').")
+        for name, parameter in parameters(net, trainer).items():
+            check_initialized(name, parameter)
         if hasattr(trainer._optimizer, 'temperature'):
             trainer._optimizer.temperature = temperature
         elif temperature != 1:
-            raise ValueError(f"MXNet's own sgld samples at temperature 1. Received: temperature={temperature!r}. Create the "
-                             "trainer with go.create('sgld') or 'psgld'.")
-        for name, parameter in parameters(net, trainer).items():
-            check_initialized(name, parameter)
+            raise ValueError(f"The trainer's {name_of(sampler)} has no temperature, it samples at 1. Received: temperature="
+                             f"{temperature!r}. Create the trainer with go.create('sgld') or go.create('psgld').")
         self.trainer, self.net = trainer, net
         self._temperature = temperature
         self._optimizer_name = name_of(sampler)
@@ -257,11 +260,12 @@ class Chain(Samples):
             raise ValueError(f'`dataset_size` must be at least `batch_size`. Received: batch_size={batch_size}, '
                              f'dataset_size={dataset_size}. Pass the number of examples in the batch, then in the whole data set.')
         self._check()
-        before = self.position
-        if self._seen is not None and before < self._seen:
-            self._seen = None  # the trainer was taken back to an earlier checkpoint
+        position = self.position
+        if self._seen is None or position < self._seen:  # at first, and where the trainer was taken back to an earlier checkpoint
+            self._look_around(position + 1)
+            self._seen = position
         self.trainer.step(batch_size / dataset_size, ignore_stale_grad)  # type: ignore[attr-defined]
-        return self.position > before and self.keep()
+        return self.keep()
 
     def keep(self) -> bool:
         """Keep a sample if one is due at the current position. Call it after each update where `step` is not used:
@@ -315,7 +319,7 @@ class Chain(Samples):
                              'where it is. Create the trainer with update_on_kvstore=True.')
 
     def _look_around(self, position: int) -> None:
-        """Before the first sample after a start or a resumption: what does the folder hold?"""
+        """Before the first sample after a start or a resumption, which may be that of ``position``: what does the folder hold?"""
         steps = self.steps()
         earlier, later = [step for step in steps if step < position], [step for step in steps if step >= position]
         if earlier:
@@ -329,10 +333,7 @@ class Chain(Samples):
             atomic.remove_leftovers(self.directory, _NAME)
 
     def _check_sample(self, step: int) -> None:
-        try:
-            about = container.read_manifest(self.path(step))['run']['extra']
-        except (KeyError, TypeError):
-            raise StateFileError(f'{self.path(step)!r} must be a sample. Received: a file without a run. Move it away.') from None
+        about = self._read(step)[1].extra
         differing = [f'{name} {about.get(name)!r} there, {value!r} here' for name, value in self._about().items()
                      if about.get(name) != value]
         if differing:
