@@ -36,6 +36,7 @@ _MODULES = {
     'models': 'models', 'torch': 'torch', 'onnx': 'onnx', 'optax': 'optax',
     'rules': 'rules', 'schedules': 'schedules', 'schema': 'schema', 'states': 'states',
     'monitor': 'mxnet.monitor',
+    'sampling': 'mxnet.sampling',
 }
 
 _NEEDS = {'torch': ('torch',), 'onnx': ('onnx',), 'optax': ('jax', 'optax'), 'mxnet': ('mxnet',)}

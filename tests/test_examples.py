@@ -140,6 +140,16 @@ def test_a_resnet_is_finished_in_pytorch(tmp_path):
     assert 'already holds a run' in run('train_resnet.py', '--checkpoint-dir', tmp_path / 'run', code=1)
 
 
+def test_a_chain_of_samples_is_continued(tmp_path):
+    short = ['--burn-in', '600', '--thin', '20', '--samples', '5', '--directory', tmp_path]
+    said = run('sample_posterior.py', *short)
+    accuracy = re.search(r'mean of 5 samples +([0-9.]+)%', said).group(1)
+    assert float(accuracy) > 85
+    (tmp_path / 'chain/sample-700.safetensors').unlink()
+    assert run('sample_posterior.py', *short) == 'resumed at step 500\n' + said  # samples after that step are drawn again
+    assert 'must stay that of the chain, 2.0. Received: 1.0' in run('sample_posterior.py', *short, '--temperature', '2', code=1)
+
+
 def test_the_code_of_the_readme_runs(tmp_path):
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
     assert len(blocks) == 3

@@ -742,7 +742,7 @@ def test_a_gluon_run_goes_on_in_torch_and_comes_back(name, hypers, dtype):
     assert states_digest(other.trainer) == digest(back)
 
 
-@pytest.mark.parametrize('name', ['nadam', 'lars', 'lbsgd', 'sgld'])
+@pytest.mark.parametrize('name', ['nadam', 'lars', 'lbsgd', 'sgld', 'psgld'])
 def test_what_is_more_than_a_rule_is_refused(name):
     with pytest.raises(ValueError, match='no mirror'):
         create(name, [torch.nn.Parameter(torch.ones(2))], lr=0.1)

@@ -111,12 +111,7 @@ class CheckpointManager:
 
     def steps(self) -> List[int]:
         """The steps with checkpoints in the folder, in ascending order; none if there is no folder."""
-        try:
-            with os.scandir(self.directory) as entries:
-                names = [entry.name for entry in entries if entry.is_file()]
-        except FileNotFoundError:
-            return []
-        return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
+        return atomic.numbers_in(self.directory, _NAME)
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
@@ -193,9 +188,7 @@ class CheckpointManager:
     def _set_aside(self) -> None:
         """Rename the checkpoints after the step that was restored, before a new one is written: otherwise they would be found."""
         while self._abandoned:
-            path = self.path(self._abandoned[-1])
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(path, path + '.abandoned')
+            atomic.set_aside(self.path(self._abandoned[-1]))
             self._abandoned.pop()
 
     def _write(self, step: int, parts: Parts, run: Run) -> None:

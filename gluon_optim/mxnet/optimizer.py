@@ -162,13 +162,18 @@ class Runner(mx_optimizer.Optimizer):
         trainer = getattr(parameter, '_trainer', None)
         if trainer is not None and trainer._optimizer is self:
             keep_kvstore(trainer)
-            if contexts is not None and len(contexts) > len(trainer._updaters) and not trainer._update_on_kvstore:
-                raise ValueError(f'The trainer updates as many copies of a parameter as there were when it was made, '
-                                 f'{len(trainer._updaters)}. Received: parameters on {contexts}. Save its states, and load them '
-                                 'into a new trainer.')
+            if contexts is not None and not trainer._update_on_kvstore:
+                self._check_copies(trainer, contexts)
             if before is not None:
                 self._move(trainer)
         self._followed = self.param_dict, contexts
+
+    def _check_copies(self, trainer: TrainerLike, contexts: Sequence[Any]) -> None:
+        """Refuse copies of the parameters, each updated where it is, that would drift apart or not be updated."""
+        if len(contexts) > len(trainer._updaters):
+            raise ValueError(f'The trainer updates as many copies of a parameter as there were when it was made, '
+                             f'{len(trainer._updaters)}. Received: parameters on {contexts}. Save its states, and load them '
+                             'into a new trainer.')
 
     def _move(self, trainer: TrainerLike) -> None:
         """Let any new devices start where the run is now."""
@@ -422,6 +427,12 @@ class RuleOptimizer(Runner):
         self._set_up()
         if isinstance(factor, nd.NDArray):
             self.rescale_grad = factor
+
+    def _check_copies(self, trainer: TrainerLike, contexts: Sequence[Any]) -> None:
+        super()._check_copies(trainer, contexts)
+        if 'noise' in self.rule.needs and len(contexts) > 1:
+            raise ValueError(f'{self.rule.name} must draw one noise for all copies of a parameter. Received: parameters on '
+                             f'{contexts}, each updated where it is. Create the trainer with update_on_kvstore=True.')
 
     def _given(self) -> Dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}

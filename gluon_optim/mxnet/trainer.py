@@ -24,7 +24,7 @@ from ..states.matching import completes, match
 from ..states.model import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
 from ..states.mxnet_files import mxnet2
 from .lr_scheduler import SchedulerPlan, export_scheduler, keep, plan_scheduler
-from .native import Stranger, adapted, to_mxnet_state
+from .native import Builtin, Stranger, adapted, to_mxnet_state
 from .old_files import read_for
 from .typing import BlockLike, ParameterLike, TrainerLike, UpdaterLike
 from .weights import keep_kvstore, remember, write_weight
@@ -598,6 +598,8 @@ def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Valu
     if set(saved.asdict()) != set(now.asdict()):
         raise ValueError(f'The file has the hyper-parameters {one_of(saved.asdict())}, the trainer {one_of(now.asdict())}. '
                          'Create the trainer with the same `base`.')
+    if isinstance(optimizer, Builtin):
+        optimizer.check(saved)
     # the trainer sets rescale_grad at every step, from its batch size
     return saved.replace(rescale_grad=now.rescale_grad)
 

@@ -218,7 +218,7 @@ def digest(states: OptimizerStates) -> str:
 
 def has_rule(states: OptimizerStates) -> bool:
     """Whether what the slots mean is known here."""
-    return not states.trees and states.optimizer in rules.names(drop_ins=True)
+    return not states.trees and states.optimizer in rules.names(drop_ins=True, samplers=True)
 
 
 def _as_rule(states: OptimizerStates, name: str, hypers: Dict[str, Any]) -> OptimizerStates:

@@ -83,7 +83,8 @@ def _written_by(states: OptimizerStates) -> int:
 
 
 BASE = ('learning_rate', 'wd', 'rescale_grad', 'clip_gradient', 'begin_epoch')
-NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0)]  # values that need no such argument
+# values that need no such argument
+NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0), ('temperature', 1.0)]
 SCHEDULERS = ('mxnet.lr_scheduler.', 'gluon_optim.mxnet.lr_scheduler.')
 
 
@@ -91,7 +92,7 @@ def _class(states: OptimizerStates, version: int) -> MXNetClass:
     known = classes(version)
     if states.optimizer in known:
         return known[states.optimizer]
-    if states.optimizer in rules.names():
+    if states.optimizer in rules.names(samplers=True):
         rule = rules.get(states.optimizer)
         if rule.__module__.startswith('gluon_optim.rules.') and '.mx.' not in rule.__module__:
             arguments = dict(states.hypers)
