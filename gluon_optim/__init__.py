@@ -29,11 +29,13 @@ _PUBLIC = {
     'to_torch': 'torch', 'from_torch': 'torch', 'to_onnx': 'onnx', 'from_onnx': 'onnx', 'to_optax': 'optax', 'from_optax': 'optax',
     'model_to_torch': 'models', 'suggest_names': 'models',
     'rate': 'schedules',
+    'param_groups': 'mxnet.groups',
 }
 # public name -> the module that it is
 _MODULES = {
     'models': 'models', 'torch': 'torch', 'onnx': 'onnx', 'optax': 'optax',
     'rules': 'rules', 'schedules': 'schedules', 'schema': 'schema', 'states': 'states',
+    'groups': 'mxnet.groups',
 }
 
 _NEEDS = {'torch': ('torch',), 'onnx': ('onnx',), 'optax': ('jax', 'optax'), 'mxnet': ('mxnet',)}
