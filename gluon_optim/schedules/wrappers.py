@@ -98,7 +98,8 @@ class Chain(Wrapper):
     def length(h: Values) -> Optional[int]:
         *before, (last, (schedule, inner)) = h.segments
         ends = [end for end in (last, schedule.length(inner)) if end is not None]
-        return sum(int(steps) for steps, _ in before) + min(ends) if ends else None
+        length: int = sum(steps for steps, _ in before) + min(ends, default=0)
+        return length if ends else None
 
 
 class Scaled(Wrapper):
