@@ -1,6 +1,7 @@
 """Snapshot ensembles: what is kept and for how long, what they predict, and that training goes on as if they had not."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -299,3 +300,13 @@ def test_a_net_with_two_outputs(folder):
     with pytest.raises(TypeError, match='The net must return one array. Received: tuple. Call map'):
         snapshots.predict(mx.nd.ones((4, 3)))
     assert snapshots.map(lambda: net(mx.nd.ones((4, 3)))[1].shape) == [(4, 3)]
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    """And again, where all is done already."""
+    pytest.importorskip('sklearn')
+    monkeypatch.chdir(tmp_path)
+    block, = re.findall('```python\n(.*?)```', (ROOT / 'docs/ENSEMBLES.md').read_text(encoding='utf-8'), re.DOTALL)
+    for _ in range(2):
+        exec(compile(block, 'docs/ENSEMBLES.md', 'exec'), {})  # noqa: S102
+        assert float(capsys.readouterr().out.split("<Snapshots: of steps 100, 200, 300 in 'run'> ")[1]) > 0.9

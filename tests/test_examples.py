@@ -114,6 +114,26 @@ def test_the_run_goes_on_in_pytorch(tmp_path, options):
     assert max(abs(torch[step] - mxnet[step]) for step in torch) < 2e-3
 
 
+def test_snapshots_are_better_than_the_last_network(tmp_path):
+    said = run('snapshot_ensemble.py', '--seeds', '2', '--directory', tmp_path / 'run')
+    losses = [float(loss) for loss in re.findall(r'the last .*?(0\.\d+)', said)]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+    assert sorted(path.name for path in (tmp_path / 'run/cycles-0').iterdir()) == [
+        f'step-{step}.kept.safetensors' for step in (110, 220, 330, 440, 550)]
+    assert run('snapshot_ensemble.py', '--seeds', '2', '--directory', tmp_path / 'run') == said  # nothing is left to train
+
+
+def test_parameter_groups_are_shown_and_compared():
+    said = run('parameter_groups.py', '--seeds', '1', '--steps', '20')
+    assert re.search(r' 0 +2 +64 +norm +3.gamma, 3.beta\n', said)
+    assert len(re.findall(r'^(?:one rate|\(|decay on all|NO_DECAY).*?(?: +\d\.\d{3}){4}', said, re.MULTILINE)) == 5
+
+
+@pytest.mark.parametrize('script', ['snapshot_ensemble.py', 'parameter_groups.py'])
+def test_numbers_of_runs(script):
+    assert '--seeds must be at least 1' in run(script, '--seeds', '0', code=2)
+
+
 def test_a_resnet_is_finished_in_pytorch(tmp_path):
     torch = pytest.importorskip('torch')
     in_gluon = run('train_resnet.py', '--checkpoint-dir', tmp_path / 'run', '--epochs', '2')

@@ -1,7 +1,9 @@
 """Parameter groups: which parameters a rule matches, what they get, and that it is what the optimizer then uses."""
 import itertools
 import math
+import re
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -17,6 +19,8 @@ import gluon_optim as go  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 import checkpoint_runs as runs  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Net(gluon.HybridBlock):
@@ -429,3 +433,13 @@ def test_they_become_param_groups_of_pytorch(tmp_path):
     optimizer = torch.optim.SGD(go.torch.param_groups(state_dict, params))
     optimizer.load_state_dict(state_dict)
     assert [group['lr'] for group in optimizer.param_groups] == [group['lr'] for group in state_dict['param_groups']]
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / 'docs/GROUPS.md').read_text(encoding='utf-8')
+    names = {}
+    for block in re.findall('```python\n(.*?)```', text, re.DOTALL):
+        exec(compile(block, 'docs/GROUPS.md', 'exec'), names)  # noqa: S102
+    shown = re.search(r'\n\n((?:    .*\n)+)', text).group(1)
+    assert capsys.readouterr().out == textwrap.dedent(shown)

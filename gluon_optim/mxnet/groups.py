@@ -307,8 +307,8 @@ def _use(parameter: Any, leaf: str, layer: int, op: str = '', groups: Any = 1) -
     elif op == 'embedding':
         kind = 'embedding'
     elif parameter.shape is None and parameter._data is None:
-        raise ValueError(f'The number of axes of parameters must be known. Received: {parameter.name}, a parameter of a SymbolBlock.'
-                         ' Load its parameters first.')
+        raise ValueError('The number of axes of parameters must be known. Received: '
+                         f'{parameter.name}, a parameter of a SymbolBlock. Load its parameters first.')
     else:
         kind = 'matrix' if len(shape_of(parameter)) > 1 else ''
     return _Use(parameter, kind, layer, int(groups) if op == 'deconvolution' else None)
