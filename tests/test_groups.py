@@ -91,6 +91,18 @@ def test_patterns(pattern, names):
     assert sorted(name for group in found if group.wd_mult == 0 for name in group.names) == sorted(names)
 
 
+def test_a_parameter_that_is_in_no_attribute():
+    class Block(gluon.HybridBlock):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            with self.name_scope():
+                self.params.get('table', shape=(2, 3))
+
+    net = Block(prefix='net_')
+    found = go.param_groups(net, [('matrix', {'lr_mult': 0.5})])  # the trainer has it under its full name
+    assert found.groups[0].names == ('net_table',) and net.collect_params()['net_table'].lr_mult == 0.5
+
+
 def test_of_rules_for_the_same_the_last_holds():
     net = sequential()
     net[0].bias.lr_mult, net[2].bias.lr_mult = 7, 7
