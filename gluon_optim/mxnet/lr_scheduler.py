@@ -18,7 +18,7 @@ from mxnet import lr_scheduler as mx
 
 from ..schedules import annealing, decay, plateau, wrappers
 from ..schedules.base import Inner, Schedule, Segments
-from ..schedules.catalog import checked, rate_of
+from ..schedules.catalog import checked, rate_of, schedule_of
 from ..schema import REQUIRED, Hyper, Values, check_int, check_known
 
 __all__ = ['Chain', 'Constant', 'Cosine', 'CosineRestarts', 'Exponential', 'IntervalInverseTime', 'InverseSqrt', 'InverseTime',
@@ -53,21 +53,26 @@ class Scheduler(mx.LRScheduler):
     def _declared(cls) -> Tuple[Hyper, ...]:
         return cls.formula.hypers + cls.formula.history
 
-    def _hypers(self, **changed: Any) -> Values:
+    def _checked(self, **changed: Any) -> Values:
         return checked(self.formula, {**{hyper.name: vars(self)[hyper.name] for hyper in self._declared()}, **changed})
+
+    def _values(self) -> Values:
+        """The hyper-parameters, checked when they were set."""
+        return Values(**{hyper.name: _value(hyper, vars(self)[hyper.name]) for hyper in self._declared()})
 
     def __setattr__(self, name: str, value: Any) -> None:
         declared = {hyper.name: hyper for hyper in self._declared()}
         if name in declared:
-            value = _attribute(declared[name], value, self._hypers(**{name: value}))
+            value = _attribute(declared[name], value, self._checked(**{name: value}))
         elif type(self).__module__ == __name__ and not hasattr(type(self), name):
             check_known('attribute', name, declared, AttributeError, owner=type(self).__name__)
         super().__setattr__(name, value)
 
     def __call__(self, num_update: int) -> float:
+        """The rate of update ``num_update`` = 1, 2, ...; for 0 that of the first. ValueError for anything else."""
         update = check_int('num_update', num_update)
         self._asked(update)
-        rate: float = rate_of(self.formula, self._hypers(), max(update, 1))
+        rate: float = rate_of(self.formula, self._values(), max(update, 1))
         return rate
 
     def _asked(self, update: int) -> None:
@@ -94,7 +99,7 @@ class Wrapper(Scheduler):
         inner, before = self._inner()[0][0], self.base_lr
         inner.base_lr = rate
         try:
-            self._hypers()
+            self._checked()
         except (TypeError, ValueError):
             inner.base_lr = before
             raise
@@ -113,6 +118,17 @@ def _attribute(hyper: Hyper, given: Any, h: Values) -> Any:
         return [[steps, _scheduler(part[1])] for part, (steps, _) in zip(given, h.segments)]
     value = getattr(h, hyper.name)
     return list(value) if isinstance(value, tuple) else value
+
+
+def _value(hyper: Hyper, kept: Any) -> Any:
+    """An attribute as `Schedule.rate` takes it: schedulers as pairs (schedule, its hyper-parameters)."""
+    if isinstance(hyper, Inner):
+        return _pair(kept)
+    return [(steps, _pair(scheduler)) for steps, scheduler in kept] if isinstance(hyper, Segments) else kept
+
+
+def _pair(scheduler: Any) -> Tuple[Type[Schedule], Values]:
+    return (scheduler.formula, scheduler._values()) if isinstance(scheduler, Scheduler) else schedule_of(scheduler)
 
 
 def _scheduler(given: Any) -> Any:
@@ -355,9 +371,9 @@ class Plateau(Scheduler):
         update before the last reduction.
         """
         update = self.num_update if num_update is None else check_int('num_update', num_update)
-        history: Dict[str, Any] = plateau.Plateau.observed(self._hypers(), float(metric), update)
+        history: Dict[str, Any] = plateau.Plateau.observed(self._checked(), float(metric), update)
         self.__dict__.update({name: list(value) if isinstance(value, tuple) else value for name, value in history.items()})
-        rate: float = rate_of(self.formula, self._hypers(), update + 1)
+        rate: float = rate_of(self.formula, self._values(), update + 1)
         return rate
 
     def _asked(self, update: int) -> None:

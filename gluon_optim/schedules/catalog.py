@@ -9,7 +9,7 @@ from ..schema import Values, error_text, one_of
 from . import annealing, decay, mx, plateau, wrappers
 from .base import Inner, Schedule, Segments
 
-__all__ = ['CLASSES', 'OURS', 'SCHEDULES', 'checked', 'rate', 'rate_of', 'schedule_of']
+__all__ = ['CLASSES', 'OURS', 'SCHEDULES', 'base_lr_of', 'checked', 'rate', 'rate_of', 'schedule_of']
 
 # all schedules of this package, in the order of the tables
 SCHEDULES: Tuple[Type[Schedule], ...] = (
@@ -74,6 +74,17 @@ def _schedule_of(scheduler: Any, depth: int) -> Tuple[Type[Schedule], Values]:
     if not 0 <= h.base_lr < math.inf:
         raise ValueError('a rate below zero, or infinite')
     return schedule, h
+
+
+def base_lr_of(record: Mapping[str, Any]) -> Any:
+    """The ``base_lr`` of a scheduler in a file, which a scheduler around others has of the first one within; None if unknown."""
+    attributes = record.get('attributes')
+    if str(record.get('class')).startswith(OURS + '.'):
+        try:
+            return schedule_of(record)[1].base_lr
+        except (TypeError, ValueError):  # not one that a constructor has made
+            return None
+    return attributes.get('base_lr') if isinstance(attributes, Mapping) else None
 
 
 def checked(schedule: Type[Schedule], given: Mapping[str, Any]) -> Values:

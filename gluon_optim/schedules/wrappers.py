@@ -130,5 +130,5 @@ class Scaled(Wrapper):
 
     @staticmethod
     def length(h: Values) -> Optional[int]:
-        schedule, inner = h.schedule
+        schedule, inner = Scaled.first(h)
         return schedule.length(inner)
