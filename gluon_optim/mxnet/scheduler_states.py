@@ -16,7 +16,7 @@ import numpy
 # a submodule, not an attribute of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet import lr_scheduler as mx
 
-from ..schedules.catalog import OURS, schedule_of
+from ..schedules.catalog import CLASSES, OURS, schedule_of
 from .lr_scheduler import Scheduler
 
 __all__ = ['SchedulerPlan', 'export_scheduler', 'keep', 'plan_scheduler']
@@ -174,7 +174,7 @@ def _new(saved: Dict[str, Any]) -> Any:
     path = saved['class']
     module, _, name = path.rpartition('.')
     cls = getattr(importlib.import_module(module), name, None) if module in KNOWN else None
-    if not isinstance(cls, type) or cls.__module__ != module:
+    if not isinstance(cls, type) or cls.__module__ != module or (module == OURS and not _is_ours(path)):
         raise ValueError(f'The file was saved with the scheduler {path}, the trainer has none, and only those of MXNet and of '
                          f'gluon_optim are made from a file. Create the trainer with lr_scheduler={name}(...), or pass '
                          'hyperparameters="current".')
@@ -193,7 +193,7 @@ def _with_schedulers(value: Any) -> Any:
 
 
 def _is_ours(path: str) -> bool:
-    return path.startswith(OURS + '.')
+    return path.startswith(OURS + '.') and path in CLASSES
 
 
 def _parts(scheduler: Any) -> Iterator[Any]:
@@ -326,7 +326,7 @@ def _check_distance(scheduler: Any, number: int, limit: int) -> None:
 
 
 def _advance(scheduler: Any, begin: int, end: int) -> None:
-    """Ask ``scheduler`` for every update after ``begin`` up to ``end``, as in training; MXNet's own and ours need not be asked for all."""
+    """Ask ``scheduler`` for every update after ``begin`` up to ``end``, as in training; not for all if MXNet's or ours."""
     if _is_ours(_path(scheduler)):
         scheduler(end)
     elif type(scheduler) in DECAYING:

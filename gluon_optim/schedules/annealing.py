@@ -113,7 +113,7 @@ class CosineRestarts(Schedule):
 class OneCycle(Schedule):
     """Up to ``base_lr`` and down to almost nothing, once.
 
-        rate(t) = from a to b by (1 - cos(pi s)) / 2, or by s,   s = how much of the part is over at t - 1, 0 to 1
+        rate(t) = b + (a - b) (1 + cos(pi s)) / 2, or b + (a - b) (1 - s) ('linear');   s: how much of the part is over at t - 1
 
         part of the run          ends at t - 1 =                 a                      b
         rise                     pct_start max_update - 1        base_lr / div_factor   base_lr
@@ -156,8 +156,8 @@ class OneCycle(Schedule):
         value = final + 0.0 * done
         for start, end, a, b in reversed(parts):
             share = (done - start) / (end - start)
-            share = (1 - xp.cos(math.pi * share)) / 2 if h.anneal_strategy == 'cos' else share
-            value = xp.where(done <= end, a + (b - a) * share, value)
+            left = (1 + xp.cos(math.pi * share)) / 2 if h.anneal_strategy == 'cos' else 1 - share
+            value = xp.where(done <= end, b + (a - b) * left, value)
         return value
 
     @staticmethod

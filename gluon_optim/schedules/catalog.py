@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, Mapping, Tuple, Type
 
 import numpy
 
-from ..schema import Values, error_text, one_of
+from ..schema import Values, error_text
 from . import annealing, decay, mx, plateau, wrappers
 from .base import Inner, Schedule, Segments
 
@@ -60,8 +60,8 @@ def _parts(scheduler: Any) -> Tuple[str, Any]:
 
 def _known(path: str) -> Type[Schedule]:
     if path not in CLASSES:
-        raise TypeError(f'The scheduler must be one of {one_of(CLASSES)}. Received: {path:.200}. Call it yourself, update by '
-                        'update.')
+        raise TypeError('The scheduler must be one of gluon_optim.lr_scheduler, or of MXNet: FactorScheduler, MultiFactorScheduler, '
+                        f'PolyScheduler, CosineScheduler. Received: {path:.200}. Call it yourself, update by update.')
     return CLASSES[path]
 
 
