@@ -397,8 +397,8 @@ OPTIMIZERS = {f.__name__: f for f in (
 CLIP_BY_THEMSELVES = ('lans', 'adabelief')
 
 
-# Learning-rate schedules: the rate of update t = 1, 2, ... from the numbers that a paper or a document writes. Nothing is shared with
-# the package: recursions where it has closed forms, and loops over the updates done where it has none.
+# Learning-rate schedules: the rate of update t = 1, 2, ..., as papers and documents write it, in another form than the package:
+# recursions and loops over the updates done for its closed forms, logarithms for its powers, half angles for its cosines.
 
 def inverse_time(t, base_lr, decay, steps_per_epoch):
     """The blog: alpha / (1 + decay_rate epoch_num), epochs counted from 0."""

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import reference
+import schedule_cases
 
 import gluon_optim as go
 from gluon_optim.schedules.catalog import OURS, SCHEDULES, schedule_of
@@ -21,7 +22,15 @@ from gluon_optim.mxnet.scheduler_states import export_scheduler  # noqa: E402
 from gluon_optim.mxnet.trainer import export_states, import_states  # noqa: E402
 
 S = go.lr_scheduler
-STEPS = 520
+# name -> (a function that makes a scheduler, its formula)
+ALL = {name: (lambda make=make: make(S), formula) for name, (make, formula) in schedule_cases.ALL.items()}
+ALL["around MXNet's"] = (
+    lambda: S.Warmup(mx.lr_scheduler.FactorScheduler(20, 0.9, base_lr=0.4), 10),
+    lambda t: reference.warmed_up_lr(t, lambda u: max(reference.step_lr(u, 20, 0.9, 0.4), 1e-8), 10, 0.0, 'linear'))
+
+
+def made(name):
+    return ALL[name][0]()
 
 
 @pytest.fixture(autouse=True)
@@ -36,114 +45,20 @@ def killed_after_a_minute():
     signal.signal(signal.SIGALRM, previous)
 
 
-# name -> (class, arguments, the formula in reference.py)
-PLAIN = {
-    'constant': (S.Constant, dict(base_lr=0.3), lambda t, base_lr: base_lr),
-    'inverse time': (S.InverseTime, dict(base_lr=0.4, decay=0.7, steps_per_epoch=37), reference.inverse_time),
-    'interval': (S.IntervalInverseTime, dict(base_lr=0.4, decay=0.7, interval=41), reference.interval_inverse_time),
-    'step': (S.Step, dict(step=60, factor=0.7, base_lr=0.4), reference.step_lr),
-    'multi-step': (S.MultiStep, dict(step=[30, 80, 300], factor=0.3, base_lr=0.4), reference.multi_step_lr),
-    'exponential': (S.Exponential, dict(factor=0.99, base_lr=0.4), reference.exponential_lr),
-    'exponential by 50': (S.Exponential, dict(factor=0.5, base_lr=0.4, step=50), reference.exponential_lr),
-    'polynomial': (S.Polynomial, dict(max_update=300, base_lr=0.4, pwr=1.7, final_lr=0.01), reference.polynomial_lr),
-    'linear down': (S.Linear, dict(max_update=300, base_lr=0.4, final_lr=0.03), reference.linear_lr),
-    'linear up': (S.Linear, dict(max_update=300, base_lr=0.1, final_lr=0.4), reference.linear_lr),
-    'cosine': (S.Cosine, dict(max_update=300, base_lr=0.4, final_lr=0.01), reference.cosine_lr),
-    'restarts': (S.CosineRestarts, dict(step=70, base_lr=0.4, final_lr=0.01, step_mult=1), reference.cosine_restarts_lr),
-    'restarts, longer': (S.CosineRestarts, dict(step=31, base_lr=0.4, final_lr=0.01, step_mult=2), reference.cosine_restarts_lr),
-    'restarts, thrice': (S.CosineRestarts, dict(step=1, base_lr=0.4, final_lr=0.0, step_mult=3), reference.cosine_restarts_lr),
-    'one-cycle': (S.OneCycle, dict(max_update=300, base_lr=0.4, pct_start=0.3, anneal_strategy='cos', div_factor=25.0,
-                                   final_div_factor=1e4, three_phase=False), reference.one_cycle_lr),
-    'one-cycle, three': (S.OneCycle, dict(max_update=333, base_lr=0.4, pct_start=0.37, anneal_strategy='cos', div_factor=10.0,
-                                          final_div_factor=100.0, three_phase=True), reference.one_cycle_lr),
-    'one-cycle, lines': (S.OneCycle, dict(max_update=300, base_lr=0.4, pct_start=0.251, anneal_strategy='linear', div_factor=10.0,
-                                          final_div_factor=100.0, three_phase=False), reference.one_cycle_lr),
-    'inverse square root': (S.InverseSqrt, dict(base_lr=0.4, step=20), reference.inverse_sqrt_lr),
-    'sum to infinity': (S.SumToInfinity, dict(base_lr=0.4, b=7.5, gamma=0.6), reference.sum_to_infinity_lr),
-    'piecewise': (S.Piecewise, dict(step=[50, 51, 200], factor=[0.1, 1, 0.5, 0.0], base_lr=0.4, kind='constant'),
-                  reference.piecewise_lr),
-    'piecewise lines': (S.Piecewise, dict(step=[50, 51, 200], factor=[0.1, 1, 0.5, 0.0], base_lr=0.4, kind='linear'),
-                        reference.piecewise_lr),
-}
-
-
-def plain(name):
-    """The formula of one of `PLAIN` as a function of t alone."""
-    _, arguments, formula = PLAIN[name]
-    return lambda t: formula(t, **arguments)
-
-
-def made(name):
-    cls, arguments, _ = PLAIN[name]
-    return cls(**copy.deepcopy(arguments))
-
-
-PLATEAU = dict(base_lr=0.4, mode='min', factor=0.5, patience=1, threshold=1e-4, threshold_mode='rel', cooldown=1, final_lr=0.03,
-               epsilon=1e-8)
-SEEN = [(t, value) for t, value in zip(range(20, 400, 20), [3, 2, 2, 2, 2, 2, 1, 1.5, 1.5, 1.5, math.nan, 1, 1, 1, 1, 1, 1, 1, 1])]
-
-
-def plateau():
-    scheduler = S.Plateau(**PLATEAU)
-    for t, metric in SEEN:
-        scheduler.observe(metric, t)
-    return scheduler
-
-
-# name -> (a function that makes it, its formula)
-ALL = {
-    **{name: (lambda name=name: made(name), plain(name)) for name in PLAIN},
-    **{f'warm-up, {kind}': (lambda kind=kind: S.Warmup(made('cosine'), 45, 0.02, kind),
-                            lambda t, kind=kind: reference.warmed_up_lr(t, plain('cosine'), 45, 0.02, kind))
-       for kind in ('linear', 'constant', 'power2', 'sqrt')},
-    'warm-up of none': (lambda: S.Warmup(made('step'), 0), plain('step')),
-    'warm-up of one': (lambda: S.Warmup(made('step'), 1), plain('step')),
-    'transformer': (lambda: S.Warmup(S.InverseSqrt(base_lr=0.4, step=40), 40),
-                    lambda t: reference.transformer_lr(t, 0.4, 40)),
-    'chain': (lambda: S.Chain([(40, made('linear up')), (100, made('inverse time')), (150, made('cosine'))]),
-              lambda t: reference.chained_lr(t, [(40, plain('linear up')), (100, plain('inverse time')), (150, plain('cosine'))])),
-    'chain without end': (lambda: S.Chain([(1, made('constant')), (None, made('step'))]),
-                          lambda t: reference.chained_lr(t, [(1, plain('constant')), (None, plain('step'))])),
-    'scaled': (lambda: S.scaled(made('restarts'), 48, 32), lambda t: plain('restarts')(t) * 1.5),
-    'nested': (lambda: S.scaled(S.Warmup(S.Chain([(90, made('one-cycle')), (None, plateau())]), 30, 0.01), 2),
-               lambda t: 2 * reference.warmed_up_lr(
-                   t, lambda u: reference.chained_lr(u, [(90, plain('one-cycle')), (None, plateau_formula)]), 30, 0.01, 'linear')),
-    'plateau': (plateau, lambda t: plateau_formula(t)),
-    "around MXNet's": (lambda: S.Warmup(mx.lr_scheduler.FactorScheduler(20, 0.9, base_lr=0.4), 10),
-                       lambda t: reference.warmed_up_lr(t, lambda u: max(reference.step_lr(u, 20, 0.9, 0.4), 1e-8), 10, 0.0, 'linear')),
-}
-
-
-def plateau_formula(t):
-    return reference.plateau_lr(SEEN, t, **PLATEAU)
-
-
 @pytest.mark.parametrize('name', ALL)
 def test_rates_are_those_of_the_formula(name):
     """Forwards, backwards and at random; from the object, from its record, in one array and one by one, and long past its end."""
     make, formula = ALL[name]
-    updates = [*range(1, STEPS + 1), 1000, 12345]
+    updates = [*range(1, 521), 1000, 12345]
     expected = np.array([formula(t) for t in updates])
     scheduler = make()
     record = json.loads(json.dumps(export_scheduler(scheduler)))
-    close = dict(rtol=1e-12, atol=1e-16)  # where a cosine is nearly -1 it has lost digits, there as here
+    close = dict(rtol=1e-12, atol=1e-16)  # 1 + cos loses digits near its zero
     np.testing.assert_allclose([scheduler(t) for t in updates], expected, **close)
     np.testing.assert_allclose([scheduler(t) for t in reversed(updates)], expected[::-1], **close)
     np.testing.assert_allclose(go.rate(record, np.array(updates)), expected, **close)
     assert [go.rate(record, t) for t in updates[::50]] == [scheduler(t) for t in updates[::50]]
     assert scheduler(0) == scheduler(1) and type(scheduler(np.int64(3))) is float
-
-
-@pytest.mark.parametrize('name', ALL)
-def test_the_namespaces_agree(name):
-    make, formula = ALL[name]
-    updates = np.arange(1, STEPS + 1)
-    expected = go.rate(make(), updates)
-    torch = pytest.importorskip('torch')
-    tensor = go.rate(make(), torch.arange(1, STEPS + 1), torch)
-    assert tensor.dtype == torch.float64
-    np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-13, atol=1e-16)
-    assert float(go.rate(make(), 7, torch)) == pytest.approx(expected[6], rel=1e-13)
 
 
 @pytest.mark.parametrize('name', ['multi-step', 'cosine', 'chain', 'restarts, longer'])
@@ -415,15 +330,16 @@ NONSENSE = {
     'step fraction': of('Step', step=1.5, factor=0.5, base_lr=0.1), 'step true': of('Step', step=True, factor=0.5, base_lr=0.1),
     'missing': of('Step', step=3, factor=0.5), 'unknown': of('Step', step=3, factor=0.5, base_lr=0.1, more=1),
     'endless': of('Cosine', max_update=2 ** 53 + 1, base_lr=0.1, final_lr=0.0),
-    'negative': of('Cosine', max_update=-4, base_lr=0.1, final_lr=0.0), 'rate': of('Cosine', max_update=4, base_lr=-0.1, final_lr=0.0),
+    'negative': of('Cosine', max_update=-4, base_lr=0.1, final_lr=0.0),
+    'rate': of('Cosine', max_update=4, base_lr=-0.1, final_lr=0.0),
     'huge rate': of('Cosine', max_update=4, base_lr=10 ** 400, final_lr=0.0),
     'none': of('Cosine', max_update=None, base_lr=0.1, final_lr=0.0),
     'unsorted': of('MultiStep', step=[5, 3], factor=0.5, base_lr=0.1), 'empty': of('MultiStep', step=[], factor=0.5, base_lr=0.1),
     'too many': of('MultiStep', step=list(range(1, 10 ** 6)), factor=0.5, base_lr=0.1),
     'number for a list': of('MultiStep', step=3, factor=0.5, base_lr=0.1),
     'factors': of('Piecewise', step=[3], factor=[1.0], base_lr=0.1, kind='constant'),
-    'no cycle': of('OneCycle', max_update=2, base_lr=0.1, pct_start=0.3, anneal_strategy='cos', div_factor=25.0, final_div_factor=1e4,
-                   three_phase=False),
+    'no cycle': of('OneCycle', max_update=2, base_lr=0.1, pct_start=0.3, anneal_strategy='cos', div_factor=25.0,
+                   final_div_factor=1e4, three_phase=False),
     'gamma': of('SumToInfinity', base_lr=0.1, b=1.0, gamma=0.5),
     'deep': deep(10 ** 5), 'deep chain': deep(10 ** 5, chain=True), 'a little deep': deep(16),
     'no schedule': warm(schedule=3), 'a list': warm(schedule=[COSINE]), 'stranger': warm(schedule=of('Own')),
@@ -433,7 +349,7 @@ NONSENSE = {
     'no segments': of('Chain', segments=[]), 'zero': of('Chain', segments=[[0, COSINE]]),
     'none inside': of('Chain', segments=[[None, COSINE], [3, COSINE]]), 'no pair': of('Chain', segments=[[3, COSINE, 1]]),
     'sum': of('Chain', segments=[[2 ** 53, COSINE], [2 ** 53, COSINE]]), 'flat': of('Chain', segments=[3, COSINE]),
-    'reduced': {'class': f'{OURS}.Plateau', 'attributes': dict(PLATEAU, num_update=3, best=None, bad=0, cooling=0, reduced=[5, 3])},
+    'reduced': of('Plateau', **schedule_cases.PLATEAU, num_update=3, best=None, bad=0, cooling=0, reduced=[5, 3]),
     'base class': of('Scheduler'), 'function': of('scaled'), 'module': {'class': OURS, 'attributes': {}},
     'wrapper': of('Wrapper'), 'dunder': of('__loader__'),
 }
@@ -504,7 +420,8 @@ def test_a_class_has_the_arguments_that_are_declared(schedule):
     (lambda: S.MultiStep([3, 3]), ValueError, 'Received: 3 before 3'), (lambda: S.MultiStep([0, 3]), ValueError, 'step=0'),
     (lambda: S.MultiStep('35'), TypeError, '`step`'), (lambda: S.Cosine(0), ValueError, '`max_update`'),
     (lambda: S.Cosine(10, final_lr=-1), ValueError, '`final_lr`'), (lambda: S.Cosine(True), ValueError, '`max_update`'),
-    (lambda: S.InverseTime(0.1, -1, 10), ValueError, '`decay`'), (lambda: S.InverseTime(0.1, 1, 0), ValueError, '`steps_per_epoch`'),
+    (lambda: S.InverseTime(0.1, -1, 10), ValueError, '`decay`'),
+    (lambda: S.InverseTime(0.1, 1, 0), ValueError, '`steps_per_epoch`'),
     (lambda: S.SumToInfinity(gamma=0.5), ValueError, r'`gamma` must be in \(0.5, 1\]'),
     (lambda: S.SumToInfinity(gamma=1.1), ValueError, '`gamma`'), (lambda: S.SumToInfinity(0.0), ValueError, 'add up to infinity'),
     (lambda: S.Piecewise([3], [1]), ValueError, 'Received: 1 factors, 1 steps'),
@@ -523,10 +440,11 @@ def test_a_class_has_the_arguments_that_are_declared(schedule):
     (lambda: S.Warmup(S.Cosine(9), 5, kind='cubic'), ValueError, '`kind`'),
     (lambda: S.Chain([]), ValueError, '`segments`'), (lambda: S.Chain([(0, S.Cosine(9))]), ValueError, r'segments\[0\]=0'),
     (lambda: S.Chain([(-3, S.Cosine(9))]), ValueError, r'segments\[0\]'), (lambda: S.Chain(S.Cosine(9)), TypeError, '`segments`'),
-    (lambda: S.Chain([S.Cosine(9)]), TypeError, 'pairs'), (lambda: S.Chain([(None, S.Cosine(9)), (3, S.Cosine(9))]), ValueError,
-                                                           r'segments\[0\]=None'),
+    (lambda: S.Chain([S.Cosine(9)]), TypeError, 'pairs'),
+    (lambda: S.Chain([(None, S.Cosine(9)), (3, S.Cosine(9))]), ValueError, r'segments\[0\]=None'),
     (lambda: S.Chain([(3, 0.1)]), TypeError, 'float'),
-    (lambda: S.scaled(S.Cosine(9), 0), ValueError, '`batch_size`'), (lambda: S.scaled(S.Cosine(9), 8, 0), ValueError, '`reference`'),
+    (lambda: S.scaled(S.Cosine(9), 0), ValueError, '`batch_size`'),
+    (lambda: S.scaled(S.Cosine(9), 8, 0), ValueError, '`reference`'),
     (lambda: S.scaled(0.1, 8), TypeError, 'float'),
 ])
 def test_bad_arguments_are_refused(make, error, match):
@@ -541,10 +459,6 @@ def test_what_is_no_number_of_an_update_is_refused(t):
         scheduler(t)
     with pytest.raises(ValueError, match='1 or more'):
         go.rate(scheduler, t)
-    torch = pytest.importorskip('torch')
-    for wrong in (0, torch.tensor([1, 0]), torch.tensor(1.5)):
-        with pytest.raises(ValueError, match='1 or more'):
-            go.rate(scheduler, wrong, torch)
 
 
 def nested(number):
@@ -582,12 +496,11 @@ def test_attributes_can_be_changed_and_are_checked():
     scheduler.steps = 8
     scheduler.schedule.max_update = 40
     assert scheduler(8) == 0.4 and scheduler(4) == pytest.approx(0.2) and scheduler(28) == pytest.approx(0.2)
-    for change, match in ((lambda: setattr(scheduler, 'steps', -1), '`steps`'), (lambda: setattr(scheduler, 'base_lr', -1), 'base_lr'),
-                          (lambda: setattr(scheduler.schedule, 'max_update', 0), '`max_update`'),
-                          (lambda: setattr(scheduler, 'begin', 0.5), '`begin`')):
+    for part, name, value in ((scheduler, 'steps', -1), (scheduler, 'base_lr', -1), (scheduler.schedule, 'max_update', 0),
+                              (scheduler, 'begin', 0.5)):
         before = export_scheduler(scheduler)
-        with pytest.raises(ValueError, match=match):
-            change()
+        with pytest.raises(ValueError, match=name):
+            setattr(part, name, value)
         assert export_scheduler(scheduler) == before
     with pytest.raises(AttributeError, match="Unknown attribute of Warmup 'step'. Did you mean 'steps'"):
         scheduler.step = 3
@@ -623,7 +536,8 @@ def test_a_plateau_is_asked_by_what_is_around_it():
 
 
 @pytest.mark.parametrize('observe, error, match', [
-    (lambda s: s.observe(-math.inf, 12), ValueError, '`metric` must be finite'), (lambda s: s.observe('bad', 12), ValueError, 'bad'),
+    (lambda s: s.observe(-math.inf, 12), ValueError, '`metric` must be finite'),
+    (lambda s: s.observe('bad', 12), ValueError, 'bad'),
     (lambda s: s.observe(1.0, -1), ValueError, '`num_update`'), (lambda s: s.observe(1.0, 2.5), ValueError, '`num_update`'),
     (lambda s: s.observe(1.0, 9), ValueError, 'must not be below 10'), (lambda s: s.observe(None, 12), TypeError, 'NoneType')])
 def test_bad_observations_are_refused(observe, error, match):
@@ -644,7 +558,7 @@ def test_copies_and_pickles_are_equal(name):
         assert export_scheduler(other) == export_scheduler(scheduler)
         assert [other(t) for t in (1, 50, 300)] == [scheduler(t) for t in (1, 50, 300)]
     assert repr(scheduler) == repr(copy.deepcopy(scheduler)) or 'FactorScheduler' in repr(scheduler)
-    if "MXNet" not in name and name not in ('nested', 'plateau'):
+    if 'MXNet' not in name and name not in ('nested', 'plateau'):
         again = eval(repr(scheduler), vars(S))  # noqa: S307
         assert export_scheduler(again) == export_scheduler(scheduler)
 
@@ -656,7 +570,8 @@ def test_mxnets_own_files_hold_them_too(name, optimizer, tmp_path):
     def trainer(scheduler):
         parameter = gluon.Parameter('w', shape=(2,))
         parameter.initialize(mx.init.One())
-        return gluon.Trainer([parameter], optimizer, {'lr_scheduler': scheduler} if scheduler else {'wd': 0.0}, update_on_kvstore=False)
+        arguments = {'lr_scheduler': scheduler} if scheduler else {}
+        return gluon.Trainer([parameter], optimizer, arguments, update_on_kvstore=False)
 
     def step(run, number):
         for _ in range(number):

@@ -3,7 +3,7 @@ import math
 from typing import Any, Optional
 
 from ..schema import REQUIRED, Hyper, Values
-from .base import LARGEST, Count, Schedule
+from .base import LARGEST, Count, Schedule, completed
 from .decay import BASE_LR
 
 __all__ = ['Cosine', 'CosineRestarts', 'Linear', 'OneCycle', 'Polynomial']
@@ -27,7 +27,8 @@ class Polynomial(Schedule):
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
-        return h.final_lr + (h.base_lr - h.final_lr) * (1 - xp.minimum(t - 1, h.max_update) / h.max_update) ** h.pwr
+        left = (h.max_update - xp.minimum(t - 1, h.max_update)) / h.max_update  # never below 0, as 1 - s may be
+        return h.final_lr + (h.base_lr - h.final_lr) * left ** h.pwr
 
     @staticmethod
     def length(h: Values) -> Optional[int]:
@@ -100,11 +101,11 @@ class CosineRestarts(Schedule):
     def rate(xp: Any, h: Values, t: Any) -> Any:
         done = t - 1
         if h.step_mult == 1:
-            position = done / h.step - xp.floor(done / h.step)
+            position = (done - h.step * completed(xp, done, h.step)) / h.step
         else:
-            begin, length = 0, h.step
+            begin, length = 0.0, float(h.step)
             position = done / length
-            while begin + length <= LARGEST:  # sums of whole numbers: exact, where a logarithm is not
+            while begin + length <= LARGEST:  # exact, being whole numbers, where a logarithm is not
                 begin, length = begin + length, length * h.step_mult
                 position = xp.where(done >= begin, (done - begin) / length, position)
         return h.final_lr + (h.base_lr - h.final_lr) * (1 + xp.cos(math.pi * position)) / 2

@@ -60,8 +60,8 @@ def _parts(scheduler: Any) -> Tuple[str, Any]:
 
 def _known(path: str) -> Type[Schedule]:
     if path not in CLASSES:
-        raise TypeError('The scheduler must be one of gluon_optim.lr_scheduler, or of MXNet: FactorScheduler, MultiFactorScheduler, '
-                        f'PolyScheduler, CosineScheduler. Received: {path:.200}. Call it yourself, update by update.')
+        raise TypeError('The scheduler must be one of gluon_optim.lr_scheduler, or FactorScheduler, MultiFactorScheduler, '
+                        f'PolyScheduler or CosineScheduler of MXNet. Received: {path:.200}. Call it yourself, update by update.')
     return CLASSES[path]
 
 
