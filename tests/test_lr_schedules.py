@@ -4,8 +4,11 @@ import inspect
 import json
 import math
 import pickle
+import re
+import shlex
 import signal
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import reference
 import schedule_cases
 
 import gluon_optim as go
+from gluon_optim import cli
 from gluon_optim.schedules.catalog import OURS, SCHEDULES, schedule_of
 
 mx = pytest.importorskip('mxnet')
@@ -629,3 +633,15 @@ def test_a_users_subclass_works_and_is_no_schedule_of_ours(tmp_path):
         go.rate(scheduler, 1)
     with pytest.raises(TypeError, match='Mine'):
         S.Warmup(scheduler, 3)
+
+
+def test_the_code_in_the_documentation_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).resolve().parent.parent / 'docs/SCHEDULES.md').read_text(encoding='utf-8')
+    blocks, names = re.findall('```python\n(.*?)```', text, re.DOTALL), {}
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, 'docs/SCHEDULES.md', 'exec'), names)  # noqa: S102
+    commands = re.findall('^gluon-optim (.*)', text, re.MULTILINE)
+    assert len(commands) == 2
+    assert cli.main(shlex.split(commands[1])) == 0
