@@ -461,7 +461,7 @@ def test_schedulers_within_one_another_have_a_bound(tmp_path):
     other = trainer_of(nested(15))
     assert told(lambda: go.load_states(other, str(tmp_path / 'run'))) == []
     assert used(other, 2) == used(trainer, 2) and rates[0] < 0.01
-    with pytest.raises(ValueError, match='at most 16 schedulers'):
+    with pytest.raises(ValueError, match='At most 16 schedulers'):
         S.Warmup(deepest, 2)
 
 
@@ -489,6 +489,8 @@ def test_attributes_can_be_changed_and_are_checked():
         assert export_scheduler(scheduler) == before
     with pytest.raises(AttributeError, match="Unknown attribute of Warmup 'step'. Did you mean 'steps'"):
         scheduler.step = 3
+    with pytest.raises(AttributeError, match="Unknown attribute of Cosine 'warmup_steps'"):
+        scheduler.schedule.warmup_steps = 3
 
 
 def test_learning_rate_of_an_optimizer_is_base_lr(capsys):
@@ -603,17 +605,27 @@ def test_two_devices_see_one_schedule(update_on_kvstore):
     np.testing.assert_allclose(-np.diff(weights), rates, rtol=1e-12)
 
 
-def test_a_users_subclass_works_and_is_no_schedule_of_ours(tmp_path):
-    class Mine(S.Cosine):
-        pass
+class Halved(S.Cosine):
+    """A user's own, with an attribute more."""
 
-    scheduler = Mine(20, 0.4)
-    scheduler.note = 'mine'
-    assert scheduler(11) == pytest.approx(0.2)
-    with pytest.raises(TypeError, match='Mine'):
-        go.rate(scheduler, 1)
-    with pytest.raises(TypeError, match='Mine'):
-        S.Warmup(scheduler, 3)
+    def __init__(self, max_update, base_lr, share):
+        super().__init__(max_update, base_lr)
+        self.share = share
+
+    def __call__(self, num_update):
+        return self.share * super().__call__(num_update)
+
+
+def test_a_users_subclass_works_and_is_not_taken_for_ours(tmp_path):
+    trainer = trainer_of(Halved(20, 0.4, 0.5))
+    assert used(trainer, 11)[-1] == pytest.approx(0.1)
+    go.save_states(trainer, str(tmp_path / 'run'))
+    other = trainer_of(Halved(20, 0.4, 0.25))
+    assert [line.split(' of the')[0] for line in told(lambda: go.load_states(other, str(tmp_path / 'run')))] == ['share']
+    assert used(other, 2) == used(trainer, 2)
+    for wrong in (lambda: go.rate(Halved(20, 0.4, 0.5), 1), lambda: S.Warmup(Halved(20, 0.4, 0.5), 3)):
+        with pytest.raises(TypeError, match='Halved'):
+            wrong()
 
 
 def test_the_code_in_the_documentation_runs(tmp_path, monkeypatch):

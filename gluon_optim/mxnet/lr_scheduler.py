@@ -64,7 +64,7 @@ class Scheduler(mx.LRScheduler):
         declared = {hyper.name: hyper for hyper in self._declared()}
         if name in declared:
             value = _attribute(declared[name], value, self._checked(**{name: value}))
-        elif type(self).__module__ == __name__ and not hasattr(type(self), name):
+        elif type(self).__module__ == __name__ and not isinstance(getattr(type(self), name, None), property):
             check_known('attribute', name, declared, AttributeError, owner=type(self).__name__)
         super().__setattr__(name, value)
 
@@ -135,7 +135,8 @@ def _documentation(cls: Type[Scheduler]) -> str:
     lines = [inspect.cleandoc(cls.formula.__doc__ or ''), '', 'Parameters', '----------']
     for hyper in cls.formula.hypers:
         default = '' if hyper.default is REQUIRED else f', by default {hyper.default!r}'
-        lines += [f'{hyper.name} : {hyper.allowed}{default}', f'    {hyper.doc[0].upper()}{hyper.doc[1:]}.']
+        kind = 'number ' if hyper.allowed.startswith('in ') else ''
+        lines += [f'{hyper.name} : {kind}{hyper.allowed}{default}', f'    {hyper.doc[0].upper()}{hyper.doc[1:]}.']
     lines += ['', 'Raises ValueError for an argument that is out of range, TypeError for one of another kind.', '',
               inspect.cleandoc(cls.__doc__ or '')]
     return '\n'.join(lines)
@@ -340,7 +341,7 @@ class Piecewise(Scheduler):
 
 class Plateau(Scheduler):
     """
-    After each evaluation, call `observe`. What it has seen is saved with the states.
+    After each evaluation, call ``observe``. What it has seen is saved with the states.
 
     >>> import gluon_optim as go
     >>> schedule = go.lr_scheduler.Plateau(base_lr=0.4, factor=0.5, patience=1)

@@ -82,7 +82,7 @@ class Cosine(Schedule):
 
 
 class CosineRestarts(Schedule):
-    """`Cosine` that begins anew at the end of each cycle; a cycle is ``step_mult`` times as long as the one before.
+    """``Cosine`` that begins anew at the end of each cycle; a cycle is ``step_mult`` times as long as the one before.
 
         rate(t) = final_lr + (base_lr - final_lr) (1 + cos(pi (t - 1 - begin) / length)) / 2
 
