@@ -3,9 +3,13 @@ import copy
 import inspect
 import json
 import math
+import os
 import pickle
 import re
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -638,3 +642,21 @@ def test_the_code_in_the_documentation_runs(tmp_path, monkeypatch):
     commands = re.findall('^gluon-optim (.*)', text, re.MULTILINE)
     assert len(commands) == 2
     assert cli.main(shlex.split(commands[1])) == 0
+
+
+def test_a_killed_run_resumes_with_the_same_rates_and_weights(tmp_path):
+    """Inside the warm-up of a chain's first part, and where its plateau has reduced the rate."""
+    here = Path(__file__).resolve().parent
+
+    def run(*arguments):
+        done = subprocess.run([sys.executable, '-W', 'ignore', str(here / 'schedule_runs.py'), *map(str, arguments)],
+                              env={**os.environ, 'PYTHONPATH': str(here.parent)}, stdout=subprocess.PIPE, text=True)
+        return done.returncode, dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+
+    code, straight = run(tmp_path / 'straight')
+    assert code == 0 and len({straight[str(t)] for t in range(13, 41)}) > 2
+    for begin, die in ((6, 8), (21, 23)):
+        assert run(tmp_path / str(die), die)[0] == -signal.SIGKILL
+        code, resumed = run(tmp_path / str(die))
+        assert code == 0 and min(int(step) for step in resumed if step != 'digest') == begin
+        assert resumed == {step: straight[step] for step in resumed}

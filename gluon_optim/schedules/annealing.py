@@ -153,7 +153,7 @@ class OneCycle(Schedule):
         parts = [(0, rise, begin, h.base_lr), (rise, last, h.base_lr, final)]
         if h.three_phase:
             parts[1:] = [(rise, 2 * rise, h.base_lr, begin), (2 * rise, last, begin, final)]
-        done = xp.minimum(t - 1, last)
+        done = t - 1
         value = final + 0.0 * done
         for start, end, a, b in reversed(parts):
             share = (done - start) / (end - start)
