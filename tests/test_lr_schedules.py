@@ -333,7 +333,7 @@ NONSENSE = {
     'deep': deep(10 ** 5), 'deep chain': deep(10 ** 5, chain=True), 'a little deep': deep(16),
     'no schedule': warm(schedule=3), 'a list': warm(schedule=[COSINE]), 'stranger': warm(schedule=of('Own')),
     'user': warm(schedule={'class': 'os.system', 'attributes': {}}), 'attributes': {'class': f'{OURS}.Cosine', 'attributes': None},
-    'kind': warm(kind='cubic'), 'steps': warm(steps=-1), 'begin': warm(begin=0.5),
+    'kind': warm(kind='cubic'), 'steps': warm(steps=-1),
     'bad inner': warm(schedule=of('Step', step=0, factor=0.5, base_lr=0.1)),
     'no segments': of('Chain', segments=[]), 'zero': of('Chain', segments=[[0, COSINE]]),
     'none inside': of('Chain', segments=[[None, COSINE], [3, COSINE]]), 'no pair': of('Chain', segments=[[3, COSINE, 1]]),
@@ -425,7 +425,7 @@ def test_a_class_has_the_arguments_that_are_declared(schedule):
     (lambda: S.Warmup(S.Cosine(9), -1), ValueError, '`steps`'), (lambda: S.Warmup(0.1, 5), TypeError, 'Received: builtins.float'),
     (lambda: S.Warmup(None, 5), TypeError, 'NoneType'), (lambda: S.Warmup(COSINE, 5), TypeError, 'must be an object'),
     (lambda: S.Warmup(mx.lr_scheduler.LRScheduler(), 5), TypeError, 'Received: mxnet.lr_scheduler.LRScheduler'),
-    (lambda: S.Warmup(S.Cosine(9, 0.1), 5, 0.2), ValueError, r'begin=0.2, first rate 0.1'),
+    (lambda: S.Warmup(S.Cosine(9, 0.1), 5, 0.2), ValueError, 'first rate of the schedule, 0.1. Received: begin=0.2'),
     (lambda: S.Warmup(S.Cosine(9), 5, kind='cubic'), ValueError, '`kind`'),
     (lambda: S.Chain([]), ValueError, '`segments`'), (lambda: S.Chain([(0, S.Cosine(9))]), ValueError, r'segments\[0\]=0'),
     (lambda: S.Chain([(-3, S.Cosine(9))]), ValueError, r'segments\[0\]'), (lambda: S.Chain(S.Cosine(9)), TypeError, '`segments`'),
@@ -486,7 +486,7 @@ def test_attributes_can_be_changed_and_are_checked():
     scheduler.schedule.max_update = 40
     assert scheduler(8) == 0.4 and scheduler(4) == pytest.approx(0.2) and scheduler(28) == pytest.approx(0.2)
     for part, name, value in ((scheduler, 'steps', -1), (scheduler, 'base_lr', -1), (scheduler.schedule, 'max_update', 0),
-                              (scheduler, 'begin', 0.5)):
+                              (scheduler, 'begin', -0.5)):
         before = export_scheduler(scheduler)
         with pytest.raises(ValueError, match=name):
             setattr(part, name, value)
@@ -505,10 +505,11 @@ def test_learning_rate_of_an_optimizer_is_base_lr(capsys):
             scheduler = make()
             mx.optimizer.create(name, learning_rate=0.25, lr_scheduler=scheduler)
             assert scheduler.base_lr == scheduler(1) == 0.25
-    scheduler = S.Warmup(S.Cosine(20, 0.4), 5, begin=0.1)
-    with pytest.raises(ValueError, match='begin=0.1, first rate 0.05'):
-        mx.optimizer.create('sgd_torch', learning_rate=0.05, lr_scheduler=scheduler)
-    assert scheduler.base_lr == 0.4
+    for inner in (S.Cosine(20, 0.4), mx.lr_scheduler.FactorScheduler(20, base_lr=0.4)):
+        scheduler = S.Warmup(inner, 5)
+        with pytest.raises(ValueError, match='-0.1|below zero'):
+            scheduler.base_lr = -0.1
+        assert scheduler.base_lr == inner.base_lr == 0.4
     with pytest.raises(ValueError, match='base_lr'):
         S.SumToInfinity().base_lr = 0.0
 
@@ -524,6 +525,17 @@ def test_a_plateau_is_asked_by_what_is_around_it():
     inner.observe(1.0)
     assert inner.observe(2.0) == 0.2 and inner.reduced == [6]
     assert (scheduler(14), scheduler(15)) == (0.4, 0.2)
+
+
+def test_a_rate_that_is_lowered_below_the_begin_of_its_warm_up_can_be_saved(tmp_path):
+    trainer = trainer_of(S.Warmup(S.Plateau(0.4, factor=0.1, patience=0), 10, begin=0.1))
+    used(trainer, 3)
+    for metric in (1.0, 2.0):
+        assert trainer._optimizer.lr_scheduler.schedule.observe(metric) in (0.4, 0.4 * 0.1)
+    go.save_states(trainer, str(tmp_path / 'run'))
+    other = trainer_of(None)
+    told(lambda: go.load_states(other, str(tmp_path / 'run')))
+    assert used(other, 9) == used(trainer, 9)
 
 
 @pytest.mark.parametrize('observe, error, match', [

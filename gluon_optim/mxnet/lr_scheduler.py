@@ -100,7 +100,7 @@ class Wrapper(Scheduler):
         inner.base_lr = rate
         try:
             self._checked()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError):  # of a scheduler of MXNet, which checks nothing
             inner.base_lr = before
             raise
 
@@ -386,6 +386,9 @@ class Warmup(Wrapper):
 
     def __init__(self, schedule: Any, steps: int, begin: float = 0.0, kind: str = 'linear'):
         super().__init__(schedule=schedule, steps=steps, begin=begin, kind=kind)
+        first = self(max(self.steps, 1))
+        if self.begin > first:  # as in MXNet, here alone: a rate that is lowered later is no mistake
+            raise ValueError(f'`begin` must not be above the first rate of the schedule, {first!r}. Received: begin={begin!r}.')
 
     def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
         return [(self.schedule, max(self.steps - 1, 0), None)]
