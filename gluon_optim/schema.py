@@ -14,7 +14,7 @@ import numbers
 import operator
 from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
-__all__ = ['REQUIRED', 'Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of',
+__all__ = ['Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of',
            'some_of']
 
 

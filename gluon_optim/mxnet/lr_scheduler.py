@@ -18,7 +18,7 @@ from mxnet import lr_scheduler as mx
 
 from ..schedules import annealing, decay, plateau, wrappers
 from ..schedules.base import Inner, Schedule, Segments
-from ..schedules.catalog import checked, rate_of
+from ..schedules.catalog import checked, kept, rate_of, schedule_of
 from ..schema import REQUIRED, Hyper, Values, check_int, check_known
 
 __all__ = ['Chain', 'Constant', 'Cosine', 'CosineRestarts', 'Exponential', 'IntervalInverseTime', 'InverseSqrt', 'InverseTime',
@@ -53,21 +53,26 @@ class Scheduler(mx.LRScheduler):
     def _declared(cls) -> Tuple[Hyper, ...]:
         return cls.formula.hypers + cls.formula.history
 
-    def _hypers(self, **changed: Any) -> Values:
+    def _checked(self, **changed: Any) -> Values:
         return checked(self.formula, {**{hyper.name: vars(self)[hyper.name] for hyper in self._declared()}, **changed})
+
+    def _values(self) -> Values:
+        """The hyper-parameters, checked when they were set."""
+        return Values(**{hyper.name: _value(hyper, vars(self)[hyper.name]) for hyper in self._declared()})
 
     def __setattr__(self, name: str, value: Any) -> None:
         declared = {hyper.name: hyper for hyper in self._declared()}
         if name in declared:
-            value = _attribute(declared[name], value, self._hypers(**{name: value}))
-        elif type(self).__module__ == __name__ and not hasattr(type(self), name):
+            value = _attribute(declared[name], value, self._checked(**{name: value}))
+        elif type(self).__module__ == __name__ and not isinstance(getattr(type(self), name, None), property):
             check_known('attribute', name, declared, AttributeError, owner=type(self).__name__)
         super().__setattr__(name, value)
 
     def __call__(self, num_update: int) -> float:
+        """The rate of update ``num_update`` = 1, 2, ...; for 0 that of the first. ValueError for anything else."""
         update = check_int('num_update', num_update)
         self._asked(update)
-        rate: float = rate_of(self.formula, self._hypers(), max(update, 1))
+        rate: float = rate_of(self.formula, self._values(), max(update, 1))
         return rate
 
     def _asked(self, update: int) -> None:
@@ -94,8 +99,8 @@ class Wrapper(Scheduler):
         inner, before = self._inner()[0][0], self.base_lr
         inner.base_lr = rate
         try:
-            self._hypers()
-        except (TypeError, ValueError):
+            self._checked()
+        except (TypeError, ValueError):  # of a scheduler of MXNet, which checks nothing
             inner.base_lr = before
             raise
 
@@ -106,19 +111,23 @@ class Wrapper(Scheduler):
 
 
 def _attribute(hyper: Hyper, given: Any, h: Values) -> Any:
-    """What a scheduler keeps of a checked argument: JSON, and schedulers."""
+    """What a scheduler keeps of a checked argument."""
+    within = [given] if isinstance(hyper, Inner) else [part[1] for part in given] if isinstance(hyper, Segments) else []
+    for scheduler in within:
+        if not isinstance(scheduler, mx.LRScheduler):
+            raise TypeError(f'A schedule within another must be an object, such as Cosine(100). Received: {scheduler!r:.80}.')
+    return kept(hyper, given, h)
+
+
+def _value(hyper: Hyper, kept: Any) -> Any:
+    """An attribute as `Schedule.rate` takes it: schedulers as pairs (schedule, its hyper-parameters)."""
     if isinstance(hyper, Inner):
-        return _scheduler(given)
-    if isinstance(hyper, Segments):
-        return [[steps, _scheduler(part[1])] for part, (steps, _) in zip(given, h.segments)]
-    value = getattr(h, hyper.name)
-    return list(value) if isinstance(value, tuple) else value
+        return _pair(kept)
+    return [(steps, _pair(scheduler)) for steps, scheduler in kept] if isinstance(hyper, Segments) else kept
 
 
-def _scheduler(given: Any) -> Any:
-    if not isinstance(given, mx.LRScheduler):
-        raise TypeError(f'A schedule within another must be an object, such as Cosine(100). Received: {given!r:.80}.')
-    return given
+def _pair(scheduler: Any) -> Tuple[Type[Schedule], Values]:
+    return (scheduler.formula, scheduler._values()) if isinstance(scheduler, Scheduler) else schedule_of(scheduler)
 
 
 def _documentation(cls: Type[Scheduler]) -> str:
@@ -126,7 +135,8 @@ def _documentation(cls: Type[Scheduler]) -> str:
     lines = [inspect.cleandoc(cls.formula.__doc__ or ''), '', 'Parameters', '----------']
     for hyper in cls.formula.hypers:
         default = '' if hyper.default is REQUIRED else f', by default {hyper.default!r}'
-        lines += [f'{hyper.name} : {hyper.allowed}{default}', f'    {hyper.doc[0].upper()}{hyper.doc[1:]}.']
+        kind = 'number ' if hyper.allowed.startswith('in ') else ''
+        lines += [f'{hyper.name} : {kind}{hyper.allowed}{default}', f'    {hyper.doc[0].upper()}{hyper.doc[1:]}.']
     lines += ['', 'Raises ValueError for an argument that is out of range, TypeError for one of another kind.', '',
               inspect.cleandoc(cls.__doc__ or '')]
     return '\n'.join(lines)
@@ -331,7 +341,7 @@ class Piecewise(Scheduler):
 
 class Plateau(Scheduler):
     """
-    After each evaluation, call `observe`. What it has seen is saved with the states.
+    After each evaluation, call ``observe``. What it has seen is saved with the states.
 
     >>> import gluon_optim as go
     >>> schedule = go.lr_scheduler.Plateau(base_lr=0.4, factor=0.5, patience=1)
@@ -355,9 +365,9 @@ class Plateau(Scheduler):
         update before the last reduction.
         """
         update = self.num_update if num_update is None else check_int('num_update', num_update)
-        history: Dict[str, Any] = plateau.Plateau.observed(self._hypers(), float(metric), update)
+        history: Dict[str, Any] = plateau.Plateau.observed(self._checked(), float(metric), update)
         self.__dict__.update({name: list(value) if isinstance(value, tuple) else value for name, value in history.items()})
-        rate: float = rate_of(self.formula, self._hypers(), update + 1)
+        rate: float = rate_of(self.formula, self._values(), update + 1)
         return rate
 
     def _asked(self, update: int) -> None:
@@ -376,6 +386,9 @@ class Warmup(Wrapper):
 
     def __init__(self, schedule: Any, steps: int, begin: float = 0.0, kind: str = 'linear'):
         super().__init__(schedule=schedule, steps=steps, begin=begin, kind=kind)
+        first = self(max(self.steps, 1))
+        if self.begin > first:  # as in MXNet, here alone: a rate that is lowered later is no mistake
+            raise ValueError(f'`begin` must not be above the first rate of the schedule, {first!r}. Received: begin={begin!r}.')
 
     def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
         return [(self.schedule, max(self.steps - 1, 0), None)]

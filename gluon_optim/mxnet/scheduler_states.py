@@ -1,7 +1,8 @@
 """Learning rate schedulers to and from state files: by class path and attributes, never by pickle.
 
 MXNet's schedulers are stateful: past its end a CosineScheduler keeps the rate at which it arrived, and a fresh one would
-answer with the rate from which it started. So all attributes are saved and put back.
+answer with the rate from which it started. So all attributes are saved and put back. Ours are their arguments, and what a Plateau
+has observed.
 """
 import contextlib
 import copy
@@ -15,9 +16,12 @@ import numpy
 # a submodule, not an attribute of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet import lr_scheduler as mx
 
+from ..schedules.catalog import CLASSES, OURS, schedule_of
+from .lr_scheduler import Scheduler
+
 __all__ = ['SchedulerPlan', 'export_scheduler', 'keep', 'plan_scheduler']
 
-KNOWN = ('mxnet.lr_scheduler', 'gluon_optim.mxnet.lr_scheduler')  # modules whose classes are made from a file
+KNOWN = ('mxnet.lr_scheduler', OURS)  # modules whose classes are made from a file
 ASKED = 10 ** 7       # for so many updates a scheduler is asked, or decays, at most to be brought to a later one
 COMPARED = 10 ** 6    # the same where it is only compared
 DECAYING = (mx.FactorScheduler, mx.MultiFactorScheduler)
@@ -128,14 +132,14 @@ def plan_scheduler(present: Any, begin: int, saved: Optional[Dict[str, Any]], nu
 
     ``mode='file'``: the saved attributes go into the trainer's scheduler ``present``, which has been asked for ``begin``
     updates, if it is of the same class, or into a new one where there is none. ``mode='current'``: the present one stays and
-    is asked for every update up to ``num_update``, as in training.
+    is asked for every update up to ``num_update``, as in training, if it is not one of ours, which need not be asked.
 
     Raises ValueError for another class, or for attributes that are not those of the class.
     """
     if mode == 'current':
         if present is not None:
             _check_distance(present, num_update, ASKED)
-        notes = _differences(present, begin, saved, num_update, "the trainer's applies")
+        notes = _differences(present, begin, saved, num_update, "the trainer's applies", history=True)
         return SchedulerPlan(present, [], 0 if present is None else num_update, notes)
     if saved is None and present is None:
         return SchedulerPlan(None, [], 0, [])
@@ -143,12 +147,12 @@ def plan_scheduler(present: Any, begin: int, saved: Optional[Dict[str, Any]], nu
         file = 'without a scheduler' if saved is None else f'with the scheduler {saved["class"]}'
         raise ValueError(f'The file was saved {file}, the trainer has {_path(present)}. Create the trainer as it was, or pass '
                          'hyperparameters="current" to keep the trainer\'s.')
+    if _is_ours(saved['class']):
+        schedule_of(saved)  # refuses what cannot be copied: schedulers within one another without end
     saved = copy.deepcopy(saved)
-    scheduler = _new(saved['class']) if present is None else _copied(present)  # to try it out
+    scheduler = _new(saved) if present is None else _copied(present)  # to try it out
     changes = [] if present is None else _changes(present, saved)
-    if present is None:
-        vars(scheduler).update(saved['attributes'])
-    elif scheduler is not None:
+    if present is not None and scheduler is not None:
         _restore(scheduler, saved)
     if scheduler is not None:
         _check(scheduler, saved['class'], num_update)
@@ -165,14 +169,31 @@ def _is_of(scheduler: Any, path: str) -> bool:
     return path == _path(scheduler)
 
 
-def _new(path: str) -> Any:
-    """An instance without attributes of one of the classes that are made for a trainer without a scheduler."""
+def _new(saved: Dict[str, Any]) -> Any:
+    """A scheduler of one of the classes that are made for a trainer without one, with the attributes in the file."""
+    path = saved['class']
     module, _, name = path.rpartition('.')
     cls = getattr(importlib.import_module(module), name, None) if module in KNOWN else None
-    if not isinstance(cls, type) or cls.__module__ != module:
-        raise ValueError(f'The file was saved with the scheduler {path}, the trainer has none, and only those of MXNet are made '
-                         f'from a file. Create the trainer with lr_scheduler={name}(...), or pass hyperparameters="current".')
-    return object.__new__(cls)
+    if not isinstance(cls, type) or cls.__module__ != module or (module == OURS and not _is_ours(path)):
+        raise ValueError(f'The file was saved with the scheduler {path}, the trainer has none, and only those of MXNet and of '
+                         f'gluon_optim are made from a file. Create the trainer with lr_scheduler={name}(...), or pass '
+                         'hyperparameters="current".')
+    scheduler: Any = object.__new__(cls)
+    vars(scheduler).update(_with_schedulers(saved['attributes']) if _is_ours(path) else saved['attributes'])
+    return scheduler
+
+
+def _with_schedulers(value: Any) -> Any:
+    """``value`` with a scheduler for each record of one."""
+    if _is_record(value):
+        return _new(value)
+    if isinstance(value, dict):
+        return {name: _with_schedulers(item) for name, item in value.items()}
+    return [_with_schedulers(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_ours(path: str) -> bool:
+    return path.startswith(OURS + '.') and path in CLASSES
 
 
 def _parts(scheduler: Any) -> Iterator[Any]:
@@ -263,7 +284,9 @@ def _check(scheduler: Any, path: str, num_update: int) -> None:
     try:
         if type(scheduler) in DECAYING + ENDING:
             _check_attributes(scheduler)
-        if type(scheduler) in DECAYING:
+        if _is_ours(path):
+            schedule_of(scheduler)
+        elif type(scheduler) in DECAYING:
             _decay(scheduler, num_update)
         elif isinstance(scheduler, mx.FactorScheduler) and not num_update - scheduler.count <= ASKED * max(scheduler.step, 0):
             raise ValueError(f'step={scheduler.step!r} and count={scheduler.count!r} at update {num_update}')
@@ -296,14 +319,17 @@ def _arguments(scheduler: Any) -> List[str]:
 
 def _check_distance(scheduler: Any, number: int, limit: int) -> None:
     """Raise ValueError where it would take too long to ask the scheduler for ``number`` updates."""
-    if type(scheduler) not in DECAYING + ENDING and number > limit:
+    if type(scheduler) not in DECAYING + ENDING and not _is_ours(_path(scheduler)) and number > limit:
         raise ValueError(f'{_path(scheduler)} must be asked for every update up to that of the file, and {limit} is the limit. '
-                         f'Received: {number}. Use a scheduler of mxnet.lr_scheduler, which need not be asked for all.')
+                         f'Received: {number}. Use a scheduler of mxnet.lr_scheduler or gluon_optim.lr_scheduler, which need not '
+                         'be asked for all.')
 
 
 def _advance(scheduler: Any, begin: int, end: int) -> None:
-    """Ask ``scheduler`` for every update after ``begin`` up to ``end``, as training does; MXNet's own need not be asked for all."""
-    if type(scheduler) in DECAYING:
+    """Ask ``scheduler`` for every update after ``begin`` up to ``end``, as in training; not for all if MXNet's or ours."""
+    if _is_ours(_path(scheduler)):
+        scheduler(end)
+    elif type(scheduler) in DECAYING:
         _decay(scheduler, end)
     elif type(scheduler) in ENDING:
         if begin < min(end, scheduler.max_update):
@@ -336,8 +362,10 @@ def _decay(scheduler: Any, num_update: int) -> None:
 
 # The script's and the file's
 
-def _differences(present: Any, begin: int, saved: Optional[Dict[str, Any]], num_update: int, whose: str) -> List[str]:
-    """One sentence for each value of the schedule that differs between trainer and file.
+def _differences(present: Any, begin: int, saved: Optional[Dict[str, Any]], num_update: int, whose: str, history: bool = False
+                 ) -> List[str]:
+    """One sentence for each value of the schedule that differs between trainer and file; with ``history``, also for what one of
+    ours has observed.
 
     Both are brought to the same update: what moves in a run is the same then, unless something else is not.
     """
@@ -356,7 +384,7 @@ def _differences(present: Any, begin: int, saved: Optional[Dict[str, Any]], num_
         _advance(mine, begin, end)
         _advance(theirs, num_update, end)
         records = [_record(scheduler, ())['attributes'] for scheduler in (mine, theirs, present)]
-        values = list(_chosen(present, records, ''))
+        values = list(_chosen(present, records, '', history))
     except Exception as error:
         return [f'It is not known whether the scheduler of the file differs: {whose}. {error}']
     notes, told = [], set()
@@ -368,25 +396,28 @@ def _differences(present: Any, begin: int, saved: Optional[Dict[str, Any]], num_
     return notes
 
 
-def _chosen(scheduler: Any, records: List[Dict[str, Any]], prefix: str) -> Iterator[Tuple[str, List[Any]]]:
+def _chosen(scheduler: Any, records: List[Dict[str, Any]], prefix: str, history: bool) -> Iterator[Tuple[str, List[Any]]]:
     """The attributes that are the constructor's arguments, and their values in each of the records. Where one of the arguments
     is kept under another name all attributes may be arguments."""
     names = _arguments(scheduler)
+    if isinstance(scheduler, Scheduler) and history:
+        names = [hyper.name for hyper in scheduler.formula.hypers + scheduler.formula.history]
     if not all(name in records[0] for name in names):
         names = list(dict.fromkeys(name for record in records for name in record))
     for name in names:
         held = None if _has_config(scheduler) else vars(scheduler).get(name)
         values = [record.get(name) for record in records]
         given = [record.get('warmup_final_lr') for record in records]  # what MXNet's constructor got as base_lr, which decays
-        yield from _leaves(held, given if name == 'base_lr' and given[0] != given[1] else values, prefix + name)
+        values = given if name == 'base_lr' and given[0] != given[1] else values
+        yield from _leaves(held, values, prefix + name, history)
 
 
-def _leaves(held: Any, values: List[Any], name: str) -> Iterator[Tuple[str, List[Any]]]:
+def _leaves(held: Any, values: List[Any], name: str, history: bool) -> Iterator[Tuple[str, List[Any]]]:
     """The values of an attribute, taken apart where it contains schedulers."""
     if isinstance(held, mx.LRScheduler):
-        yield from _chosen(held, [value['attributes'] for value in values], f'{name}.')
+        yield from _chosen(held, [value['attributes'] for value in values], f'{name}.', history)
     elif isinstance(held, (list, tuple, dict)) and any(True for _ in _within(held)):
         for key, item in held.items() if isinstance(held, dict) else enumerate(held):
-            yield from _leaves(item, [value[key] for value in values], f'{name}[{key!r}]')
+            yield from _leaves(item, [value[key] for value in values], f'{name}[{key!r}]', history)
     else:
         yield name, values

@@ -3,7 +3,7 @@ import math
 from typing import Any, Optional
 
 from ..schema import REQUIRED, Hyper, Values
-from .base import LARGEST, Count, Schedule
+from .base import LARGEST, Count, Schedule, completed
 from .decay import BASE_LR
 
 __all__ = ['Cosine', 'CosineRestarts', 'Linear', 'OneCycle', 'Polynomial']
@@ -27,7 +27,8 @@ class Polynomial(Schedule):
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
-        return h.final_lr + (h.base_lr - h.final_lr) * (1 - xp.minimum(t - 1, h.max_update) / h.max_update) ** h.pwr
+        left = (h.max_update - xp.minimum(t - 1, h.max_update)) / h.max_update  # never below 0, as 1 - s may be
+        return h.final_lr + (h.base_lr - h.final_lr) * left ** h.pwr
 
     @staticmethod
     def length(h: Values) -> Optional[int]:
@@ -81,7 +82,7 @@ class Cosine(Schedule):
 
 
 class CosineRestarts(Schedule):
-    """`Cosine` that begins anew at the end of each cycle; a cycle is ``step_mult`` times as long as the one before.
+    """``Cosine`` that begins anew at the end of each cycle; a cycle is ``step_mult`` times as long as the one before.
 
         rate(t) = final_lr + (base_lr - final_lr) (1 + cos(pi (t - 1 - begin) / length)) / 2
 
@@ -100,11 +101,11 @@ class CosineRestarts(Schedule):
     def rate(xp: Any, h: Values, t: Any) -> Any:
         done = t - 1
         if h.step_mult == 1:
-            position = done / h.step - xp.floor(done / h.step)
+            position = (done - h.step * completed(xp, done, h.step)) / h.step
         else:
-            begin, length = 0, h.step
+            begin, length = 0.0, float(h.step)
             position = done / length
-            while begin + length <= LARGEST:  # sums of whole numbers: exact, where a logarithm is not
+            while begin + length <= LARGEST:  # exact, being whole numbers, where a logarithm is not
                 begin, length = begin + length, length * h.step_mult
                 position = xp.where(done >= begin, (done - begin) / length, position)
         return h.final_lr + (h.base_lr - h.final_lr) * (1 + xp.cos(math.pi * position)) / 2
@@ -113,7 +114,7 @@ class CosineRestarts(Schedule):
 class OneCycle(Schedule):
     """Up to ``base_lr`` and down to almost nothing, once.
 
-        rate(t) = from a to b by (1 - cos(pi s)) / 2, or by s,   s = how much of the part is over at t - 1, 0 to 1
+        rate(t) = b + (a - b) (1 + cos(pi s)) / 2, or b + (a - b) (1 - s) ('linear');   s: how much of the part is over at t - 1
 
         part of the run          ends at t - 1 =                 a                      b
         rise                     pct_start max_update - 1        base_lr / div_factor   base_lr
@@ -152,12 +153,12 @@ class OneCycle(Schedule):
         parts = [(0, rise, begin, h.base_lr), (rise, last, h.base_lr, final)]
         if h.three_phase:
             parts[1:] = [(rise, 2 * rise, h.base_lr, begin), (2 * rise, last, begin, final)]
-        done = xp.minimum(t - 1, last)
+        done = t - 1
         value = final + 0.0 * done
         for start, end, a, b in reversed(parts):
             share = (done - start) / (end - start)
-            share = (1 - xp.cos(math.pi * share)) / 2 if h.anneal_strategy == 'cos' else share
-            value = xp.where(done <= end, a + (b - a) * share, value)
+            left = (1 + xp.cos(math.pi * share)) / 2 if h.anneal_strategy == 'cos' else 1 - share
+            value = xp.where(done <= end, b + (a - b) * left, value)
         return value
 
     @staticmethod

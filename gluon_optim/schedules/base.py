@@ -3,7 +3,7 @@ from typing import Any, ClassVar, List, Mapping, Optional, Sequence, Tuple, Type
 
 from ..schema import REQUIRED, Hyper, Values, check_int, check_known, one_of
 
-__all__ = ['Count', 'Inner', 'Numbers', 'Schedule', 'Segments', 'Steps', 'Wrapper', 'stepwise', 'warmed_up']
+__all__ = ['Count', 'Inner', 'Numbers', 'Schedule', 'Segments', 'Steps', 'Wrapper', 'completed', 'stepwise', 'warmed_up']
 
 LARGEST = 2 ** 53   # up to here float64 holds every whole number
 LONGEST = 10 ** 4   # entries of a list: each costs a comparison at every update
@@ -193,6 +193,13 @@ class Wrapper(Schedule):
 
 
 # Parts of formulas
+
+def completed(xp: Any, updates: Any, length: float) -> Any:
+    """How many times ``length`` updates fit into ``updates``, whole numbers. The half keeps away from whole quotients, on the wrong
+    side of which rounding may put them: XLA multiplies by 1 / length."""
+    return xp.floor((updates + 0.5) / length)
+
+
 
 def stepwise(xp: Any, t: Any, steps: Sequence[int], values: Sequence[float]) -> Any:
     """``values[0]`` up to update ``steps[0]``, then ``values[1]`` up to ``steps[1]``, and so on."""

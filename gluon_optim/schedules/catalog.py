@@ -1,15 +1,16 @@
 """The schedule that a scheduler follows, and its rate at any update."""
 import math
+import re
 import reprlib
 from typing import Any, Callable, Dict, Mapping, Tuple, Type
 
 import numpy
 
-from ..schema import Values, error_text, one_of
+from ..schema import Hyper, Values, check_known, error_text
 from . import annealing, decay, mx, plateau, wrappers
 from .base import Inner, Schedule, Segments
 
-__all__ = ['CLASSES', 'OURS', 'SCHEDULES', 'checked', 'rate', 'rate_of', 'schedule_of']
+__all__ = ['CLASSES', 'OURS', 'SCHEDULES', 'base_lr_of', 'checked', 'kept', 'named', 'rate', 'rate_of', 'record', 'schedule_of']
 
 # all schedules of this package, in the order of the tables
 SCHEDULES: Tuple[Type[Schedule], ...] = (
@@ -60,20 +61,31 @@ def _parts(scheduler: Any) -> Tuple[str, Any]:
 
 def _known(path: str) -> Type[Schedule]:
     if path not in CLASSES:
-        raise TypeError(f'The scheduler must be one of {one_of(CLASSES)}. Received: {path:.200}. Call it yourself, update by '
-                        'update.')
+        raise TypeError('The scheduler must be one of gluon_optim.lr_scheduler, or FactorScheduler, MultiFactorScheduler, '
+                        f'PolyScheduler or CosineScheduler of MXNet. Received: {path:.200}. Call it yourself, update by update.')
     return CLASSES[path]
 
 
 def _schedule_of(scheduler: Any, depth: int) -> Tuple[Type[Schedule], Values]:
     if depth > DEEPEST:
-        raise ValueError(f'at most {DEEPEST} schedulers may be within one another. Received: more.')
+        raise ValueError(f'At most {DEEPEST} schedulers may be within one another. Received: more.')
     path, attributes = _parts(scheduler)
     schedule = _known(path)
     h = _checked(schedule, schedule.of, attributes, depth)
     if not 0 <= h.base_lr < math.inf:
         raise ValueError('a rate below zero, or infinite')
     return schedule, h
+
+
+def base_lr_of(record: Mapping[str, Any]) -> Any:
+    """The ``base_lr`` of a scheduler in a file, which a scheduler around others has of the first one within; None if unknown."""
+    attributes = record.get('attributes')
+    if str(record.get('class')).startswith(OURS + '.'):
+        try:
+            return schedule_of(record)[1].base_lr
+        except (TypeError, ValueError):  # not one that a constructor has made
+            return None
+    return attributes.get('base_lr') if isinstance(attributes, Mapping) else None
 
 
 def checked(schedule: Type[Schedule], given: Mapping[str, Any]) -> Values:
@@ -100,6 +112,42 @@ def _checked(schedule: Type[Schedule], of: Callable[[Mapping[str, Any]], Values]
 def _part(part: Any, depth: int) -> Any:
     """One part of a chain, (steps, scheduler); what is none is refused where it is checked."""
     return (part[0], _schedule_of(part[1], depth)) if isinstance(part, (list, tuple)) and len(part) == 2 else part
+
+
+def kept(hyper: Hyper, given: Any, h: Values) -> Any:
+    """What a scheduler keeps of an argument that has been checked: a JSON value, and schedulers as they were ``given``."""
+    if isinstance(hyper, Inner):
+        return given
+    value = getattr(h, hyper.name)
+    if isinstance(hyper, Segments):
+        return [[steps, part[1]] for part, (steps, _) in zip(given, value)]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def record(name: str, **arguments: Any) -> Dict[str, Any]:
+    """A schedule of this package as files hold it, for `gluon_optim.rate` and all that takes such a record; without MXNet.
+
+    ``name`` is that of the class, or the one that `gluon-optim schedule` lists; ``**arguments`` are those of the class, records for
+    schedules within it. Raises ValueError for an unknown name, and ValueError or TypeError for arguments that the schedule refuses.
+
+    >>> from gluon_optim.schedules import record
+    >>> warm = record('Warmup', schedule=record('Cosine', max_update=100, base_lr=0.4), steps=10)
+    >>> rate(warm, 5), rate(warm, 10), round(rate(warm, 60), 3)
+    (0.2, 0.4, 0.2)
+    """
+    schedule = named(name)
+    h = checked(schedule, arguments)
+    attributes = {hyper.name: kept(hyper, arguments.get(hyper.name), h) for hyper in schedule.hypers + schedule.history}
+    return {'class': f'{OURS}.{schedule.__name__}', 'attributes': attributes}
+
+
+def named(name: str) -> Type[Schedule]:
+    """The schedule of that name, in any spelling: 'CosineRestarts', 'cosine_restarts', 'cosine-restarts'. ValueError for none."""
+    found = {schedule.name.replace('_', ''): schedule for schedule in SCHEDULES}
+    short = re.sub('[_-]', '', name).lower() if isinstance(name, str) else name
+    if short not in found:
+        check_known('schedule', name, [schedule.name for schedule in SCHEDULES], ValueError)
+    return found[short]
 
 
 def rate(schedule: Any, t: Any, xp: Any = numpy) -> Any:

@@ -2,7 +2,7 @@
 from typing import Any, Optional
 
 from ..schema import REQUIRED, Hyper, Values
-from .base import Count, Numbers, Schedule, Steps, stepwise
+from .base import Count, Numbers, Schedule, Steps, completed, stepwise
 
 __all__ = ['BASE_LR', 'Constant', 'Exponential', 'IntervalInverseTime', 'InverseSqrt', 'InverseTime', 'MultiStep', 'Piecewise',
            'Step', 'SumToInfinity']
@@ -50,7 +50,7 @@ class InverseTime(Schedule):
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
-        return h.base_lr / (1 + h.decay * xp.floor((t - 1) / h.steps_per_epoch))
+        return h.base_lr / (1 + h.decay * completed(xp, t - 1, h.steps_per_epoch))
 
 
 class IntervalInverseTime(Schedule):
@@ -68,7 +68,7 @@ class IntervalInverseTime(Schedule):
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
-        return h.base_lr / (1 + h.decay * xp.floor(t / h.interval))
+        return h.base_lr / (1 + h.decay * completed(xp, t, h.interval))
 
 
 class Step(Schedule):
@@ -86,7 +86,7 @@ class Step(Schedule):
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
-        return h.base_lr * h.factor ** xp.floor((t - 1) / h.step)
+        return h.base_lr * h.factor ** completed(xp, t - 1, h.step)
 
 
 class MultiStep(Schedule):

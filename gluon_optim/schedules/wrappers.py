@@ -1,8 +1,6 @@
 """Schedules around others: warmed up, one after another, scaled by the batch size."""
 from typing import Any, Optional, Tuple, Type
 
-import numpy
-
 from ..schema import REQUIRED, Hyper, Values
 from .base import Count, Inner, Schedule, Segments, Wrapper
 
@@ -37,14 +35,6 @@ class Warmup(Wrapper):
     def first(h: Values) -> Tuple[Type[Schedule], Values]:
         schedule, inner = h.schedule
         return schedule, inner
-
-    @staticmethod
-    def check(h: Values) -> None:
-        schedule, inner = h.schedule
-        first = float(schedule.rate(numpy, inner, 1.0))
-        if h.steps > 1 and h.begin > first:
-            raise ValueError('`begin` must not be above the first rate of the schedule, to which the warm-up leads. '
-                             f'Received: begin={h.begin!r}, first rate {first!r}.')
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
@@ -130,5 +120,5 @@ class Scaled(Wrapper):
 
     @staticmethod
     def length(h: Values) -> Optional[int]:
-        schedule, inner = h.schedule
+        schedule, inner = Scaled.first(h)
         return schedule.length(inner)
