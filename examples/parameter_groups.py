@@ -107,6 +107,7 @@ def plot(found, path):
         axis.legend(frameon=False, fontsize=9)
         axis.spines[['top', 'right']].set_visible(False)
     axes[0].set_yscale('log')
+    axes[0].set_yticks((0.1, 1), ('0.1', '1'))
     axes[0].set_title('rates, without decay', loc='left', fontsize=10)
     axes[1].set_title(f'decays, at a rate of {RATE}', loc='left', fontsize=10)
     figure.savefig(path, dpi=90)

@@ -1,6 +1,7 @@
 """Parameter groups: which parameters a rule matches, what they get, and that it is what the optimizer then uses."""
 import itertools
 import math
+import pickle
 import re
 import sys
 import textwrap
@@ -330,18 +331,49 @@ def test_frozen_and_accumulating_parameters(grad_req):
     assert (before == after).all() == (grad_req == 'null')
 
 
-@pytest.mark.parametrize('kvstore, options, refused', [
-    ('dist_sync', {}, True), ('dist_async', {'update_on_kvstore': None}, True), ('dist_sync', {'update_on_kvstore': False}, False),
-    ('device', {}, False), (None, {}, False)])
-def test_parameter_servers_know_no_multipliers(kvstore, options, refused):
-    net, trainer_of = start(kvstore=kvstore, **options)
+@pytest.mark.parametrize('optimizer, options, refused', [
+    ('sgd', {'kvstore': 'dist_sync'}, 'Use one of gluon_optim, or create the trainer with update_on_kvstore=False'),
+    ('sgd', {'kvstore': 'dist_async'}, 'sends its own optimizers without multipliers'),
+    ('sgd', {'kvstore': 'dist_sync', 'update_on_kvstore': False}, ''), ('sgd', {'kvstore': None}, ''),
+    ('sgd_torch', {'kvstore': 'dist_sync'}, '')], ids=str)
+def test_on_parameter_servers(optimizer, options, refused):
+    """tests/test_servers.py trains there with multipliers."""
+    net, trainer_of = start(optimizer=optimizer, **options)
     trainer_of()
     if refused:
-        with pytest.raises(ValueError, match='servers, which know no multipliers of parameters. Create .* update_on_kvstore=False'):
+        with pytest.raises(ValueError, match=refused):
             go.param_groups(net, GROUPS)
         assert set(multipliers(net).values()) == {(1, 1)}
+        assert len(go.param_groups(net, [])) == 1  # only shows them
     else:
         go.param_groups(net, GROUPS)
+
+
+def test_servers_that_have_their_optimizer():
+    net, trainer_of = start(contexts=(0, 1), update_on_kvstore=True)
+    trainer = trainer_of()
+    stepped(net, trainer, 1)
+    trainer._distributed = True  # as `_init_kvstore` finds of a store with servers
+    with pytest.raises(ValueError, match='which got the optimizer at the first step. Set them before, or create'):
+        go.param_groups(net, GROUPS)
+    trainer._distributed = False
+    go.param_groups(net, GROUPS)
+
+
+def test_a_pickled_optimizer_has_the_multipliers():
+    """It has no parameters, and MXNet then looks into its tables."""
+    net, trainer_of = start()
+    go.param_groups(net, GROUPS)
+    optimizer = trainer_of().optimizer
+    again = pickle.loads(pickle.dumps(optimizer))
+    assert again.param_dict == {}
+    indices = list(range(6))
+    assert again._get_lrs(indices) == optimizer._get_lrs(indices) and again._get_wds(indices) == optimizer._get_wds(indices)
+    assert len(set(again._get_lrs(indices))) == 2
+    again.param_dict = optimizer.param_dict
+    go.param_groups(net, [('*', {'lr_mult': 1, 'wd_mult': 1})])
+    again = pickle.loads(pickle.dumps(again))
+    assert again.lr_mult == again.wd_mult == {}
 
 
 # In files
@@ -401,18 +433,24 @@ def test_a_load_that_fails_sets_no_multiplier(tmp_path, monkeypatch):
     assert set(multipliers(net).values()) == {(1, 1)}
 
 
-def test_a_file_of_mxnet_has_no_multipliers(tmp_path):
-    """Its optimizer is pickled without its parameters: those of the net stay, and nothing is said."""
-    net, trainer_of = start()
+@pytest.mark.parametrize('optimizer', ['sgd', 'sgd_torch'])
+def test_multipliers_in_a_file_of_mxnet_do_not_apply(tmp_path, optimizer):
+    """MXNet saves none of parameters, and its own load leaves them alone. Nothing is said."""
+    net, trainer_of = start(optimizer=optimizer)
     go.param_groups(net, GROUPS)
     trainer = trainer_of()
     stepped(net, trainer)
     mine = multipliers(net)
     trainer.save_states(str(tmp_path / 'run.states'))
+    go.param_groups(net, [('*', {'lr_mult': 3, 'wd_mult': 4})])
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         go.load_states(trainer, tmp_path / 'run.states')
-    assert multipliers(net) == mine
+    assert set(multipliers(net).values()) == {(3, 4)}
+    states = go.read_states(tmp_path / 'run.states', params=[p.name for p in trainer._params])
+    assert [info.lr_mult for info in states.parameters] == (
+        [mine[name][0] for name in ('0.bias', '0.weight', '2.bias', '2.weight', '1.beta', '1.gamma')] if optimizer == 'sgd_torch'
+        else [1] * 6)
 
 
 def test_several_contexts_and_half_precision(tmp_path):

@@ -28,8 +28,9 @@ from mxnet import gluon
 from ..display import columns, columns_table
 from ..schema import Hyper, check_known, one_of, some_of
 from ..states.model import MULTIPLIERS, STATISTICS
+from .optimizer import Runner
 from .trainer import shape_of
-from .typing import BlockLike, ParameterLike, TrainerLike
+from .typing import BlockLike, ParameterLike
 
 __all__ = ['KINDS', 'NO_DECAY', 'Group', 'ParamGroups', 'fan_in', 'layer_decay', 'param_groups']
 
@@ -128,8 +129,8 @@ def param_groups(net: BlockLike, rules: Sequence[Rule]) -> ParamGroups:
 
     Recipes: `NO_DECAY` for biases and normalizations, `layer_decay`, `fan_in`.
 
-    Raises ValueError for a rule that matches nothing, an empty one, a multiplier below 0, infinite or NaN, and where a parameter
-    server updates the weights, which multipliers do not reach; TypeError for another key or type. Nothing has been set then.
+    Raises ValueError for a rule that matches nothing, an empty one, a multiplier below 0, infinite or NaN, and where they would not
+    reach the optimizer on a parameter server; TypeError for another key or type. Nothing has been set then.
     Warns of a rule that has no effect, because later ones set the same.
 
     >>> import gluon_optim as go
@@ -153,7 +154,8 @@ def param_groups(net: BlockLike, rules: Sequence[Rule]) -> ParamGroups:
     if unmatched:
         raise ValueError(f'Each rule must match a parameter that is trained. Received: {one_of(unmatched)}, which match none. '
                          f'Kinds: {one_of(KINDS)}; names: {some_of([place.names[0] for place in places])}.')
-    _check_reached(places)
+    if found:
+        _check_reached(places)
     plan = [_Plan(place, {}, {}, []) for place in places]
     for number, (selector, values, matching) in enumerate(found):
         for position in matching:
@@ -249,18 +251,22 @@ def _multipliers(selector: str, values: Any, name: str = '') -> Dict[str, float]
 
 
 def _check_reached(places: Sequence[_Place]) -> None:
-    """ValueError where the weights are updated on parameter servers, which got a copy of the optimizer without parameters."""
-    trainers = {id(trainer): trainer for place in places for trainer in [place.parameter._trainer] if trainer is not None}
-    if any(map(_updates_on_servers, trainers.values())):
-        raise ValueError('The multipliers must reach the optimizer. Received: a net whose trainer updates its weights on parameter '
-                         'servers, which know no multipliers of parameters. Create the trainer with update_on_kvstore=False.')
+    """ValueError where weights are updated on parameter servers, and the optimizer there would not get the multipliers."""
+    for trainer in {place.parameter._trainer for place in places} - {None}:
+        why = _not_reached(trainer)
+        if why:
+            raise ValueError('The multipliers must reach the optimizer. Received: a trainer that updates weights on parameter '
+                             f'servers, {why}, or create the trainer with update_on_kvstore=False.')
 
 
-def _updates_on_servers(trainer: TrainerLike) -> bool:
+def _not_reached(trainer: Any) -> str:
     if trainer._kv_initialized:
-        return bool(trainer._distributed and trainer._update_on_kvstore)
+        return 'which got the optimizer at the first step. Set them before' if (
+            trainer._distributed and trainer._update_on_kvstore) else ''
     store = trainer._kvstore_params['kvstore']
-    return 'dist' in str(getattr(store, 'type', store)) and trainer._kvstore_params['update_on_kvstore'] is not False
+    on_servers = 'dist' in str(getattr(store, 'type', store)) and trainer._kvstore_params['update_on_kvstore'] is not False
+    return 'to which MXNet sends its own optimizers without multipliers. Use one of gluon_optim' if (
+        on_servers and not isinstance(trainer._optimizer, Runner)) else ''
 
 
 # The net

@@ -73,7 +73,7 @@ def _agree(weight: Sequence[int], state: Sequence[int]) -> bool:
 def _described(present: ParameterInfo, states: OptimizerStates) -> ParameterInfo:
     """What the file has of the parameter: a name that was given to it, and the shape, but not the type, of its state.
 
-    Nor its multipliers: MXNet does not save those of a Gluon parameter, so it keeps them.
+    Nor its multipliers: MXNet does not save those of Gluon's parameters, which keep theirs.
     """
     found = next((info for info in states.parameters if info.name == present.name), present)
     stateless = not states.slots.get(present.name) and present.name not in states.master

@@ -116,8 +116,8 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
     hyperparameters : 'file' or 'current'
         Which hyper-parameters apply after loading. 'file' restores the saved hyper-parameters and the scheduler; 'current' keeps
         the trainer's and advances its scheduler to the saved number of updates. Both warn of each value that differs, those of
-        the schedule included. ``lr_mult`` and ``wd_mult`` of parameters are among them, except in one of MXNet's files, which
-        have none.
+        the schedule included. ``lr_mult`` and ``wd_mult`` of parameters are among them, but those in MXNet's own files never
+        apply.
     part : str, optional
         Which trainer, by the name it was saved under, of a checkpoint that holds several.
 
