@@ -143,7 +143,7 @@ def test_the_rate_is_lowest_in_the_snapshots(folder):
 @pytest.mark.parametrize('options, average', [
     ({}, softmax), ({'last': 2}, softmax), ({'batch_size': 3}, softmax), ({'axis': 0}, lambda array: softmax(array, 0)),
     ({'average': 'outputs'}, lambda array: array), ({'average': 'outputs', 'last': 9, 'batch_size': 7}, lambda array: array),
-], ids=str)
+], ids=['all', 'the last two', 'in parts', 'over another axis', 'outputs', 'outputs, more than there are'])
 @pytest.mark.parametrize('kind', [mx.nd.array, np.asarray], ids=['mxnet', 'numpy'])
 def test_the_mean_of_what_each_predicts(folder, kind, options, average):
     _, _, snapshots = trained(folder)

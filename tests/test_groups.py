@@ -233,7 +233,7 @@ def test_decays_out_of_range(decay):
     ([(3, {})], TypeError, 'A rule must be'),
     ({'bias': {'wd_mult': 0}}, TypeError, '`rules` must be a list of rules. Received: dict'),
     ([('bias', go.groups.fan_in(sequential()))], ValueError, 'another net, without 0.bias'),
-], ids=str)
+])
 def test_bad_rules_set_nothing(rules, error, words):
     net = sequential()
     given = [('matrix', {'lr_mult': 0.25}), *rules] if isinstance(rules, list) else rules
