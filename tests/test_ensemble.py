@@ -173,6 +173,22 @@ def test_numbers_for_each_network(folder):
     np.testing.assert_array_equal(found, [outputs(folder, step).astype('f4') for step in (4, 6)])
 
 
+def test_one_of_several_nets(folder):
+    pairs = {name: runs.make({}, seed) for seed, name in enumerate(('generator', 'discriminator'))}
+    nets, trainers = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
+    manager = go.CheckpointManager(folder, keep_last=1)
+    snapshots = go.ensemble.Snapshots(manager, nets['generator'], cycle=2, part='generator')
+    scores = []
+    for step in range(1, 6):
+        runs.train(nets['generator'], trainers['generator'], 1)
+        scores += [nets['generator'](mx.nd.array(X)).asnumpy()] if snapshots.ends(step) else []
+        manager.save(step, net=nets, trainer=trainers, keep=snapshots.ends(step))
+    assert snapshots.steps() == [2, 4]
+    np.testing.assert_allclose(snapshots.predict(X, average='outputs').asnumpy(), np.mean(scores, axis=0), atol=1e-6)
+    with pytest.raises(ValueError, match=r"one of several, part='generator'. Call manager.save\(step, net="):
+        snapshots.save(6)
+
+
 # Training goes on
 
 CONFIGS = {

@@ -60,6 +60,9 @@ class Snapshots:
     cycle : int or scheduler, optional
         For `save`, where cycles end: after each ``cycle`` updates, or where the rate of a schedule begins to rise again. That is
         any that `gluon_optim.rate` knows, such as `gluon_optim.lr_scheduler.CosineRestarts`.
+    part : str, optional
+        The name of ``net`` in checkpoints of several. These are saved by ``manager.save(step, net={...}, trainer={...},
+        keep=snapshots.ends(step))``.
 
     The paper's rate in cycles of C updates is base_lr / 2 (1 + cos(pi ((t - 1) mod C) / C)): CosineRestarts(step=C, base_lr).
 
@@ -77,14 +80,15 @@ class Snapshots:
     ([2, 4, 6, 7], [2, 4, 6], (5, 2))
     """
 
-    def __init__(self, manager: CheckpointManager, net: BlockLike, trainer: Optional[TrainerLike] = None, cycle: Any = None):
+    def __init__(self, manager: CheckpointManager, net: BlockLike, trainer: Optional[TrainerLike] = None, cycle: Any = None,
+                 part: Optional[str] = None):
         if not isinstance(manager, CheckpointManager):
             raise TypeError(f'`manager` must be a CheckpointManager. Received: {type(manager).__name__}.')
         if not isinstance(net, gluon.Block):
             raise TypeError(f'`net` must be a gluon.Block. Received: {type(net).__name__}.')
         if trainer is not None:
             check_trainer(trainer)
-        self.manager, self.net, self.trainer = manager, net, trainer
+        self.manager, self.net, self.trainer, self.part = manager, net, trainer, part
         if isinstance(cycle, LRScheduler):
             if not any(_ends(rate(cycle, numpy.arange(1, updates))).any() for updates in LOOKED_THROUGH):
                 raise ValueError(f'`cycle` must be a schedule with a rate that falls and rises again. Received: a '
@@ -119,8 +123,11 @@ class Snapshots:
         """Call it after each update, instead of `CheckpointManager.save`: it saves what that would, with the same ``options``, and
         the network for good where a cycle ends. Returns whether it did the latter.
 
-        Raises as `CheckpointManager.save` does.
+        Raises as `CheckpointManager.save` does, and ValueError where there are several nets.
         """
+        if self.part is not None:
+            raise ValueError(f'`save` is for a single net. Received: one of several, part={self.part!r}. Call manager.save(step, '
+                             'net={...}, trainer={...}, keep=snapshots.ends(step)).')
         ends = self.ends(step)
         self.manager.save(step, net=self.net, trainer=self.trainer, keep=ends, **options)
         return ends
@@ -175,7 +182,7 @@ class Snapshots:
             if all(parameter._data is not None for parameter in present):
                 remember(undo, present)
             for step in steps:
-                load_checkpoint(self.manager.path(step), net=self.net)
+                load_checkpoint(self.manager.path(step), net=self.net if self.part is None else {self.part: self.net})
                 results.append(function())
         return results
 
