@@ -2,7 +2,7 @@
 import html
 from typing import Any, Iterable, List, NamedTuple, Sequence, Tuple
 
-__all__ = ['Columns', 'Rows', 'clipped', 'of_part', 'table', 'text', 'without_none']
+__all__ = ['Columns', 'Rows', 'clipped', 'columns', 'columns_table', 'of_part', 'table', 'text', 'without_none']
 
 Rows = Sequence[Tuple[str, Any]]  # a word, and what it stands for
 MOST = 16    # rows that are shown
@@ -44,6 +44,40 @@ def table(title: str, rows: Rows) -> str:
     """
     cells = ''.join(f'<tr><td>{html.escape(word)}</td><td>{html.escape(clipped(value))}</td></tr>' for word, value in _shown(rows))
     return f'<div><b>{html.escape(clipped(title))}</b><table>{cells}</table></div>'
+
+
+def columns(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The title, and under it the rows in columns with heads; columns with numbers are aligned to the right.
+
+    >>> print(columns('Two', ['name', 'count'], [('one', 1), ('other', 20)]))
+    Two
+      name   count
+      one        1
+      other     20
+    """
+    lines = [[clipped(head) for head in heads], *_cells(heads, rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(heads))]
+    right = [any(isinstance(row[k], (int, float)) for row in rows) for k in range(len(heads))]
+    return '\n'.join([clipped(title)] + [
+        '  ' + '  '.join(f'{cell:{">" if to_right else "<"}{width}}' for cell, width, to_right in zip(line, widths, right)).rstrip()
+        for line in lines])
+
+
+def columns_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The same in HTML.
+
+    >>> columns_table('A', ['<b>'], [[1]])
+    '<div><b>A</b><table><tr><th>&lt;b&gt;</th></tr><tr><td>1</td></tr></table></div>'
+    """
+    lines = [f'<tr>{"".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)}</tr>'
+             for tag, cells in [('th', list(map(clipped, heads))), *(('td', cells) for cells in _cells(heads, rows))]]
+    return f'<div><b>{html.escape(clipped(title))}</b><table>{"".join(lines)}</table></div>'
+
+
+def _cells(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> List[List[str]]:
+    left = len(rows) - MOST
+    last = [[f'... {left} more'] + [''] * (len(heads) - 1)] if left > 0 else []
+    return [[f'{cell:.4g}' if isinstance(cell, float) else clipped(cell, 60) for cell in row] for row in rows[:MOST]] + last
 
 
 def _shown(rows: Rows) -> List[Tuple[str, Any]]:

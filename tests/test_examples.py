@@ -125,6 +125,26 @@ def test_the_run_goes_on_in_pytorch(tmp_path, options):
     assert max(abs(torch[step] - mxnet[step]) for step in torch) < 2e-3
 
 
+def test_snapshots_are_better_than_the_last_network(tmp_path):
+    said = run('snapshot_ensemble.py', '--seeds', '2', '--directory', tmp_path / 'run')
+    losses = [float(loss) for loss in re.findall(r'the last .*?(0\.\d+)', said)]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+    assert sorted(path.name for path in (tmp_path / 'run/cycles-0').iterdir()) == [
+        f'step-{step}.kept.safetensors' for step in (110, 220, 330, 440, 550)]
+    assert run('snapshot_ensemble.py', '--seeds', '2', '--directory', tmp_path / 'run') == said  # nothing is left to train
+
+
+def test_parameter_groups_are_shown_and_compared():
+    said = run('parameter_groups.py', '--seeds', '1', '--steps', '20')
+    assert re.search(r' 0 +2 +64 +norm +3.gamma, 3.beta\n', said)
+    assert len(re.findall(r'^(?:one rate|\(|decay on all|NO_DECAY).*?(?: +\d\.\d{3}){4}', said, re.MULTILINE)) == 5
+
+
+@pytest.mark.parametrize('script', ['snapshot_ensemble.py', 'parameter_groups.py'])
+def test_numbers_of_runs(script):
+    assert '--seeds must be at least 1' in run(script, '--seeds', '0', code=2)
+
+
 def test_a_resnet_is_finished_in_pytorch(tmp_path):
     torch = pytest.importorskip('torch')
     in_gluon = run('train_resnet.py', '--checkpoint-dir', tmp_path / 'run', '--epochs', '2')
@@ -158,3 +178,11 @@ def test_the_code_of_the_readme_runs(tmp_path):
             continue
         done = subprocess.run([sys.executable, '-c', block], cwd=str(tmp_path), env=ENVIRONMENT, stderr=subprocess.PIPE)
         assert done.returncode == 0, done.stderr.decode()
+
+
+def test_schedules_are_compared():
+    header, *rows = run('compare_schedules.py', '--only', 'cosine', 'plateau', '--steps', '120').splitlines()
+    assert header.split()[0] == 'schedule' and {row.split()[0] for row in rows} == {'cosine', 'plateau'}
+    cells = {row.split()[0]: row.split()[1:] for row in rows}
+    assert [cells[name][0] for name in ('cosine', 'plateau')] == ['0.1', '0.1'] and cells['cosine'][1] == '0'
+    assert 'at least 120' in run('compare_schedules.py', '--steps', '100', code=2)

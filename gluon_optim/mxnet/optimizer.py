@@ -15,7 +15,7 @@ from mxnet.optimizer import optimizer as mx_optimizer
 
 from ..rules.base import BASE_HYPERS, Rule, scalars
 from ..schema import Values, check_known, one_of
-from ..states.model import ParameterInfo
+from ..states.model import MULTIPLIERS, ParameterInfo
 from .executors import Executor, Update, check_weight
 from .typing import TrainerLike
 from .weights import keep_kvstore
@@ -61,6 +61,9 @@ class Runner(mx_optimizer.Optimizer):
 
     def __getstate__(self) -> Dict[str, Any]:
         state = super().__getstate__()
+        for name in MULTIPLIERS:  # MXNet leaves out the parameters; without them, as on a server, it looks into these tables
+            own = {index: getattr(parameter, name) for index, parameter in self.param_dict.items()}
+            state[name] = {index: value for index, value in {**state[name], **own}.items() if index not in own or value != 1}
         return {name: value for name, value in state.items() if name not in self._process_only}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:

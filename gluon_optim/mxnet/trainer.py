@@ -21,11 +21,11 @@ from ..models.gluon import facts_of as facts_of_block
 from ..schema import Slot, Values, one_of, some_of
 from ..states import container
 from ..states.matching import completes, match
-from ..states.model import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
+from ..states.model import MULTIPLIERS, STATISTICS, Array, OptimizerStates, ParameterInfo, digest
 from ..states.mxnet_files import mxnet2
-from .lr_scheduler import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .native import Builtin, Stranger, adapted, to_mxnet_state
 from .old_files import read_for
+from .scheduler_states import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .typing import BlockLike, ParameterLike, TrainerLike, UpdaterLike
 from .weights import keep_kvstore, remember, write_weight
 
@@ -117,7 +117,8 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
     hyperparameters : 'file' or 'current'
         Which hyper-parameters apply after loading. 'file' restores the saved hyper-parameters and the scheduler; 'current' keeps
         the trainer's and advances its scheduler to the saved number of updates. Both warn of each value that differs, those of
-        the schedule included.
+        the schedule included. ``lr_mult`` and ``wd_mult`` of parameters are among them, but those in MXNet's own files never
+        apply.
     part : str, optional
         Which trainer, by the name it was saved under, of a checkpoint that holds several.
 
@@ -211,12 +212,16 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
         optimizer.check_order(states, keyed)
     shared = (optimizer.read_others(states, contexts_of(trainer)[0]) if stranger
               else optimizer.read_variables(states.variables, keyed))
+    # a Module has them from its symbol, or from the user
+    multipliers = 'current' if isinstance(trainer, StandIn) else hyperparameters
     notes = [*fit.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
-             *_differences(trainer, optimizer, states, fit.pairs, present, hyperparameters), *scheduler.notes]
+             *_differences(trainer, optimizer, states, hyperparameters),
+             *_other_multipliers(trainer, fit.pairs, present, multipliers), *scheduler.notes]
     scaler, scales = _loss_scaler(trainer, states, notes)
     _start_kvstore(trainer)
     arrays = _to_devices(trainer, optimizer, states, fit, h)
-    return StatesPlan(trainer, optimizer, states, present, fit, h, arrays, scheduler, shared, scaler, scales, notes)
+    return StatesPlan(trainer, optimizer, states, present, fit, h, fit.pairs if multipliers == 'file' else {}, arrays, scheduler,
+                      shared, scaler, scales, notes)
 
 
 class StatesPlan(NamedTuple):
@@ -228,6 +233,7 @@ class StatesPlan(NamedTuple):
     present: List[ParameterInfo]
     fit: '_Fit'
     h: Values
+    multipliers: Dict[int, ParameterInfo]  # index -> what has the multipliers that it gets
     arrays: Dict[int, List[Any]]        # the states of each index, for each updater
     scheduler: SchedulerPlan
     shared: Dict[str, Any]              # the optimizer's `shared_state`
@@ -253,6 +259,8 @@ class StatesPlan(NamedTuple):
         keep(undo, vars(trainer._optimizer))
         optimizer.lr_scheduler = self.scheduler.apply(undo)
         optimizer.set_hyperparameters(self.h)
+        for i, info in self.multipliers.items():
+            _set_multipliers(trainer._params[i], info, undo)
         optimizer.set_shared_state(self.shared)
         _set_counts(trainer, optimizer, self.states, pairs)
         if self.scales:
@@ -604,27 +612,37 @@ def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Valu
     return saved.replace(rescale_grad=now.rescale_grad)
 
 
-def _differences(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
-                 present: List[ParameterInfo], mode: str) -> List[str]:
-    """One sentence for each value that differs between file and trainer, and which of the two applies."""
+def _differences(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, mode: str) -> List[str]:
+    """One sentence for each hyper-parameter that differs between file and trainer, and which of the two applies."""
     now, saved = optimizer.hyperparameters().asdict(), dict(states.hypers)
     word = word_of(trainer)
     skipped = {'rescale_grad'} | ({'learning_rate'} if optimizer.lr_scheduler or states.scheduler else set())
-    whose = "the file's applies" if mode == 'file' else f"the {word}'s applies"
     if isinstance(optimizer, Stranger):  # what is not an argument is state
         now = {name: now[name] for name in optimizer.arguments()}
-    notes = [f'{name} is {now[name]!r} in the {word} and {saved[name]!r} in the file: {whose}.'
+    notes = [f'{name} is {now[name]!r} in the {word} and {saved[name]!r} in the file: {_whose(word, mode)}.'
              for name in now if name in saved and name not in skipped and now[name] != saved[name]]
     if isinstance(trainer, StandIn) and now['rescale_grad'] != saved.get('rescale_grad', now['rescale_grad']):
         notes.append(f'rescale_grad is {now["rescale_grad"]!r} in the {word} and {saved["rescale_grad"]!r} in the file, as for '
                      f"another batch size: the {word}'s applies.")
+    return notes
+
+
+def _other_multipliers(trainer: TrainerLike, pairs: Dict[int, ParameterInfo], present: List[ParameterInfo], mode: str
+                       ) -> List[str]:
+    """One sentence for all parameters that differ alike in a multiplier."""
+    names: Dict[Tuple[str, float, float], List[str]] = {}
+    word = word_of(trainer)
     for i, info in pairs.items():
-        for name in ('lr_mult', 'wd_mult'):
+        for name in MULTIPLIERS:
             mine, theirs = getattr(present[i], name), getattr(info, name)
             if mine != theirs:
-                notes.append(f"{name} of {present[i].name} is {mine!r} in the {word} and {theirs!r} in the file: "
-                             f"the {word}'s applies.")
-    return notes
+                names.setdefault((name, mine, theirs), []).append(present[i].name)
+    return [f'{name} of {some_of(found) if len(found) > 1 else found[0]} is {mine!r} in the {word} and {theirs!r} in the file: '
+            f'{_whose(word, mode)}.' for (name, mine, theirs), found in names.items()]
+
+
+def _whose(word: str, mode: str) -> str:
+    return "the file's applies" if mode == 'file' else f"the {word}'s applies"
 
 
 def _loss_scaler(trainer: TrainerLike, states: OptimizerStates, notes: List[str]) -> Tuple[Any, Dict[str, Any]]:
@@ -655,6 +673,12 @@ def _to_devices(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, f
 
     contexts = contexts_of(trainer)[:len(_updaters(trainer))]
     return {i: [state(info.name, context) for context in contexts] for i, info in fit.pairs.items() if info.name in states.slots}
+
+
+def _set_multipliers(parameter: ParameterLike, info: ParameterInfo, undo: contextlib.ExitStack) -> None:
+    for name in MULTIPLIERS:
+        undo.callback(setattr, parameter, name, getattr(parameter, name))
+        setattr(parameter, name, getattr(info, name))
 
 
 def _set_counts(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:

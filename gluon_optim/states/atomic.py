@@ -100,7 +100,7 @@ def numbers_in(folder: Path, of: 're.Pattern[str]') -> List[int]:
             names = [entry.name for entry in entries if entry.is_file()]
     except FileNotFoundError:
         return []
-    return sorted(int(match[1]) for match in map(of.fullmatch, names) if match)
+    return sorted({int(match[1]) for match in map(of.fullmatch, names) if match})
 
 
 def set_aside(path: str) -> None:

@@ -11,10 +11,11 @@ from ..rules import Rule
 from ..rules.base import BASE_HYPERS
 from ..schema import Slot, Values, one_of, some_of
 
-__all__ = ['NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Parts', 'Run', 'Weight', 'chunks', 'digest',
-           'has_rule']
+__all__ = ['MULTIPLIERS', 'NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Parts', 'Run', 'Weight',
+           'chunks', 'digest', 'has_rule']
 
 STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # name endings of parameters that no optimizer updates
+MULTIPLIERS = ('lr_mult', 'wd_mult')  # of a parameter, as in Gluon
 NO_OPTIMIZER = 'none'  # the optimizer's name in a checkpoint of a net alone
 Array = Any  # a numpy.ndarray, or anything with `shape`, `dtype` and `chunks()`: a device's array, copied in pieces
 
