@@ -662,7 +662,7 @@ def test_a_killed_run_resumes_with_the_same_rates_and_weights(tmp_path):
     here = Path(__file__).resolve().parent
 
     def run(*arguments):
-        done = subprocess.run([sys.executable, '-W', 'ignore', str(here / 'schedule_runs.py'), *map(str, arguments)],
+        done = subprocess.run([sys.executable, '-W', 'ignore', str(here / 'plateau_runs.py'), *map(str, arguments)],
                               env={**os.environ, 'PYTHONPATH': str(here.parent)}, stdout=subprocess.PIPE, text=True)
         return done.returncode, dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
 
