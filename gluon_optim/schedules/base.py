@@ -200,7 +200,6 @@ def completed(xp: Any, updates: Any, length: float) -> Any:
     return xp.floor((updates + 0.5) / length)
 
 
-
 def stepwise(xp: Any, t: Any, steps: Sequence[int], values: Sequence[float]) -> Any:
     """``values[0]`` up to update ``steps[0]``, then ``values[1]`` up to ``steps[1]``, and so on."""
     value = values[0] + 0.0 * t
