@@ -412,7 +412,7 @@ def test_a_class_has_the_arguments_that_are_declared(schedule):
     (lambda: S.Cosine(10, final_lr=-1), ValueError, '`final_lr`'), (lambda: S.Cosine(True), ValueError, '`max_update`'),
     (lambda: S.InverseTime(0.1, -1, 10), ValueError, '`decay`'),
     (lambda: S.InverseTime(0.1, 1, 0), ValueError, '`steps_per_epoch`'),
-    (lambda: S.SumToInfinity(gamma=0.5), ValueError, r'`gamma` must be in \(0.5, 1\]'),
+    (lambda: S.SumToInfinity(gamma=0.5), ValueError, r'`gamma` must be in \(0.5, 1\].*squares is infinite, and the noise does not'),
     (lambda: S.SumToInfinity(gamma=1.1), ValueError, '`gamma`'), (lambda: S.SumToInfinity(0.0), ValueError, 'add up to infinity'),
     (lambda: S.Piecewise([3], [1]), ValueError, 'Received: 1 factors, 1 steps'),
     (lambda: S.Piecewise([3], [1, -1]), ValueError, '`factor`'), (lambda: S.Piecewise([3], [1, 'x']), TypeError, '`factor`'),
