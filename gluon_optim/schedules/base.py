@@ -184,7 +184,8 @@ class Wrapper(Schedule):
     @staticmethod
     def first(h: Values) -> Tuple[Type[Schedule], Values]:
         """The one within it that begins: `base_lr` is its."""
-        raise NotImplementedError
+        schedule, inner = h.schedule
+        return schedule, inner
 
     @classmethod
     def hyperparameters(cls, **given: Any) -> Values:
