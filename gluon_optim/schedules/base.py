@@ -184,7 +184,8 @@ class Wrapper(Schedule):
     @staticmethod
     def first(h: Values) -> Tuple[Type[Schedule], Values]:
         """The one within it that begins: `base_lr` is its."""
-        raise NotImplementedError
+        schedule, inner = h.schedule
+        return schedule, inner
 
     @classmethod
     def hyperparameters(cls, **given: Any) -> Values:
@@ -198,7 +199,6 @@ def completed(xp: Any, updates: Any, length: float) -> Any:
     """How many times ``length`` updates fit into ``updates``, whole numbers. The half keeps away from whole quotients, on the wrong
     side of which rounding may put them: XLA multiplies by 1 / length."""
     return xp.floor((updates + 0.5) / length)
-
 
 
 def stepwise(xp: Any, t: Any, steps: Sequence[int], values: Sequence[float]) -> Any:

@@ -32,11 +32,6 @@ class Warmup(Wrapper):
               Hyper('kind', 'linear', ('linear', 'constant', 'power2', 'sqrt'), 'the form of the rise'))
 
     @staticmethod
-    def first(h: Values) -> Tuple[Type[Schedule], Values]:
-        schedule, inner = h.schedule
-        return schedule, inner
-
-    @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
         schedule, inner = h.schedule
         if not h.steps:
@@ -107,11 +102,6 @@ class Scaled(Wrapper):
     counterpart = 'LambdaLR'
     hypers = (SCHEDULE, Count('batch_size', REQUIRED, '1', 'samples in a batch'),
               Count('reference', 1, '1', 'samples in a batch for which the schedule was made'))
-
-    @staticmethod
-    def first(h: Values) -> Tuple[Type[Schedule], Values]:
-        schedule, inner = h.schedule
-        return schedule, inner
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:

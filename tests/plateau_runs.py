@@ -1,4 +1,4 @@
-"""A run that prints every rate and, at the end, a digest: python schedule_runs.py FOLDER [the step at which to die]."""
+"""A run that prints every rate and, at the end, a digest: python plateau_runs.py FOLDER [the step at which to die]."""
 import os
 import signal
 import sys
