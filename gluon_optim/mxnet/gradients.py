@@ -43,8 +43,8 @@ log = logging.getLogger('gluon_optim')
 
 _PIECE = 1 << 16        # elements summed, or copied from float16, at once: a float32 sum of more loses digits
 _SHRINK = 2.0 ** -64    # brings float32 values to where their squares do not overflow
+_AT_ONCE = 200          # arrays that MXNet's multi_all_finite takes: more end the process
 _ALIKE = 1e-3           # how much sums of squares of the same gradient may differ between devices
-_TINY = 5e-324         # the smallest number above 0
 _POLICIES = ('skip', 'raise', 'ignore')
 
 
@@ -422,7 +422,9 @@ def _all_finite(arrays: Sequence[Any]) -> bool:
     flags = [nd.square(nd.norm(array)) * 0 for array in arrays if _is_sparse(array)]  # 0, or NaN
     for dtype in dict.fromkeys(array.dtype for array in dense):
         alike = [array for array in dense if array.dtype == dtype]
-        flags.append(nd.multi_all_finite(*alike, num_arrays=len(alike)) - 1)  # 0, or -1
+        for i in range(0, len(alike), _AT_ONCE):
+            some = alike[i:i + _AT_ONCE]
+            flags.append(nd.multi_all_finite(*some, num_arrays=len(some)) - 1)  # 0, or -1
     return bool((nd.concat(*(flag.astype('float32') for flag in flags), dim=0).asnumpy() == 0).all())
 
 
@@ -705,15 +707,16 @@ class Scaler:
             raise ValueError(f'The state of a loss scaler must have {one_of([*_KEYS, "next_loss_scale"])}. Received: '
                              f'{one_of(sorted(state))}.')
         state = dict(state, loss_scale=state.get('next_loss_scale', state['loss_scale']))  # AMP's decision for the next step
-        wrong = [key for key, value in state.items() if not _number(value) or math.isinf(value) or value < (key != 'unskipped') * _TINY
-                 or (key in ('unskipped', 'scale_seq_len') and type(value) is not int)]
+        whole = ('unskipped', 'scale_seq_len')
+        wrong = [key for key, value in state.items() if not _number(value) or not 0 <= value < math.inf
+                 or (key != 'unskipped' and value == 0) or (key in whole and type(value) is not int)]
         if wrong:
             raise ValueError('The state of a loss scaler must be positive numbers, of steps whole ones. Received: '
                              f'{ {key: state[key] for key in wrong} }.')
         here = {key: getattr(self, '_' + name) for key, name in _KEYS.items() if key not in _PROGRESS}
         kept = 'file' if hyperparameters == 'file' else 'trainer'
-        notes = [f"{_KEYS[key]} of the loss scaler is {value!r} in the trainer and {state[key]!r} in the file: the {kept}'s applies."
-                 for key, value in here.items() if state.get(key, value) != value]
+        notes = [f'{_KEYS[key]} of the loss scaler is {value!r} in the trainer and {state[key]!r} in the file: '
+                 f"the {kept}'s applies." for key, value in here.items() if state.get(key, value) != value]
         taken = _KEYS if hyperparameters == 'file' else _PROGRESS
         attributes = {'_' + _KEYS[key]: state[key] for key in taken if key in state}
         return {**attributes, '_phase': 'idle', '_finite': True, '_summed': False}, notes
@@ -772,7 +775,7 @@ class Accumulate:
             if parameter.grad_req == 'write':
                 parameter.grad_req = 'add'
         self._reset()
-        self._trainer._accumulate = self
+        vars(trainer)['_accumulate'] = self
 
     def __repr__(self) -> str:
         return f'<Accumulate: {self._batches} of {self.k} batches>'
