@@ -80,11 +80,15 @@ def synchronisations(monkeypatch):
     spent = {'calls': 0}
     with monkeypatch.context() as patch:
         for owner, name in ((mx.nd.NDArray, 'asnumpy'), (mx.nd.NDArray, 'wait_to_read'), (mx.nd, 'waitall')):
-            def counted(*args, _own=getattr(owner, name), **kwargs):
-                spent['calls'] += 1
-                return _own(*args, **kwargs)
-            patch.setattr(owner, name, counted)
+            patch.setattr(owner, name, counted(getattr(owner, name), spent))
         yield spent
+
+
+def counted(function, spent):
+    def call(*args, **kwargs):
+        spent['calls'] += 1
+        return function(*args, **kwargs)
+    return call
 
 
 # Clipping
@@ -231,7 +235,9 @@ def test_accumulated_gradients_are_clipped_as_they_are():
     trainer = trainer_of(((2,),))
     trainer._params[0].grad_req = 'add'
     for _ in range(3):
-        backward(trainer, [np.array([1.0, 0.0])])
+        with autograd.record():
+            loss = (trainer._params[0].data() * mx.nd.array([1, 0])).sum()
+        loss.backward()
     assert G.clip_by_global_norm(trainer, 2.0) == 3.0
     assert gradients_of(trainer)[0].tolist() == [2.0, 0.0]
 
@@ -293,11 +299,11 @@ for _ in range(2):
     scaler.scale(loss).backward()
     print(accumulate.step(1, lambda: print(go.gradients.clip_by_global_norm(trainer, 1.0), go.gradients.clip_by_norm(trainer, .5),
                                            go.gradients.clip_by_value(trainer, -.3, .3), go.gradients.find_nonfinite(trainer))))
-print(net.weight.grad(), scaler.loss_scale)
+print(net.weight.grad() / 65536, scaler.loss_scale)
 '''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ['False', "10.0 {'dense0_weight': 1.0} None {}", 'True', '[[0. 0.]] 65536.0']
+    assert done.stdout.splitlines() == ['False', "10.0 {'dense0_weight': 1.0} None {}", 'True', '[[0.3 0.3]] 65536.0']
 
 
 # One clear error
@@ -310,7 +316,7 @@ def test_a_max_norm_that_is_none(function, wrong):
     with pytest.raises(ValueError, match=r'`max_norm` must be a number above 0. Received: max_norm='):
         getattr(G, function)(trainer, wrong)
     with pytest.raises(ValueError, match='`batch_size` must be a number above 0'):
-        getattr(G, function)(trainer, 1.0, batch_size=wrong)if wrong is not None else G.clip_by_norm(trainer, 1.0, batch_size=0)
+        getattr(G, function)(trainer, 1.0, batch_size=0 if wrong is None else wrong)
 
 
 @pytest.mark.parametrize('low, high', [(1, -1), (NAN, 1), (0, NAN), ('0', 1), (None, 1)])
@@ -340,7 +346,7 @@ def test_no_gradient(function):
     for call in (clip, lambda trainer, *_: G.find_nonfinite(trainer)):
         with pytest.raises(ValueError, match='grad_req="null"'):
             call(trainer, *CALLS[function])
-    net = gluon.nn.Dense(2)
+    net = gluon.nn.Dense(2, use_bias=False)
     net.initialize()
     for call in (clip, lambda trainer, *_: G.find_nonfinite(trainer)):
         with pytest.raises(ValueError, match='shapes of parameters are not known yet'):
@@ -448,7 +454,7 @@ def test_one_synchronisation_per_call(monkeypatch, function, arguments, contexts
     with synchronisations(monkeypatch) as spent, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         getattr(G, function)(trainer, *arguments)
-    assert spent['calls'] <= 1
+    assert spent['calls'] <= (2 if 'norm' in function else 1)  # a second time to see whether only the square is infinite
 
 
 @pytest.mark.parametrize('contexts', [1, 2])
@@ -464,6 +470,10 @@ def test_one_synchronisation_per_step_of_a_scaler(monkeypatch, contexts):
         with synchronisations(monkeypatch) as spent:
             scaler.unscale()
         assert spent['calls'] == 1
+        for function in (G.clip_by_global_norm, G.clip_by_norm):
+            with synchronisations(monkeypatch) as spent:
+                function(trainer, 1.0)
+            assert spent['calls'] == 1
         with synchronisations(monkeypatch) as spent:
             assert scaler.step(1) is not bad
             scaler.update()
@@ -475,7 +485,7 @@ def test_one_synchronisation_per_step_of_a_scaler(monkeypatch, contexts):
 OPTIMIZERS = {
     'adamw': dict(learning_rate=0.1, epsilon=0.3, wd=0.1),          # an epsilon that is felt
     'novograd': dict(learning_rate=0.1, epsilon=0.3),
-    'sgd': dict(learning_rate=0.1, momentum=0.9, wd=0.1),
+    'sgd': dict(learning_rate=0.125, momentum=0.875, wd=0.125),
     'lamb': dict(learning_rate=0.1, epsilon=0.3),
     'nag': dict(learning_rate=0.1, momentum=0.9, clip_gradient=0.05),
 }
@@ -534,7 +544,7 @@ def test_the_scaled_and_clipped_update_is_that_of_numpy(contexts):
         assert norms[step] == pytest.approx(norm_of(sums), rel=1e-12)
         for i, g in enumerate(sums):
             g = g * min(1, 0.4 / norm_of(sums)) / 32
-            moments[i] = 0.9 * moments[i] - 0.1 * (g + 0.1 * weights[i])
+            moments[i] = 0.875 * moments[i] - 0.125 * (g + 0.125 * weights[i])
             weights[i] = weights[i] + moments[i]
     for k in range(contexts):
         for a, b in zip(weights_of(trainer, k), weights):
@@ -543,7 +553,7 @@ def test_the_scaled_and_clipped_update_is_that_of_numpy(contexts):
 
 def test_a_scale_keeps_what_float16_would_lose():
     def after(scale):
-        trainer = trainer_of(((4,),), ['float16'], optimizer=go.create('sgd', learning_rate=1e4, multi_precision=True))
+        trainer = trainer_of(((4,),), ['float16'], optimizer=go.create('sgd', learning_rate=1e6, multi_precision=True))
         scaler = G.Scaler(trainer, init_scale=scale)
         start = weights_of(trainer)[0]
         backward(trainer, [np.full(4, 1e-8)], scaler.scale)  # 0 in float16
@@ -551,7 +561,7 @@ def test_a_scale_keeps_what_float16_would_lose():
         return weights_of(trainer)[0] - start
 
     assert (after(1) == 0).all()
-    np.testing.assert_allclose(after(65536), -1e-4, rtol=0.1)
+    np.testing.assert_allclose(after(65536), -1e-2, rtol=0.05)
 
 
 class Counted(mx.lr_scheduler.LRScheduler):
@@ -586,7 +596,7 @@ def training(contexts=1, dtype='float32', optimizer='adamw', **options):
 def everything(trainer):
     return (go.states_digest(trainer), trainer.optimizer.num_update, trainer.optimizer.update_counts(),
             list(trainer.optimizer.lr_scheduler.asked), [array.tobytes() for array in weights_of(trainer)],
-            trainer.optimizer.rescale_grad, trainer.learning_rate)
+            trainer.optimizer.lr)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])
@@ -600,9 +610,10 @@ def test_what_happens_to_a_step_that_is_not_finite(contexts, dtype, bad):
         values[1][2] = bad
         backward(trainer, [[value, np.zeros_like(value)][:contexts] for value in values], scaler.scale)
         if nonfinite == 'raise':
-            with pytest.raises(G.NonfiniteGradients, match=f"{'NaN' if math.isnan(bad) else 'inf'} in 'w1', at loss scale 1024") as e:
+            word = 'NaN' if math.isnan(bad) else 'inf'
+            with pytest.raises(G.NonfiniteGradients, match=f"{word} in 'w1', at loss scale 1024") as caught:
                 scaler.step(4, nonfinite='raise')
-            assert e.value.parameters == {'w1': 'nan' if math.isnan(bad) else 'inf'}
+            assert caught.value.parameters == {'w1': 'nan' if math.isnan(bad) else 'inf'}
         else:
             assert scaler.step(4, nonfinite=nonfinite) is (nonfinite == 'ignore')
         scaler.update()
@@ -610,8 +621,7 @@ def test_what_happens_to_a_step_that_is_not_finite(contexts, dtype, bad):
         if nonfinite == 'ignore':
             assert trainer.optimizer.num_update == 4 and not np.isfinite(weights_of(trainer)[1]).all()
             continue
-        before = everything(trainer)[:5], before[:5]
-        assert before[0] == before[1]
+        assert everything(trainer) == before
         backward(trainer, values_for(trainer, 9), scaler.scale)  # and the run continues
         assert scaler.step(4)
         scaler.update()
@@ -712,12 +722,12 @@ def test_several_losses_and_backward_outside_of_record():
     scaled = scaler.scale((a, b))
     assert isinstance(scaled, tuple) and isinstance(scaler.scale([a]), list) and not autograd.is_recording()
     autograd.backward(list(scaled))
-    assert gradients_of(trainer)[0].tolist() == [24, 24]
+    assert gradients_of(trainer)[0].tolist() == [40, 40]
 
 
 @pytest.mark.parametrize('loss, error, words', [
     (1.0, TypeError, 'array of MXNet'), ([mx.nd.ones(1), None], TypeError, 'NoneType'),
-    (mx.nd.ones(1, dtype='float16'), ValueError, "float16.*astype"), (mx.nd.ones(1, dtype='int32'), ValueError, 'int32')])
+    (mx.nd.ones(1, dtype='float16'), ValueError, 'float16.*astype'), (mx.nd.ones(1, dtype='int32'), ValueError, 'int32')])
 def test_losses_that_cannot_be_scaled(loss, error, words):
     scaler = G.Scaler(trainer_of())
     with pytest.raises(error, match=words):
@@ -782,7 +792,9 @@ def test_clipping_under_the_scaler_of_amp():
     trainer._amp_loss_scaler, trainer._amp_original_scale = LossScaler(), trainer._scale  # as amp.init_trainer does
     start = weights_of(trainer)[0]
     trainer._scale = trainer._amp_original_scale / 65536                                  # as amp.scale_loss does
-    backward(trainer, [np.array([3.0, 4.0])], lambda losses: [loss * 65536 for loss in losses])
+    with autograd.record():
+        scaled = (trainer._params[0].data() * mx.nd.array([3, 4])).sum() * 65536
+    scaled.backward()
     assert G.clip_by_global_norm(trainer, 1.0) == 5.0
     trainer.update(1)
     np.testing.assert_allclose(start - weights_of(trainer)[0], [0.6, 0.8], rtol=1e-5)
@@ -790,7 +802,8 @@ def test_clipping_under_the_scaler_of_amp():
 
 def test_amp_itself():
     """`amp.init` changes MXNet's operators for the whole process: hence one of its own."""
-    done = subprocess.run([sys.executable, str(Path(__file__).parent / 'amp_runs.py')], capture_output=True, text=True, timeout=300)
+    script = Path(__file__).parent / 'amp_runs.py'
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found['scale'] == [65536.0, 65536.0, 32768.0, 32768.0]
@@ -856,7 +869,6 @@ def test_accumulated_batches_are_one_large_batch(contexts, clipped, scaled, defe
         updated.append(accumulate.step(len(x), (lambda: norms.append(G.clip_by_global_norm(trainer, 2.0))) if clipped else None))
     assert updated == [False, False, False, True] * 2
     assert trainer.optimizer.num_update == 2 and len(norms) == 2 * clipped
-    assert all((gradient == 0).all() for k in range(contexts) for gradient in gradients_of(trainer, k))
 
     large = classifier(contexts)
     reference = trainer_for(large, contexts=contexts, learning_rate=0.05, lr_scheduler=mx.lr_scheduler.FactorScheduler(1, 0.5))
@@ -889,6 +901,40 @@ def test_batches_of_different_sizes_and_the_rest():
         reference.step(len(x))
     for a, b in zip(weights_of(trainer), weights_of(reference)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_that_are_cast():
+    """MXNet's grad_req='add' keeps only the last batch of such a parameter, which this must not rely on."""
+    weights = []
+    for k, factors in ((1, [1 + 2 + 4.0]), (3, [1.0, 2.0, 4.0])):
+        optimizer = go.create('sgd', learning_rate=1.0, multi_precision=True)
+        trainer = trainer_of(((3,),), ['float16'], optimizer=optimizer)
+        trainer._params[0].grad_req = 'add'
+        accumulate = G.Accumulate(trainer, k)
+        for factor in factors:
+            backward(trainer, [np.full(3, factor * 2.0 ** -12)])
+            accumulate.step(1 / len(factors))
+        weights += weights_of(trainer)
+    assert (weights[0] == weights[1]).all()
+    with autograd.record():
+        loss = trainer._params[0].data().astype('float32').sum()
+    trainer._params[0].grad_req = 'add'
+    for _ in range(3):
+        with autograd.record():
+            loss = trainer._params[0].data().astype('float32').sum()
+        loss.backward()
+    assert gradients_of(trainer)[0].tolist() == [1, 1, 1]  # 3 if MXNet's were right: then Accumulate could be simpler
+
+
+def test_float16_gradients_are_summed_in_float32():
+    trainer = trainer_of(((1,),), ['float16'], optimizer=go.create('sgd', learning_rate=1.0, multi_precision=True))
+    start = weights_of(trainer)[0].astype('float32')
+    accumulate = G.Accumulate(trainer, 65)
+    for value in [1.0] + [2.0 ** -12] * 64:  # each of which float16 would lose beside the 1
+        backward(trainer, [np.full(1, value)])
+        accumulate.step(1 / 65)
+    master = export_states(trainer).master['w0']
+    np.testing.assert_allclose(start - master, 1 + 2.0 ** -6, rtol=1e-5)
 
 
 @pytest.mark.parametrize('nonfinite', ['skip', 'raise'])
@@ -1052,7 +1098,7 @@ def test_a_file_of_one_scaler_for_the_other(tmp_path):
     go.save_states(amp, path)
     ours = trainer_of()
     scaler = G.Scaler(ours, backoff_factor=0.25)
-    with pytest.warns(UserWarning, match=r"max_scale of the loss scaler is 16777216.0 in the trainer and 1048576.0 in the file: the file's"):
+    with pytest.warns(UserWarning, match="max_scale of the loss scaler is 16777216.0 in the trainer and 1048576.0 in the file"):
         go.load_states(ours, path)
     assert scaler.loss_scale == 2048 and scaler.state_dict()['unskipped'] == 17
     assert scaler.state_dict()['max_loss_scale'] == 2 ** 20 and scaler.state_dict()['backoff_factor'] == 0.25
@@ -1095,8 +1141,9 @@ def test_a_trainer_without_what_the_file_has(tmp_path):
 
 
 @pytest.mark.parametrize('wrong', [
-    {'loss_scale': 1.0}, {'loss_scale': 0.0, 'unskipped': 1}, {'loss_scale': 1.0, 'unskipped': -1}, {'loss_scale': '1', 'unskipped': 1},
-    {'loss_scale': 1.0, 'unskipped': 1.5}, {'loss_scale': 1.0, 'unskipped': 1, 'tolerance': 2}, {'loss_scale': True, 'unskipped': 1},
+    {'loss_scale': 1.0}, {'loss_scale': 0.0, 'unskipped': 1}, {'loss_scale': 1.0, 'unskipped': -1},
+    {'loss_scale': '1', 'unskipped': 1}, {'loss_scale': True, 'unskipped': 1},
+    {'loss_scale': 1.0, 'unskipped': 1.5}, {'loss_scale': 1.0, 'unskipped': 1, 'tolerance': 2},
     {'loss_scale': INF, 'unskipped': 0}, {'loss_scale': 1.0, 'unskipped': 0, 'scale_seq_len': 0}])
 def test_states_that_are_not_those_of_a_scaler(wrong):
     scaler = G.Scaler(trainer_of())
@@ -1111,17 +1158,18 @@ def test_states_that_are_not_those_of_a_scaler(wrong):
 def test_a_load_that_fails_changes_no_gradient(tmp_path, monkeypatch):
     path = str(tmp_path / 'x')
     saved = scaled_run(seed=3)
-    go_on(*saved, batches(4, seed=4))
+    go_on(*saved, batches(5, seed=4))
     go.save_states(saved[1], path)
-    net, trainer, accumulate, scaler = here = scaled_run()
-    go_on(*here, batches(2))
+    _, trainer, accumulate, _ = here = scaled_run()
+    go_on(*here, batches(1))
 
     def snapshot():
-        return ([g.tobytes() for g in gradients_of(trainer)], dict(vars(accumulate), _trainer=0), scaler.state_dict(),
-                export_states(trainer).counts)
+        states = export_states(trainer)
+        return ({name: array.tobytes() for name, array in states.variables.items()}, states.loss_scaler, states.counts,
+                repr(accumulate))
 
     before, calls = snapshot(), []
-    for k in range(1, 12):
+    for k in range(1, 40):
         real = mx.nd.NDArray._sync_copyfrom
 
         def copy(*args, _real=real, _k=k, _calls=calls):
@@ -1139,4 +1187,4 @@ def test_a_load_that_fails_changes_no_gradient(tmp_path, monkeypatch):
                 assert snapshot() == before
             else:
                 break
-    assert k > 4 and accumulate._batches == 1
+    assert k > 8 and accumulate._batches == 2

@@ -1,7 +1,7 @@
 """What happens to gradients between `backward` and the update: clipping, NaN and inf, loss scaling, accumulation.
 
-A gradient is used as the Trainer holds it after `allreduce_grads`: the sum over the batch and over all devices. Reading it costs
-one synchronisation with the device per call, for all parameters together.
+A gradient is used as the Trainer holds it after `allreduce_grads`: the sum over the batch and over all devices. Each call waits
+for the devices once, for all parameters together.
 
 >>> import mxnet as mx, gluon_optim as go
 >>> net = mx.gluon.nn.Dense(1, in_units=2, use_bias=False, prefix='dense_')
@@ -21,7 +21,6 @@ one synchronisation with the device per call, for all parameters together.
 
 docs/GRADIENTS.md has the loops.
 """
-import contextlib
 import logging
 import math
 import warnings
@@ -31,9 +30,8 @@ import numpy
 from mxnet import autograd
 from mxnet import ndarray as nd
 
-from ..schema import Hyper, check_int, one_of, some_of
+from ..schema import Hyper, check_int, compute_type, one_of, some_of
 from ..states.model import OptimizerStates, ParameterInfo
-from .lr_scheduler import keep
 from .trainer import ACCUMULATED, check_trainer, contexts_of, start
 from .typing import ParameterLike, TrainerLike
 
@@ -42,7 +40,7 @@ __all__ = ['Accumulate', 'NonfiniteGradients', 'Scaler', 'clip_by_global_norm', 
 log = logging.getLogger('gluon_optim')
 
 _PIECE = 1 << 16        # elements summed, or copied from float16, at once: a float32 sum of more loses digits
-_SHRINK = 2.0 ** -64    # brings float32 values to where their squares do not overflow
+_SHRINK = {numpy.float32: 2.0 ** -64, numpy.float64: 2.0 ** -600}  # bring values to where their squares do not overflow
 _AT_ONCE = 200          # arrays that MXNet's multi_all_finite takes: more end the process
 _ALIKE = 1e-3           # how much sums of squares of the same gradient may differ between devices
 _POLICIES = ('skip', 'raise', 'ignore')
@@ -107,8 +105,8 @@ def clip_by_value(trainer: TrainerLike, low: float, high: float, batch_size: Opt
         raise ValueError(f'0 must be in [low, high] for row_sparse gradients, of which most elements are 0. Received: low={low!r}, '
                          f'high={high!r} for {some_of(sparse)}.')
     with autograd.pause():
-        if len(gradients[0].arrays) > 1 and not _sums_are_known(trainer):
-            _fetch_sums(gradients)  # only to see that they are the same on all devices
+        if len(gradients[0].arrays) > 1:
+            _check_same(gradients, _fetch(gradients, len(gradients[0].arrays))[0])
         for gradient in gradients:
             for array in gradient.arrays:
                 _clip(array, low / unit, high / unit)
@@ -161,10 +159,11 @@ def clip_by_global_norm(trainer: TrainerLike, max_norm: float, batch_size: Optio
     unit = _unit(trainer, batch_size)
     gradients = _reduced(trainer)
     with autograd.pause():
-        sums = _fetch_sums(gradients, _sums_are_known(trainer))
-        norm = math.sqrt(sums.sum()) * unit
-        if not math.isfinite(norm):
-            _warn_of_nonfinite(trainer, gradients, sums)
+        norms = _fetch_norms(gradients, _scaler(trainer))
+        norm = math.hypot(*norms) * unit
+        if not numpy.isfinite(norms).all():
+            norm = float(norms.sum())
+            _warn_of_nonfinite(trainer, gradients, norms)
         elif norm > max_norm:
             for gradient in gradients:
                 _multiply(gradient.arrays, max_norm / norm)
@@ -197,15 +196,13 @@ def clip_by_norm(trainer: TrainerLike, max_norm: float, batch_size: Optional[flo
     unit = _unit(trainer, batch_size)
     gradients = _reduced(trainer)
     with autograd.pause():
-        sums = _fetch_sums(gradients, _sums_are_known(trainer))
-        norms = {gradient.name: math.sqrt(total) * unit for gradient, total in zip(gradients, sums)}
-        if not numpy.isfinite(sums).all():
-            _warn_of_nonfinite(trainer, gradients, sums)
-        for gradient in gradients:
-            norm = norms[gradient.name]
+        norms = _fetch_norms(gradients, _scaler(trainer)) * unit
+        if not numpy.isfinite(norms).all():
+            _warn_of_nonfinite(trainer, gradients, norms)
+        for gradient, norm in zip(gradients, norms):
             if math.isfinite(norm) and norm > max_norm:
                 _multiply(gradient.arrays, max_norm / norm)
-    return norms
+    return {gradient.name: float(norm) for gradient, norm in zip(gradients, norms)}
 
 
 def find_nonfinite(trainer: TrainerLike) -> Dict[str, str]:
@@ -234,11 +231,8 @@ def find_nonfinite(trainer: TrainerLike) -> Dict[str, str]:
     gradients = _gradients(trainer)
     with autograd.pause():
         sums, finite = _fetch(gradients, len(gradients[0].arrays), flags=True)
-    kinds = {}
-    for gradient, totals, flags in zip(gradients, sums.T, finite.T):
-        if not flags.all():
-            kinds[gradient.name] = 'nan' if numpy.isnan(totals).any() else 'inf'
-    return kinds
+    return {gradient.name: 'nan' if numpy.isnan(of_devices).any() else 'inf'
+            for gradient, of_devices, flags in zip(gradients, sums.T, finite.T) if not flags.all()}
 
 
 # The gradients of a trainer
@@ -259,17 +253,13 @@ def _gradients(trainer: TrainerLike, fresh_only: bool = False) -> List[_Gradient
         why = ('since the last update' if any(parameter._data is not None for parameter in trained)
                else 'because the shapes of parameters are not known yet')
         raise ValueError(f'There must be gradients. Received: a trainer without any, {why}. Call backward() of a loss first.')
-    return [_Gradient(parameter.name, [array.as_nd_ndarray() if _is_np(array) else array for array in _grad(parameter)])
-            for parameter in found]
+    return [_Gradient(parameter.name, _grad(parameter)) for parameter in found]
 
 
 def _grad(parameter: ParameterLike) -> List[Any]:
+    """The gradient on each device, also where it is one of `mx.np`, as an array for the operators of `mx.nd`."""
     arrays: List[Any] = parameter._check_and_get(parameter._grad, list)  # type: ignore[attr-defined]
-    return arrays
-
-
-def _is_np(array: Any) -> bool:
-    return hasattr(array, 'as_nd_ndarray') and not _is_sparse(array)
+    return [array if _is_sparse(array) else array.as_nd_ndarray() for array in arrays]
 
 
 def _is_sparse(array: Any) -> bool:
@@ -310,12 +300,6 @@ def _scaler(trainer: TrainerLike) -> Optional['Scaler']:
     return scaler if isinstance(scaler, Scaler) else None
 
 
-def _sums_are_known(trainer: TrainerLike) -> bool:
-    """Whether gradients were summed over the devices for certain, so that one device speaks for all."""
-    scaler = _scaler(trainer)
-    return len(contexts_of(trainer)) == 1 or (scaler is not None and scaler._phase == 'unscaled')
-
-
 def _unit(trainer: TrainerLike, batch_size: Optional[float]) -> float:
     """What a gradient in memory is multiplied by to be in the units of the caller: without the loss scale, whether that is
     AMP's or ours, and as the optimizer will see it if the caller gives a batch size."""
@@ -337,47 +321,55 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float, numpy.integer, numpy.floating)) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def _warn_of_nonfinite(trainer: TrainerLike, gradients: Sequence[_Gradient], sums: numpy.ndarray) -> None:
+def _warn_of_nonfinite(trainer: TrainerLike, gradients: Sequence[_Gradient], norms: numpy.ndarray) -> None:
     scaler = _scaler(trainer)
     if scaler is None or scaler._phase != 'unscaled':  # else its step decides what happens
-        kinds = {g.name: 'nan' if math.isnan(total) else 'inf' for g, total in zip(gradients, sums) if not math.isfinite(total)}
+        kinds = {g.name: 'nan' if math.isnan(norm) else 'inf' for g, norm in zip(gradients, norms) if not math.isfinite(norm)}
         warnings.warn(f'Gradients that are not finite are not clipped: {_named(kinds)}. The next update makes the weights NaN: '
                       'leave it out, or use go.gradients.Scaler.', stacklevel=3)
 
 
 # Operations on the device
 
-def _fetch_sums(gradients: Sequence[_Gradient], one_device: bool = False) -> numpy.ndarray:
-    """The sum of squares of each gradient, in float64; they must be the same on all devices.
+def _fetch_norms(gradients: Sequence[_Gradient], scaler: Optional['Scaler']) -> numpy.ndarray:
+    """The norm of each gradient. A ``scaler`` that has looked at them already knows that they are the same on all devices.
 
-    float32 squares that overflow are computed again, from smaller values: only that takes a second synchronisation.
+    Where squares overflow they are computed again, from smaller values: only that takes a second synchronisation.
     """
-    devices = 1 if one_device else len(gradients[0].arrays)
-    by_device, _ = _fetch(gradients, devices)
-    if not numpy.allclose(by_device, by_device[0], rtol=_ALIKE, atol=0, equal_nan=True):
-        wrong = [g.name for g, sums in zip(gradients, by_device.T) if not numpy.allclose(sums, sums[0], _ALIKE, 0, equal_nan=True)]
+    known = scaler is not None and scaler._phase == 'unscaled'
+    sums, _ = _fetch(gradients, 1 if known else len(gradients[0].arrays))
+    _check_same(gradients, sums)
+    norms: numpy.ndarray = numpy.sqrt(sums[0])
+    for dtype, factor in _SHRINK.items() if not known or scaler._finite else ():  # type: ignore[union-attr]
+        large = [i for i, gradient in enumerate(gradients) if numpy.isinf(norms[i]) and gradient.arrays[0].dtype == dtype
+                 and not _is_sparse(gradient.arrays[0])]
+        if large:
+            norms[large] = numpy.sqrt(_fetch([gradients[i] for i in large], 1, factor)[0][0]) / factor
+    return norms
+
+
+def _check_same(gradients: Sequence[_Gradient], sums: numpy.ndarray) -> None:
+    """Raise ValueError unless the sums of squares are the same on all devices, as they are after `allreduce_grads`."""
+    alike = numpy.isclose(sums, sums[0], rtol=_ALIKE, atol=0, equal_nan=True).all(axis=0)
+    if not alike.all():
+        wrong = [gradient.name for gradient, same in zip(gradients, alike) if not same]
         raise ValueError(f'Gradients must be summed over the devices first. Received: different ones of {some_of(wrong)}. Call '
                          'trainer.allreduce_grads(), and trainer.update(batch_size) afterwards.')
-    sums: numpy.ndarray = by_device[0]
-    large = [i for i, gradient in enumerate(gradients) if numpy.isinf(sums[i]) and gradient.arrays[0].dtype == numpy.float32
-             and not _is_sparse(gradient.arrays[0])]
-    if large:
-        again, _ = _fetch([gradients[i] for i in large], 1, shrink=_SHRINK)
-        sums[large] = again[0] / _SHRINK ** 2
-    return sums
 
 
-def _fetch(gradients: Sequence[_Gradient], devices: int, shrink: float = 1.0, flags: bool = False
+def _fetch(gradients: Sequence[_Gradient], devices: int, factor: float = 1.0, flags: bool = False
            ) -> Tuple[numpy.ndarray, numpy.ndarray]:
     """Of each device and gradient the sum of squares, and with ``flags`` whether all elements are finite: one synchronisation."""
     rows, owners, n = [], [], len(gradients)
     for k in range(devices):
-        pieces: Dict[str, List[Tuple[int, Any]]] = {'float32': [], 'float64': []}
+        scratch = _Scratch(gradients[0].arrays[k].context)
+        pieces: Dict[Any, List[Tuple[int, Any]]] = {numpy.float32: [], numpy.float64: []}
         for i, gradient in enumerate(gradients):
             array = gradient.arrays[k]
-            pieces['float64' if array.dtype == numpy.float64 else 'float32'] += [(i, one) for one in _squares(array, shrink)]
+            of_dtype = pieces[numpy.float64 if array.dtype == numpy.float64 else numpy.float32]
+            of_dtype += [(i, one) for one in _squares(array, factor, scratch)]
             if flags:
-                pieces['float32'] += [(n + i, one) for one in _finite_flag(array)]
+                of_dtype += [(n + i, one) for one in _nonfinite(array, scratch)]
         for found in pieces.values():
             if found:
                 row = nd.concat(*(one for _, one in found), dim=0).astype('float64')
@@ -385,56 +377,94 @@ def _fetch(gradients: Sequence[_Gradient], devices: int, shrink: float = 1.0, fl
                 owners += [2 * n * k + i for i, _ in found]
     values = nd.concat(*rows, dim=0).asnumpy()
     sums = numpy.bincount(owners, values, 2 * n * devices).reshape(devices, 2, n)
-    finite = numpy.where([_is_sparse(gradient.arrays[0]) for gradient in gradients], numpy.isfinite(sums[:, 0]), sums[:, 1] > 0)
-    return sums[:, 0], finite
+    return sums[:, 0], sums[:, 1] == 0
 
 
-def _squares(array: Any, shrink: float) -> List[Any]:
-    """Sums of squares, each of shape (1,), in float32, or float64 for float64. Copies one piece at a time, and only of float16."""
+class _Scratch:
+    """Memory of one piece, for each type, on a device. Pieces that share it are computed one after the other: with memory of
+    their own MXNet might make all of them at once."""
+
+    def __init__(self, context: Any):
+        self._context, self._arrays = context, {}  # type: Any, Dict[str, Any]
+
+    def like(self, piece: Any, name: str) -> Any:
+        """An array of the size of ``piece``: in float32, or float64 for float64."""
+        dtype = compute_type(numpy.dtype(piece.dtype).name)
+        key = f'{name} {dtype}'
+        if key not in self._arrays:
+            self._arrays[key] = nd.zeros((_PIECE,), ctx=self._context, dtype=dtype)
+        return self._arrays[key][:piece.size]
+
+    def cast(self, piece: Any) -> Any:
+        """``piece``, or if it is float16 its float32 copy."""
+        return piece if piece.dtype != numpy.float16 else nd.cast(piece, dtype='float32', out=self.like(piece, 'copy'))
+
+
+def _squares(array: Any, factor: float, scratch: _Scratch) -> Iterator[Any]:
+    """Sums of squares of ``factor`` times the array, each of shape (1,)."""
     if _is_sparse(array):
-        return [nd.square(nd.norm(array))]
+        yield nd.square(nd.norm(array))
+        return
+    for piece in _pieces(array):
+        piece = scratch.cast(piece)
+        if factor != 1:
+            piece = nd._internal._mul_scalar(piece, scalar=factor, out=scratch.like(piece, 'copy'))
+        yield nd.dot(piece, piece)
+
+
+def _nonfinite(array: Any, scratch: _Scratch) -> Iterator[Any]:
+    """Numbers of shape (1,), all of them 0 if all elements are finite."""
+    if _is_sparse(array):
+        yield nd.norm(array) * 0
+    elif array.dtype == numpy.float64:  # all_finite would look at them in float32
+        for piece in _pieces(array):
+            yield nd.dot(piece, scratch.like(piece, 'zeros'))
+    else:
+        yield 1 - nd.all_finite(array)
+
+
+def _pieces(array: Any) -> Iterator[Any]:
+    """Views of at most `_PIECE` elements."""
     flat = array.reshape(-1)
-    if array.dtype == numpy.float64:
-        return [nd.dot(flat, flat)]
-    sums = []
-    for piece in _pieces(flat):
-        piece = piece if array.dtype == numpy.float32 else piece.astype('float32')
-        piece = piece if shrink == 1 else piece * shrink
-        sums.append(nd.dot(piece, piece))
-    return sums
-
-
-def _pieces(flat: Any) -> Iterator[Any]:
     if flat.size <= _PIECE:
         yield flat
     else:
         for i in range(0, flat.size, _PIECE):
-            yield flat[i:i + _PIECE]  # a view
-
-
-def _finite_flag(array: Any) -> List[Any]:
-    return [] if _is_sparse(array) else [nd.all_finite(array)]
+            yield flat[i:i + _PIECE]
 
 
 def _all_finite(arrays: Sequence[Any]) -> bool:
-    """Whether all elements are finite: one synchronisation, nothing copied."""
-    dense = [array for array in arrays if not _is_sparse(array)]
-    flags = [nd.square(nd.norm(array)) * 0 for array in arrays if _is_sparse(array)]  # 0, or NaN
-    for dtype in dict.fromkeys(array.dtype for array in dense):
-        alike = [array for array in dense if array.dtype == dtype]
-        for i in range(0, len(alike), _AT_ONCE):
-            some = alike[i:i + _AT_ONCE]
-            flags.append(nd.multi_all_finite(*some, num_arrays=len(some)) - 1)  # 0, or -1
+    """Whether all elements are finite: one synchronisation, and fewer operations than `_fetch`."""
+    scratch, flags = _Scratch(arrays[0].context), []
+    alike: Dict[Any, List[Any]] = {numpy.float16: [], numpy.float32: []}
+    for array in arrays:
+        if _is_sparse(array) or array.dtype not in alike or array.size > _PIECE:  # one operator for all small ones
+            flags += list(_nonfinite(array, scratch))
+        else:
+            alike[array.dtype].append(array)
+    for dense in alike.values():
+        for i in range(0, len(dense), _AT_ONCE):
+            some = dense[i:i + _AT_ONCE]
+            flags.append(1 - nd.multi_all_finite(*some, num_arrays=len(some)))
     return bool((nd.concat(*(flag.astype('float32') for flag in flags), dim=0).asnumpy() == 0).all())
 
 
 def _multiply(arrays: Sequence[Any], factor: float) -> None:
     for array in arrays:
         if array.dtype == numpy.float16 and float(numpy.float16(factor)) != factor:
-            for piece in _pieces(array.reshape(-1)):  # float16 would round the factor to 11 bits, or to 0
-                nd.cast(piece.astype('float32') * factor, dtype='float16', out=piece)
+            scratch = _Scratch(array.context)
+            for piece in _pieces(array):  # float16 would round the factor to 11 bits, or to 0
+                single = scratch.cast(piece)
+                nd.cast(nd._internal._mul_scalar(single, scalar=factor, out=single), dtype='float16', out=piece)
         else:
             nd._internal._mul_scalar(array, scalar=factor, out=array)
+
+
+def _add(total: Any, array: Any) -> None:
+    """total += array, which may be float16 where ``total`` is float32."""
+    scratch = _Scratch(array.context)
+    for sums, piece in zip(_pieces(total), _pieces(array)):
+        nd.elemwise_add(sums, scratch.cast(piece), out=sums)
 
 
 def _clip(array: Any, low: float, high: float) -> None:
@@ -737,12 +767,13 @@ class Accumulate:
     Parameters
     ----------
     trainer : gluon.Trainer
-        Its parameters get ``grad_req='add'``, and their gradients are set to 0, here and after each update. With several devices
-        it must have been created with ``update_on_kvstore=False``: gradients are summed over devices once per update.
+        With several devices it must have been created with ``update_on_kvstore=False``: gradients are summed over devices once per
+        update. Parameters with ``grad_req='add'`` get ``'write'``: the sums are kept here, in float32 for float16. MXNet's own
+        'add' loses all batches but the last where a parameter is cast, as in nets that compute float16 weights in float32.
     k : int
         Batches per update.
 
-    Counts and schedule advance by one per update. A checkpoint saved between two updates contains the gradients so far, and
+    Counts and schedule advance by one per update. A checkpoint saved between two updates contains the sums so far, and
     continues from there, if the trainer that loads it has an Accumulate too.
 
     Raises ValueError for a ``k`` below 1, row_sparse gradients and trainers that update on their kvstore.
@@ -768,13 +799,13 @@ class Accumulate:
             raise ValueError(f'Accumulated gradients must be dense. Received: row_sparse ones of {some_of(sparse)}. Create the '
                              'layer with sparse_grad=False.')
         self._trainer: Any = trainer
+        self._sums: Dict[int, List[Any]] = {}   # of each parameter that had a gradient, by its index: one for each device
         self._batches = 0
         self._size = 0.0        # sum of the batch sizes
-        self._summed = False    # over the devices, for an update that has not succeeded yet
+        self._ready = False     # gradients are complete, for an update that has not succeeded yet
         for parameter in trainer._params:
-            if parameter.grad_req == 'write':
-                parameter.grad_req = 'add'
-        self._reset()
+            if parameter.grad_req == 'add':
+                parameter.grad_req = 'write'
         vars(trainer)['_accumulate'] = self
 
     def __repr__(self) -> str:
@@ -782,7 +813,7 @@ class Accumulate:
 
     def step(self, batch_size: float, before_update: Optional[Callable[[], Any]] = None, nonfinite: Optional[str] = None,
              ignore_stale_grad: bool = False) -> bool:
-        """Count a batch; at every ``k``-th update the weights. Returns whether they were updated.
+        """Add the gradients of a batch; at every ``k``-th update the weights. Returns whether they were updated.
 
         Parameters
         ----------
@@ -794,13 +825,16 @@ class Accumulate:
         nonfinite : 'skip', 'raise' or 'ignore', optional
             As for `Scaler.step`, if the trainer has a Scaler, of which only `scale` is left to call; otherwise leave it out.
         ignore_stale_grad : bool
-            As for `Trainer.step`.
+            As for `Trainer.step`; a parameter is stale if none of the batches has a gradient for it.
         """
         if not _number(batch_size) or not 0 < batch_size < math.inf:
             raise ValueError(f'`batch_size` must be a number above 0. Received: batch_size={batch_size!r}.')
         self._check(nonfinite)
-        if self._summed:
+        if self._ready:
             raise ValueError('The update must be done first, which an error has stopped. Received: another batch. Call finish().')
+        _gradients(self._trainer, fresh_only=True)
+        with autograd.pause():
+            self._take()
         self._batches += 1
         self._size += batch_size
         return self._batches >= self.k and self.finish(before_update, nonfinite, ignore_stale_grad)
@@ -812,10 +846,12 @@ class Accumulate:
         if not self._batches:
             return False
         trainer, scaler = self._trainer, _scaler(self._trainer)
-        if not self._summed:
+        if not self._ready:
             _check_own_update(trainer)
+            with autograd.pause():
+                self._give()
             (trainer.allreduce_grads if scaler is None else scaler.unscale)()
-            self._summed = True
+            self._ready = True
         if before_update is not None:
             before_update()
         if scaler is None:
@@ -836,14 +872,30 @@ class Accumulate:
             raise ValueError(f'`nonfinite` is for trainers with a Scaler. Received: nonfinite={nonfinite!r} and none. Create '
                              'go.gradients.Scaler(trainer), with init_scale=1, scale_factor=1 and backoff_factor=1 for no scale.')
 
+    def _take(self) -> None:
+        """Add the new gradients to the sums."""
+        for i, parameter in self._trained():
+            if not _is_fresh(parameter):
+                continue
+            arrays = _grad(parameter)
+            if i not in self._sums:
+                self._sums[i] = [nd.zeros(array.shape, array.context, compute_type(numpy.dtype(array.dtype).name))
+                                 for array in arrays]
+            for total, array, data in zip(self._sums[i], arrays, parameter._data or ()):
+                if data._fresh_grad:
+                    _add(total, array)
+            _set_fresh(parameter, False)
+
+    def _give(self) -> None:
+        """Make the sums the gradients."""
+        for i, parameter in self._trained():
+            if i in self._sums:
+                for array, total in zip(_grad(parameter), self._sums[i]):
+                    nd.cast(total, dtype=numpy.dtype(array.dtype).name, out=array)
+                _set_fresh(parameter, True)
+
     def _reset(self) -> None:
-        self._batches, self._size, self._summed = 0, 0.0, False
-        by_device: Dict[Any, List[Any]] = {}
-        for _, parameter in self._trained():
-            for array in _grad(parameter):
-                by_device.setdefault(array.context, []).append(array.as_nd_ndarray())
-        for arrays in by_device.values():
-            nd.reset_arrays(*arrays, num_arrays=len(arrays))
+        self._sums, self._batches, self._size, self._ready = {}, 0, 0.0, False
 
     def _trained(self) -> List[Tuple[int, ParameterLike]]:
         return [(i, parameter) for i, parameter in enumerate(self._trainer._params)
@@ -852,40 +904,30 @@ class Accumulate:
     # -- saved state ------------------------------------------------------------------------------------------------
 
     def variables(self, copy: Callable[[Any], Any]) -> Dict[str, Any]:
-        """What a checkpoint needs, if there are batches that no update has used: their number and size, and the gradients on each
-        device of each parameter that has one."""
+        """What a checkpoint needs, if there are batches that no update has used: their number and size, and the sums on each
+        device."""
         if not self._batches:
             return {}
-        found = {ACCUMULATED: numpy.array([self._batches, self._size])}
-        for i, parameter in self._trained():
-            if _is_fresh(parameter):
-                found.update((f'{ACCUMULATED}:{i}:{k}', copy(array)) for k, array in enumerate(_grad(parameter)))
-        return found
+        sums = {f'{ACCUMULATED}:{i}:{k}': copy(total) for i, totals in self._sums.items() for k, total in enumerate(totals)}
+        return {ACCUMULATED: numpy.array([self._batches, self._size]), **sums}
 
-    def read(self, states: OptimizerStates, pairs: Mapping[int, ParameterInfo]) -> Callable[[contextlib.ExitStack], None]:
-        """What puts saved `variables` in place, with an undo. ValueError for those that do not fit; nothing is changed."""
+    def read(self, states: OptimizerStates, pairs: Mapping[int, ParameterInfo]) -> Dict[str, Any]:
+        """The attributes that follow from saved `variables`, on the devices of the trainer. ValueError for those that do not
+        fit."""
         batches, size = _checked_progress(states.variables.get(ACCUMULATED), self.k)
-        saved = {info.name: j for j, info in enumerate(states.parameters)}
-        gradients = {}
+        saved, sums = {info.name: j for j, info in enumerate(states.parameters)}, {}
         for i, parameter in self._trained():
-            j = saved[pairs[i].name] if i in pairs else None
-            copies = _saved_copies(states.variables, j)
+            copies = _saved_copies(states.variables, saved[pairs[i].name]) if i in pairs else []
+            dtype = compute_type(numpy.dtype(parameter.dtype).name)
+            arrays = _grad(parameter)
+            if any(copy.shape != array.shape or copy.dtype != dtype for copy in copies for array in arrays):
+                raise ValueError(f'The accumulated gradient of {parameter.name} must be {dtype}{list(arrays[0].shape)}. Received '
+                                 f'from the file: {copies[0].dtype}{list(copies[0].shape)}.')
+            if copies and len(copies) != len(arrays):  # they are summed over the devices later
+                copies = [sum(copies), *(numpy.zeros_like(copies[0]) for _ in arrays[1:])]
             if copies:
-                if any(copy.shape != array.shape or copy.dtype != array.dtype for copy in copies for array in _grad(parameter)):
-                    raise ValueError(f'The accumulated gradient of {parameter.name} must be {numpy.dtype(parameter.dtype).name}'
-                                     f'{list(parameter.shape)}. Received from the file: {copies[0].dtype}{list(copies[0].shape)}.')
-                gradients[i] = copies
-
-        def apply(undo: contextlib.ExitStack) -> None:
-            keep(undo, vars(self))
-            self._batches, self._size, self._summed = batches, size, False
-            for i, parameter in self._trained():
-                arrays, copies = _grad(parameter), gradients.get(i, [])
-                undo.callback(_set_fresh, parameter, _is_fresh(parameter))
-                undo.callback(_write, arrays, [array.asnumpy() for array in arrays])
-                _write(arrays, copies if len(copies) == len(arrays) else [sum(copies)] if copies else [])
-                _set_fresh(parameter, bool(copies))
-        return apply
+                sums[i] = [nd.array(copy, array.context, dtype) for copy, array in zip(copies, arrays)]
+        return {'_sums': sums, '_batches': batches, '_size': size, '_ready': False}
 
 
 def _checked_progress(saved: Optional[numpy.ndarray], k: int) -> Tuple[int, float]:
@@ -899,15 +941,9 @@ def _checked_progress(saved: Optional[numpy.ndarray], k: int) -> Tuple[int, floa
     return int(saved[0]), float(saved[1])
 
 
-def _saved_copies(variables: Mapping[str, numpy.ndarray], j: Optional[int]) -> List[numpy.ndarray]:
+def _saved_copies(variables: Mapping[str, numpy.ndarray], j: int) -> List[numpy.ndarray]:
     """The accumulated gradient of the saved parameter ``j`` on each device."""
     copies: List[numpy.ndarray] = []
     while f'{ACCUMULATED}:{j}:{len(copies)}' in variables:
         copies.append(variables[f'{ACCUMULATED}:{j}:{len(copies)}'])
     return copies
-
-
-def _write(arrays: Sequence[Any], values: Sequence[Any]) -> None:
-    """Set ``arrays`` to ``values``, and those for which there is none to 0: they are summed over the devices later."""
-    for k, array in enumerate(arrays):
-        array[:] = values[k] if k < len(values) else 0

@@ -239,7 +239,7 @@ class StatesPlan(NamedTuple):
     shared: Dict[str, Any]              # the optimizer's `shared_state`
     scaler: Any
     scales: Dict[str, Any]
-    accumulated: Optional[Callable[[contextlib.ExitStack], None]]
+    accumulated: Dict[str, Any]
     notes: List[str]
 
     def warn(self) -> None:
@@ -266,7 +266,9 @@ class StatesPlan(NamedTuple):
             keep(undo, vars(self.scaler))
             vars(self.scaler).update(self.scales)
         if self.accumulated:
-            self.accumulated(undo)
+            accumulate: Any = trainer._accumulate  # type: ignore[attr-defined]
+            keep(undo, vars(accumulate))
+            vars(accumulate).update(self.accumulated)
         start(trainer, undo)
         rewritten = _rewrite_weights(trainer, self.states, pairs)
         for updater in _updaters(trainer):
@@ -676,16 +678,15 @@ def _loss_scaler(trainer: TrainerLike, states: OptimizerStates, hyperparameters:
 
 
 def _accumulated(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[int, ParameterInfo], notes: List[str]
-                 ) -> Optional[Callable[[contextlib.ExitStack], None]]:
-    """What restores the gradients that the trainer's `gradients.Accumulate` had summed; None if it has none."""
+                 ) -> Dict[str, Any]:
+    """The attributes that the trainer's `gradients.Accumulate` gets from the file; none if it has no Accumulate."""
     accumulate: Any = getattr(trainer, '_accumulate', None)
-    if accumulate is None:
-        if any(map(_is_accumulated, states.variables)):
-            notes.append('The file holds gradients of batches that were accumulated for the next update, and the trainer has no '
-                         'Accumulate: they are not restored. Create go.gradients.Accumulate(trainer, k) before load_states.')
-        return None
-    restore: Callable[[contextlib.ExitStack], None] = accumulate.read(states, pairs)
-    return restore
+    if accumulate is not None:
+        return dict(accumulate.read(states, pairs))
+    if any(map(_is_accumulated, states.variables)):
+        notes.append('The file holds gradients of batches that were accumulated for the next update, and the trainer has no '
+                     'Accumulate: they are not restored. Create go.gradients.Accumulate(trainer, k) before load_states.')
+    return {}
 
 
 # Into a trainer: changes
