@@ -31,8 +31,8 @@ from mxnet import autograd
 from mxnet import ndarray as nd
 
 from ..schema import Hyper, check_int, compute_type, one_of, some_of
-from ..states.model import OptimizerStates, ParameterInfo
-from .trainer import ACCUMULATED, check_trainer, contexts_of, start
+from ..states.model import ACCUMULATED, OptimizerStates, ParameterInfo
+from .trainer import check_trainer, contexts_of, start
 from .typing import ParameterLike, TrainerLike
 
 __all__ = ['Accumulate', 'NonfiniteGradients', 'Scaler', 'clip_by_global_norm', 'clip_by_norm', 'clip_by_value', 'find_nonfinite']
@@ -681,8 +681,9 @@ class Scaler:
 
     def _end_step(self) -> None:
         if not self._finite:
-            for parameter in self._trainer._params:  # or ignore_stale_grad would use them in the next step
-                _set_fresh(parameter, False)
+            for parameter in self._trainer._params:
+                if parameter.grad_req != 'null':
+                    _set_fresh(parameter, False)  # or ignore_stale_grad would use it in the next step
         self._trainer._scale = self._trainer._amp_original_scale
         self._phase = 'stepped'
 

@@ -21,7 +21,7 @@ from ..models.gluon import facts_of as facts_of_block
 from ..schema import Slot, Values, one_of, some_of
 from ..states import container
 from ..states.matching import completes, match
-from ..states.model import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
+from ..states.model import STATISTICS, Array, OptimizerStates, ParameterInfo, digest, is_accumulated
 from ..states.mxnet_files import mxnet2
 from .lr_scheduler import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .native import Stranger, adapted, to_mxnet_state
@@ -33,7 +33,6 @@ __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_
 
 log = logging.getLogger('gluon_optim')
 _PIECE = 1 << 18  # number of elements copied from a device at once
-ACCUMULATED = 'accumulated'  # first part of the names of variables that `gradients.Accumulate` saves
 # what AMP's loss scaler does and our Scaler can do otherwise
 _OF_AMP = {'scale_factor': 2.0, 'backoff_factor': 0.5, 'min_loss_scale': 0.0}
 
@@ -196,7 +195,7 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
     optimizer = _optimizer(trainer)
     otherwise = mxnet2.not_in_rule(states)
     saved = states
-    states = replace(states, variables={name: array for name, array in states.variables.items() if not _is_accumulated(name)})
+    states = replace(states, variables={name: array for name, array in states.variables.items() if not is_accumulated(name)})
     states = mxnet2.as_rule(states, allow_lossy=True)
     if hyperparameters not in ('file', 'current'):
         raise ValueError(f"`hyperparameters` must be 'file' or 'current'. Received: hyperparameters={hyperparameters!r}.")
@@ -550,10 +549,6 @@ def _is_ours(scaler: Any) -> bool:
     return hasattr(scaler, 'read_state')
 
 
-def _is_accumulated(variable: str) -> bool:
-    return variable.partition(':')[0] == ACCUMULATED
-
-
 def _has_master(optimizer: Any, info: ParameterInfo) -> bool:
     return bool(optimizer.multi_precision) and info.dtype == 'float16'
 
@@ -683,7 +678,7 @@ def _accumulated(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[int,
     accumulate: Any = getattr(trainer, '_accumulate', None)
     if accumulate is not None:
         return dict(accumulate.read(states, pairs))
-    if any(map(_is_accumulated, states.variables)):
+    if any(map(is_accumulated, states.variables)):
         notes.append('The file holds gradients of batches that were accumulated for the next update, and the trainer has no '
                      'Accumulate: they are not restored. Create go.gradients.Accumulate(trainer, k) before load_states.')
     return {}
