@@ -107,7 +107,8 @@ def draw(records, path):
     axes[1].set_ylabel('norm of all gradients')
     axes[1].set_title('Norms are those of the gradients without the scale', loc='left', fontsize=10)
     for k, (name, record) in enumerate(records.items()):
-        axes[2].semilogy(steps, smooth(record.losses), color=f'C{k}', linewidth=1.2, label=f'{name}: accuracy {record.accuracy:.1%}')
+        label = f'{name}: accuracy {record.accuracy:.1%}'
+        axes[2].semilogy(steps, smooth(record.losses), color=f'C{k}', linewidth=1.2, label=label)
     axes[2].set_ylabel('training loss (smoothed)')
     axes[2].set_xlabel('step')
     for axis in axes:

@@ -1,7 +1,9 @@
 """Clipping, NaN and inf, loss scaling and accumulation on real trainers, against NumPy in float64."""
 import contextlib
+import importlib.util
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -393,6 +395,7 @@ def test_a_trainer_that_updates_on_its_kvstore(function):
 
 # NaN and inf
 
+@pytest.mark.filterwarnings('ignore:adamw updates float16')
 @pytest.mark.parametrize('dtype', ['float16', 'float32', 'float64'])
 @pytest.mark.parametrize('contexts', [1, 2])
 def test_nan_and_inf_are_told_apart(dtype, contexts):
@@ -413,6 +416,7 @@ def test_the_second_device_alone_has_the_nan():
     assert G.find_nonfinite(trainer) == {'w1': 'nan'}
 
 
+@pytest.mark.filterwarnings('ignore:adamw updates float16')
 def test_large_values_are_not_infinite():
     trainer = trainer_of(((2,), (2,), (2,)), ['float16', 'float32', 'float64'])
     backward(trainer, [np.full(2, 65504.0), np.full(2, 3e38), np.full(2, 1e300)])
@@ -859,7 +863,8 @@ def backward_of(net, trainer, x, y, scaler=None):
 
 
 def trainer_for(net, optimizer='adamw', contexts=1, **arguments):
-    return gluon.Trainer(net.collect_params(), go.create(optimizer, **arguments), update_on_kvstore=None if contexts == 1 else False)
+    return gluon.Trainer(net.collect_params(), go.create(optimizer, **arguments),
+                         update_on_kvstore=None if contexts == 1 else False)
 
 
 @pytest.mark.parametrize('scaled', [False, True])
@@ -1107,7 +1112,7 @@ def test_a_file_of_one_scaler_for_the_other(tmp_path):
     go.save_states(amp, path)
     ours = trainer_of()
     scaler = G.Scaler(ours, backoff_factor=0.25)
-    with pytest.warns(UserWarning, match="max_scale of the loss scaler is 16777216.0 in the trainer and 1048576.0 in the file"):
+    with pytest.warns(UserWarning, match='max_scale of the loss scaler is 16777216.0 in the trainer and 1048576.0 in the file'):
         go.load_states(ours, path)
     assert scaler.loss_scale == 2048 and scaler.state_dict()['unskipped'] == 17
     assert scaler.state_dict()['max_loss_scale'] == 2 ** 20 and scaler.state_dict()['backoff_factor'] == 0.25
@@ -1118,7 +1123,7 @@ def test_a_file_of_one_scaler_for_the_other(tmp_path):
     amp._amp_loss_scaler = LossScaler()
     with pytest.warns(UserWarning, match='backoff_factor of the loss scaler is 0.25 in the file, and always 0.5') as caught:
         go.load_states(amp, path)
-    assert any('min_loss_scale' in str(each.message) for each in caught)
+    assert 'min_loss_scale' in str(caught[-1].message)
     assert (amp._amp_loss_scaler.loss_scale, amp._amp_loss_scaler._unskipped) == (2048, 17)
     assert set(vars(amp._amp_loss_scaler)) == set(vars(LossScaler()))
 
@@ -1212,23 +1217,27 @@ def test_the_page_runs(capsys):
 
 
 def test_what_the_page_says_of_mxnet():
-    """Its clip_global_norm counts each device, and overflows in float16."""
+    """Its clip_global_norm counts each device, takes no float16 on the CPU, and makes finite gradients 0 beside an infinite one."""
     arrays = [mx.nd.ones((4,)), mx.nd.ones((4,))]
     assert gluon.utils.clip_global_norm(arrays, 100.0) == pytest.approx(math.sqrt(8))
+    with pytest.raises(mx.MXNetError, match='dot only supports float32/float64 for CPU'):
+        gluon.utils.clip_global_norm([mx.nd.ones((4,), dtype='float16')], 100.0)
+    arrays = [mx.nd.ones((4,)), mx.nd.array([INF, 1])]
     with pytest.warns(UserWarning, match='nan or inf'):
-        assert gluon.utils.clip_global_norm([mx.nd.full((1,), 257).astype('float16')], 100.0) == INF
+        gluon.utils.clip_global_norm(arrays, 100.0)
+    np.testing.assert_array_equal(np.concatenate([array.asnumpy() for array in arrays]), [0, 0, 0, 0, NAN, 0])
 
 
 def test_the_example(tmp_path):
-    pytest.importorskip('matplotlib')
     pytest.importorskip('sklearn')
     picture = tmp_path / 'picture.png'
+    drawn = ['--picture', str(picture)] if importlib.util.find_spec('matplotlib') else []
     script = ROOT / 'examples/mixed_precision.py'
-    done = subprocess.run([sys.executable, str(script), '--picture', str(picture), '--steps', '60', '--overflow-at', '30'],
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(script), '--steps', '60', '--overflow-at', '30', *drawn], capture_output=True,
+                          text=True, timeout=300, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     assert done.returncode in (0, 1), done.stderr  # 60 steps are too few for its accuracy
     rows = dict(re.findall(r'^(float\S+(?:, \S+(?: 1)?)?) +\S+% +\S+ +\d+ +(\S+)%', done.stdout, re.MULTILINE))
     assert set(rows) == {'float32', 'float16, scale 1', 'float16, Scaler'}
     assert float(rows['float16, scale 1']) > float(rows['float32']) + 20
     assert abs(float(rows['float16, Scaler']) - float(rows['float32'])) < 10
-    assert picture.read_bytes().startswith(b'\x89PNG')
+    assert not drawn or picture.read_bytes().startswith(b'\x89PNG')

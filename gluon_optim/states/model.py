@@ -11,8 +11,8 @@ from ..rules import Rule
 from ..rules.base import BASE_HYPERS
 from ..schema import Slot, Values, one_of, some_of
 
-__all__ = ['ACCUMULATED', 'NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Parts', 'Run', 'Weight', 'chunks',
-           'digest', 'has_rule', 'is_accumulated', 'what_was_accumulated']
+__all__ = ['ACCUMULATED', 'NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Parts', 'Run', 'Weight',
+           'chunks', 'digest', 'has_rule', 'is_accumulated', 'what_was_accumulated']
 
 STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # name endings of parameters that no optimizer updates
 ACCUMULATED = 'accumulated'  # of variables with gradients summed for the next update: the name, or its part before a colon
