@@ -902,6 +902,7 @@ def test_accumulated_batches_are_one_large_batch(contexts, clipped, scaled, defe
 def test_batches_of_different_sizes_and_the_rest():
     data = [(x[:n], y[:n]) for (x, y), n in zip(batches(5), (8, 3, 5, 2, 6))]
     net, large = classifier(), classifier()
+    net.collect_params().setattr('grad_req', 'add')  # with which each gradient would contain those before it
     trainer, reference = trainer_for(net), trainer_for(large)
     accumulate = G.Accumulate(trainer, 3)
     for x, y in data:
@@ -938,6 +939,21 @@ def test_parameters_that_are_cast():
             loss = trainer._params[0].data().astype('float32').sum()
         loss.backward()
     assert gradients_of(trainer)[0].tolist() == [1, 1, 1]  # 3 if MXNet's were right: then Accumulate could be simpler
+
+
+def test_a_parameter_that_one_device_alone_has_used():
+    """What the other device has from the batch before is not added again."""
+    trainer = trainer_of(((2,),), contexts=2, optimizer=go.create('sgd', learning_rate=1.0))
+    accumulate = G.Accumulate(trainer, 2)
+    start = weights_of(trainer)[0]
+    backward(trainer, [[np.full(2, 1.0), np.full(2, 8.0)]])
+    accumulate.step(1)
+    with autograd.record():
+        loss = (trainer._params[0].data(mx.cpu(0)) * 2).sum()
+    loss.backward()
+    accumulate.step(1)
+    for k in (0, 1):
+        np.testing.assert_allclose(start - weights_of(trainer, k)[0], (1 + 8 + 2) / 2, rtol=1e-6)
 
 
 def test_float16_gradients_are_summed_in_float32():
@@ -1183,6 +1199,11 @@ def test_a_load_that_fails_changes_no_gradient(tmp_path, monkeypatch):
                 repr(accumulate))
 
     before, calls = snapshot(), []
+    with monkeypatch.context() as patch:  # the last that a load does
+        patch.setattr('gluon_optim.mxnet.trainer._install', lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            go.load_states(trainer, path)
+    assert snapshot() == before
     for k in range(1, 40):
         real = mx.nd.NDArray._sync_copyfrom
 
