@@ -61,6 +61,14 @@ def backward(trainer, values, scale=None, skip=()):
     autograd.backward(scale(losses) if scale else losses)
 
 
+def with_gradients(dtypes=None, contexts=1):
+    """A trainer whose gradients are summed over its devices."""
+    trainer = trainer_of(dtypes=dtypes, contexts=contexts)
+    backward(trainer, values_for(trainer))
+    trainer.allreduce_grads()
+    return trainer
+
+
 def gradients_of(trainer, k=0):
     return [parameter.list_grad()[k].asnumpy() for parameter in trainer._params]
 
@@ -100,9 +108,7 @@ def counted(function, spent):
 @pytest.mark.parametrize('dtype', ['float16', 'float32', 'float64'])
 @pytest.mark.parametrize('contexts', [1, 2])
 def test_clipping_by_global_norm(dtype, contexts):
-    trainer = trainer_of(dtypes=[dtype] * 2, contexts=contexts)
-    backward(trainer, values_for(trainer))
-    trainer.allreduce_grads()
+    trainer = with_gradients([dtype] * 2, contexts)
     before = gradients_of(trainer)
     assert norm_of(before) > 1.5
     norm = G.clip_by_global_norm(trainer, 1.5)
@@ -134,9 +140,7 @@ def test_clipping_by_norm_of_each_parameter(contexts):
 @pytest.mark.parametrize('dtype', ['float16', 'float32', 'float64'])
 @pytest.mark.parametrize('contexts', [1, 2])
 def test_clipping_by_value(dtype, contexts):
-    trainer = trainer_of(dtypes=[dtype] * 2, contexts=contexts)
-    backward(trainer, values_for(trainer))
-    trainer.allreduce_grads()
+    trainer = with_gradients([dtype] * 2, contexts)
     expected = [np.clip(gradient, np.dtype(dtype).type(-0.1), np.dtype(dtype).type(0.7)) for gradient in gradients_of(trainer)]
     G.clip_by_value(trainer, -0.1, 0.7)
     for k in range(contexts):
@@ -696,6 +700,51 @@ def test_the_scale_grows_and_falls():
     assert step(1) == 1 and 'loss_scale=1, 1 of 3' in repr(scaler)
 
 
+def test_the_scale_is_that_of_pytorch():
+    torch = pytest.importorskip('torch')
+    finite = np.random.RandomState(4).rand(120) > 0.15
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer, theirs = torch.optim.SGD([weight], lr=0.0), torch.amp.GradScaler('cpu', 64.0, 2.0, 0.5, 5)
+    trainer = trainer_of(((2,),))
+    ours = G.Scaler(trainer, 64.0, 2.0, 0.5, 5)
+    for good in finite:
+        optimizer.zero_grad()
+        theirs.scale((weight * (1.0 if good else INF)).sum()).backward()
+        theirs.unscale_(optimizer)
+        theirs.step(optimizer)
+        theirs.update()
+        backward(trainer, [np.full(2, 1.0 if good else INF)], ours.scale)
+        ours.unscale()
+        assert ours.step(1) == good
+        ours.update()
+        assert (ours.loss_scale, ours.state_dict()['unskipped']) == (theirs.get_scale(), theirs.state_dict()['_growth_tracker'])
+
+
+@pytest.mark.parametrize('max_norm', [0.5, 3.0, 100.0])
+def test_the_clipped_gradients_are_those_of_pytorch(max_norm):
+    torch = pytest.importorskip('torch')
+    trainer = trainer_of()
+    backward(trainer, values_for(trainer))
+    weights = [torch.nn.Parameter(torch.zeros(gradient.shape)) for gradient in gradients_of(trainer)]
+    for weight, gradient in zip(weights, gradients_of(trainer)):
+        weight.grad = torch.tensor(gradient)
+    norm = torch.nn.utils.clip_grad_norm_(weights, max_norm)
+    assert G.clip_by_global_norm(trainer, max_norm) == pytest.approx(norm.item(), rel=1e-6)
+    for weight, gradient in zip(weights, gradients_of(trainer)):
+        np.testing.assert_allclose(gradient, weight.grad.numpy(), rtol=5e-6)
+
+
+def test_a_scale_above_the_limit_stays():
+    """From a file of PyTorch, whose scale has none."""
+    trainer = trainer_of(((2,),))
+    scaler = G.Scaler(trainer, scale_window=1)
+    scaler.load_state_dict({'loss_scale': 2.0 ** 30, 'unskipped': 0})
+    backward(trainer, [np.full(2, 1e-6)], scaler.scale)
+    scaler.step(1)
+    scaler.update()
+    assert scaler.loss_scale == 2 ** 30
+
+
 def test_the_order_of_a_step():
     trainer = trainer_of()
     scaler = G.Scaler(trainer)
@@ -1058,11 +1107,12 @@ def test_a_run_resumes_in_the_middle_of_everything(tmp_path, contexts, stop):
     assert len(set(expected)) == 4
     first = scaled_run(contexts)
     go_on(*first, data[:stop])
-    path = str(tmp_path / 'x')
-    go.save_checkpoint(path, net=first[0], trainer=first[1])
+    with go.CheckpointManager(tmp_path, background=True) as manager:
+        manager.save(stop, net=first[0], trainer=first[1])
+        go_on(*first, batches(1, seed=8))  # while the file is written
     resumed = scaled_run(contexts, seed=5, init_scale=2)
     go_on(*resumed, batches(1, seed=9))  # has gradients of its own
-    go.load_checkpoint(path, net=resumed[0], trainer=resumed[1])
+    assert manager.restore_latest(net=resumed[0], trainer=resumed[1]).step == stop
     assert resumed[2]._batches == stop % 3
     assert go_on(*resumed, data[stop:]) == expected[stop:]
     for k in range(contexts):

@@ -677,7 +677,7 @@ class Scaler:
             return max(self._loss_scale * self._backoff_factor, self._min_scale), 0
         if self._unskipped + 1 < self._scale_window:
             return self._loss_scale, self._unskipped + 1
-        return min(self._loss_scale * self._scale_factor, self._max_scale), 0
+        return max(min(self._loss_scale * self._scale_factor, self._max_scale), self._loss_scale), 0  # loaded, it may be above
 
     def _end_step(self) -> None:
         if not self._finite:
