@@ -544,8 +544,8 @@ def test_the_same_update_with_loss_scale_1_and_65536(optimizer, dtype, contexts,
     assert plain == scaled
     for k in range(contexts):
         assert all(a.tobytes() == b.tobytes() for a, b in zip(weights_of(one, k), weights_of(other, k)))
-    if not native:
-        assert go.states_digest(one) == go.states_digest(other)
+    assert go.states_digest(one) == go.states_digest(other)
+    assert export_states(one).hypers == export_states(other).hypers
     if clip:  # and it was felt
         assert any((a != b).any() for a, b in zip(weights_of(one), weights_of(run(optimizer, 1, contexts, dtype, None, native)[0])))
 

@@ -128,7 +128,7 @@ def clip_by_global_norm(trainer: TrainerLike, max_norm: float, batch_size: Optio
         ``update_on_kvstore=False`` if it has several devices. Each parameter counts once, by its sum over the devices. Those
         with ``grad_req='null'``, and those without a new gradient since the last update, are left out.
     max_norm : float
-        More than 0, in units of what is summed in ``grad()``: the sum over samples if the loss is.
+        More than 0, in units of what is summed in ``grad()``: the sum over samples if the loss is. ``inf`` only measures.
     batch_size : float, optional
         The number that `Trainer.update` will get. With it gradients are taken as the optimizer will see them: g stands for
         ``rescale_grad * grad / batch_size``, so for the mean over samples if the loss is summed.
@@ -322,8 +322,8 @@ def _number(value: Any) -> bool:
 
 
 def _warn_of_nonfinite(trainer: TrainerLike, gradients: Sequence[_Gradient], norms: numpy.ndarray) -> None:
-    scaler = _scaler(trainer)
-    if scaler is None or scaler._phase != 'unscaled':  # else its step decides what happens
+    scaler: Any = getattr(trainer, '_amp_loss_scaler', None)
+    if scaler is None or (isinstance(scaler, Scaler) and scaler._phase != 'unscaled'):  # else the scaler leaves the step out
         kinds = {g.name: 'nan' if math.isnan(norm) else 'inf' for g, norm in zip(gradients, norms) if not math.isfinite(norm)}
         warnings.warn(f'Gradients that are not finite are not clipped: {_named(kinds)}. The next update makes the weights NaN: '
                       'leave it out, or use go.gradients.Scaler.', stacklevel=3)
@@ -652,6 +652,8 @@ class Scaler:
                 self._phase = 'unscaled'
                 raise
             self._end_step()
+            if _number(batch_size):  # so that nothing saved contains the scale
+                self._trainer._optimizer.rescale_grad = self._trainer._scale / batch_size
             return True
         kinds = find_nonfinite(self._trainer) if nonfinite == 'raise' else {}
         self._end_step()
