@@ -98,7 +98,7 @@ def clip_by_value(trainer: TrainerLike, low: float, high: float, batch_size: Opt
     """
     if not _number(low) or not _number(high) or not low <= high:
         raise ValueError(f'`low` and `high` must be numbers with low <= high. Received: low={low!r}, high={high!r}.')
-    unit = _unit(trainer, batch_size)
+    unit = unit_of(trainer, batch_size)
     gradients = _reduced(trainer)
     sparse = [gradient.name for gradient in gradients if _is_sparse(gradient.arrays[0]) and not low <= 0 <= high]
     if sparse:
@@ -156,7 +156,7 @@ def clip_by_global_norm(trainer: TrainerLike, max_norm: float, batch_size: Optio
     1.0
     """
     _check_max_norm(max_norm)
-    unit = _unit(trainer, batch_size)
+    unit = unit_of(trainer, batch_size)
     gradients = _reduced(trainer)
     with autograd.pause():
         norms = _fetch_norms(gradients, _scaler(trainer))
@@ -193,7 +193,7 @@ def clip_by_norm(trainer: TrainerLike, max_norm: float, batch_size: Optional[flo
     [[1.5 2. ]] [1.]
     """
     _check_max_norm(max_norm)
-    unit = _unit(trainer, batch_size)
+    unit = unit_of(trainer, batch_size)
     gradients = _reduced(trainer)
     with autograd.pause():
         norms = _fetch_norms(gradients, _scaler(trainer)) * unit
@@ -300,7 +300,7 @@ def _scaler(trainer: TrainerLike) -> Optional['Scaler']:
     return scaler if isinstance(scaler, Scaler) else None
 
 
-def _unit(trainer: TrainerLike, batch_size: Optional[float]) -> float:
+def unit_of(trainer: TrainerLike, batch_size: Optional[float]) -> float:
     """What a gradient in memory is multiplied by to be in the units of the caller: without the loss scale, whether that is
     AMP's or ours, and as the optimizer will see it if the caller gives a batch size."""
     check_trainer(trainer)
