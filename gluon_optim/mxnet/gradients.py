@@ -24,7 +24,7 @@ docs/GRADIENTS.md has the loops.
 import logging
 import math
 import warnings
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy
 from mxnet import autograd
@@ -32,17 +32,13 @@ from mxnet import ndarray as nd
 
 from ..schema import Hyper, check_int, compute_type, one_of, some_of
 from ..states.model import ACCUMULATED, OptimizerStates, ParameterInfo
+from .gradient_arrays import Gradient, add, all_finite, clip, fetch_kinds, fetch_norms, fetch_sums, is_sparse, multiply
 from .trainer import check_trainer, contexts_of, start
 from .typing import ParameterLike, TrainerLike
 
 __all__ = ['Accumulate', 'NonfiniteGradients', 'Scaler', 'clip_by_global_norm', 'clip_by_norm', 'clip_by_value', 'find_nonfinite']
 
 log = logging.getLogger('gluon_optim')
-
-_PIECE = 1 << 16        # elements summed, or copied from float16, at once: a float32 sum of more loses digits
-_SHRINK = {numpy.float32: 2.0 ** -64, numpy.float64: 2.0 ** -600}  # bring values to where their squares do not overflow
-_AT_ONCE = 200          # arrays that MXNet's multi_all_finite takes: more end the process
-_ALIKE = 1e-3           # how much sums of squares of the same gradient may differ between devices
 _POLICIES = ('skip', 'raise', 'ignore')
 
 
@@ -100,16 +96,16 @@ def clip_by_value(trainer: TrainerLike, low: float, high: float, batch_size: Opt
         raise ValueError(f'`low` and `high` must be numbers with low <= high. Received: low={low!r}, high={high!r}.')
     unit = unit_of(trainer, batch_size)
     gradients = _reduced(trainer)
-    sparse = [gradient.name for gradient in gradients if _is_sparse(gradient.arrays[0]) and not low <= 0 <= high]
+    sparse = [gradient.name for gradient in gradients if is_sparse(gradient.arrays[0]) and not low <= 0 <= high]
     if sparse:
         raise ValueError(f'0 must be in [low, high] for row_sparse gradients, of which most elements are 0. Received: low={low!r}, '
                          f'high={high!r} for {some_of(sparse)}.')
     with autograd.pause():
         if len(gradients[0].arrays) > 1:
-            _check_same(gradients, _fetch(gradients, len(gradients[0].arrays))[0])
+            fetch_sums(gradients)  # only to see that they are the same on all devices
         for gradient in gradients:
             for array in gradient.arrays:
-                _clip(array, low / unit, high / unit)
+                clip(array, low / unit, high / unit)
 
 
 def clip_by_global_norm(trainer: TrainerLike, max_norm: float, batch_size: Optional[float] = None) -> float:
@@ -159,14 +155,14 @@ def clip_by_global_norm(trainer: TrainerLike, max_norm: float, batch_size: Optio
     unit = unit_of(trainer, batch_size)
     gradients = _reduced(trainer)
     with autograd.pause():
-        norms = _fetch_norms(gradients, _scaler(trainer))
+        norms = _norms(trainer, gradients)
         norm = math.hypot(*norms) * unit
         if not numpy.isfinite(norms).all():
             norm = float(norms.sum())
             _warn_of_nonfinite(trainer, gradients, norms)
         elif norm > max_norm:
             for gradient in gradients:
-                _multiply(gradient.arrays, max_norm / norm)
+                multiply(gradient.arrays, max_norm / norm)
     return norm
 
 
@@ -196,12 +192,12 @@ def clip_by_norm(trainer: TrainerLike, max_norm: float, batch_size: Optional[flo
     unit = unit_of(trainer, batch_size)
     gradients = _reduced(trainer)
     with autograd.pause():
-        norms = _fetch_norms(gradients, _scaler(trainer)) * unit
+        norms = _norms(trainer, gradients) * unit
         if not numpy.isfinite(norms).all():
             _warn_of_nonfinite(trainer, gradients, norms)
         for gradient, norm in zip(gradients, norms):
             if math.isfinite(norm) and norm > max_norm:
-                _multiply(gradient.arrays, max_norm / norm)
+                multiply(gradient.arrays, max_norm / norm)
     return {gradient.name: float(norm) for gradient, norm in zip(gradients, norms)}
 
 
@@ -230,19 +226,12 @@ def find_nonfinite(trainer: TrainerLike) -> Dict[str, str]:
     """
     gradients = _gradients(trainer)
     with autograd.pause():
-        sums, finite = _fetch(gradients, len(gradients[0].arrays), flags=True)
-    return {gradient.name: 'nan' if numpy.isnan(of_devices).any() else 'inf'
-            for gradient, of_devices, flags in zip(gradients, sums.T, finite.T) if not flags.all()}
+        return fetch_kinds(gradients)
 
 
 # The gradients of a trainer
 
-class _Gradient(NamedTuple):
-    name: str
-    arrays: List[Any]       # one for each device
-
-
-def _gradients(trainer: TrainerLike, fresh_only: bool = False) -> List[_Gradient]:
+def _gradients(trainer: TrainerLike, fresh_only: bool = False) -> List[Gradient]:
     """The gradients of all parameters that have one; ``fresh_only``: that have a new one since the last update."""
     check_trainer(trainer)
     trained = [parameter for parameter in trainer._params if parameter.grad_req != 'null']
@@ -253,17 +242,13 @@ def _gradients(trainer: TrainerLike, fresh_only: bool = False) -> List[_Gradient
         why = ('since the last update' if any(parameter._data is not None for parameter in trained)
                else 'because the shapes of parameters are not known yet')
         raise ValueError(f'There must be gradients. Received: a trainer without any, {why}. Call backward() of a loss first.')
-    return [_Gradient(parameter.name, _grad(parameter)) for parameter in found]
+    return [Gradient(parameter.name, _grad(parameter)) for parameter in found]
 
 
 def _grad(parameter: ParameterLike) -> List[Any]:
     """The gradient on each device, also where it is one of `mx.np`, as an array for the operators of `mx.nd`."""
     arrays: List[Any] = parameter._check_and_get(parameter._grad, list)  # type: ignore[attr-defined]
-    return [array if _is_sparse(array) else array.as_nd_ndarray() for array in arrays]
-
-
-def _is_sparse(array: Any) -> bool:
-    return bool(array.stype != 'default')
+    return [array if is_sparse(array) else array.as_nd_ndarray() for array in arrays]
 
 
 def _is_fresh(parameter: ParameterLike) -> bool:
@@ -276,7 +261,7 @@ def _set_fresh(parameter: ParameterLike, fresh: bool) -> None:
         data._fresh_grad = fresh
 
 
-def _reduced(trainer: TrainerLike) -> List[_Gradient]:
+def _reduced(trainer: TrainerLike) -> List[Gradient]:
     """The gradients that the next update will use, after `allreduce_grads`. ValueError where there are none, or cannot be."""
     gradients = _gradients(trainer, fresh_only=True)
     _check_own_update(trainer)
@@ -312,6 +297,13 @@ def unit_of(trainer: TrainerLike, batch_size: Optional[float]) -> float:
     return float(trainer_._scale / batch_size)
 
 
+def _norms(trainer: TrainerLike, gradients: Sequence[Gradient]) -> numpy.ndarray:
+    """The norm of each gradient in memory; a Scaler that has looked at them already knows something about them."""
+    scaler = _scaler(trainer)
+    known = scaler is not None and scaler._phase == 'unscaled'
+    return fetch_norms(gradients, same=known, nonfinite=known and not scaler._finite)  # type: ignore[union-attr]
+
+
 def _check_max_norm(max_norm: float) -> None:
     if not _number(max_norm) or not max_norm > 0:
         raise ValueError(f'`max_norm` must be a number above 0. Received: max_norm={max_norm!r}.')
@@ -321,158 +313,12 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float, numpy.integer, numpy.floating)) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def _warn_of_nonfinite(trainer: TrainerLike, gradients: Sequence[_Gradient], norms: numpy.ndarray) -> None:
+def _warn_of_nonfinite(trainer: TrainerLike, gradients: Sequence[Gradient], norms: numpy.ndarray) -> None:
     scaler: Any = getattr(trainer, '_amp_loss_scaler', None)
     if scaler is None or (isinstance(scaler, Scaler) and scaler._phase != 'unscaled'):  # else the scaler leaves the step out
         kinds = {g.name: 'nan' if math.isnan(norm) else 'inf' for g, norm in zip(gradients, norms) if not math.isfinite(norm)}
         warnings.warn(f'Gradients that are not finite are not clipped: {_named(kinds)}. The next update makes the weights NaN: '
                       'leave it out, or use go.gradients.Scaler.', stacklevel=3)
-
-
-# Operations on the device
-
-def _fetch_norms(gradients: Sequence[_Gradient], scaler: Optional['Scaler']) -> numpy.ndarray:
-    """The norm of each gradient. A ``scaler`` that has looked at them already knows that they are the same on all devices.
-
-    Where squares overflow they are computed again, from smaller values: only that takes a second synchronisation.
-    """
-    known = scaler is not None and scaler._phase == 'unscaled'
-    sums, _ = _fetch(gradients, 1 if known else len(gradients[0].arrays))
-    _check_same(gradients, sums)
-    norms: numpy.ndarray = numpy.sqrt(sums[0])
-    for dtype, factor in _SHRINK.items() if not known or scaler._finite else ():  # type: ignore[union-attr]
-        large = [i for i, gradient in enumerate(gradients) if numpy.isinf(norms[i]) and gradient.arrays[0].dtype == dtype
-                 and not _is_sparse(gradient.arrays[0])]
-        if large:
-            norms[large] = numpy.sqrt(_fetch([gradients[i] for i in large], 1, factor)[0][0]) / factor
-    return norms
-
-
-def _check_same(gradients: Sequence[_Gradient], sums: numpy.ndarray) -> None:
-    """Raise ValueError unless the sums of squares are the same on all devices, as they are after `allreduce_grads`."""
-    alike = numpy.isclose(sums, sums[0], rtol=_ALIKE, atol=0, equal_nan=True).all(axis=0)
-    if not alike.all():
-        wrong = [gradient.name for gradient, same in zip(gradients, alike) if not same]
-        raise ValueError(f'Gradients must be summed over the devices first. Received: different ones of {some_of(wrong)}. Call '
-                         'trainer.allreduce_grads(), and trainer.update(batch_size) afterwards.')
-
-
-def _fetch(gradients: Sequence[_Gradient], devices: int, factor: float = 1.0, flags: bool = False
-           ) -> Tuple[numpy.ndarray, numpy.ndarray]:
-    """Of each device and gradient the sum of squares, and with ``flags`` whether all elements are finite: one synchronisation."""
-    rows, owners, n = [], [], len(gradients)
-    for k in range(devices):
-        scratch = _Scratch(gradients[0].arrays[k].context)
-        pieces: Dict[Any, List[Tuple[int, Any]]] = {numpy.float32: [], numpy.float64: []}
-        for i, gradient in enumerate(gradients):
-            array = gradient.arrays[k]
-            of_dtype = pieces[numpy.float64 if array.dtype == numpy.float64 else numpy.float32]
-            of_dtype += [(i, one) for one in _squares(array, factor, scratch)]
-            if flags:
-                of_dtype += [(n + i, one) for one in _nonfinite(array, scratch)]
-        for found in pieces.values():
-            if found:
-                row = nd.concat(*(one for _, one in found), dim=0).astype('float64')
-                rows.append(row.as_in_context(gradients[0].arrays[0].context))
-                owners += [2 * n * k + i for i, _ in found]
-    values = nd.concat(*rows, dim=0).asnumpy()
-    sums = numpy.bincount(owners, values, 2 * n * devices).reshape(devices, 2, n)
-    return sums[:, 0], sums[:, 1] == 0
-
-
-class _Scratch:
-    """Memory of one piece, for each type, on a device. Pieces that share it are computed one after the other: with memory of
-    their own MXNet might make all of them at once."""
-
-    def __init__(self, context: Any):
-        self._context, self._arrays = context, {}  # type: Any, Dict[str, Any]
-
-    def like(self, piece: Any, name: str) -> Any:
-        """An array of the size of ``piece``: in float32, or float64 for float64."""
-        dtype = compute_type(numpy.dtype(piece.dtype).name)
-        key = f'{name} {dtype}'
-        if key not in self._arrays:
-            self._arrays[key] = nd.zeros((_PIECE,), ctx=self._context, dtype=dtype)
-        return self._arrays[key][:piece.size]
-
-    def cast(self, piece: Any) -> Any:
-        """``piece``, or if it is float16 its float32 copy."""
-        return piece if piece.dtype != numpy.float16 else nd.cast(piece, dtype='float32', out=self.like(piece, 'copy'))
-
-
-def _squares(array: Any, factor: float, scratch: _Scratch) -> Iterator[Any]:
-    """Sums of squares of ``factor`` times the array, each of shape (1,)."""
-    if _is_sparse(array):
-        yield nd.square(nd.norm(array))
-        return
-    for piece in _pieces(array):
-        piece = scratch.cast(piece)
-        if factor != 1:
-            piece = nd._internal._mul_scalar(piece, scalar=factor, out=scratch.like(piece, 'copy'))
-        yield nd.dot(piece, piece)
-
-
-def _nonfinite(array: Any, scratch: _Scratch) -> Iterator[Any]:
-    """Numbers of shape (1,), all of them 0 if all elements are finite."""
-    if _is_sparse(array):
-        yield nd.norm(array) * 0
-    elif array.dtype == numpy.float64:  # all_finite would look at them in float32
-        for piece in _pieces(array):
-            yield nd.dot(piece, scratch.like(piece, 'zeros'))
-    else:
-        yield 1 - nd.all_finite(array)
-
-
-def _pieces(array: Any) -> Iterator[Any]:
-    """Views of at most `_PIECE` elements."""
-    flat = array.reshape(-1)
-    if flat.size <= _PIECE:
-        yield flat
-    else:
-        for i in range(0, flat.size, _PIECE):
-            yield flat[i:i + _PIECE]
-
-
-def _all_finite(arrays: Sequence[Any]) -> bool:
-    """Whether all elements are finite: one synchronisation, and fewer operations than `_fetch`."""
-    scratch, flags = _Scratch(arrays[0].context), []
-    alike: Dict[Any, List[Any]] = {numpy.float16: [], numpy.float32: []}
-    for array in arrays:
-        if _is_sparse(array) or array.dtype not in alike or array.size > _PIECE:  # one operator for all small ones
-            flags += list(_nonfinite(array, scratch))
-        else:
-            alike[array.dtype].append(array)
-    for dense in alike.values():
-        for i in range(0, len(dense), _AT_ONCE):
-            some = dense[i:i + _AT_ONCE]
-            flags.append(1 - nd.multi_all_finite(*some, num_arrays=len(some)))
-    return bool((nd.concat(*(flag.astype('float32') for flag in flags), dim=0).asnumpy() == 0).all())
-
-
-def _multiply(arrays: Sequence[Any], factor: float) -> None:
-    for array in arrays:
-        if array.dtype == numpy.float16 and float(numpy.float16(factor)) != factor:
-            scratch = _Scratch(array.context)
-            for piece in _pieces(array):  # float16 would round the factor to 11 bits, or to 0
-                single = scratch.cast(piece)
-                nd.cast(nd._internal._mul_scalar(single, scalar=factor, out=single), dtype='float16', out=piece)
-        else:
-            nd._internal._mul_scalar(array, scalar=factor, out=array)
-
-
-def _add(total: Any, array: Any) -> None:
-    """total += array, which may be float16 where ``total`` is float32."""
-    scratch = _Scratch(array.context)
-    for sums, piece in zip(_pieces(total), _pieces(array)):
-        nd.elemwise_add(sums, scratch.cast(piece), out=sums)
-
-
-def _clip(array: Any, low: float, high: float) -> None:
-    if array.dtype == numpy.float64:  # nd.clip rounds its bounds to float32
-        nd._internal._maximum_scalar(array, scalar=low, out=array)
-        nd._internal._minimum_scalar(array, scalar=high, out=array)
-    else:
-        nd.clip(array, low, high, out=array)
 
 
 # Loss scaling
@@ -624,7 +470,7 @@ class Scaler:
         if not self._summed:
             self._trainer.allreduce_grads()
         with autograd.pause():
-            self._finite = _all_finite([gradient.arrays[0] for gradient in gradients])
+            self._finite = all_finite([gradient.arrays[0] for gradient in gradients])
         self._phase = 'unscaled'
 
     def step(self, batch_size: float, nonfinite: str = 'skip', ignore_stale_grad: bool = False) -> bool:
@@ -710,7 +556,7 @@ class Scaler:
         _check_own_update(trainer)
         if self._phase != 'unscaled':
             with autograd.pause():
-                self._finite = _all_finite([gradient.arrays[0] for gradient in _gradients(trainer, fresh_only=True)])
+                self._finite = all_finite([gradient.arrays[0] for gradient in _gradients(trainer, fresh_only=True)])
         self._end_step()
         self.update()
         return not self._finite
@@ -886,7 +732,7 @@ class Accumulate:
                                  for array in arrays]
             for total, array, data in zip(self._sums[i], arrays, parameter._data or ()):
                 if data._fresh_grad:
-                    _add(total, array)
+                    add(total, array)
             _set_fresh(parameter, False)
 
     def _give(self) -> None:
