@@ -192,6 +192,7 @@ def test_a_long_gradient_keeps_its_digits():
     assert norm_of(gradients_of(trainer)) == pytest.approx(10.0, rel=1e-6)
 
 
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='Linux tells the largest size of a process')
 def test_no_temporaries_of_the_size_of_the_weights():
     """In a process of its own, which knows its largest size: 100 MB of gradients, clipped in float32 and float16."""
     code = (Path(__file__).parent / 'gradient_memory.py').read_text()
@@ -199,7 +200,7 @@ def test_no_temporaries_of_the_size_of_the_weights():
                             ('float32', 'find_nonfinite'), ('float32', 'Scaler')):
         done = subprocess.run([sys.executable, '-c', code, dtype, function], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) < 25, (dtype, function)  # MB
+        assert json.loads(done.stdout) < 8, (dtype, function)  # MB
 
 
 def test_convolutions_whose_gradients_have_another_layout():
