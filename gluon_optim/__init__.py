@@ -41,6 +41,7 @@ _MODULES = {
     'sampling': 'mxnet.sampling',
     'groups': 'mxnet.groups',
     'ensemble': 'mxnet.ensemble',
+    'gradients': 'mxnet.gradients',
 }
 
 _NEEDS = {'torch': ('torch',), 'onnx': ('onnx',), 'optax': ('jax', 'optax'), 'mxnet': ('mxnet',)}

@@ -96,7 +96,7 @@ def save_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = No
     net : gluon.Block, or dict of str to gluon.Block, optional
         Its parameters are saved under their structural names. The trainer's are saved in any case.
     trainer : gluon.Trainer, or dict of str to gluon.Trainer, optional
-        With an optimizer of this package. Its states, masters, counts, hyper-parameters, scheduler and AMP loss scaler are saved.
+        With an optimizer of this package. Its states, masters, counts, hyper-parameters, scheduler and loss scaler are saved.
         Without it the net is saved, but no random state: a checkpoint to be loaded into a net.
 
         Where there are several, as in a GAN, ``net`` and ``trainer`` are dictionaries with the same names,

@@ -8,7 +8,7 @@ import itertools
 import logging
 import platform
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet
@@ -21,7 +21,7 @@ from ..models.gluon import facts_of as facts_of_block
 from ..schema import Slot, Values, one_of, some_of
 from ..states import container
 from ..states.matching import completes, match
-from ..states.model import MULTIPLIERS, STATISTICS, Array, OptimizerStates, ParameterInfo, digest
+from ..states.model import MULTIPLIERS, STATISTICS, Array, OptimizerStates, ParameterInfo, digest, is_accumulated
 from ..states.mxnet_files import mxnet2
 from .native import Builtin, Stranger, adapted, to_mxnet_state
 from .old_files import read_for
@@ -33,6 +33,8 @@ __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_
 
 log = logging.getLogger('gluon_optim')
 _PIECE = 1 << 18  # number of elements copied from a device at once
+# what AMP's loss scaler does and our Scaler can do otherwise
+_OF_AMP = {'scale_factor': 2.0, 'backoff_factor': 0.5, 'min_loss_scale': 0.0}
 
 
 @dataclass(repr=False)
@@ -193,6 +195,8 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
     """
     optimizer = _optimizer(trainer)
     otherwise = mxnet2.not_in_rule(states)
+    saved = states
+    states = replace(states, variables={name: array for name, array in states.variables.items() if not is_accumulated(name)})
     states = mxnet2.as_rule(states, allow_lossy=True)
     if hyperparameters not in ('file', 'current'):
         raise ValueError(f"`hyperparameters` must be 'file' or 'current'. Received: hyperparameters={hyperparameters!r}.")
@@ -217,11 +221,12 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
     notes = [*fit.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
              *_differences(trainer, optimizer, states, hyperparameters),
              *_other_multipliers(trainer, fit.pairs, present, multipliers), *scheduler.notes]
-    scaler, scales = _loss_scaler(trainer, states, notes)
+    scaler, scales = _loss_scaler(trainer, states, hyperparameters, notes)
+    accumulated = _accumulated(trainer, saved, fit.pairs, notes)
     _start_kvstore(trainer)
     arrays = _to_devices(trainer, optimizer, states, fit, h)
     return StatesPlan(trainer, optimizer, states, present, fit, h, fit.pairs if multipliers == 'file' else {}, arrays, scheduler,
-                      shared, scaler, scales, notes)
+                      shared, scaler, scales, accumulated, notes)
 
 
 class StatesPlan(NamedTuple):
@@ -239,6 +244,7 @@ class StatesPlan(NamedTuple):
     shared: Dict[str, Any]              # the optimizer's `shared_state`
     scaler: Any
     scales: Dict[str, Any]
+    accumulated: Dict[str, Any]
     notes: List[str]
 
     def warn(self) -> None:
@@ -266,6 +272,10 @@ class StatesPlan(NamedTuple):
         if self.scales:
             keep(undo, vars(self.scaler))
             vars(self.scaler).update(self.scales)
+        if self.accumulated:
+            accumulate: Any = trainer._accumulate  # type: ignore[attr-defined]
+            keep(undo, vars(accumulate))
+            vars(accumulate).update(self.accumulated)
         start(trainer, undo)
         rewritten = _rewrite_weights(trainer, self.states, pairs)
         for updater in _updaters(trainer):
@@ -510,7 +520,9 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
         variables = {key: _copied(array, copy) for key, array in arrays.items()}
     else:
         variables = optimizer.variables({key: info.name for info, own in zip(infos, keys) for key in own})
-    scaler = getattr(trainer, '_amp_loss_scaler', None)
+    accumulate = getattr(trainer, '_accumulate', None)
+    if accumulate is not None:
+        variables = {**variables, **accumulate.variables(copy)}
     return OptimizerStates(
         optimizer=name_of(optimizer),
         hypers=h.asdict(),
@@ -521,7 +533,7 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
         master=masters,
         scheduler=scheduler,
         variables=variables,
-        loss_scaler=None if scaler is None else {key.lstrip('_'): value for key, value in vars(scaler).items()},
+        loss_scaler=_scaler_state(trainer),
         producer=producer(),
         trees=trees,
         attributes=attributes,
@@ -531,6 +543,18 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
 def _copied(array: Any, copy: Callable[[Any], Array]) -> Array:
     """``copy`` of an array of MXNet; NumPy's, which optimizers of other people may keep, are copied at once."""
     return copy(array) if isinstance(array, nd.NDArray) else numpy.array(array)
+
+
+def _scaler_state(trainer: TrainerLike) -> Optional[Dict[str, Any]]:
+    """What the trainer's loss scaler holds: a `gradients.Scaler`, or AMP's."""
+    scaler: Any = getattr(trainer, '_amp_loss_scaler', None)
+    if scaler is None:
+        return None
+    return dict(scaler.state_dict()) if _is_ours(scaler) else {key.lstrip('_'): value for key, value in vars(scaler).items()}
+
+
+def _is_ours(scaler: Any) -> bool:
+    return hasattr(scaler, 'read_state')
 
 
 def _has_master(optimizer: Any, info: ParameterInfo) -> bool:
@@ -645,19 +669,39 @@ def _whose(word: str, mode: str) -> str:
     return "the file's applies" if mode == 'file' else f"the {word}'s applies"
 
 
-def _loss_scaler(trainer: TrainerLike, states: OptimizerStates, notes: List[str]) -> Tuple[Any, Dict[str, Any]]:
-    """The trainer's AMP loss scaler, and the attributes that it gets from the file."""
-    scaler = getattr(trainer, '_amp_loss_scaler', None)
+def _loss_scaler(trainer: TrainerLike, states: OptimizerStates, hyperparameters: str, notes: List[str]
+                 ) -> Tuple[Any, Dict[str, Any]]:
+    """The trainer's loss scaler, and the attributes that it gets from the file."""
+    scaler: Any = getattr(trainer, '_amp_loss_scaler', None)
     if states.loss_scaler is None:
         return scaler, {}
     if scaler is None:
-        notes.append('The file holds the state of an AMP loss scaler and the trainer has none: it is not restored. '
-                     'Call amp.init_trainer(trainer) before load_states.')
+        notes.append('The file holds the state of a loss scaler and the trainer has none: it is not restored. '
+                     'Create go.gradients.Scaler(trainer), or call amp.init_trainer(trainer), before load_states.')
         return scaler, {}
-    unknown = sorted(key for key in states.loss_scaler if '_' + key not in vars(scaler))
+    if _is_ours(scaler):
+        attributes, differing = scaler.read_state(states.loss_scaler, hyperparameters)
+        notes += differing
+        return scaler, attributes
+    here = {key: value for key, value in states.loss_scaler.items() if '_' + key in vars(scaler)}
+    unknown = sorted(set(states.loss_scaler) - set(here) - set(_OF_AMP))
     if unknown:
         raise ValueError(f'The loss scaler has no {one_of(unknown)}. It was saved by another version of MXNet.')
-    return scaler, {'_' + key: value for key, value in states.loss_scaler.items()}
+    notes += [f"{key} of the loss scaler is {value!r} in the file, and always {_OF_AMP[key]!r} in AMP's: use go.gradients.Scaler."
+              for key, value in states.loss_scaler.items() if key not in here and value != _OF_AMP[key]]
+    return scaler, {'_' + key: value for key, value in here.items()}
+
+
+def _accumulated(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[int, ParameterInfo], notes: List[str]
+                 ) -> Dict[str, Any]:
+    """The attributes that the trainer's `gradients.Accumulate` gets from the file; none if it has no Accumulate."""
+    accumulate: Any = getattr(trainer, '_accumulate', None)
+    if accumulate is not None:
+        return dict(accumulate.read(states, pairs))
+    if any(map(is_accumulated, states.variables)):
+        notes.append('The file holds gradients of batches that were accumulated for the next update, and the trainer has no '
+                     'Accumulate: they are not restored. Create go.gradients.Accumulate(trainer, k) before load_states.')
+    return {}
 
 
 # Into a trainer: changes

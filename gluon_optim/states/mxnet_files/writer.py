@@ -11,7 +11,7 @@ import numpy
 from ... import rules
 from ...schema import one_of
 from ..atomic import Path, replacing
-from ..model import Array, OptimizerStates, chunks
+from ..model import Array, OptimizerStates, chunks, what_was_accumulated
 from . import mxnet2
 from .builtins import BUILTINS, Layout, MXNetClass, classes
 from .ndarray_format import DTYPES, LIST_MAGIC, NUMPY_SHAPES, STORAGE_TYPES
@@ -75,7 +75,7 @@ def what_is_lost(states: OptimizerStates, version: int) -> List[str]:
         lost.append(f"the scheduler {states.scheduler['class']}: create the trainer with it")
     if states.loss_scaler:
         lost.append('the state of the AMP loss scaler')
-    return lost
+    return lost + what_was_accumulated(states)
 
 
 def _written_by(states: OptimizerStates) -> int:
