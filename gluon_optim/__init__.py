@@ -24,18 +24,26 @@ _PUBLIC = {
     'accelerate': 'mxnet.builtin', 'accelerated': 'mxnet.builtin', 'restore_builtins': 'mxnet.builtin',
     'save_states': 'mxnet.trainer', 'load_states': 'mxnet.trainer', 'states_digest': 'mxnet.trainer',
     'save_checkpoint': 'mxnet.checkpoint', 'load_checkpoint': 'mxnet.checkpoint', 'CheckpointManager': 'mxnet.manager',
+    'module_checkpoint': 'mxnet.module', 'load_module_checkpoint': 'mxnet.module',
     'EstimatorCheckpoints': 'mxnet.estimator', 'EpochSampler': 'mxnet.data',
     'read_states': 'states.reader', 'read_checkpoint': 'states.container',
     'to_torch': 'torch', 'from_torch': 'torch', 'to_onnx': 'onnx', 'from_onnx': 'onnx', 'to_optax': 'optax', 'from_optax': 'optax',
     'model_to_torch': 'models', 'suggest_names': 'models',
     'rate': 'schedules',
+    'param_groups': 'mxnet.groups',
     'minimize': 'mxnet.minimize',
 }
 # public name -> the module that it is
 _MODULES = {
-    'curvature': 'mxnet.curvature',
+    'lr_scheduler': 'mxnet.lr_scheduler',
     'models': 'models', 'torch': 'torch', 'onnx': 'onnx', 'optax': 'optax',
     'rules': 'rules', 'schedules': 'schedules', 'schema': 'schema', 'states': 'states',
+    'monitor': 'mxnet.monitor',
+    'sampling': 'mxnet.sampling',
+    'groups': 'mxnet.groups',
+    'ensemble': 'mxnet.ensemble',
+    'gradients': 'mxnet.gradients',
+    'curvature': 'mxnet.curvature',
 }
 
 _NEEDS = {'torch': ('torch',), 'onnx': ('onnx',), 'optax': ('jax', 'optax'), 'mxnet': ('mxnet',)}

@@ -256,7 +256,7 @@ def add_ratios(rows):
         return row['ms']['median']
 
     reference = [median(row) for row in rows if row['name'] == REFERENCE]
-    novograds = [median(row) for row in rows if row['name'].endswith(':novograd') and not row['name'].startswith('gluon_optim:')]
+    novograds = [median(row) for row in rows if row['name'].endswith(':novograd') and not row['name'].startswith('gluon_optim')]
     return [dict(row,
                  times_floor=median(row) / row['floor_ms'] if row['floor_ms'] else None,
                  times_torch_fused_adamw=median(row) / reference[0] if reference else None,
@@ -375,8 +375,8 @@ def arguments(given=None):
     parser.add_argument('--optimizers', nargs='*', default=['novograd', 'adamw', 'sgd_torch'], metavar='PATTERN',
                         help='ours, as names or patterns (default: %(default)s)')
     parser.add_argument('--peers', nargs='*', metavar='PATTERN',
-                        default=['mxnet:nothing', 'mxnet:adam', 'mxnet:sgd', 'mxnet:lamb', 'mxnet:nadam', 'torch_fused:*',
-                                 'torch_default:*', '*:novograd'], help='the others (default: %(default)s)')
+                        default=['mxnet:nothing', 'mxnet:adam', 'mxnet:sgd', 'mxnet:lamb', 'mxnet:nadam', 'gluon_optim.torch:*',
+                                 'torch_fused:*', 'torch_default:*', '*:novograd'], help='the others (default: %(default)s)')
     parser.add_argument('--peer-python', action='append', default=[], metavar='PATH',
                         help='the Python of another environment, for peers that this one lacks; may be repeated')
     parser.add_argument('--rounds', type=int, default=15, help='turns of each competitor (default: %(default)s)')

@@ -140,7 +140,20 @@ def _optax(create, slots):
     return make
 
 
+def _ours(fused):
+    """Our own optimizers in PyTorch: by kernels on its memory, or by its operations."""
+    def made(name, slots, **options):
+        def create(torch, parameters):
+            from gluon_optim.torch import create
+            return create(name, parameters, lr=RATE, fused=fused, **options)
+        return _torch(create, slots)
+    return {'adamw': made('adamw', 2), 'novograd': made('novograd', 1, beta1=NOVOGRAD_BETAS[0], beta2=NOVOGRAD_BETAS[1], wd=DECAY),
+            'lamb': made('lamb', 2), 'sgd_torch': made('sgd_torch', 1, momentum=0.9)}
+
+
 _FAMILIES = {
+    'gluon_optim.torch': _ours(fused=True),
+    'gluon_optim.torch_operations': _ours(fused=False),
     'torch_fused': _torch_family(fused=True),
     'torch_default': _torch_family(),
     'torch_foreach': _torch_family(foreach=True),

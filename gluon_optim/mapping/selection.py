@@ -4,6 +4,7 @@ from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Type
 
 from .. import rules
 from ..rules import Rule
+from ..schedules.catalog import base_lr_of
 from ..schema import Values, check_known, one_of
 from ..states.model import STATISTICS, OptimizerStates, ParameterInfo, has_rule
 from ..states.mxnet_files import mxnet2
@@ -12,13 +13,15 @@ from .classes import Foreign
 __all__ = ['groups', 'normalize', 'own_hypers', 'select', 'split']
 
 
-def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> List[ParameterInfo]:
-    """The parameters ``names`` in that order; for None, all except running statistics, in trainer order.
+def select(states: OptimizerStates, names: Optional[Iterable[str]] = None, frozen: bool = True) -> List[ParameterInfo]:
+    """The parameters ``names`` in that order; for None, all except running statistics, in trainer order, and without ``frozen``
+    also except those that get no gradient and have no state.
 
     Unknown and repeated names are refused.
     """
     if names is None:  # running statistics are parameters in Gluon, but no optimizer handles them
-        names = [info.name for info in states.parameters if info.name in states.slots or not info.name.endswith(STATISTICS)]
+        names = [info.name for info in states.parameters if info.name in states.slots or not (
+            info.name.endswith(STATISTICS) or (info.grad_req == 'null' and not frozen))]
     if isinstance(names, str):
         raise TypeError(f'`params` must be a list of names. Received: {names!r}. Write [{names!r}].')
     known = {info.name: info for info in states.parameters}
@@ -42,14 +45,14 @@ def normalize(states: OptimizerStates, allow_lossy: bool = False) -> Tuple[Optim
     """
     states = mxnet2.as_rule(states, allow_lossy)
     if states.optimizer and not has_rule(states):
-        near = difflib.get_close_matches(states.optimizer, rules.names(drop_ins=True), n=1)
+        near = difflib.get_close_matches(states.optimizer, rules.names(drop_ins=True, samplers=True), n=1)
         hint = f' Did you mean {near[0]!r}?' if near else ''
         raise ValueError('The optimizer must be one of gluon_optim.list_optimizers(), or it is unknown what its arrays mean. '
                          f'Received: {states.optimizer!r}.{hint} If it computes what one of them does, say which: '
                          "states.as_rule('adamw'). If it is your own rule, import the module that registers it first.")
     rule = rules.get(states.optimizer)
     h = rule.hyperparameters(**states.hypers)
-    base_lr = (states.scheduler or {}).get('attributes', {}).get('base_lr')
+    base_lr = base_lr_of(states.scheduler or {})
     return states, rule, h.replace(learning_rate=float(base_lr)) if isinstance(base_lr, (int, float)) else h
 
 

@@ -13,7 +13,7 @@ import random
 import time
 import warnings
 from dataclasses import replace
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import mxnet
 import numpy
@@ -27,10 +27,11 @@ from ..states.errors import StateFileError
 from ..states.manifest import check_name, run_record
 from ..states.matching import completes, match
 from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Parts, Run, Weight, chunks
-from .lr_scheduler import keep
+from .scheduler_states import keep
 from .trainer import (
     LoadReport,
     Pieces,
+    StandIn,
     StatesPlan,
     contexts_of,
     export_states,
@@ -40,6 +41,7 @@ from .trainer import (
     producer,
     shape_of,
     start,
+    weights_written,
 )
 from .typing import BlockLike, ParameterLike, TrainerLike
 from .weights import initialize, remember, write_weight
@@ -94,7 +96,7 @@ def save_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = No
     net : gluon.Block, or dict of str to gluon.Block, optional
         Its parameters are saved under their structural names. The trainer's are saved in any case.
     trainer : gluon.Trainer, or dict of str to gluon.Trainer, optional
-        With an optimizer of this package. Its states, masters, counts, hyper-parameters, scheduler and AMP loss scaler are saved.
+        With an optimizer of this package. Its states, masters, counts, hyper-parameters, scheduler and loss scaler are saved.
         Without it the net is saved, but no random state: a checkpoint to be loaded into a net.
 
         Where there are several, as in a GAN, ``net`` and ``trainer`` are dictionaries with the same names,
@@ -133,7 +135,7 @@ def save_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = No
     run = checked_run(step, epoch, batch, metrics, extra)
     begun = time.monotonic()
     container.write_parts(path, take(run, net, trainer, Pieces, reseed))
-    log.info('saved %s in %.2f s: %s', _called(run), time.monotonic() - begun, os.fspath(path))
+    log.info('saved %s in %.2f s: %s', called(run), time.monotonic() - begun, os.fspath(path))
 
 
 def load_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = None,
@@ -184,8 +186,10 @@ def load_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = No
     return restore(path, container.read_parts(path), net, trainer, strict, hyperparameters, states)
 
 
-def _called(run: Run) -> str:
-    return 'a checkpoint' if run.step is None else f'step {run.step}'
+def called(run: Run) -> str:
+    """What the log calls it."""
+    return 'a checkpoint' if run.step is None and run.epoch is None else (
+        f'step {run.step}' if run.step is not None else f'epoch {run.epoch}')
 
 
 # Out of a run
@@ -205,14 +209,23 @@ def take(run: Run, net: Net, trainer: Trainer, copy: Callable[[Any], Array], res
 
 def _take_one(run: Run, net: Optional[BlockLike], trainer: Optional[TrainerLike], copy: Callable[[Any], Array]
               ) -> Tuple[OptimizerStates, Run]:
-    states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer(), facts=facts_of(net)) if trainer is None
-              else export_states(trainer, net, copy))
+    states = no_states(net) if trainer is None else export_states(trainer, net, copy)
+    return states, replace(run, weights=weights_of(net, trainer, copy))
+
+
+def no_states(net: Optional[BlockLike]) -> OptimizerStates:
+    """What stands for the states in a file of weights alone."""
+    return OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer(), facts=facts_of(net))
+
+
+def weights_of(net: Optional[BlockLike], trainer: Optional[TrainerLike], copy: Callable[[Any], Array]) -> List[Weight]:
+    """The values of the parameters of net and trainer, on each device where they differ."""
     weights = []
     for name, parameter in parameters(net, trainer).items():
         arrays = _data(name, parameter)
         copies = arrays if any(_differ(arrays[0], other) for other in arrays[1:]) else arrays[:1]
         weights.append(Weight(name, parameter.name, [copy(array) for array in copies], parameter.grad_req))
-    return states, replace(run, weights=weights)
+    return weights
 
 
 def subjects_of(net: Any, trainer: Any) -> Subjects:
@@ -240,7 +253,7 @@ def subjects_of(net: Any, trainer: Any) -> Subjects:
 
 
 def _check_trainer(trainer: Any) -> None:
-    if not isinstance(trainer, (gluon.Trainer, type(None))):
+    if not isinstance(trainer, (gluon.Trainer, StandIn, type(None))):
         raise TypeError('`trainer` must be a gluon.Trainer, a dictionary of names and trainers, or None. '
                         f"Received: {type(trainer).__name__}. Pass several as trainer={{'generator': g, 'discriminator': d}}.")
 
@@ -319,11 +332,11 @@ def _data(name: str, parameter: ParameterLike) -> List[Any]:
     if parameter._deferred_init:
         raise ValueError(f'Shapes of parameters must be known. Received: the deferred parameter {name}. '
                          'Run one forward pass first: net(batch).')
-    _check_initialized(name, parameter)
+    check_initialized(name, parameter)
     return list(parameter.list_data())
 
 
-def _check_initialized(name: str, parameter: ParameterLike) -> None:
+def check_initialized(name: str, parameter: ParameterLike) -> None:
     if parameter._data is None and not parameter._deferred_init:
         raise ValueError(f'Parameters must be initialized. Received: {name}, which is not. Call net.initialize(ctx=...) first.')
     if parameter._stype != 'default':
@@ -345,7 +358,7 @@ def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, stri
     plans = {}
     for name, subject in subjects.items():
         with naming(name):
-            plans[name] = _plan_part(path, *parts[name], *subject, strict, with_states)
+            plans[name] = plan_part(path, *parts[name], *subject, strict, with_states)
     states_plans: Dict[str, StatesPlan] = {}
     reports: Dict[str, LoadReport] = {}
     run = next(plan.run for plan in plans.values())
@@ -371,6 +384,8 @@ def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, stri
             plan.weights.apply()
         for name, set_states in states_plans.items():
             reports[name] = set_states.apply(undo)
+        for plan in plans.values():
+            weights_written(plan.trainer, undo)
         if set_random:
             set_random.apply(undo)
         undo.pop_all()
@@ -380,10 +395,30 @@ def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, stri
     restored.step, restored.epoch, restored.batch, restored.metrics = run.step, run.epoch, run.batch, run.metrics
     restored.states, restored.path = reports.get('') if '' in subjects else reports or None, os.fspath(path)
     restored.skipped = [*left, *(of_part(name, line) for name, plan in plans.items() for line in plan.weights.skipped)]
-    log.info('restored %s from %s', _called(run), restored.path)
+    log.info('restored %s from %s', called(run), restored.path)
     for line in restored.skipped:
         log.warning('not loaded: %s', line)
     return restored
+
+
+def newest_intact(paths: Iterable[str], where: str) -> Optional[Tuple[str, Parts]]:
+    """The first of ``paths`` that can be read, newest first, and what is in it; None if there are none in ``where``.
+
+    Raises StateFileError if all are damaged, OSError if one cannot be read: it may be intact.
+    """
+    failures = []
+    for path in paths:
+        try:
+            return path, container.read_parts(path)
+        except FileNotFoundError:
+            continue  # its writer has just deleted it
+        except StateFileError as error:
+            failures.append(str(error))
+            log.warning('skipping a damaged checkpoint: %s', error)
+    if failures:
+        raise StateFileError(f'No checkpoint in {where!r} can be read. Received: {len(failures)} damaged ones, the newest: '
+                             f'{failures[0]} Move them away to start over.')
+    return None
 
 
 def _left_out(path: str, parts: Parts, subjects: Subjects, strict: bool, with_states: bool) -> List[str]:
@@ -420,7 +455,7 @@ class PartPlan(NamedTuple):
     weights: 'WeightsPlan'
 
 
-def _plan_part(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Optional[BlockLike],
+def plan_part(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Optional[BlockLike],
                trainer: Optional[TrainerLike], strict: bool, with_states: bool) -> PartPlan:
     if run is None:
         raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds only optimizer states. Use load_states.')
@@ -456,7 +491,7 @@ class WeightsPlan(NamedTuple):
 def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool) -> WeightsPlan:
     names = list(present)
     for name, parameter in present.items():
-        _check_initialized(name, parameter)
+        check_initialized(name, parameter)
     infos = [ParameterInfo(name, parameter.name, shape_of(parameter), numpy.dtype(parameter.dtype).name)
              for name, parameter in present.items()]
     pairs, note = match([_info(w.name, w.full_name, w.copies[0]) for w in weights], infos)

@@ -31,9 +31,10 @@ def adapted(optimizer: Any, contexts: Sequence[Any]) -> Any:
     if isinstance(optimizer, Runner):
         return optimizer
     try:
-        from .builtin import twin  # when it is needed, and where there is one: on MXNet 1.9.1
+        from .builtin import tell_of_class, twin  # when it is needed, and where there is one: on MXNet 1.9.1
     except ImportError:
         return Stranger(optimizer, contexts)
+    tell_of_class(optimizer)
     counterpart = twin(optimizer)
     return Stranger(optimizer, contexts) if counterpart is None else Builtin(optimizer, contexts, counterpart)
 
@@ -99,6 +100,14 @@ class Builtin(Native):
         h: Values = self.twin.hyperparameters()
         return h
 
+    def check(self, h: Values) -> None:
+        """Raise ValueError where only the drop-in can do what ``h`` says."""
+        arguments = inspect.signature(type(self.optimizer)).parameters
+        for hyper in self.rule.hypers[2:]:  # after the rate and the decay, which all have
+            if hyper.name not in arguments and getattr(h, hyper.name) != hyper.default:
+                raise ValueError(f"MXNet's own {self.rule.name} has no `{hyper.name}`. Received from the file: {hyper.name}="
+                                 f'{getattr(h, hyper.name)!r}. Create the trainer with go.create({self.rule.name!r}).')
+
     def set_hyperparameters(self, h: Values) -> None:
         self.twin.lr_scheduler = self.lr_scheduler
         before = dict(vars(self.twin))
@@ -130,7 +139,7 @@ class Stranger(Native):
         super().__init__(optimizer, contexts)
         cls = type(optimizer)
         self.name = cls.__name__.lower()
-        if self.name in rules.names(drop_ins=True):  # somebody's own LAMB is not the one that has a rule
+        if self.name in rules.names(drop_ins=True, samplers=True):  # somebody's own LAMB is not the one that has a rule
             self.name = f'{cls.__module__}.{cls.__qualname__}'
 
     # -- attributes -------------------------------------------------------------------------------------------------
@@ -185,10 +194,10 @@ class Stranger(Native):
         return {name: put_together(tree, _Arrays(states.variables, f'{name}:', context))
                 for name, tree in states.attributes.items()}
 
-    def check_order(self, states: OptimizerStates, pairs: Mapping[int, ParameterInfo]) -> None:
+    def check_order(self, states: OptimizerStates, pairs: Mapping[Any, ParameterInfo]) -> None:
         """Raise ValueError where an attribute is kept by the index of a parameter, and the file's parameters have other indices."""
         place = {info.name: j for j, info in enumerate(states.parameters)}
-        moved = [info.name for i, info in pairs.items() if place[info.name] != i]
+        moved = [info.name for key, info in pairs.items() if isinstance(key, int) and place[info.name] != key]
         by_index = [name for name, tree in states.attributes.items() if _has_whole_keys(tree)]
         if moved and by_index:
             raise ValueError(f'The parameters must be in the order of the file, because {_path(self.optimizer)} keeps '
@@ -213,7 +222,7 @@ class Stranger(Native):
         """The state of the saved parameter ``name``, as MXNet has it on ``context``."""
         return put_together(states.trees[name], _Arrays(states.slots[name], '', context))
 
-    def misfit(self, index: int, parameter: ParameterLike, saved: ParameterInfo, states: OptimizerStates) -> str:
+    def misfit(self, index: Any, parameter: ParameterLike, saved: ParameterInfo, states: OptimizerStates) -> str:
         """Why the saved state cannot be that of ``parameter``, '' if it can: it must nest as the one that the optimizer makes."""
         tree = states.trees.get(saved.name)
         if tree is None:

@@ -4,10 +4,11 @@ Everything is checked before anything is changed. What is saved does not depend 
 each parameter's name, and the number of updates of each parameter.
 """
 import contextlib
+import itertools
 import logging
 import platform
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet
@@ -20,11 +21,11 @@ from ..models.gluon import facts_of as facts_of_block
 from ..schema import Slot, Values, one_of, some_of
 from ..states import container
 from ..states.matching import completes, match
-from ..states.model import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
+from ..states.model import MULTIPLIERS, STATISTICS, Array, OptimizerStates, ParameterInfo, digest, is_accumulated
 from ..states.mxnet_files import mxnet2
-from .lr_scheduler import SchedulerPlan, export_scheduler, keep, plan_scheduler
-from .native import Stranger, adapted, to_mxnet_state
+from .native import Builtin, Stranger, adapted, to_mxnet_state
 from .old_files import read_for
+from .scheduler_states import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .typing import BlockLike, ParameterLike, TrainerLike, UpdaterLike
 from .weights import keep_kvstore, remember, write_weight
 
@@ -32,6 +33,8 @@ __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_
 
 log = logging.getLogger('gluon_optim')
 _PIECE = 1 << 18  # number of elements copied from a device at once
+# what AMP's loss scaler does and our Scaler can do otherwise
+_OF_AMP = {'scale_factor': 2.0, 'backoff_factor': 0.5, 'min_loss_scale': 0.0}
 
 
 @dataclass(repr=False)
@@ -116,7 +119,8 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
     hyperparameters : 'file' or 'current'
         Which hyper-parameters apply after loading. 'file' restores the saved hyper-parameters and the scheduler; 'current' keeps
         the trainer's and advances its scheduler to the saved number of updates. Both warn of each value that differs, those of
-        the schedule included.
+        the schedule included. ``lr_mult`` and ``wd_mult`` of parameters are among them, but those in MXNet's own files never
+        apply.
     part : str, optional
         Which trainer, by the name it was saved under, of a checkpoint that holds several.
 
@@ -191,29 +195,38 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
     """
     optimizer = _optimizer(trainer)
     otherwise = mxnet2.not_in_rule(states)
+    saved = states
+    states = replace(states, variables={name: array for name, array in states.variables.items() if not is_accumulated(name)})
     states = mxnet2.as_rule(states, allow_lossy=True)
     if hyperparameters not in ('file', 'current'):
         raise ValueError(f"`hyperparameters` must be 'file' or 'current'. Received: hyperparameters={hyperparameters!r}.")
     name = name_of(optimizer)
     if states.optimizer.lower() != name.lower():
-        raise ValueError(f'The states are of {states.optimizer!r}, the trainer runs {name!r}. '
-                         f'Create the trainer with {states.optimizer!r}, or load states of {name!r}.')
+        word = word_of(trainer)
+        raise ValueError(f'The states are of {states.optimizer!r}, the {word} runs {name!r}. '
+                         f'Create the {word} with {states.optimizer!r}, or load states of {name!r}.')
     stranger = isinstance(optimizer, Stranger)
     h = optimizer.merged(states.hypers, hyperparameters) if stranger else _hyperparameters(optimizer, states, hyperparameters)
     scheduler = plan_scheduler(optimizer.lr_scheduler, optimizer.num_update, states.scheduler, states.num_update, hyperparameters)
     present = _parameters(trainer, net)
     fit = _match(trainer, optimizer, states, present, () if stranger else optimizer.rule.slots(h), strict)
     _check_shapes(trainer)
+    keyed = {key: info for i, info in fit.pairs.items() for key in keys_of(trainer, i)}
     if stranger:
-        optimizer.check_order(states, fit.pairs)
+        optimizer.check_order(states, keyed)
     shared = (optimizer.read_others(states, contexts_of(trainer)[0]) if stranger
-              else optimizer.read_variables(states.variables, fit.pairs))
+              else optimizer.read_variables(states.variables, keyed))
+    # a Module has them from its symbol, or from the user
+    multipliers = 'current' if isinstance(trainer, StandIn) else hyperparameters
     notes = [*fit.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
-             *_differences(optimizer, states, fit.pairs, present, hyperparameters), *scheduler.notes]
-    scaler, scales = _loss_scaler(trainer, states, notes)
+             *_differences(trainer, optimizer, states, hyperparameters),
+             *_other_multipliers(trainer, fit.pairs, present, multipliers), *scheduler.notes]
+    scaler, scales = _loss_scaler(trainer, states, hyperparameters, notes)
+    accumulated = _accumulated(trainer, saved, fit.pairs, notes)
     _start_kvstore(trainer)
     arrays = _to_devices(trainer, optimizer, states, fit, h)
-    return StatesPlan(trainer, optimizer, states, present, fit, h, arrays, scheduler, shared, scaler, scales, notes)
+    return StatesPlan(trainer, optimizer, states, present, fit, h, fit.pairs if multipliers == 'file' else {}, arrays, scheduler,
+                      shared, scaler, scales, accumulated, notes)
 
 
 class StatesPlan(NamedTuple):
@@ -225,11 +238,13 @@ class StatesPlan(NamedTuple):
     present: List[ParameterInfo]
     fit: '_Fit'
     h: Values
+    multipliers: Dict[int, ParameterInfo]  # index -> what has the multipliers that it gets
     arrays: Dict[int, List[Any]]        # the states of each index, for each updater
     scheduler: SchedulerPlan
     shared: Dict[str, Any]              # the optimizer's `shared_state`
     scaler: Any
     scales: Dict[str, Any]
+    accumulated: Dict[str, Any]
     notes: List[str]
 
     def warn(self) -> None:
@@ -250,11 +265,17 @@ class StatesPlan(NamedTuple):
         keep(undo, vars(trainer._optimizer))
         optimizer.lr_scheduler = self.scheduler.apply(undo)
         optimizer.set_hyperparameters(self.h)
+        for i, info in self.multipliers.items():
+            _set_multipliers(trainer._params[i], info, undo)
         optimizer.set_shared_state(self.shared)
-        _set_counts(optimizer, self.states, pairs)
+        _set_counts(trainer, optimizer, self.states, pairs)
         if self.scales:
             keep(undo, vars(self.scaler))
             vars(self.scaler).update(self.scales)
+        if self.accumulated:
+            accumulate: Any = trainer._accumulate  # type: ignore[attr-defined]
+            keep(undo, vars(accumulate))
+            vars(accumulate).update(self.accumulated)
         start(trainer, undo)
         rewritten = _rewrite_weights(trainer, self.states, pairs)
         for updater in _updaters(trainer):
@@ -267,10 +288,38 @@ class StatesPlan(NamedTuple):
                           self.fit.mismatched, [names[i] for i in rewritten], self.notes)
 
 
+class StandIn:
+    """Base class of what is saved and restored like a `gluon.Trainer`, has its attributes (`TrainerLike`), but is none."""
+
+    word = 'trainer'  # what errors call it
+
+    def keys(self, index: int) -> List[Any]:
+        """`keys_of` this."""
+        raise NotImplementedError
+
+    def facts(self) -> Optional[Dict[str, Any]]:
+        """What a conversion must know about the layers, as `facts_of`."""
+        raise NotImplementedError
+
+    def weights_written(self, undo: contextlib.ExitStack) -> None:
+        """What a Trainer does before its next step; ``undo`` gets what takes it back."""
+        raise NotImplementedError
+
+
+def weights_written(trainer: Optional[TrainerLike], undo: contextlib.ExitStack) -> None:
+    """To be called after `write_weight` for all weights."""
+    if isinstance(trainer, StandIn):
+        trainer.weights_written(undo)
+
+
+def word_of(trainer: TrainerLike) -> str:
+    return trainer.word if isinstance(trainer, StandIn) else 'trainer'
+
+
 # Checks of a trainer
 
 def check_trainer(trainer: TrainerLike) -> None:
-    if not isinstance(trainer, gluon.Trainer):
+    if not isinstance(trainer, (gluon.Trainer, StandIn)):
         raise TypeError(f'`trainer` must be a gluon.Trainer. Received: {type(trainer).__name__}.')
 
 
@@ -363,12 +412,21 @@ def _start_kvstore(trainer: TrainerLike) -> None:
         trainer._init_kvstore()
     if trainer._update_on_kvstore and trainer._kvstore._updater is None:
         raise ValueError(f'The states must be in this process. Received: kvstore {trainer._kvstore.type!r}, which keeps them '
-                         'on its servers. Create the trainer with update_on_kvstore=False.')
+                         f'on its servers. {_IN_PROCESS[word_of(trainer)]}')
+
+
+_IN_PROCESS = {'trainer': 'Create the trainer with update_on_kvstore=False.',
+               'module': 'Set MXNET_UPDATE_ON_KVSTORE=0 in the environment of the workers.'}
 
 
 def _updaters(trainer: TrainerLike) -> List[UpdaterLike]:
     """The holders of the states: the kvstore's single updater, or one per context."""
     return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
+
+
+def keys_of(trainer: TrainerLike, index: int) -> List[Any]:
+    """The keys of a parameter in the updaters, and in the counts of their optimizer: one for each of `_updaters`."""
+    return trainer.keys(index) if isinstance(trainer, StandIn) else [index] * len(_updaters(trainer))
 
 
 def contexts_of(trainer: TrainerLike) -> List[Any]:
@@ -436,23 +494,23 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
     optimizer = _optimizer(trainer)
     _check_shapes(trainer)
     infos = _parameters(trainer, net)
-    names = {index: info.name for index, info in enumerate(infos)}
     scheduler = export_scheduler(optimizer.lr_scheduler)
     h = optimizer.hyperparameters()
     start(trainer)
+    keys = [keys_of(trainer, index) for index in range(len(infos))]
     held = _updaters(trainer)[0].states
     counts = optimizer.update_counts()
     slots: Dict[str, Dict[str, Array]] = {}
     masters, trees = {}, {}
     attributes: Dict[str, Any] = {}
-    for index, info in enumerate(infos):
-        if index not in held:
+    for info, (key, *_) in zip(infos, keys):
+        if key not in held:
             continue
         if isinstance(optimizer, Stranger):
-            trees[info.name], arrays = optimizer.take_apart(info.name, held[index])
+            trees[info.name], arrays = optimizer.take_apart(info.name, held[key])
             slots[info.name] = {place: _copied(array, copy) for place, array in arrays.items()}
             continue
-        arrays, master = optimizer.split_state(held[index], h, _has_master(optimizer, info))
+        arrays, master = optimizer.split_state(held[key], h, _has_master(optimizer, info))
         slots[info.name] = {slot.name: copy(array).reshape(()) if slot.like == 'scalar' else copy(array)
                             for slot, array in zip(optimizer.rule.slots(h), arrays)}
         if master is not None:
@@ -461,28 +519,42 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
         attributes, arrays = optimizer.others()
         variables = {key: _copied(array, copy) for key, array in arrays.items()}
     else:
-        variables = optimizer.variables(names)
-    scaler = getattr(trainer, '_amp_loss_scaler', None)
+        variables = optimizer.variables({key: info.name for info, own in zip(infos, keys) for key in own})
+    accumulate = getattr(trainer, '_accumulate', None)
+    if accumulate is not None:
+        variables = {**variables, **accumulate.variables(copy)}
     return OptimizerStates(
         optimizer=name_of(optimizer),
         hypers=h.asdict(),
         num_update=optimizer.num_update,
         parameters=infos,
-        counts={info.name: counts.get(index, 0) for index, info in enumerate(infos)},
+        counts={info.name: max(counts.get(key, 0) for key in own) for info, own in zip(infos, keys)},
         slots=slots,
         master=masters,
         scheduler=scheduler,
         variables=variables,
-        loss_scaler=None if scaler is None else {key.lstrip('_'): value for key, value in vars(scaler).items()},
+        loss_scaler=_scaler_state(trainer),
         producer=producer(),
         trees=trees,
         attributes=attributes,
-        facts=facts_of(net))
+        facts=trainer.facts() if isinstance(trainer, StandIn) else facts_of(net))
 
 
 def _copied(array: Any, copy: Callable[[Any], Array]) -> Array:
     """``copy`` of an array of MXNet; NumPy's, which optimizers of other people may keep, are copied at once."""
     return copy(array) if isinstance(array, nd.NDArray) else numpy.array(array)
+
+
+def _scaler_state(trainer: TrainerLike) -> Optional[Dict[str, Any]]:
+    """What the trainer's loss scaler holds: a `gradients.Scaler`, or AMP's."""
+    scaler: Any = getattr(trainer, '_amp_loss_scaler', None)
+    if scaler is None:
+        return None
+    return dict(scaler.state_dict()) if _is_ours(scaler) else {key.lstrip('_'): value for key, value in vars(scaler).items()}
+
+
+def _is_ours(scaler: Any) -> bool:
+    return hasattr(scaler, 'read_state')
 
 
 def _has_master(optimizer: Any, info: ParameterInfo) -> bool:
@@ -516,7 +588,7 @@ def _match(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, presen
     mismatched = [misfit for misfit in misfits.values() if misfit]
     if strict and (missing or unexpected or mismatched):
         problems = [f'{what}: {"; ".join(found[:8])}{f"; and {len(found) - 8} more" if len(found) > 8 else ""}' for what, found in (
-            ('in the trainer only', missing), ('in the file only', unexpected), ('different', mismatched)) if found]
+            (f'in the {word_of(trainer)} only', missing), ('in the file only', unexpected), ('different', mismatched)) if found]
         raise ValueError(f'The states must have the same parameters. Received: {". ".join(problems)}. Nothing was changed. '
                          'Pass strict=False to restore what fits.')
     fitting = {i: states.parameters[j] for i, j in pairs.items() if not misfits[i]}
@@ -531,11 +603,11 @@ def _misfit(trainer: TrainerLike, index: int, optimizer: Any, slots: Sequence[Sl
     if saved.name not in states.slots:
         return ''
     if isinstance(optimizer, Stranger):
-        return optimizer.misfit(index, trainer._params[index], saved, states)
+        return optimizer.misfit(keys_of(trainer, index)[0], trainer._params[index], saved, states)
     master = states.master.get(saved.name)
     if (master is not None) != _has_master(optimizer, present):
         have = 'has a float32 master' if master is not None else 'has no float32 master'
-        return f'{present.name} {have} in the file, the trainer has multi_precision={bool(optimizer.multi_precision)}'
+        return f'{present.name} {have} in the file, the {word_of(trainer)} has multi_precision={bool(optimizer.multi_precision)}'
     dtype = optimizer.slot_dtype(numpy.dtype('float32' if master is not None else present.dtype))
     needed = {slot.name: (dtype, slot.shape(present.shape)) for slot in slots}
     arrays = dict(states.slots[saved.name])
@@ -558,42 +630,78 @@ def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Valu
     if set(saved.asdict()) != set(now.asdict()):
         raise ValueError(f'The file has the hyper-parameters {one_of(saved.asdict())}, the trainer {one_of(now.asdict())}. '
                          'Create the trainer with the same `base`.')
+    if isinstance(optimizer, Builtin):
+        optimizer.check(saved)
     # the trainer sets rescale_grad at every step, from its batch size
     return saved.replace(rescale_grad=now.rescale_grad)
 
 
-def _differences(optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
-                 present: List[ParameterInfo], mode: str) -> List[str]:
-    """One sentence for each value that differs between file and trainer, and which of the two applies."""
+def _differences(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, mode: str) -> List[str]:
+    """One sentence for each hyper-parameter that differs between file and trainer, and which of the two applies."""
     now, saved = optimizer.hyperparameters().asdict(), dict(states.hypers)
+    word = word_of(trainer)
     skipped = {'rescale_grad'} | ({'learning_rate'} if optimizer.lr_scheduler or states.scheduler else set())
-    whose = "the file's applies" if mode == 'file' else "the trainer's applies"
     if isinstance(optimizer, Stranger):  # what is not an argument is state
         now = {name: now[name] for name in optimizer.arguments()}
-    notes = [f'{name} is {now[name]!r} in the trainer and {saved[name]!r} in the file: {whose}.'
+    notes = [f'{name} is {now[name]!r} in the {word} and {saved[name]!r} in the file: {_whose(word, mode)}.'
              for name in now if name in saved and name not in skipped and now[name] != saved[name]]
-    for i, info in pairs.items():
-        for name in ('lr_mult', 'wd_mult'):
-            mine, theirs = getattr(present[i], name), getattr(info, name)
-            if mine != theirs:
-                notes.append(f"{name} of {present[i].name} is {mine!r} in the trainer and {theirs!r} in the file: "
-                             "the trainer's applies.")
+    if isinstance(trainer, StandIn) and now['rescale_grad'] != saved.get('rescale_grad', now['rescale_grad']):
+        notes.append(f'rescale_grad is {now["rescale_grad"]!r} in the {word} and {saved["rescale_grad"]!r} in the file, as for '
+                     f"another batch size: the {word}'s applies.")
     return notes
 
 
-def _loss_scaler(trainer: TrainerLike, states: OptimizerStates, notes: List[str]) -> Tuple[Any, Dict[str, Any]]:
-    """The trainer's AMP loss scaler, and the attributes that it gets from the file."""
-    scaler = getattr(trainer, '_amp_loss_scaler', None)
+def _other_multipliers(trainer: TrainerLike, pairs: Dict[int, ParameterInfo], present: List[ParameterInfo], mode: str
+                       ) -> List[str]:
+    """One sentence for all parameters that differ alike in a multiplier."""
+    names: Dict[Tuple[str, float, float], List[str]] = {}
+    word = word_of(trainer)
+    for i, info in pairs.items():
+        for name in MULTIPLIERS:
+            mine, theirs = getattr(present[i], name), getattr(info, name)
+            if mine != theirs:
+                names.setdefault((name, mine, theirs), []).append(present[i].name)
+    return [f'{name} of {some_of(found) if len(found) > 1 else found[0]} is {mine!r} in the {word} and {theirs!r} in the file: '
+            f'{_whose(word, mode)}.' for (name, mine, theirs), found in names.items()]
+
+
+def _whose(word: str, mode: str) -> str:
+    return "the file's applies" if mode == 'file' else f"the {word}'s applies"
+
+
+def _loss_scaler(trainer: TrainerLike, states: OptimizerStates, hyperparameters: str, notes: List[str]
+                 ) -> Tuple[Any, Dict[str, Any]]:
+    """The trainer's loss scaler, and the attributes that it gets from the file."""
+    scaler: Any = getattr(trainer, '_amp_loss_scaler', None)
     if states.loss_scaler is None:
         return scaler, {}
     if scaler is None:
-        notes.append('The file holds the state of an AMP loss scaler and the trainer has none: it is not restored. '
-                     'Call amp.init_trainer(trainer) before load_states.')
+        notes.append('The file holds the state of a loss scaler and the trainer has none: it is not restored. '
+                     'Create go.gradients.Scaler(trainer), or call amp.init_trainer(trainer), before load_states.')
         return scaler, {}
-    unknown = sorted(key for key in states.loss_scaler if '_' + key not in vars(scaler))
+    if _is_ours(scaler):
+        attributes, differing = scaler.read_state(states.loss_scaler, hyperparameters)
+        notes += differing
+        return scaler, attributes
+    here = {key: value for key, value in states.loss_scaler.items() if '_' + key in vars(scaler)}
+    unknown = sorted(set(states.loss_scaler) - set(here) - set(_OF_AMP))
     if unknown:
         raise ValueError(f'The loss scaler has no {one_of(unknown)}. It was saved by another version of MXNet.')
-    return scaler, {'_' + key: value for key, value in states.loss_scaler.items()}
+    notes += [f"{key} of the loss scaler is {value!r} in the file, and always {_OF_AMP[key]!r} in AMP's: use go.gradients.Scaler."
+              for key, value in states.loss_scaler.items() if key not in here and value != _OF_AMP[key]]
+    return scaler, {'_' + key: value for key, value in here.items()}
+
+
+def _accumulated(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[int, ParameterInfo], notes: List[str]
+                 ) -> Dict[str, Any]:
+    """The attributes that the trainer's `gradients.Accumulate` gets from the file; none if it has no Accumulate."""
+    accumulate: Any = getattr(trainer, '_accumulate', None)
+    if accumulate is not None:
+        return dict(accumulate.read(states, pairs))
+    if any(map(is_accumulated, states.variables)):
+        notes.append('The file holds gradients of batches that were accumulated for the next update, and the trainer has no '
+                     'Accumulate: they are not restored. Create go.gradients.Accumulate(trainer, k) before load_states.')
+    return {}
 
 
 # Into a trainer: changes
@@ -611,9 +719,15 @@ def _to_devices(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, f
     return {i: [state(info.name, context) for context in contexts] for i, info in fit.pairs.items() if info.name in states.slots}
 
 
-def _set_counts(optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:
+def _set_multipliers(parameter: ParameterLike, info: ParameterInfo, undo: contextlib.ExitStack) -> None:
+    for name in MULTIPLIERS:
+        undo.callback(setattr, parameter, name, getattr(parameter, name))
+        setattr(parameter, name, getattr(info, name))
+
+
+def _set_counts(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:
     counts = optimizer.update_counts()
-    counts.update((i, states.counts.get(info.name, 0)) for i, info in pairs.items())
+    counts.update((key, states.counts.get(info.name, 0)) for i, info in pairs.items() for key in keys_of(trainer, i))
     # MXNet keeps num_update = begin_num_update + the largest count: otherwise the schedule would stall or jump
     optimizer.begin_num_update = states.num_update - max(states.counts.values(), default=0)
     optimizer.set_update_counts(counts, states.num_update)
@@ -636,10 +750,10 @@ def _rewrite_weights(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[
 
 
 def _install(trainer: TrainerLike, arrays: Dict[int, List[Any]], pairs: Dict[int, ParameterInfo]) -> None:
-    for k, updater in enumerate(_updaters(trainer)):
-        for i in pairs:
-            updater.states.pop(i, None)
-            updater.states_synced.pop(i, None)
-        for i, states in arrays.items():
-            updater.states[i] = states[k]
-            updater.states_synced[i] = False  # the kvstore's copy of a weight may be on another context
+    for i in pairs:
+        for updater, key, state in zip(_updaters(trainer), keys_of(trainer, i), arrays.get(i) or itertools.repeat(None)):
+            updater.states.pop(key, None)
+            updater.states_synced.pop(key, None)
+            if i in arrays:
+                updater.states[key] = state
+                updater.states_synced[key] = False  # the kvstore's copy of a weight may be on another context

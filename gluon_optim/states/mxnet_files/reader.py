@@ -10,6 +10,7 @@ import numpy
 
 from ... import rules
 from ...rules import Rule
+from ...schedules.catalog import base_lr_of
 from ...schema import Values, one_of
 from ..errors import UnreadableFile, reading
 from ..file_part import FilePart
@@ -206,7 +207,8 @@ class _Reader:
         if self.builtin is None:
             self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are numbered '
                                'by position.')
-        unlike = self.builtin is None and self.class_name in rules.names(drop_ins=True)  # of the same name as one with a rule
+        # of the same name as one with a rule
+        unlike = self.builtin is None and self.class_name in rules.names(drop_ins=True, samplers=True)
         return self.optimizer.path if unlike else self.class_name
 
     def _hypers(self) -> Dict[str, Any]:
@@ -243,9 +245,7 @@ class _Reader:
             self.source.fail(f'the hyper-parameters must be those of {rule.name}. {error}')
 
     def _base_lr(self) -> Any:
-        scheduler = self.attributes.get('lr_scheduler')
-        attributes = scheduler.attributes if type(scheduler) is Object and type(scheduler.attributes) is dict else {}
-        return self._scalar(attributes.get('base_lr'), 'base_lr')
+        return self._scalar(base_lr_of(self._scheduler() or {}), 'base_lr')
 
     def _scalar(self, value: Any, what: str) -> Any:
         if type(value) is Array:  # 2.0's AdamW turns rescale_grad into one
@@ -409,7 +409,7 @@ class _Reader:
 
 def _rule(class_name: str) -> Optional[Type[Rule]]:
     """Our rule for the optimizer class with that name."""
-    plain = {name.replace('_', ''): name for name in rules.names()}
+    plain = {name.replace('_', ''): name for name in rules.names(samplers=True)}
     return rules.get(plain[class_name.lower()]) if class_name.lower() in plain else None
 
 

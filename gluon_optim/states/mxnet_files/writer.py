@@ -11,12 +11,12 @@ import numpy
 from ... import rules
 from ...schema import one_of
 from ..atomic import Path, replacing
-from ..model import OptimizerStates, chunks
+from ..model import Array, OptimizerStates, chunks, what_was_accumulated
 from . import mxnet2
 from .builtins import BUILTINS, Layout, MXNetClass, classes
-from .ndarray_format import DTYPES, NUMPY_SHAPES, STORAGE_TYPES
+from .ndarray_format import DTYPES, LIST_MAGIC, NUMPY_SHAPES, STORAGE_TYPES
 
-__all__ = ['trainer_order', 'what_is_lost', 'write_states']
+__all__ = ['trainer_order', 'what_is_lost', 'write_params', 'write_states']
 
 
 # names of the same argument in 1.x, in 2.x, and as an attribute
@@ -75,7 +75,7 @@ def what_is_lost(states: OptimizerStates, version: int) -> List[str]:
         lost.append(f"the scheduler {states.scheduler['class']}: create the trainer with it")
     if states.loss_scaler:
         lost.append('the state of the AMP loss scaler')
-    return lost
+    return lost + what_was_accumulated(states)
 
 
 def _written_by(states: OptimizerStates) -> int:
@@ -83,7 +83,8 @@ def _written_by(states: OptimizerStates) -> int:
 
 
 BASE = ('learning_rate', 'wd', 'rescale_grad', 'clip_gradient', 'begin_epoch')
-NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0)]  # values that need no such argument
+# values that need no such argument
+NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0), ('temperature', 1.0)]
 SCHEDULERS = ('mxnet.lr_scheduler.', 'gluon_optim.mxnet.lr_scheduler.')
 
 
@@ -91,7 +92,7 @@ def _class(states: OptimizerStates, version: int) -> MXNetClass:
     known = classes(version)
     if states.optimizer in known:
         return known[states.optimizer]
-    if states.optimizer in rules.names():
+    if states.optimizer in rules.names(samplers=True):
         rule = rules.get(states.optimizer)
         if rule.__module__.startswith('gluon_optim.rules.') and '.mx.' not in rule.__module__:
             arguments = dict(states.hypers)
@@ -153,7 +154,16 @@ def _attributes(states: OptimizerStates, version: int, target: MXNetClass, index
 
 def _scheduler(states: OptimizerStates) -> Any:
     scheduler = states.scheduler
-    return _Object(scheduler['class'], scheduler['attributes']) if scheduler and scheduler['class'].startswith(SCHEDULERS) else None
+    return _with_objects(scheduler) if scheduler and scheduler['class'].startswith(SCHEDULERS) else None
+
+
+def _with_objects(value: Any) -> Any:
+    """``value`` with an object for each record of a scheduler."""
+    if isinstance(value, dict) and set(value) == {'class', 'attributes'}:
+        return _Object(value['class'], _with_objects(value['attributes']))
+    if isinstance(value, dict):
+        return {name: _with_objects(item) for name, item in value.items()}
+    return [_with_objects(item) for item in value] if isinstance(value, list) else value
 
 
 def _multipliers(states: OptimizerStates, which: str, index: Mapping[str, int]) -> Dict[int, float]:
@@ -251,9 +261,29 @@ def _global(path: str) -> bytes:
 def _ndarray(array: numpy.ndarray, version: int) -> Iterator[Union[bytes, numpy.ndarray]]:
     """An NDArray on the CPU, as written by MXNet's `NDArray.__reduce__` and `NDArray::Save`."""
     shape = array.shape if version == 2 else array.shape or (1,)
-    head = struct.pack(f'<Iii{len(shape)}qiii', NUMPY_SHAPES if version == 2 else STORAGE_TYPES, 0, len(shape), *shape, 1, 0,
-                       _FLAGS[array.dtype.newbyteorder('<')])
+    head = _head(array, shape, version)
     yield _global('mxnet.ndarray.ndarray.NDArray') + b'N\x85R}X\x06\x00\x00\x00handle' + _global('builtins.bytearray')
     yield b'\x8e' + struct.pack('<Q', len(head) + array.nbytes) + head
     yield from chunks(array)
     yield b'\x85Rsb'
+
+
+def _head(array: Array, shape: Sequence[int], version: int) -> bytes:
+    """What `NDArray::Save` writes before the elements."""
+    return struct.pack(f'<Iii{len(shape)}qiii', NUMPY_SHAPES if version == 2 else STORAGE_TYPES, 0, len(shape), *shape, 1, 0,
+                       _FLAGS[numpy.dtype(array.dtype).newbyteorder('<')])
+
+
+# Parameters
+
+def write_params(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write ``arrays`` as `mx.nd.save` of MXNet 1.x does, complete or not at all. Those without dimensions get one."""
+    with replacing(path) as file:
+        file.write(struct.pack('<QQQ', LIST_MAGIC, 0, len(arrays)))
+        for array in arrays.values():
+            file.write(_head(array, array.shape or (1,), 1))
+            for piece in chunks(array):
+                file.write(piece)
+        file.write(struct.pack('<Q', len(arrays)))
+        for name in map(str.encode, arrays):
+            file.write(struct.pack('<Q', len(name)) + name)
