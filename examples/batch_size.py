@@ -27,8 +27,6 @@ EXAMPLES = 2 ** 15      # in each training, drawn with replacement: about 23 epo
 LARGEST = 2 ** 13       # batch size
 MEASURED = 2 ** 15      # examples in a measurement of the noise
 PARTS = 4               # of a batch, in a measurement
-ITERATIONS = 60         # of the search for the largest eigenvalue
-DISTANCE = 0.01         # of the points at which gradients are compared there
 POINTS = 16             # of a curve
 CLASSES, PIXELS = 10, 64
 
@@ -81,26 +79,9 @@ def drawn(seed, count):
 
 
 def curvature(net, data):
-    """The largest eigenvalue of the Hessian, by power iteration with central differences of the gradient."""
-    parameters = list(net.collect_params().values())
-    weights = [parameter.data().copy() for parameter in parameters]
-    direction = [mx.nd.random.normal(shape=weight.shape) for weight in weights]
-    for _ in range(ITERATIONS):
-        length = sum((part ** 2).sum() for part in direction).sqrt()
-        direction = [part / length for part in direction]
-        ends = []
-        for sign in (1, -1):
-            for parameter, weight, part in zip(parameters, weights, direction):
-                parameter.set_data(weight + sign * DISTANCE * part)
-            with autograd.record():
-                loss = LOSS(net(data.images), data.labels).mean()
-            loss.backward()
-            ends.append([parameter.grad().copy() for parameter in parameters])
-        product = [(ahead - behind) / (2 * DISTANCE) for ahead, behind in zip(*ends)]
-        direction, eigenvalue = product, sum((part * image).sum() for part, image in zip(direction, product)).asscalar()
-    for parameter, weight in zip(parameters, weights):
-        parameter.set_data(weight)
-    return float(eigenvalue)
+    """The largest eigenvalue of the Hessian."""
+    largest, = go.curvature.eigenvalues(lambda: LOSS(net(data.images), data.labels).mean(), net.collect_params())
+    return float(largest)
 
 
 def measure(net, data, seed, bound):
