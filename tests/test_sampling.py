@@ -274,7 +274,7 @@ def test_sgld_at_temperature_1_is_mxnets():
     np.testing.assert_array_equal(*results)
 
 
-def test_tempered_sgld_counts_rates_and_refuses_as_ever():
+def test_tempered_sgld_counts_rates_and_refuses_as_ever(tmp_path):
     """A rate of 0 leaves the parameter, a negative one names it, a scheduler is asked once, a native save refuses."""
     asked = []
 
@@ -295,7 +295,7 @@ def test_tempered_sgld_counts_rates_and_refuses_as_ever():
         trained(trainer, p, lambda w: w.sum(), 1)
     assert trainer._optimizer.num_update == 2
     with pytest.raises(ValueError, match="sgld that is pickled must be 1, for MXNet's own has none. Received: temperature=2.0"):
-        trainer.save_states('nowhere')
+        trainer.save_states(str(tmp_path / 'states'))
 
 
 def test_psgld_is_no_optimizer_of_the_list():
