@@ -31,7 +31,7 @@ import bench_peers
 import mxnet as mx
 import numba
 import numpy
-from bench_peers import Competitor, Data
+from bench_peers import Competitor, Data, resnet50
 from mxnet import gluon
 from tqdm import tqdm
 
@@ -45,21 +45,6 @@ MXNET = ('nothing', 'adam', 'sgd', 'lamb', 'nadam', 'adamax', 'ftml', 'adagrad',
          'lars')
 REFERENCE = 'torch_fused:adamw'
 PAUSE = 0.005  # seconds before each turn: the threads of the previous one are still spinning
-
-
-def resnet50():
-    """The 161 trainable tensors of ResNet-50 (25.6 million elements): convolutions without biases, batch norms, one dense layer."""
-    def convolution(inputs, outputs, kernel):
-        return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]  # with the scale and shift of its batch norm
-
-    shapes, inputs = convolution(3, 64, 7), 64
-    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
-        for block in range(blocks):
-            shapes += convolution(inputs, width, 1) + convolution(width, width, 3) + convolution(width, 4 * width, 1)
-            if block == 0:
-                shapes += convolution(inputs, 4 * width, 1)
-            inputs = 4 * width
-    return [*shapes, (1000, inputs), (1000,)]
 
 
 CASES = {

@@ -31,8 +31,9 @@ from pathlib import Path
 
 import numpy
 import torch
+from bench_peers import resnet50
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gluon_optim import list_optimizers, rules
 from gluon_optim.rules.base import initial_slot, scalars
@@ -223,21 +224,6 @@ def resumed(name, dtype, straight):
 
 
 # Timings
-
-def resnet50():
-    """The 161 trainable tensors of ResNet-50, as in tools/bench.py."""
-    def convolution(inputs, outputs, kernel):
-        return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]
-
-    shapes, inputs = convolution(3, 64, 7), 64
-    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
-        for block in range(blocks):
-            shapes += convolution(inputs, width, 1) + convolution(width, width, 3) + convolution(width, 4 * width, 1)
-            if block == 0:
-                shapes += convolution(inputs, 4 * width, 1)
-            inputs = 4 * width
-    return [*shapes, (1000, inputs), (1000,)]
-
 
 CASES = {'resnet50': resnet50(), '2000': [(1000,)] * 2000, 'one': [(16384, 16384)]}
 ROUNDS = 40
