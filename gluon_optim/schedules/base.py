@@ -1,5 +1,5 @@
 """How a schedule is written: once, as a pure function of the update number t = 1, 2, ..."""
-from typing import Any, ClassVar, Mapping, Tuple
+from typing import Any, ClassVar, Dict, Mapping, Tuple
 
 from ..schema import Hyper, Values
 
@@ -18,6 +18,8 @@ class Schedule:
         maximum, where. No Python ``if`` on ``t``. Past its end a schedule keeps its last value.
     ``of(attributes)``
         The hyper-parameters in the attributes of a scheduler of the class that this schedule describes.
+    ``after(attributes, num_update)``
+        The attributes that such a scheduler has once it has been asked for every update up to ``num_update``.
 
     Raises nothing: `schedule_of` and `gluon_optim.rate` check what they get.
 
@@ -40,6 +42,10 @@ class Schedule:
     @staticmethod
     def of(attributes: Mapping[str, Any]) -> Values:
         raise NotImplementedError
+
+    @staticmethod
+    def after(attributes: Mapping[str, Any], num_update: int) -> Dict[str, Any]:
+        return dict(attributes)  # what keeps no memory of the updates it was asked for
 
 
 def warmed_up(xp: Any, h: Values, t: Any, rate: Any) -> Any:

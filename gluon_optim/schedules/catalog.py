@@ -9,7 +9,9 @@ from ..schema import Values, one_of
 from . import mx
 from .base import Schedule
 
-__all__ = ['CLASSES', 'rate', 'schedule_of']
+__all__ = ['CLASSES', 'after', 'rate', 'schedule_of']
+
+FAULTS = (KeyError, TypeError, ValueError, ArithmeticError)  # of attributes that no object has, as a file may hold them
 
 # path of the scheduler's class -> schedule
 CLASSES: Dict[str, Type[Schedule]] = {
@@ -45,9 +47,35 @@ def schedule_of(scheduler: Any) -> Tuple[Type[Schedule], Values]:
         if not 0 <= h.base_lr < math.inf:
             raise ValueError('a rate below zero, or infinite')
         return CLASSES[path], h
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f'The attributes of the scheduler must be those of a {path}. Received: {reprlib.repr(dict(attributes))}, '
-                         f'which gives {type(error).__name__}: {error}.') from error
+    except FAULTS as error:
+        raise _refused(path, attributes, error) from error
+
+
+def _refused(path: str, attributes: Mapping[str, Any], error: Exception) -> ValueError:
+    return ValueError(f'The attributes of the scheduler must be those of a {path}. Received: {reprlib.repr(dict(attributes))}, '
+                      f'which gives {type(error).__name__}: {error}.')
+
+
+def after(record: Mapping[str, Any], num_update: int) -> Dict[str, Any]:
+    """The record of a scheduler that has been asked for every update up to ``num_update``, also those after the record's own.
+
+    ``record`` is ``{'class': path, 'attributes': {...}}``; that of a class which is not known here is returned as it is. Raises
+    ValueError for attributes that no object of the class has.
+
+    >>> record = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
+    ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=0, base_lr=0.4, warmup_steps=0, warmup_begin_lr=0,
+    ...     warmup_final_lr=0.4, warmup_mode='linear')}
+    >>> attributes = after(record, 25)['attributes']
+    >>> attributes['count'], attributes['base_lr']
+    (20, 0.1)
+    """
+    path, attributes = record['class'], record['attributes']
+    if path not in CLASSES:
+        return dict(record)
+    try:
+        return {'class': path, 'attributes': CLASSES[path].after(attributes, num_update)}
+    except FAULTS as error:
+        raise _refused(path, attributes, error) from error
 
 
 def rate(schedule: Any, t: Any, xp: Any = numpy) -> Any:
