@@ -1,0 +1,149 @@
+"""The learning rate of a run that continues elsewhere: its scheduler, and what the report says of it."""
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import numpy
+
+from ..schedules import after, rate, schedule_of
+from ..states.model import OptimizerStates, ParameterInfo
+
+__all__ = ['Carried', 'carried', 'carried_states', 'file_entry', 'next_rate', 'rate_at', 'restore', 'what_becomes_of_it']
+
+
+class Carried(NamedTuple):
+    """A scheduler that continues elsewhere.
+
+    ``record``      ``{'class': path, 'attributes': {...}}``
+    ``num_update``  the number of updates done, as MXNet counts them for the scheduler; None where the source does not say
+    ``begin``       how many of these no parameter has counted: MXNet's ``begin_num_update``
+    ``counting``    whether ``num_update`` is also the number of calls of the scheduler, which then is the one to believe
+    """
+
+    record: Dict[str, Any]
+    num_update: Optional[int] = None
+    begin: int = 0
+    counting: bool = False
+
+    def at(self, counts: Sequence[int]) -> int:
+        """The number of updates done where parameters have seen ``counts`` of them: it may be later than the record."""
+        if self.counting or not counts:
+            return self.num_update or 0
+        return max(counts) + self.begin
+
+
+def carried(given: Any) -> Carried:
+    """What ``given`` says of a scheduler.
+
+    ``given`` is an MXNet scheduler, its record, one with the update at which it continues (as `file_entry` writes it), what
+    ``state_dict()`` of `gluon_optim.torch.scheduler` returned, or `OptimizerStates`.
+
+    Raises ValueError or TypeError if it is none of these; whether its class is known here is for `schedule_of` to say.
+
+    >>> half = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
+    ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=20, base_lr=0.1, warmup_steps=0, warmup_begin_lr=0,
+    ...     warmup_final_lr=0.4, warmup_mode='linear')}
+    >>> carried({**half, 'num_update': 30, 'begin_num_update': 5})[1:]
+    (30, 5)
+    """
+    if isinstance(given, OptimizerStates):
+        found = carried_states(given, given.parameters)
+        if found is None:
+            raise ValueError('`schedule` must be states with a scheduler. Received: states without one: their rate is constant, '
+                             f'{given.hypers.get("learning_rate")!r}.')
+    elif isinstance(given, Mapping):
+        found = _from_mapping(given)
+    else:
+        found = Carried(_plain(given))
+    return found
+
+
+def carried_states(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Optional[Carried]:
+    """The scheduler of ``states``, of which the parameters ``chosen`` continue; None if there is none."""
+    if states.scheduler is None:
+        return None
+    counted = max((states.counts.get(info.name, 0) for info in chosen), default=0)
+    return Carried(states.scheduler, states.num_update, max(states.num_update - counted, 0))
+
+
+def file_entry(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
+    """The scheduler as an entry of a file that has no other place for it; `carried` reads it. Plain values only."""
+    found = carried_states(states, chosen)
+    return {} if found is None else dict(found.record, num_update=found.num_update, begin_num_update=found.begin)
+
+
+def restore(states: OptimizerStates, found: Carried) -> None:
+    """Give ``states``, which come back from elsewhere, their scheduler, brought to the update at which they are."""
+    moved = found.counting or states.num_update != found.num_update
+    states.scheduler = after(found.record, states.num_update) if moved else found.record
+    base = states.scheduler['attributes'].get('base_lr')
+    if isinstance(base, (int, float)):
+        states.hypers['learning_rate'] = float(base)  # as in Gluon's own states
+
+
+def _from_mapping(given: Mapping[str, Any]) -> Carried:
+    if 'lr_lambdas' in given:  # the state of a LambdaLR
+        held = next((entry for entry in given['lr_lambdas'] if isinstance(entry, Mapping) and 'schedule' in entry), None)
+        if held is None:
+            raise ValueError('The state of the scheduler must be that of one made by `gluon_optim.torch.scheduler`. Received: that '
+                             'of a LambdaLR with functions of your own. Pass the schedule.')
+        return Carried(held['schedule'], given['last_epoch'], held['begin'], counting=True)
+    if not {'class', 'attributes'} <= set(given) or not isinstance(given['attributes'], Mapping):
+        raise ValueError("The record of a scheduler must have 'class' and 'attributes', as `OptimizerStates.scheduler` has. "
+                         f'Received: a dictionary with {sorted(map(str, given))[:8]}.')
+    numbers = {key: given.get(key) for key in ('num_update', 'begin_num_update')}
+    wrong = [key for key, value in numbers.items() if value is not None and (type(value) is not int or value < 0)]
+    if wrong:
+        raise ValueError(f'`{wrong[0]}` of the scheduler must be a number of updates, 0 or more. Received: {numbers[wrong[0]]!r}.')
+    record = {'class': str(given['class']), 'attributes': dict(given['attributes'])}
+    return Carried(record, numbers['num_update'], numbers['begin_num_update'] or 0)
+
+
+def _plain(scheduler: Any) -> Any:
+    """A scheduler object, or an attribute of one, as values that JSON has."""
+    if isinstance(scheduler, numpy.generic):
+        return scheduler.item()
+    if isinstance(scheduler, (list, tuple)):
+        return [_plain(value) for value in scheduler]
+    if scheduler is None or isinstance(scheduler, (bool, int, float, str, dict)):
+        return scheduler
+    cls = type(scheduler)
+    return {'class': f'{cls.__module__}.{cls.__qualname__}',
+            'attributes': {name: _plain(value) for name, value in getattr(scheduler, '__dict__', {}).items()}}
+
+
+# What is said
+
+def next_rate(states: OptimizerStates) -> Optional[float]:
+    """The rate of the next update, None without a scheduler or where it is not known here.
+
+    >>> half = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
+    ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=20, base_lr=0.1, warmup_steps=0, warmup_begin_lr=0,
+    ...     warmup_final_lr=0.4, warmup_mode='linear')}
+    >>> next_rate(OptimizerStates('adam', {}, 30, [], {}, {}, scheduler=half))
+    0.05
+    """
+    return None if states.scheduler is None else rate_at(states.scheduler, states.num_update + 1)
+
+
+def rate_at(record: Mapping[str, Any], update: int) -> Optional[float]:
+    """The rate of an update, None where it is not known here.
+
+    >>> rate_at({'class': 'somebody.Else', 'attributes': {}}, 1)
+    """
+    try:
+        with numpy.errstate(all='raise'):
+            return float(rate(record, update))
+    except (TypeError, ValueError, ArithmeticError):  # of another class, or not one that MXNet could have made
+        return None
+
+
+def what_becomes_of_it(states: OptimizerStates, how: str, otherwise: str) -> List[str]:
+    """What the report says of the scheduler, if there is one: ``how`` it continues, or what to do ``otherwise``."""
+    if states.scheduler is None:
+        return []
+    path, update, found = states.scheduler.get('class'), states.num_update + 1, next_rate(states)
+    if found is not None:
+        return [f'the scheduler {path} continues: {how}; the rate of update {update} is {found:.6g}']
+    base = states.scheduler.get('attributes', {}).get('base_lr')
+    rates = f': its base_lr is {base!r}' if isinstance(base, (int, float)) else ''
+    return [f'the scheduler {path} is not carried over, because its rates are not known here: {otherwise}, starting with '
+            f'update {update}{rates}']
