@@ -32,6 +32,7 @@ _PUBLIC = {
 }
 # public name -> the module that it is
 _MODULES = {
+    'lr_scheduler': 'mxnet.lr_scheduler',
     'models': 'models', 'torch': 'torch', 'onnx': 'onnx', 'optax': 'optax',
     'rules': 'rules', 'schedules': 'schedules', 'schema': 'schema', 'states': 'states',
 }

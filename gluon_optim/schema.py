@@ -8,12 +8,17 @@ converters, the command line and the tables in the README. Nothing here imports 
 0.5
 """
 import difflib
+import inspect
 import math
 import numbers
 import operator
 from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
-__all__ = ['Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of', 'some_of']
+__all__ = ['Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of',
+           'some_of']
+
+
+REQUIRED: Any = inspect.Parameter.empty  # the default of an argument without one
 
 
 class Interval(NamedTuple):
@@ -46,6 +51,7 @@ class Hyper(NamedTuple):
     name : str
         MXNet's name for it (``learning_rate``, ``wd``, ``beta1``, ``epsilon``).
     default : number, bool, str or None
+        `REQUIRED` for an argument that must be given.
     domain : str or collection
         For a number, an interval in mathematical notation (``'[0, 1)'``); for a switch, a tuple of allowed values.
     doc : str
@@ -102,8 +108,8 @@ class Hyper(NamedTuple):
     def _refuse(self, error: Type[Exception], value: Any) -> Exception:
         advice = 'one of them' if self.is_switch else 'a number in that range'
         off = ', None to switch it off' if self.optional else ''
-        return error(f'`{self.name}` must be {self.allowed}. Received: {self.name}={value!r}. '
-                     f'Pass {advice}{off}, or leave it out for the default {self.default!r}.')
+        left_out = '' if self.default is REQUIRED else f', or leave it out for the default {self.default!r}'
+        return error(f'`{self.name}` must be {self.allowed}. Received: {self.name}={value!r}. Pass {advice}{off}{left_out}.')
 
 
 SHAPES: Dict[str, Callable[[Sequence[int]], Tuple[int, ...]]] = {

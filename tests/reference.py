@@ -395,3 +395,145 @@ OPTIMIZERS = {f.__name__: f for f in (
     adabelief, rmsprop_torch, adagrad_torch, adadelta_torch, asgd, rprop)}
 
 CLIP_BY_THEMSELVES = ('lans', 'adabelief')
+
+
+# Learning-rate schedules: the rate of update t = 1, 2, ..., as papers and documents write it, in another form than the package:
+# recursions and loops over the updates done for its closed forms, logarithms for its powers, half angles for its cosines.
+
+def inverse_time(t, base_lr, decay, steps_per_epoch):
+    """The blog: alpha / (1 + decay_rate epoch_num), epochs counted from 0."""
+    epoch = 0
+    for update in range(2, t + 1):
+        epoch += (update - 1) % steps_per_epoch == 0
+    return base_lr / (1 + decay * epoch)
+
+
+def interval_inverse_time(t, base_lr, decay, interval):
+    """The blog: alpha / (1 + decay_rate int(epoch_num / time_interval)), by update."""
+    return base_lr / (1 + decay * int(t / interval))
+
+
+def step_lr(t, step, factor, base_lr):
+    """StepLR's recursion: lr <- gamma lr wherever the number of updates done is a multiple of step_size."""
+    lr = base_lr
+    for done in range(1, t):
+        lr = lr * factor if done % step == 0 else lr
+    return lr
+
+
+def multi_step_lr(t, step, factor, base_lr):
+    """MultiStepLR's recursion: lr <- gamma lr at each milestone."""
+    lr = base_lr
+    for done in range(1, t):
+        lr = lr * factor if done in step else lr
+    return lr
+
+
+def exponential_lr(t, factor, base_lr, step=1):
+    """gamma^(done / step), by the logarithm."""
+    return base_lr * np.exp(np.log(factor) * (t - 1) / step)
+
+
+def polynomial_lr(t, max_update, base_lr, pwr, final_lr):
+    """PolynomialLR between base_lr and final_lr."""
+    left = max(max_update - (t - 1), 0) / max_update
+    return final_lr + (base_lr - final_lr) * left ** pwr
+
+
+def linear_lr(t, max_update, base_lr, final_lr):
+    """LinearLR: the weighted mean of its ends."""
+    share = min(t - 1, max_update) / max_update
+    return (1 - share) * base_lr + share * final_lr
+
+
+def cosine_lr(t, max_update, base_lr, final_lr):
+    """Loshchilov & Hutter, arXiv:1608.03983, (5), with T_cur = t - 1, T_i = max_update; the half angle's square."""
+    angle = np.pi * min(t - 1, max_update) / max_update
+    return final_lr + (base_lr - final_lr) * np.cos(angle / 2) ** 2
+
+
+def cosine_restarts_lr(t, step, base_lr, final_lr, step_mult):
+    """The same with restarts: T_cur goes back to 0 when it has reached T_i, and T_i grows."""
+    current, length = 0, step
+    for _ in range(1, t):
+        current += 1
+        if current == length:
+            current, length = 0, length * step_mult
+    return final_lr + (base_lr - final_lr) * np.cos(np.pi * current / length / 2) ** 2
+
+
+def one_cycle_lr(t, max_update, base_lr, pct_start, anneal_strategy, div_factor, final_div_factor, three_phase):
+    """OneCycleLR's phases: ends, and the rates from and to which they lead."""
+    low = base_lr / div_factor
+    lowest = low / final_div_factor
+    rise, last = pct_start * max_update - 1, max_update - 1
+    phases = [(0, low), (rise, base_lr), *([(2 * rise, low)] if three_phase else []), (last, lowest)]
+    done = min(t - 1, last)
+    for (start, a), (end, b) in zip(phases, phases[1:]):
+        if done <= end:
+            share = (done - start) / (end - start)
+            share = np.sin(np.pi / 2 * share) ** 2 if anneal_strategy == 'cos' else share
+            return (1 - share) * a + share * b
+    return lowest
+
+
+def inverse_sqrt_lr(t, base_lr, step):
+    """Vaswani et al., arXiv:1706.03762, 5.3: the inverse square root of the number of the update, base_lr at the first."""
+    return base_lr * np.sqrt(step / (step + t - 1))
+
+
+def transformer_lr(t, base_lr, warmup):
+    """The same formula whole: min(t^-0.5, t warmup^-1.5), in units of its largest value, base_lr."""
+    return base_lr * warmup ** 0.5 * min(t ** -0.5, t * warmup ** -1.5)
+
+
+def sum_to_infinity_lr(t, base_lr, b, gamma):
+    """Welling & Teh 2011, section 4: a (b + t)^-gamma, by the logarithm."""
+    return base_lr * np.exp(-gamma * np.log(b + t))
+
+
+def piecewise_lr(t, step, factor, base_lr, kind):
+    """Values between boundaries, or NumPy's interpolation through the points."""
+    if kind == 'linear':
+        return base_lr * np.interp(t - 1, [0, *step], factor)
+    return base_lr * factor[np.searchsorted(step, t, side='left')]
+
+
+def plateau_lr(observations, t, base_lr, mode, factor, patience, threshold, threshold_mode, cooldown, final_lr, epsilon):
+    """ReduceLROnPlateau.step at each (update, metric) before ``t``; a maximum is the minimum of the negative."""
+    lr, best, bad, cooling = base_lr, None, 0, 0
+    for update, metric in observations:
+        if update >= t:
+            break
+        sign = 1 if mode == 'min' else -1
+        if best is None:
+            good = not np.isnan(metric)
+        else:
+            slack = threshold if threshold_mode == 'abs' else threshold * best * sign
+            good = sign * metric < sign * best - slack
+        best, bad = (metric, 0) if good else (best, bad + 1)
+        if cooling > 0:
+            cooling, bad = cooling - 1, 0
+        if bad > patience:
+            lower = max(lr * factor, final_lr)
+            lr = lower if lr - lower > epsilon else lr
+            cooling, bad = cooldown, 0
+    return lr
+
+
+def warmed_up_lr(t, schedule, steps, begin, kind):
+    """MXNet's LRScheduler.get_warmup_lr and LBSGD._get_lbmult, which count up to ``steps``; ``schedule(t)`` are the rates after."""
+    if t >= steps:
+        return schedule(t - steps + 1 if steps else t)
+    strategies = {'linear': t / steps, 'power2': (t * t) / (steps * steps), 'sqrt': np.sqrt(float(t) / steps), 'constant': 0.0}
+    return begin + (schedule(1) - begin) * strategies[kind]
+
+
+def chained_lr(t, segments):
+    """Each schedule for so many updates, counted anew; the last one's last rate stays."""
+    for steps, schedule in segments[:-1]:
+        if t <= steps:
+            return schedule(t)
+        t -= steps
+    steps, schedule = segments[-1]
+    return schedule(t if steps is None else min(t, steps))

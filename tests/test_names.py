@@ -11,7 +11,8 @@ import gluon_optim as go
 
 NEEDS = {'torch': ['torch', 'to_torch', 'from_torch'], 'onnx': ['onnx', 'to_onnx', 'from_onnx'],
          'jax': ['optax', 'to_optax', 'from_optax'],
-         'mxnet': [name for name, home in go._PUBLIC.items() if home.startswith('mxnet.') and name != 'register']}
+         'mxnet': [name for name, home in {**go._PUBLIC, **go._MODULES}.items()
+                   if home.startswith('mxnet.') and name != 'register']}
 LOOK = '''
 import pydoc, sys, warnings
 warnings.simplefilter('ignore')

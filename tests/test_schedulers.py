@@ -11,7 +11,7 @@ mx = pytest.importorskip('mxnet')
 from mxnet import gluon  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
-from gluon_optim.mxnet import lr_scheduler as schedulers  # noqa: E402
+from gluon_optim.mxnet import scheduler_states as schedulers  # noqa: E402
 from gluon_optim.mxnet.trainer import export_states, import_states  # noqa: E402
 
 S = mx.lr_scheduler

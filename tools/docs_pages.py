@@ -27,7 +27,7 @@ import gluon_optim as go
 from gluon_optim import cli, rules
 
 PACKAGE = go.__name__
-MODULES = sorted(go._MODULES)
+MODULES = sorted(go._MODULES.values())  # within the package, where their names there may be shorter
 
 
 # Public names
@@ -43,6 +43,14 @@ def public_names(module=PACKAGE):
 def homes(path):
     """The public modules, the package included, that hold the module ``path``; the nearest first."""
     return [name for name in (*(f'{PACKAGE}.{name}' for name in MODULES), PACKAGE) if f'{path}.'.startswith(f'{name}.')]
+
+
+def shown(path):
+    """The path of a module, or of a name in it, as users write it after ``go.``."""
+    for name, module in go._MODULES.items():
+        if f'{path}.'.startswith(f'{PACKAGE}.{module}.'):
+            return name + path[len(f'{PACKAGE}.{module}'):]
+    return path[len(PACKAGE) + 1:]
 
 
 def has_page(cls):
@@ -71,7 +79,7 @@ def own_classes(value, found=()):
 def api_page(module, name):
     """One public name: its docstring, and those of the classes that it returns where they have no page of their own."""
     value = getattr(importlib.import_module(module), name)
-    lines = [title(f'{module}.{name}'[len(PACKAGE) + 1:], '='), f'.. currentmodule:: {module}\n']
+    lines = [title(shown(f'{module}.{name}'), '='), f'.. currentmodule:: {module}\n']
     if inspect.isclass(value):
         lines.append(described(name, value))
     elif not callable(value):
@@ -91,8 +99,8 @@ def described(path, cls):
 
 def module_page(name):
     """A public module: its docstring, and what it exports."""
-    module = getattr(go, name)
-    lines = [title(name, '='), f'.. automodule:: {module.__name__}\n']
+    module = importlib.import_module(f'{PACKAGE}.{name}')
+    lines = [title(shown(module.__name__), '='), f'.. automodule:: {module.__name__}\n']
     pages = [(f'{module.__name__}.{each}', getattr(module, each)) for each in public_names(module.__name__)]
     elsewhere = [each for each in getattr(module, '__all__', ()) if each not in public_names(module.__name__)]
     if pages:
@@ -105,7 +113,7 @@ def module_page(name):
 def api_index():
     """The list of all public names."""
     names = [(f'{PACKAGE}.{name}', getattr(go, name)) for name in public_names()]
-    modules = [(f'{PACKAGE}.{name}', getattr(go, name)) for name in MODULES]
+    modules = [(f'{PACKAGE}.{name}', importlib.import_module(f'{PACKAGE}.{name}')) for name in MODULES]
     return '\n'.join([title('Python API', '='), '``import gluon_optim as go``. Every name has a page; its example is run by the '
                       'tests.\n', entries(names), title('Modules', '-'),
                       'Loaded when they are first used; the packages that they need are extras.\n', entries(modules),
@@ -120,7 +128,7 @@ def title(text, line):
 
 def entries(pages):
     """A table of links to pages, and what is on them."""
-    rows = ''.join(f'   * - :doc:`{path[len(PACKAGE) + 1:]} <{path}>`\n     - {plain(first_sentence(value))}\n'
+    rows = ''.join(f'   * - :doc:`{shown(path)} <{path}>`\n     - {plain(first_sentence(value))}\n'
                    for path, value in pages)
     return f'.. list-table::\n   :widths: 30 70\n\n{rows}'
 

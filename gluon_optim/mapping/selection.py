@@ -4,6 +4,7 @@ from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Type
 
 from .. import rules
 from ..rules import Rule
+from ..schedules.catalog import base_lr_of
 from ..schema import Values, check_known, one_of
 from ..states.model import STATISTICS, OptimizerStates, ParameterInfo, has_rule
 from ..states.mxnet_files import mxnet2
@@ -49,7 +50,7 @@ def normalize(states: OptimizerStates, allow_lossy: bool = False) -> Tuple[Optim
                          "states.as_rule('adamw'). If it is your own rule, import the module that registers it first.")
     rule = rules.get(states.optimizer)
     h = rule.hyperparameters(**states.hypers)
-    base_lr = (states.scheduler or {}).get('attributes', {}).get('base_lr')
+    base_lr = base_lr_of(states.scheduler or {})
     return states, rule, h.replace(learning_rate=float(base_lr)) if isinstance(base_lr, (int, float)) else h
 
 

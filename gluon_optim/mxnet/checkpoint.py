@@ -27,7 +27,7 @@ from ..states.errors import StateFileError
 from ..states.manifest import check_name, run_record
 from ..states.matching import completes, match
 from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Parts, Run, Weight, chunks
-from .lr_scheduler import keep
+from .scheduler_states import keep
 from .trainer import (
     LoadReport,
     Pieces,

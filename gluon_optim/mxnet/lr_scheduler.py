@@ -1,379 +1,451 @@
-"""Learning rate schedulers to and from state files: by class path and attributes, never by pickle.
+"""Learning-rate schedulers for MXNet: each is its arguments and one formula, so any update may be asked for in any order.
 
-MXNet's schedulers are stateful: past its end a CosineScheduler keeps the rate at which it arrived, and a fresh one would
-answer with the rate from which it started. So all attributes are saved and put back.
+>>> from mxnet import gluon
+>>> import gluon_optim as go
+>>> schedule = go.lr_scheduler.Warmup(go.lr_scheduler.Cosine(max_update=900, base_lr=0.4), steps=100)
+>>> [round(schedule(update), 3) for update in (1, 50, 100, 550, 1000, 2000)]
+[0.004, 0.2, 0.4, 0.2, 0.0, 0.0]
+>>> net = gluon.nn.Dense(2, in_units=3)
+>>> net.initialize()
+>>> trainer = gluon.Trainer(net.collect_params(), 'adamw', {'lr_scheduler': schedule})
+
+The formulas are those of `gluon_optim.schedules`, which runs them in PyTorch and JAX too.
 """
-import contextlib
-import copy
-import importlib
 import inspect
-import math
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Type
 
-import numpy
-
-# a submodule, not an attribute of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet import lr_scheduler as mx
 
-from ..schedules import after
+from ..schedules import annealing, decay, plateau, wrappers
+from ..schedules.base import Inner, Schedule, Segments
+from ..schedules.catalog import checked, rate_of, schedule_of
+from ..schema import REQUIRED, Hyper, Values, check_int, check_known
 
-__all__ = ['SchedulerPlan', 'export_scheduler', 'keep', 'plan_scheduler']
-
-KNOWN = ('mxnet.lr_scheduler', 'gluon_optim.mxnet.lr_scheduler')  # modules whose classes are made from a file
-ASKED = 10 ** 7       # for so many updates a scheduler is asked, or decays, at most to be brought to a later one
-COMPARED = 10 ** 6    # the same where it is only compared
-DECAYING = (mx.FactorScheduler, mx.MultiFactorScheduler)
-ENDING = (mx.PolyScheduler, mx.CosineScheduler)
-ATTRIBUTES = {'base_lr': 'warmup_final_lr', 'pwr': 'power'}  # where MXNet's classes keep arguments of other names
+__all__ = ['Chain', 'Constant', 'Cosine', 'CosineRestarts', 'Exponential', 'IntervalInverseTime', 'InverseSqrt', 'InverseTime',
+           'Linear', 'MultiStep', 'OneCycle', 'Piecewise', 'Plateau', 'Polynomial', 'Step', 'SumToInfinity', 'Warmup', 'scaled']
 
 
-# Out of a trainer
+class Scheduler(mx.LRScheduler):
+    """Base class of the schedulers here: the arguments of a schedule, which are its attributes, and its rate.
 
-def export_scheduler(scheduler: Any) -> Optional[Dict[str, Any]]:
-    """``{'class': path, 'attributes': {...}}``, None for no scheduler.
+    A subclass names the ``formula``; its docstring holds an example, and gets the rest from the declarations.
 
-    The attributes are what ``get_config()`` returns, where the class defines it and ``set_config(dict)``; else all that the
-    object has: numbers, strings, lists, dictionaries, and such schedulers. Raises TypeError, naming class and attribute,
-    where they are anything else.
+    ``scheduler(num_update)`` is the rate of that update, 1 or more; for 0, as MXNet asks before the first one, that of update 1. An
+    attribute can be changed at any time, as MXNet changes ``base_lr``, and is checked.
     """
-    return None if scheduler is None else _record(scheduler, ())
+
+    formula: ClassVar[Type[Schedule]]
+    # MXNet's base class has these; here `Warmup` warms up
+    warmup_steps = 0
+    warmup_begin_lr = 0.0
+    warmup_mode = 'linear'
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        if 'formula' in vars(cls):
+            cls.__doc__ = _documentation(cls)
+
+    def __init__(self, **arguments: Any):
+        h = checked(self.formula, arguments)
+        self.__dict__.update({hyper.name: _attribute(hyper, arguments.get(hyper.name), h) for hyper in self._declared()})
+
+    @classmethod
+    def _declared(cls) -> Tuple[Hyper, ...]:
+        return cls.formula.hypers + cls.formula.history
+
+    def _checked(self, **changed: Any) -> Values:
+        return checked(self.formula, {**{hyper.name: vars(self)[hyper.name] for hyper in self._declared()}, **changed})
+
+    def _values(self) -> Values:
+        """The hyper-parameters, checked when they were set."""
+        return Values(**{hyper.name: _value(hyper, vars(self)[hyper.name]) for hyper in self._declared()})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        declared = {hyper.name: hyper for hyper in self._declared()}
+        if name in declared:
+            value = _attribute(declared[name], value, self._checked(**{name: value}))
+        elif type(self).__module__ == __name__ and not hasattr(type(self), name):
+            check_known('attribute', name, declared, AttributeError, owner=type(self).__name__)
+        super().__setattr__(name, value)
+
+    def __call__(self, num_update: int) -> float:
+        """The rate of update ``num_update`` = 1, 2, ...; for 0 that of the first. ValueError for anything else."""
+        update = check_int('num_update', num_update)
+        self._asked(update)
+        rate: float = rate_of(self.formula, self._values(), max(update, 1))
+        return rate
+
+    def _asked(self, update: int) -> None:
+        """Called with every update for which a rate is asked."""
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({", ".join(f"{hyper.name}={vars(self)[hyper.name]!r}" for hyper in self.formula.hypers)})'
 
 
-def _record(scheduler: Any, within: Tuple[Any, ...]) -> Dict[str, Any]:
-    """``within``: the schedulers that contain this one."""
-    path = _path(scheduler)
-    if _has_config(scheduler):
-        attributes = scheduler.get_config()
-        if not isinstance(attributes, dict):
-            raise TypeError(f'{path}.get_config() must return a dictionary. Received: {attributes!r}.')
-        return {'class': path, 'attributes': copy.deepcopy(attributes)}
-    if not _is_its_attributes(scheduler):
-        raise _unsaved(scheduler, 'its state is not in attributes')
-    if any(scheduler is other for other in within):
-        raise _unsaved(scheduler, 'it contains itself')
-    return {'class': path, 'attributes': {name: _plain(value, scheduler, name, (*within, scheduler))
-                                          for name, value in vars(scheduler).items()}}
+class Wrapper(Scheduler):
+    """Base class of schedulers around others. `base_lr` is that of the first one within."""
+
+    def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
+        """The schedulers within, the number of updates before the first one of each, and how many it has."""
+        raise NotImplementedError
+
+    @property
+    def base_lr(self) -> float:
+        rate: float = self._inner()[0][0].base_lr
+        return rate
+
+    @base_lr.setter
+    def base_lr(self, rate: float) -> None:
+        inner, before = self._inner()[0][0], self.base_lr
+        inner.base_lr = rate
+        try:
+            self._checked()
+        except (TypeError, ValueError):
+            inner.base_lr = before
+            raise
+
+    def _asked(self, update: int) -> None:
+        for inner, before, steps in self._inner():
+            if isinstance(inner, Scheduler) and update > before:
+                inner._asked(update - before if steps is None else min(update - before, steps))
 
 
-def _plain(value: Any, scheduler: Any, where: str, within: Tuple[Any, ...]) -> Any:
-    """``value``, the attribute ``where`` of ``scheduler``, as JSON has it."""
-    if isinstance(value, numpy.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, scheduler, f'{where}[{i}]', within) for i, item in enumerate(value)]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, scheduler, f'{where}[{key!r}]', within) for key, item in value.items()}
-    if isinstance(value, mx.LRScheduler):
-        return _record(value, within)
-    raise _unsaved(scheduler, f'its attribute {where} is of type {type(value).__name__}')
+def _attribute(hyper: Hyper, given: Any, h: Values) -> Any:
+    """What a scheduler keeps of a checked argument: JSON, and schedulers."""
+    if isinstance(hyper, Inner):
+        return _scheduler(given)
+    if isinstance(hyper, Segments):
+        return [[steps, _scheduler(part[1])] for part, (steps, _) in zip(given, h.segments)]
+    value = getattr(h, hyper.name)
+    return list(value) if isinstance(value, tuple) else value
 
 
-def _unsaved(scheduler: Any, why: str) -> TypeError:
-    return TypeError(f'The scheduler {_path(scheduler)} cannot be saved: {why}. Attributes must be numbers, strings, None, lists, '
-                     'dictionaries and schedulers, or the class must define get_config(), which returns a dictionary of them, '
-                     'and set_config(dict).')
+def _value(hyper: Hyper, kept: Any) -> Any:
+    """An attribute as `Schedule.rate` takes it: schedulers as pairs (schedule, its hyper-parameters)."""
+    if isinstance(hyper, Inner):
+        return _pair(kept)
+    return [(steps, _pair(scheduler)) for steps, scheduler in kept] if isinstance(hyper, Segments) else kept
 
 
-def _is_its_attributes(scheduler: Any) -> bool:
-    """Whether `vars` has all that the object is: it is of a class with a ``__call__`` of its own, and without slots."""
-    cls = type(scheduler)
-    return (inspect.isfunction(inspect.getattr_static(cls, '__call__', None)) and hasattr(scheduler, '__dict__')
-            and not any(base.__dict__.get('__slots__') for base in cls.__mro__))
+def _pair(scheduler: Any) -> Tuple[Type[Schedule], Values]:
+    return (scheduler.formula, scheduler._values()) if isinstance(scheduler, Scheduler) else schedule_of(scheduler)
 
 
-def _path(scheduler: Any) -> str:
-    return f'{type(scheduler).__module__}.{type(scheduler).__qualname__}'
+def _scheduler(given: Any) -> Any:
+    if not isinstance(given, mx.LRScheduler):
+        raise TypeError(f'A schedule within another must be an object, such as Cosine(100). Received: {given!r:.80}.')
+    return given
 
 
-def _has_config(scheduler: Any) -> bool:
-    return callable(getattr(scheduler, 'get_config', None)) and callable(getattr(scheduler, 'set_config', None))
+def _documentation(cls: Type[Scheduler]) -> str:
+    """What the schedule says of itself, its arguments, its errors, and the example in the docstring of the class."""
+    lines = [inspect.cleandoc(cls.formula.__doc__ or ''), '', 'Parameters', '----------']
+    for hyper in cls.formula.hypers:
+        default = '' if hyper.default is REQUIRED else f', by default {hyper.default!r}'
+        lines += [f'{hyper.name} : {hyper.allowed}{default}', f'    {hyper.doc[0].upper()}{hyper.doc[1:]}.']
+    lines += ['', 'Raises ValueError for an argument that is out of range, TypeError for one of another kind.', '',
+              inspect.cleandoc(cls.__doc__ or '')]
+    return '\n'.join(lines)
 
 
-# Into a trainer
-
-class SchedulerPlan(NamedTuple):
-    """The scheduler that will hold, and what becomes of it."""
-
-    scheduler: Any
-    changes: List[Tuple[Any, Dict[str, Any]]]   # schedulers, and the attributes or the config that they get
-    replayed: int                               # the number of updates for which it is asked
-    notes: List[str]                            # one sentence for each difference between the trainer's and the file's
-
-    def apply(self, undo: contextlib.ExitStack) -> Any:
-        """Change the scheduler in place, as the user may hold it, and return it."""
-        for scheduler in _parts(self.scheduler):
-            if hasattr(scheduler, '__dict__'):
-                keep(undo, vars(scheduler))
-            if _has_config(scheduler):
-                undo.callback(scheduler.set_config, scheduler.get_config())
-        for scheduler, attributes in self.changes:
-            _put(scheduler, attributes)
-        if self.replayed:
-            _advance(self.scheduler, 0, self.replayed)
-        return self.scheduler
-
-
-def keep(undo: contextlib.ExitStack, changing: Dict[Any, Any]) -> None:
-    """Let ``undo`` restore the current entries of ``changing``."""
-    before = dict(changing)
-
-    def put_back() -> None:
-        changing.clear()
-        changing.update(before)
-    undo.callback(put_back)
-
-
-def plan_scheduler(present: Any, begin: int, saved: Optional[Dict[str, Any]], num_update: int, mode: str) -> SchedulerPlan:
-    """Check whether ``saved``, which has been asked for ``num_update`` updates, can be restored; nothing changes yet.
-
-    ``mode='file'``: the saved attributes go into the trainer's scheduler ``present``, which has been asked for ``begin``
-    updates, if it is of the same class, or into a new one where there is none. ``mode='current'``: the present one stays and
-    is asked for every update up to ``num_update``, as in training.
-
-    Raises ValueError for another class, or for attributes that are not those of the class.
+class Constant(Scheduler):
     """
-    if mode == 'current':
-        if present is not None:
-            _check_distance(present, num_update, ASKED)
-        notes = _differences(present, begin, saved, num_update, "the trainer's applies")
-        return SchedulerPlan(present, [], 0 if present is None else num_update, notes)
-    if saved is None and present is None:
-        return SchedulerPlan(None, [], 0, [])
-    if saved is None or (present is not None and not _is_of(present, saved['class'])):
-        file = 'without a scheduler' if saved is None else f'with the scheduler {saved["class"]}'
-        raise ValueError(f'The file was saved {file}, the trainer has {_path(present)}. Create the trainer as it was, or pass '
-                         'hyperparameters="current" to keep the trainer\'s.')
-    saved = copy.deepcopy(saved)
-    scheduler = _new(saved['class']) if present is None else _copied(present)  # to try it out
-    changes = [] if present is None else _changes(present, saved)
-    if present is None:
-        vars(scheduler).update(saved['attributes'])
-    elif scheduler is not None:
-        _restore(scheduler, saved)
-    if scheduler is not None:
-        _check(scheduler, saved['class'], num_update)
-        if type(scheduler) in DECAYING:  # it would decay at the next update; however far that is, it has done so now
-            changes = [(present, vars(scheduler))]
-    notes = _differences(present, begin, saved, num_update, "the file's applies")
-    return SchedulerPlan(scheduler, [], 0, notes) if present is None else SchedulerPlan(present, changes, 0, notes)
-
-
-def _is_of(scheduler: Any, path: str) -> bool:
-    """Whether ``path`` names the scheduler's class. The user's script is ``__main__`` when run, and has a name when imported."""
-    if '__main__' in (type(scheduler).__module__, path.partition('.')[0]):
-        return path.endswith('.' + type(scheduler).__qualname__)
-    return path == _path(scheduler)
-
-
-def _new(path: str) -> Any:
-    """An instance without attributes of one of the classes that are made for a trainer without a scheduler."""
-    module, _, name = path.rpartition('.')
-    cls = getattr(importlib.import_module(module), name, None) if module in KNOWN else None
-    if not isinstance(cls, type) or cls.__module__ != module:
-        raise ValueError(f'The file was saved with the scheduler {path}, the trainer has none, and only those of MXNet are made '
-                         f'from a file. Create the trainer with lr_scheduler={name}(...), or pass hyperparameters="current".')
-    return object.__new__(cls)
-
-
-def _parts(scheduler: Any) -> Iterator[Any]:
-    """The scheduler, and those in its attributes."""
-    yield scheduler
-    if not _has_config(scheduler):
-        yield from _within(list(getattr(scheduler, '__dict__', {}).values()))
-
-
-def _within(value: Any) -> Iterator[Any]:
-    """The schedulers in an attribute."""
-    if isinstance(value, mx.LRScheduler):
-        yield from _parts(value)
-    elif isinstance(value, (list, tuple, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _within(item)
-
-
-def _put(scheduler: Any, attributes: Dict[str, Any]) -> None:
-    if _has_config(scheduler):
-        scheduler.set_config(attributes)
-    else:
-        vars(scheduler).update(attributes)
-
-
-def _restore(scheduler: Any, saved: Dict[str, Any]) -> None:
-    for part, attributes in _changes(scheduler, saved):
-        _put(part, attributes)
-
-
-def _copied(scheduler: Any) -> Any:
-    """A copy that can be tried out, None of what has none: a user's class may hold anything."""
-    try:
-        return copy.deepcopy(scheduler)
-    except Exception:
-        if _has_config(scheduler):
-            return None
-        raise
-
-
-def _changes(scheduler: Any, saved: Dict[str, Any]) -> List[Tuple[Any, Dict[str, Any]]]:
-    """What of ``scheduler``, and of those in it, gets which attributes. Raises ValueError where the file has others."""
-    attributes = saved['attributes']
-    if _has_config(scheduler):
-        return [(scheduler, attributes)]
-    present = vars(scheduler)
-    if type(scheduler).__module__ in KNOWN and set(present) != set(attributes):
-        raise ValueError(f'{saved["class"]} must have the attributes {sorted(present)}. Received from the file: '
-                         f'{sorted(attributes)}. It was written by another version of the class: pass hyperparameters="current".')
-    changes: List[Tuple[Any, Dict[str, Any]]] = []
-    values = {name: _value(present.get(name), new, f'{_path(scheduler)}.{name}', changes) for name, new in attributes.items()}
-    return [*changes, (scheduler, values)]
-
-
-def _value(present: Any, new: Any, where: str, changes: List[Tuple[Any, Dict[str, Any]]]) -> Any:
-    """``new`` as an attribute that is ``present`` now: schedulers stay, and their attributes are added to ``changes``."""
-    parts = any(True for _ in _within(present))
-    if isinstance(present, mx.LRScheduler):
-        if not _is_record(new) or not _is_of(present, new['class']):
-            raise _other(where, _path(present), new)
-        changes += _changes(present, new)
-        return present
-    if isinstance(present, (list, tuple)) and parts:
-        if not isinstance(new, list) or len(new) != len(present):
-            raise _other(where, f'{len(present)} values', new)
-        return type(present)(_value(a, b, f'{where}[{i}]', changes) for i, (a, b) in enumerate(zip(present, new)))
-    if isinstance(present, dict) and parts:
-        if not isinstance(new, dict) or set(new) != set(present):
-            raise _other(where, f'the keys {sorted(present)}', new)
-        return {key: _value(present[key], new[key], f'{where}[{key!r}]', changes) for key in present}
-    if _is_record(new):
-        raise _other(where, f'{present!r:.80}', new)
-    return tuple(new) if isinstance(present, tuple) and isinstance(new, list) else new
-
-
-def _is_record(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {'class', 'attributes'} and isinstance(value['attributes'], dict)
-
-
-def _other(where: str, present: str, new: Any) -> ValueError:
-    received = f'the scheduler {new["class"]}' if _is_record(new) else f'{len(new)} values' if isinstance(new, list) else repr(new)
-    return ValueError(f'{where} is {present} in the trainer. Received from the file: {received:.80}. Create the scheduler as it '
-                      'was, or pass hyperparameters="current" to keep the trainer\'s.')
-
-
-def _check(scheduler: Any, path: str, num_update: int) -> None:
-    """Refuse a scheduler that no constructor makes, or that has no rate at ``num_update``; brings it there."""
-    try:
-        if type(scheduler) in DECAYING + ENDING:
-            _check_attributes(scheduler)
-        if type(scheduler) in DECAYING:
-            _decay(scheduler, num_update)
-        elif isinstance(scheduler, mx.FactorScheduler) and not num_update - scheduler.count <= ASKED * max(scheduler.step, 0):
-            raise ValueError(f'step={scheduler.step!r} and count={scheduler.count!r} at update {num_update}')
-        rate = copy.deepcopy(scheduler)(num_update)
-        if not math.isfinite(rate):
-            raise ValueError(f'a rate of {rate}')
-    except Exception as error:
-        raise ValueError(f'The attributes of {path} in the file must make a scheduler. Received: {type(error).__name__}: {error}. '
-                         'Pass hyperparameters="current".') from error
-
-
-def _check_attributes(scheduler: Any) -> None:
-    """Raise an error where the constructor would, or for attributes that it does not make."""
-    held = vars(scheduler)
-    type(scheduler)(**{name: held[ATTRIBUTES.get(name, name)] for name in _arguments(scheduler)})
-    for name, value in held.items():
-        if name != 'warmup_mode' and not isinstance(value, list) and type(value) not in (int, float):
-            raise TypeError(f'{name}={value!r}')
-    if not 0 <= held.get('cur_step_ind', 0) <= len(held['step'] if isinstance(held.get('step'), list) else ()):
-        raise ValueError(f'cur_step_ind={held["cur_step_ind"]!r}')
-
-
-def _arguments(scheduler: Any) -> List[str]:
-    """The names of the constructor's arguments, '*' for any number of them."""
-    return ['*' if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) else name
-            for name, parameter in inspect.signature(type(scheduler)).parameters.items()]
-
-
-# Through the updates of a run
-
-def _check_distance(scheduler: Any, number: int, limit: int) -> None:
-    """Raise ValueError where it would take too long to ask the scheduler for ``number`` updates."""
-    if type(scheduler) not in DECAYING + ENDING and number > limit:
-        raise ValueError(f'{_path(scheduler)} must be asked for every update up to that of the file, and {limit} is the limit. '
-                         f'Received: {number}. Use a scheduler of mxnet.lr_scheduler, which need not be asked for all.')
-
-
-def _advance(scheduler: Any, begin: int, end: int) -> None:
-    """Ask ``scheduler`` for every update after ``begin`` up to ``end``, as training does; MXNet's own need not be asked for all."""
-    if type(scheduler) in DECAYING:
-        _decay(scheduler, end)
-    elif type(scheduler) in ENDING:
-        if begin < min(end, scheduler.max_update):
-            scheduler(min(end, scheduler.max_update))  # after the last one they change no more
-    else:
-        for update in range(begin + 1, end + 1):
-            scheduler(update)
-
-
-def _decay(scheduler: Any, num_update: int) -> None:
-    """What calling one of `DECAYING` does, without a line in the log for each decay, and at once where the rate has arrived."""
-    record = after({'class': _path(scheduler), 'attributes': vars(scheduler)}, num_update)
-    vars(scheduler).update(record['attributes'])
-
-
-# The script's and the file's
-
-def _differences(present: Any, begin: int, saved: Optional[Dict[str, Any]], num_update: int, whose: str) -> List[str]:
-    """One sentence for each value of the schedule that differs between trainer and file.
-
-    Both are brought to the same update: what moves in a run is the same then, unless something else is not.
+    >>> import gluon_optim as go
+    >>> go.lr_scheduler.Constant(base_lr=0.4)(7)
+    0.4
     """
-    if present is None or saved is None or not _is_of(present, saved['class']):
-        mine, theirs = 'none' if present is None else _path(present), saved['class'] if saved else 'none'
-        return [] if mine == theirs else [f'The scheduler is {mine} in the trainer and {theirs} in the file: {whose}.']
-    mine, theirs = _copied(present), _copied(present)
-    if mine is None:
-        return [f'The scheduler {_path(present)} cannot be copied, so it is not known whether that of the file differs: {whose}.']
-    end = max(begin, num_update)
-    try:
-        _restore(theirs, saved)
-        _check(theirs, saved['class'], num_update)
-        _check_distance(mine, end - begin, COMPARED)
-        _check_distance(theirs, end - num_update, COMPARED)
-        _advance(mine, begin, end)
-        _advance(theirs, num_update, end)
-        records = [_record(scheduler, ())['attributes'] for scheduler in (mine, theirs, present)]
-        values = list(_chosen(present, records, ''))
-    except Exception as error:
-        return [f'It is not known whether the scheduler of the file differs: {whose}. {error}']
-    notes, told = [], set()
-    for name, (a, b, first) in values:
-        if a != b and repr((a, b)) not in told:
-            told.add(repr((a, b)))  # MXNet keeps some arguments twice
-            when = '' if a == first else f' at update {end}'
-            notes.append(f'{name} of the scheduler{when} is {a!r:.80} in the trainer and {b!r:.80} in the file: {whose}.')
-    return notes
+
+    formula = decay.Constant
+
+    def __init__(self, base_lr: float = 0.01):
+        super().__init__(base_lr=base_lr)
 
 
-def _chosen(scheduler: Any, records: List[Dict[str, Any]], prefix: str) -> Iterator[Tuple[str, List[Any]]]:
-    """The attributes that are the constructor's arguments, and their values in each of the records. Where one of the arguments
-    is kept under another name all attributes may be arguments."""
-    names = _arguments(scheduler)
-    if not all(name in records[0] for name in names):
-        names = list(dict.fromkeys(name for record in records for name in record))
-    for name in names:
-        held = None if _has_config(scheduler) else vars(scheduler).get(name)
-        values = [record.get(name) for record in records]
-        given = [record.get('warmup_final_lr') for record in records]  # what MXNet's constructor got as base_lr, which decays
-        yield from _leaves(held, given if name == 'base_lr' and given[0] != given[1] else values, prefix + name)
+class InverseTime(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.InverseTime(base_lr=0.4, decay=1.0, steps_per_epoch=100)
+    >>> [schedule(update) for update in (1, 100, 101, 301)]
+    [0.4, 0.4, 0.2, 0.1]
+    """
+
+    formula = decay.InverseTime
+
+    def __init__(self, base_lr: float, decay: float, steps_per_epoch: int):
+        super().__init__(base_lr=base_lr, decay=decay, steps_per_epoch=steps_per_epoch)
 
 
-def _leaves(held: Any, values: List[Any], name: str) -> Iterator[Tuple[str, List[Any]]]:
-    """The values of an attribute, taken apart where it contains schedulers."""
-    if isinstance(held, mx.LRScheduler):
-        yield from _chosen(held, [value['attributes'] for value in values], f'{name}.')
-    elif isinstance(held, (list, tuple, dict)) and any(True for _ in _within(held)):
-        for key, item in held.items() if isinstance(held, dict) else enumerate(held):
-            yield from _leaves(item, [value[key] for value in values], f'{name}[{key!r}]')
-    else:
-        yield name, values
+class IntervalInverseTime(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.IntervalInverseTime(base_lr=0.4, decay=1.0, interval=100)
+    >>> [schedule(update) for update in (1, 99, 100, 300)]
+    [0.4, 0.4, 0.2, 0.1]
+    """
+
+    formula = decay.IntervalInverseTime
+
+    def __init__(self, base_lr: float, decay: float, interval: int):
+        super().__init__(base_lr=base_lr, decay=decay, interval=interval)
+
+
+class Step(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.Step(step=100, factor=0.5, base_lr=0.4)
+    >>> [schedule(update) for update in (1, 100, 101, 201)]
+    [0.4, 0.4, 0.2, 0.1]
+    """
+
+    formula = decay.Step
+
+    def __init__(self, step: int, factor: float = 0.1, base_lr: float = 0.01):
+        super().__init__(step=step, factor=factor, base_lr=base_lr)
+
+
+class MultiStep(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.MultiStep(step=[100, 500], factor=0.5, base_lr=0.4)
+    >>> [schedule(update) for update in (1, 100, 101, 501)]
+    [0.4, 0.4, 0.2, 0.1]
+    """
+
+    formula = decay.MultiStep
+
+    def __init__(self, step: Sequence[int], factor: float = 0.1, base_lr: float = 0.01):
+        super().__init__(step=step, factor=factor, base_lr=base_lr)
+
+
+class Exponential(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.Exponential(factor=0.5, base_lr=0.4, step=100)
+    >>> [round(schedule(update), 3) for update in (1, 51, 101)]
+    [0.4, 0.283, 0.2]
+    """
+
+    formula = decay.Exponential
+
+    def __init__(self, factor: float, base_lr: float = 0.01, step: int = 1):
+        super().__init__(factor=factor, base_lr=base_lr, step=step)
+
+
+class Polynomial(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.Polynomial(max_update=100, base_lr=0.4)
+    >>> [round(schedule(update), 3) for update in (1, 51, 101, 500)]
+    [0.4, 0.1, 0.0, 0.0]
+    """
+
+    formula = annealing.Polynomial
+
+    def __init__(self, max_update: int, base_lr: float = 0.01, pwr: float = 2.0, final_lr: float = 0.0):
+        super().__init__(max_update=max_update, base_lr=base_lr, pwr=pwr, final_lr=final_lr)
+
+
+class Linear(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.Linear(max_update=100, base_lr=0.4)
+    >>> [schedule(update) for update in (1, 51, 101, 500)]
+    [0.4, 0.2, 0.0, 0.0]
+    """
+
+    formula = annealing.Linear
+
+    def __init__(self, max_update: int, base_lr: float = 0.01, final_lr: float = 0.0):
+        super().__init__(max_update=max_update, base_lr=base_lr, final_lr=final_lr)
+
+
+class Cosine(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.Cosine(max_update=100, base_lr=0.4)
+    >>> [round(schedule(update), 3) for update in (1, 51, 101, 500)]
+    [0.4, 0.2, 0.0, 0.0]
+    """
+
+    formula = annealing.Cosine
+
+    def __init__(self, max_update: int, base_lr: float = 0.01, final_lr: float = 0.0):
+        super().__init__(max_update=max_update, base_lr=base_lr, final_lr=final_lr)
+
+
+class CosineRestarts(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.CosineRestarts(step=100, base_lr=0.4, step_mult=2)
+    >>> [round(schedule(update), 3) for update in (1, 51, 101, 201, 301)]
+    [0.4, 0.2, 0.4, 0.2, 0.4]
+    """
+
+    formula = annealing.CosineRestarts
+
+    def __init__(self, step: int, base_lr: float = 0.01, final_lr: float = 0.0, step_mult: int = 1):
+        super().__init__(step=step, base_lr=base_lr, final_lr=final_lr, step_mult=step_mult)
+
+
+class OneCycle(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.OneCycle(max_update=100, base_lr=0.4)
+    >>> [round(schedule(update), 4) for update in (1, 30, 65, 100)]
+    [0.016, 0.4, 0.2, 0.0]
+    """
+
+    formula = annealing.OneCycle
+
+    def __init__(self, max_update: int, base_lr: float = 0.01, pct_start: float = 0.3, anneal_strategy: str = 'cos',
+                 div_factor: float = 25.0, final_div_factor: float = 1e4, three_phase: bool = False):
+        super().__init__(max_update=max_update, base_lr=base_lr, pct_start=pct_start, anneal_strategy=anneal_strategy,
+                         div_factor=div_factor, final_div_factor=final_div_factor, three_phase=three_phase)
+
+
+class InverseSqrt(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.InverseSqrt(base_lr=0.4, step=100)
+    >>> [schedule(update) for update in (1, 301, 1501)]
+    [0.4, 0.2, 0.1]
+    """
+
+    formula = decay.InverseSqrt
+
+    def __init__(self, base_lr: float = 0.01, step: int = 1):
+        super().__init__(base_lr=base_lr, step=step)
+
+
+class SumToInfinity(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.SumToInfinity(base_lr=0.4, b=3, gamma=1.0)
+    >>> [schedule(update) for update in (1, 5, 13)]
+    [0.1, 0.05, 0.025]
+    """
+
+    formula = decay.SumToInfinity
+
+    def __init__(self, base_lr: float = 0.01, b: float = 0.0, gamma: float = 0.55):
+        super().__init__(base_lr=base_lr, b=b, gamma=gamma)
+
+
+class Piecewise(Scheduler):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.Piecewise(step=[100, 500], factor=[0.25, 1, 0.5], base_lr=0.4)
+    >>> [schedule(update) for update in (1, 100, 101, 501)]
+    [0.1, 0.1, 0.4, 0.2]
+    """
+
+    formula = decay.Piecewise
+
+    def __init__(self, step: Sequence[int], factor: Sequence[float], base_lr: float = 0.01, kind: str = 'constant'):
+        super().__init__(step=step, factor=factor, base_lr=base_lr, kind=kind)
+
+
+class Plateau(Scheduler):
+    """
+    After each evaluation, call `observe`. What it has seen is saved with the states.
+
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.Plateau(base_lr=0.4, factor=0.5, patience=1)
+    >>> [schedule.observe(loss, num_update) for num_update, loss in ((10, 0.9), (20, 0.8), (30, 0.8), (40, 0.81))]
+    [0.4, 0.4, 0.4, 0.2]
+    >>> schedule(40), schedule(41)
+    (0.4, 0.2)
+    """
+
+    formula = plateau.Plateau
+
+    def __init__(self, base_lr: float = 0.01, mode: str = 'min', factor: float = 0.1, patience: int = 10, threshold: float = 1e-4,
+                 threshold_mode: str = 'rel', cooldown: int = 0, final_lr: float = 0.0, epsilon: float = 1e-8):
+        super().__init__(base_lr=base_lr, mode=mode, factor=factor, patience=patience, threshold=threshold,
+                         threshold_mode=threshold_mode, cooldown=cooldown, final_lr=final_lr, epsilon=epsilon)
+
+    def observe(self, metric: float, num_update: Optional[int] = None) -> float:
+        """Take note of a metric after update ``num_update``, by default the last one that was asked for.
+
+        Returns the rate of the next update. NaN counts as no improvement. Raises ValueError for an infinitely good metric, or an
+        update before the last reduction.
+        """
+        update = self.num_update if num_update is None else check_int('num_update', num_update)
+        history: Dict[str, Any] = plateau.Plateau.observed(self._checked(), float(metric), update)
+        self.__dict__.update({name: list(value) if isinstance(value, tuple) else value for name, value in history.items()})
+        rate: float = rate_of(self.formula, self._values(), update + 1)
+        return rate
+
+    def _asked(self, update: int) -> None:
+        self.__dict__['num_update'] = max(update, self.num_update)
+
+
+class Warmup(Wrapper):
+    """
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.Warmup(go.lr_scheduler.Step(step=10, factor=0.5, base_lr=0.4), steps=4)
+    >>> [schedule(update) for update in (1, 2, 4, 13, 14)]
+    [0.1, 0.2, 0.4, 0.4, 0.2]
+    """
+
+    formula = wrappers.Warmup
+
+    def __init__(self, schedule: Any, steps: int, begin: float = 0.0, kind: str = 'linear'):
+        super().__init__(schedule=schedule, steps=steps, begin=begin, kind=kind)
+
+    def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
+        return [(self.schedule, max(self.steps - 1, 0), None)]
+
+
+class Chain(Wrapper):
+    """
+    >>> import gluon_optim as go
+    >>> s = go.lr_scheduler
+    >>> schedule = s.Chain([(100, s.Linear(100, base_lr=0.1, final_lr=0.4)), (None, s.Cosine(200, base_lr=0.4))])
+    >>> [round(schedule(update), 3) for update in (1, 51, 101, 201, 500)]
+    [0.1, 0.25, 0.4, 0.2, 0.0]
+    """
+
+    formula = wrappers.Chain
+
+    def __init__(self, segments: Sequence[Tuple[Optional[int], Any]]):
+        super().__init__(segments=segments)
+
+    def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
+        found, before = [], 0
+        for steps, scheduler in self.segments:
+            found.append((scheduler, before, steps))
+            before += steps or 0
+        return found
+
+
+class Scaled(Wrapper):
+    """
+    >>> import gluon_optim as go
+    >>> go.lr_scheduler.scaled(go.lr_scheduler.Constant(0.01), batch_size=64)
+    Scaled(schedule=Constant(base_lr=0.01), batch_size=64, reference=1)
+    """
+
+    formula = wrappers.Scaled
+
+    def __init__(self, schedule: Any, batch_size: int, reference: int = 1):
+        super().__init__(schedule=schedule, batch_size=batch_size, reference=reference)
+
+    def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
+        return [(self.schedule, 0, None)]
+
+
+def scaled(schedule: Any, batch_size: int, reference: int = 1) -> Scaled:
+    """The scheduler with the rates of ``schedule`` times ``batch_size`` / ``reference``: eta_B = B eta_1.
+
+    ``schedule`` is made for batches of ``reference`` samples, one by default; ``base_lr`` and a trainer's ``learning_rate`` are
+    also for those. Source: the lecture, "relating batch size to learning rate".
+
+    Raises ValueError or TypeError for sizes that are not whole numbers, 1 or more, and for other objects than schedulers.
+
+    >>> import gluon_optim as go
+    >>> schedule = go.lr_scheduler.scaled(go.lr_scheduler.Step(step=100, factor=0.5, base_lr=0.01), batch_size=64, reference=16)
+    >>> schedule(1), schedule(101), schedule.base_lr
+    (0.04, 0.02, 0.01)
+    """
+    return Scaled(schedule, batch_size, reference)

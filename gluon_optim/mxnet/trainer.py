@@ -22,9 +22,9 @@ from ..states import container
 from ..states.matching import completes, match
 from ..states.model import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
 from ..states.mxnet_files import mxnet2
-from .lr_scheduler import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .native import Stranger, adapted, to_mxnet_state
 from .old_files import read_for
+from .scheduler_states import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .typing import BlockLike, ParameterLike, TrainerLike, UpdaterLike
 from .weights import keep_kvstore, remember, write_weight
 

@@ -1,33 +1,41 @@
 """The schedule that a scheduler follows, and its rate at any update."""
+import copy
 import math
 import reprlib
-from typing import Any, Dict, Mapping, Tuple, Type
+from typing import Any, Callable, Dict, Mapping, Tuple, Type
 
 import numpy
 
-from ..schema import Values, one_of
-from . import mx
-from .base import Schedule
+from ..schema import Values, error_text
+from . import annealing, decay, mx, plateau, wrappers
+from .base import Inner, Schedule, Segments, Wrapper
 
-__all__ = ['CLASSES', 'after', 'rate', 'schedule_of']
+__all__ = ['CLASSES', 'OURS', 'SCHEDULES', 'after', 'base_lr_of', 'checked', 'rate', 'rate_of', 'schedule_of']
 
-FAULTS = (KeyError, TypeError, ValueError, ArithmeticError)  # of attributes that no object has, as a file may hold them
-
+# all schedules of this package, in the order of the tables
+SCHEDULES: Tuple[Type[Schedule], ...] = (
+    decay.Constant, decay.InverseTime, decay.IntervalInverseTime, decay.Step, decay.MultiStep, decay.Exponential,
+    annealing.Polynomial, annealing.Linear, annealing.Cosine, annealing.CosineRestarts, annealing.OneCycle, decay.InverseSqrt,
+    decay.SumToInfinity, decay.Piecewise, plateau.Plateau, wrappers.Warmup, wrappers.Chain, wrappers.Scaled)
+OURS = 'gluon_optim.mxnet.lr_scheduler'  # the module of their classes for MXNet, as files name it: it never changes
 # path of the scheduler's class -> schedule
 CLASSES: Dict[str, Type[Schedule]] = {
     'mxnet.lr_scheduler.FactorScheduler': mx.Factor,
     'mxnet.lr_scheduler.MultiFactorScheduler': mx.MultiFactor,
     'mxnet.lr_scheduler.PolyScheduler': mx.Poly,
     'mxnet.lr_scheduler.CosineScheduler': mx.Cosine,
+    **{f'{OURS}.{schedule.__name__}': schedule for schedule in SCHEDULES},
 }
+FAULTS = (KeyError, TypeError, ValueError, ArithmeticError, AttributeError)  # of attributes that no object has
+DEEPEST = 16  # schedules within one another
 
 
 def schedule_of(scheduler: Any) -> Tuple[Type[Schedule], Values]:
     """The schedule that a scheduler follows, and its hyper-parameters.
 
-    ``scheduler`` is an MXNet object, or a file's record of one: ``{'class': path, 'attributes': {...}}``, as in
-    `OptimizerStates.scheduler`. Raises TypeError for a class whose rate is not known here, and ValueError for attributes that no
-    object of the class has, as a file may hold them.
+    ``scheduler`` is an object of MXNet's or ours, or a file's record of one: ``{'class': path, 'attributes': {...}}``, as in
+    `OptimizerStates.scheduler`. Schedulers within it are such pairs, too. Raises TypeError for a class whose rate is not known
+    here, and ValueError for attributes that no object of the class has, as a file may hold them.
 
     >>> from gluon_optim.schedules import schedule_of
     >>> schedule, h = schedule_of({'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
@@ -36,24 +44,17 @@ def schedule_of(scheduler: Any) -> Tuple[Type[Schedule], Values]:
     >>> schedule.name, h.step
     ('factor', 10)
     """
-    if isinstance(scheduler, Mapping) and {'class', 'attributes'} <= set(scheduler):
-        path, attributes = str(scheduler['class']), scheduler['attributes']
-    else:
-        path, attributes = f'{type(scheduler).__module__}.{type(scheduler).__qualname__}', getattr(scheduler, '__dict__', {})
-    if path not in CLASSES:
-        raise TypeError(f'The scheduler must be one of {one_of(CLASSES)}. Received: {path}. Call it yourself, update by update.')
+    path, attributes = _parts(scheduler)
+    _known(path)
     try:
-        h = CLASSES[path].of(attributes)
-        if not 0 <= h.base_lr < math.inf:
-            raise ValueError('a rate below zero, or infinite')
-        return CLASSES[path], h
+        return _schedule_of(scheduler, 1)
     except FAULTS as error:
         raise _refused(path, attributes, error) from error
 
 
-def _refused(path: str, attributes: Mapping[str, Any], error: Exception) -> ValueError:
-    return ValueError(f'The attributes of the scheduler must be those of a {path}. Received: {reprlib.repr(dict(attributes))}, '
-                      f'which gives {type(error).__name__}: {error}.')
+def _refused(path: str, attributes: Any, error: Exception) -> ValueError:
+    return ValueError(f'The attributes of the scheduler must be those of a {path}. Received: {reprlib.repr(attributes)}, '
+                      f'which gives {type(error).__name__}: {error_text(error)}')
 
 
 def after(record: Mapping[str, Any], num_update: int) -> Dict[str, Any]:
@@ -69,13 +70,85 @@ def after(record: Mapping[str, Any], num_update: int) -> Dict[str, Any]:
     >>> attributes['count'], attributes['base_lr']
     (20, 0.1)
     """
-    path, attributes = record['class'], record['attributes']
+    path = record['class']
+    if path in CLASSES:
+        schedule_of(record)  # raises an error for what no object has
+        try:
+            return {'class': path, 'attributes': _after(CLASSES[path], record['attributes'], num_update)}
+        except FAULTS as error:
+            raise _refused(path, record['attributes'], error) from error
+    return dict(record)
+
+
+def _after(schedule: Type[Schedule], attributes: Mapping[str, Any], num_update: int) -> Dict[str, Any]:
+    moved = copy.deepcopy(schedule.after(attributes, num_update))
+    for inner, before, steps in schedule.within(moved) if issubclass(schedule, Wrapper) else ():
+        if num_update > before and inner['class'].startswith(OURS):  # MXNet's within ours are not asked
+            asked = num_update - before if steps is None else min(num_update - before, steps)
+            inner['attributes'] = _after(CLASSES[inner['class']], inner['attributes'], asked)
+    return moved
+
+
+def _parts(scheduler: Any) -> Tuple[str, Any]:
+    """The path of the class, and the attributes."""
+    if isinstance(scheduler, Mapping) and {'class', 'attributes'} <= set(scheduler):
+        return str(scheduler['class']), scheduler['attributes']
+    return f'{type(scheduler).__module__}.{type(scheduler).__qualname__}', getattr(scheduler, '__dict__', {})
+
+
+def _known(path: str) -> Type[Schedule]:
     if path not in CLASSES:
-        return dict(record)
-    try:
-        return {'class': path, 'attributes': CLASSES[path].after(attributes, num_update)}
-    except FAULTS as error:
-        raise _refused(path, attributes, error) from error
+        raise TypeError('The scheduler must be one of gluon_optim.lr_scheduler, or FactorScheduler, MultiFactorScheduler, '
+                        f'PolyScheduler or CosineScheduler of MXNet. Received: {path:.200}. Call it yourself, update by update.')
+    return CLASSES[path]
+
+
+def _schedule_of(scheduler: Any, depth: int) -> Tuple[Type[Schedule], Values]:
+    if depth > DEEPEST:
+        raise ValueError(f'at most {DEEPEST} schedulers may be within one another. Received: more.')
+    path, attributes = _parts(scheduler)
+    schedule = _known(path)
+    h = _checked(schedule, schedule.of, attributes, depth)
+    if not 0 <= h.base_lr < math.inf:
+        raise ValueError('a rate below zero, or infinite')
+    return schedule, h
+
+
+def base_lr_of(record: Mapping[str, Any]) -> Any:
+    """The ``base_lr`` of a scheduler in a file, which a scheduler around others has of the first one within; None if unknown."""
+    attributes = record.get('attributes')
+    if str(record.get('class')).startswith(OURS + '.'):
+        try:
+            return schedule_of(record)[1].base_lr
+        except (TypeError, ValueError):  # not one that a constructor has made
+            return None
+    return attributes.get('base_lr') if isinstance(attributes, Mapping) else None
+
+
+def checked(schedule: Type[Schedule], given: Mapping[str, Any]) -> Values:
+    """The hyper-parameters of ``schedule``, with schedulers, or records of them, as the schedules within it.
+
+    Raises what `Schedule.hyperparameters` raises, and what `schedule_of` raises of a scheduler among ``given``.
+    """
+    return _checked(schedule, lambda attributes: schedule.hyperparameters(**attributes), given, 1)
+
+
+def _checked(schedule: Type[Schedule], of: Callable[[Mapping[str, Any]], Values], attributes: Mapping[str, Any],
+             depth: int) -> Values:
+    """What ``of`` makes of the attributes in which the schedulers are replaced by their schedules."""
+    attributes = dict(attributes)
+    for hyper in schedule.hypers:
+        value = attributes.get(hyper.name)
+        if isinstance(hyper, Inner) and hyper.name in attributes:
+            attributes[hyper.name] = _schedule_of(value, depth + 1)
+        elif isinstance(hyper, Segments) and isinstance(value, (list, tuple)):
+            attributes[hyper.name] = [_part(part, depth + 1) for part in value]
+    return of(attributes)
+
+
+def _part(part: Any, depth: int) -> Any:
+    """One part of a chain, (steps, scheduler); what is none is refused where it is checked."""
+    return (part[0], _schedule_of(part[1], depth)) if isinstance(part, (list, tuple)) and len(part) == 2 else part
 
 
 def rate(schedule: Any, t: Any, xp: Any = numpy) -> Any:
@@ -84,7 +157,8 @@ def rate(schedule: Any, t: Any, xp: Any = numpy) -> Any:
     Parameters
     ----------
     schedule : mx.lr_scheduler.LRScheduler or dict
-        An MXNet scheduler, even in the middle of a run, or `OptimizerStates.scheduler`, which does not need MXNet.
+        A scheduler of MXNet's or of `gluon_optim.lr_scheduler`, even in the middle of a run, or `OptimizerStates.scheduler`, which
+        does not need MXNet.
     t : int or array of int
         Update numbers, starting at 1.
     xp : module
@@ -93,12 +167,14 @@ def rate(schedule: Any, t: Any, xp: Any = numpy) -> Any:
     Returns
     -------
     float or array
-        What the scheduler returns in a run that calls it at every update; past its end, its last value.
+        What the scheduler returns in a run that calls it at every update; past its end, its last value. In PyTorch a tensor of
+        float64, in JAX an array of its own type.
 
     Raises
     ------
     ValueError
-        If ``t`` is below 1 or not an integer, or the attributes are not those of a scheduler of the class.
+        If ``t`` is below 1 or not an integer, or the attributes are not those of a scheduler of the class. Inside ``jax.jit``
+        the value of ``t`` is not known, and not checked.
     TypeError
         For a scheduler of another class.
 
@@ -109,10 +185,36 @@ def rate(schedule: Any, t: Any, xp: Any = numpy) -> Any:
     [0.4, 0.4, 0.2, 0.1]
     """
     found, h = schedule_of(schedule)
-    if xp is numpy:
+    return rate_of(found, h, t, xp)
+
+
+def rate_of(schedule: Type[Schedule], h: Values, t: Any, xp: Any = numpy) -> Any:
+    """`rate` of a schedule and its hyper-parameters. Raises ValueError where ``t`` is known and not 1, 2, ..."""
+    try:
         given = numpy.asarray(t)
-        if given.dtype.kind not in 'iu' or (given < 1).any():
-            raise ValueError(f'`t` must be an update number, 1 or more. Received: t={t!r}.')
-        value = found.rate(numpy, h, given.astype('float64'))
-        return float(value) if given.ndim == 0 else numpy.asarray(value)
-    return found.rate(xp, h, t)
+    except Exception:  # traced, or on another device: whatever the namespace raises
+        given = None
+    if given is not None and (given.dtype.kind not in 'iu' or (given < 1).any()):
+        raise ValueError(f'`t` must be an update number, 1 or more. Received: t={reprlib.repr(t)}.')
+    if xp is numpy:
+        value = schedule.rate(numpy, h, numpy.asarray(t, 'float64')[()])
+        return float(value) if numpy.ndim(t) == 0 else numpy.asarray(value)
+    if getattr(xp, '__name__', '') == 'torch':
+        return schedule.rate(_Torch(xp), h, xp.as_tensor(t, dtype=xp.float64))
+    return schedule.rate(xp, h, xp.asarray(t))
+
+
+class _Torch:
+    """PyTorch as `Schedule.rate` uses it: its own minimum and maximum take two tensors."""
+
+    def __init__(self, torch: Any):
+        self._torch = torch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._torch, name)
+
+    def minimum(self, x: Any, y: Any) -> Any:
+        return self._torch.where(x < y, x, y)
+
+    def maximum(self, x: Any, y: Any) -> Any:
+        return self._torch.where(x > y, x, y)

@@ -8,7 +8,7 @@ import math
 from typing import Any, Callable, Dict, Mapping
 
 from ..schema import Hyper, Values
-from .base import Schedule, warmed_up
+from .base import Schedule, completed, warmed_up
 
 __all__ = ['Cosine', 'Factor', 'MultiFactor', 'Poly']
 
@@ -75,7 +75,7 @@ class Factor(Schedule):
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
-        changes = xp.floor((t - 1) / h.step)
+        changes = completed(xp, t - 1, h.step)
         changed = xp.maximum(h.base_lr * h.factor ** changes, h.stop_factor_lr)
         return warmed_up(xp, h, t, xp.where(changes > 0, changed, h.base_lr))
 

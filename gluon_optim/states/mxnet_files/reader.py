@@ -10,6 +10,7 @@ import numpy
 
 from ... import rules
 from ...rules import Rule
+from ...schedules.catalog import base_lr_of
 from ...schema import Values, one_of
 from ..errors import UnreadableFile, reading
 from ..file_part import FilePart
@@ -243,9 +244,7 @@ class _Reader:
             self.source.fail(f'the hyper-parameters must be those of {rule.name}. {error}')
 
     def _base_lr(self) -> Any:
-        scheduler = self.attributes.get('lr_scheduler')
-        attributes = scheduler.attributes if type(scheduler) is Object and type(scheduler.attributes) is dict else {}
-        return self._scalar(attributes.get('base_lr'), 'base_lr')
+        return self._scalar(base_lr_of(self._scheduler() or {}), 'base_lr')
 
     def _scalar(self, value: Any, what: str) -> Any:
         if type(value) is Array:  # 2.0's AdamW turns rescale_grad into one

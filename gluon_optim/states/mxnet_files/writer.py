@@ -153,7 +153,16 @@ def _attributes(states: OptimizerStates, version: int, target: MXNetClass, index
 
 def _scheduler(states: OptimizerStates) -> Any:
     scheduler = states.scheduler
-    return _Object(scheduler['class'], scheduler['attributes']) if scheduler and scheduler['class'].startswith(SCHEDULERS) else None
+    return _with_objects(scheduler) if scheduler and scheduler['class'].startswith(SCHEDULERS) else None
+
+
+def _with_objects(value: Any) -> Any:
+    """``value`` with an object for each record of a scheduler."""
+    if isinstance(value, dict) and set(value) == {'class', 'attributes'}:
+        return _Object(value['class'], _with_objects(value['attributes']))
+    if isinstance(value, dict):
+        return {name: _with_objects(item) for name, item in value.items()}
+    return [_with_objects(item) for item in value] if isinstance(value, list) else value
 
 
 def _multipliers(states: OptimizerStates, which: str, index: Mapping[str, int]) -> Dict[int, float]:
