@@ -21,8 +21,8 @@ from ..states import atomic, json_text, mxnet_files, record
 from ..states.errors import StateFileError, UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import OptimizerStates, ParameterInfo
-from .classes import Foreign, own_class
 from . import loss_scalers, scheduling
+from .classes import Foreign, own_class
 from .losses import LEAVE_OUT, what_is_lost, what_to_say
 from .selection import normalize
 from .state_dict import fresh_entry, to_state_dict, weight_of
@@ -70,7 +70,9 @@ def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Opti
 def arguments(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
     """What `create` needs besides the name to continue from ``states``; multipliers are lists in the order of ``chosen``."""
     states, _, h = normalize(states, allow_lossy=True)  # `pack` has already checked
-    found = dict(h.asdict(), rescale_grad=1.0)
+    found, rate = dict(h.asdict(), rescale_grad=1.0), scheduling.next_rate(states)
+    if rate is not None:
+        found['learning_rate'] = rate
     for name in MULTIPLIERS:
         mults = [getattr(info, name) for info in chosen]
         if set(mults) != {1.0}:

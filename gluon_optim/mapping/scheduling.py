@@ -1,12 +1,16 @@
 """The learning rate of a run that continues elsewhere: its scheduler, and what the report says of it."""
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+import math
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
 import numpy
 
-from ..schedules import after, rate, schedule_of
+from ..schedules import Schedule, after, rate, schedule_of
+from ..schedules.catalog import base_lr_of
+from ..schema import Values
 from ..states.model import OptimizerStates, ParameterInfo
 
-__all__ = ['Carried', 'carried', 'carried_states', 'file_entry', 'next_rate', 'rate_at', 'restore', 'what_becomes_of_it']
+__all__ = ['Carried', 'carried', 'carried_states', 'continues', 'file_entry', 'function_of_time', 'next_rate', 'rate_at', 'restore',
+           'waits_for_a_metric', 'what_becomes_of_it']
 
 
 class Carried(NamedTuple):
@@ -16,12 +20,14 @@ class Carried(NamedTuple):
     ``num_update``  the number of updates done, as MXNet counts them for the scheduler; None where the source does not say
     ``begin``       how many of these no parameter has counted: MXNet's ``begin_num_update``
     ``counting``    whether ``num_update`` is also the number of calls of the scheduler, which then is the one to believe
+    ``moved``       whether the record may be older than ``num_update``
     """
 
     record: Dict[str, Any]
     num_update: Optional[int] = None
     begin: int = 0
     counting: bool = False
+    moved: bool = False
 
     def at(self, counts: Sequence[int]) -> int:
         """The number of updates done where parameters have seen ``counts`` of them: it may be later than the record."""
@@ -72,20 +78,22 @@ def file_entry(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict
 
 def restore(states: OptimizerStates, found: Carried) -> None:
     """Give ``states``, which come back from elsewhere, their scheduler, brought to the update at which they are."""
-    moved = found.counting or states.num_update != found.num_update
+    moved = found.moved or states.num_update != found.num_update
     states.scheduler = after(found.record, states.num_update) if moved else found.record
-    base = states.scheduler['attributes'].get('base_lr')
+    base = base_lr_of(states.scheduler)
     if isinstance(base, (int, float)):
         states.hypers['learning_rate'] = float(base)  # as in Gluon's own states
 
 
 def _from_mapping(given: Mapping[str, Any]) -> Carried:
+    if 'num_bad_epochs' in given and 'carried' in given:
+        return _of_plateau(given)
     if 'lr_lambdas' in given:  # the state of a LambdaLR
         held = next((entry for entry in given['lr_lambdas'] if isinstance(entry, Mapping) and 'schedule' in entry), None)
         if held is None:
             raise ValueError('The state of the scheduler must be that of one made by `gluon_optim.torch.scheduler`. Received: that '
                              'of a LambdaLR with functions of your own. Pass the schedule.')
-        return Carried(held['schedule'], given['last_epoch'], held['begin'], counting=True)
+        return Carried(held['schedule'], given['last_epoch'], held['begin'], counting=True, moved=True)
     if not {'class', 'attributes'} <= set(given) or not isinstance(given['attributes'], Mapping):
         raise ValueError("The record of a scheduler must have 'class' and 'attributes', as `OptimizerStates.scheduler` has. "
                          f'Received: a dictionary with {sorted(map(str, given))[:8]}.')
@@ -95,6 +103,18 @@ def _from_mapping(given: Mapping[str, Any]) -> Carried:
         raise ValueError(f'`{wrong[0]}` of the scheduler must be a number of updates, 0 or more. Received: {numbers[wrong[0]]!r}.')
     record = {'class': str(given['class']), 'attributes': dict(given['attributes'])}
     return Carried(record, numbers['num_update'], numbers['begin_num_update'] or 0)
+
+
+def _of_plateau(given: Mapping[str, Any]) -> Carried:
+    """A Plateau from the state of the ReduceLROnPlateau into which it was made, with what has been observed since."""
+    kept = given['carried']
+    record = {'class': kept['class'], 'attributes': dict(kept['attributes'])}
+    now, best = given['_last_lr'][0] / kept['lr_mult'], given['best']
+    if now != kept['rate']:  # reduced at updates that PyTorch does not know: from here on, the rate it has is the first
+        record['attributes'].update(base_lr=now, reduced=[])
+    record['attributes'].update(best=None if math.isinf(best) else best, bad=given['num_bad_epochs'],
+                                cooling=given['cooldown_counter'])
+    return Carried(record, kept['num_update'], kept['begin_num_update'], moved=True)
 
 
 def _plain(scheduler: Any) -> Any:
@@ -124,6 +144,31 @@ def next_rate(states: OptimizerStates) -> Optional[float]:
     return None if states.scheduler is None else rate_at(states.scheduler, states.num_update + 1)
 
 
+def waits_for_a_metric(schedule: Type[Schedule], h: Values) -> bool:
+    """Whether rates to come depend on what the schedule, or one within it, has yet to observe."""
+    within = [part for value in h.asdict().values() if isinstance(value, tuple) for part in _pairs(value)]
+    return bool(schedule.history) or any(waits_for_a_metric(*part) for part in within)
+
+
+def _pairs(value: Tuple[Any, ...]) -> Iterator[Tuple[Type[Schedule], Values]]:
+    """The schedules in an attribute: it is one, or has one for each number of updates."""
+    if len(value) == 2 and isinstance(value[1], Values):
+        yield value
+    else:
+        yield from (part[1] for part in value if isinstance(part, tuple) and len(part) == 2 and isinstance(part[1], tuple))
+
+
+def function_of_time(found: Carried) -> Tuple[Type[Schedule], Values]:
+    """The schedule, whose rates depend on nothing but the number of the update. Raises ValueError for another, and what
+    `schedule_of` raises."""
+    schedule, h = schedule_of(found.record)
+    if waits_for_a_metric(schedule, h):
+        raise ValueError(f'The rates of the schedule must follow from the number of the update. Received: {found.record["class"]}, '
+                         'which depends on a metric. Continue in PyTorch, or feed each rate: that of the next update is '
+                         'go.rate(schedule, num_update + 1).')
+    return schedule, h
+
+
 def rate_at(record: Mapping[str, Any], update: int) -> Optional[float]:
     """The rate of an update, None where it is not known here.
 
@@ -136,14 +181,25 @@ def rate_at(record: Mapping[str, Any], update: int) -> Optional[float]:
         return None
 
 
-def what_becomes_of_it(states: OptimizerStates, how: str, otherwise: str) -> List[str]:
-    """What the report says of the scheduler, if there is one: ``how`` it continues, or what to do ``otherwise``."""
+def continues(states: OptimizerStates) -> bool:
+    """Whether the states have a scheduler with rates that are known here, and depend on nothing but the number of the update."""
+    return next_rate(states) is not None and not waits_for_a_metric(*schedule_of(states.scheduler))
+
+
+def what_becomes_of_it(states: OptimizerStates, how: str, otherwise: str, metrics: bool = False) -> List[str]:
+    """What the report says of the scheduler, if there is one: ``how`` it continues, or what to do ``otherwise``.
+
+    ``metrics`` says whether one that depends on a metric continues, too.
+    """
     if states.scheduler is None:
         return []
     path, update, found = states.scheduler.get('class'), states.num_update + 1, next_rate(states)
-    if found is not None:
-        return [f'the scheduler {path} continues: {how}; the rate of update {update} is {found:.6g}']
-    base = states.scheduler.get('attributes', {}).get('base_lr')
-    rates = f': its base_lr is {base!r}' if isinstance(base, (int, float)) else ''
-    return [f'the scheduler {path} is not carried over, because its rates are not known here: {otherwise}, starting with '
-            f'update {update}{rates}']
+    if found is None:
+        base = states.scheduler.get('attributes', {}).get('base_lr')
+        rates = f': its base_lr is {base!r}' if isinstance(base, (int, float)) else ''
+        return [f'the scheduler {path} is not carried over, because its rates are not known here: {otherwise}, starting with '
+                f'update {update}{rates}']
+    if not metrics and not continues(states):
+        return [f'the scheduler {path} is not carried over, because its rates depend on a metric: {otherwise}; that of update '
+                f'{update} is {found:.6g}']
+    return [f'the scheduler {path} continues: {how}; the rate of update {update} is {found:.6g}']

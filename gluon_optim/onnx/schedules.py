@@ -5,9 +5,8 @@ import numpy
 import onnx
 from onnx import helper
 
-from ..mapping.scheduling import carried
+from ..mapping.scheduling import carried, function_of_time
 from ..rules.graph import Node
-from ..schedules import schedule_of
 from .operators import Coefficients, Operators, Scope
 from .states import from_onnx
 from .step import TYPES, model_of, nodes
@@ -65,7 +64,8 @@ def export_schedule(schedule: Any) -> 'onnx.ModelProto':
     Raises
     ------
     ValueError, TypeError
-        For a scheduler of a class that is not known here, attributes that are not those of one, or states without a scheduler.
+        For a scheduler of a class that is not known here, attributes that are not those of one, states without a scheduler, or one
+        that depends on a metric (Plateau).
 
     >>> half = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
     ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=20, base_lr=0.1, warmup_steps=0, warmup_begin_lr=0,
@@ -76,7 +76,7 @@ def export_schedule(schedule: Any) -> 'onnx.ModelProto':
     [0.4, 0.4, 0.2, 0.1]
     """
     found = carried(from_onnx(schedule) if isinstance(schedule, onnx.ModelProto) else schedule)
-    (rule, h), graph, operators = schedule_of(found.record), Rates(), Operators()
+    (rule, h), graph, operators = function_of_time(found), Rates(), Operators()
     t = graph.leaf('input', 't', 'scalar')
     traced = 0 * t + rule.rate(graph, h, t + found.begin if found.begin else t)  # of the shape of t, also a constant
     as_double = operators.add('Cast', ['t'], 't', to='float64')

@@ -13,7 +13,7 @@ from .optimizer import widest
 __all__ = ['Schedule', 'schedule']
 
 TRACES_DOUBLES = jax.__version_info__ >= (0, 7)  # before, single and double precision could not be in one program
-enable_x64: Any = getattr(jax if hasattr(jax, 'enable_x64') else importlib.import_module('jax.experimental'), 'enable_x64')
+enable_x64: Any = vars(jax if hasattr(jax, 'enable_x64') else importlib.import_module('jax.experimental'))['enable_x64']
 
 
 class Schedule:
@@ -64,14 +64,15 @@ def schedule(schedule: Any) -> Schedule:
         A scheduler of MXNet or of `gluon_optim.lr_scheduler`; its record, as in `OptimizerStates.scheduler`; or `OptimizerStates`,
         from which also MXNet's ``begin_num_update`` is known: count + 1 + begin_num_update is then the number of the update.
 
-    The function can be traced (``jax.jit``, ``jax.lax.scan``, ``jax.grad``) and takes counts of any shape, 0 or more. It computes in
-    double precision also where ``jax_enable_x64`` is False, and rounds the rate to float32 then: for this JAX before 0.7 asks the
-    host (``jax.pure_callback``).
+    The function can be traced (``jax.jit``, ``jax.lax.scan``, ``jax.grad``) and takes counts of any shape, 0 or more. It computes
+    in double precision also where ``jax_enable_x64`` is False, and rounds the rate to float32 then: for this JAX before 0.7 asks
+    the host (``jax.pure_callback``).
 
     Raises
     ------
     ValueError, TypeError
-        For a scheduler of a class that is not known here, attributes that are not those of one, or states without a scheduler.
+        For a scheduler of a class that is not known here, attributes that are not those of one, states without a scheduler, or one
+        that depends on a metric (Plateau).
 
     >>> half = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
     ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=20, base_lr=0.1, warmup_steps=0, warmup_begin_lr=0,
@@ -80,5 +81,5 @@ def schedule(schedule: Any) -> Schedule:
     [0.4000000059604645, 0.20000000298023224, 0.20000000298023224, 0.10000000149011612]
     """
     found = scheduling.carried(schedule)
-    schedule_of(found.record)  # raises an error for what it does not know
+    scheduling.function_of_time(found)  # raises an error for others
     return Schedule(found)

@@ -68,8 +68,8 @@ def to_optax(states: OptimizerStates, target: str = 'mirror', params: Any = None
 def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
     """What to pass to `create`, besides the name, so that it continues from ``states``; ``params`` as in `to_optax`.
 
-    ``rescale_grad`` is 1: use gradients of the mean loss. ``learning_rate`` is a `schedule` if Gluon had a scheduler whose rates are
-    known here.
+    ``rescale_grad`` is 1: use gradients of the mean loss. ``learning_rate`` is a `schedule` if Gluon had a scheduler whose rates
+    are known here.
 
     Raises ValueError as `to_optax` does.
 
@@ -83,8 +83,9 @@ def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
     """
     tree, chosen = _select(states, params)
     found = optax_file.arguments(states, chosen)
-    if scheduling.next_rate(states) is not None and 'learning_rate' in found:
-        found['learning_rate'] = Schedule(scheduling.carried_states(states, chosen))
+    carried = scheduling.carried_states(states, chosen)
+    if carried is not None and scheduling.continues(states) and 'learning_rate' in found:
+        found['learning_rate'] = Schedule(carried)
     return {key: tree.unflatten(value) if key in MULTIPLIERS else value for key, value in found.items()}
 
 

@@ -4,7 +4,7 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 import torch
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from ..mapping.scheduling import Carried, carried
+from ..mapping.scheduling import Carried, carried, waits_for_a_metric
 from ..schedules import rate, schedule_of
 from ..schema import check_int
 
@@ -57,8 +57,9 @@ class ScheduleLR(LambdaLR):
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; also sets the rates of the groups, whatever they are now."""
         super().load_state_dict(state_dict)
-        self._last_lr = self.get_lr()
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr):
+        rates = self.get_lr()
+        self._last_lr = list(rates)
+        for group, lr in zip(self.optimizer.param_groups, rates):
             _set(group, lr)
 
 
@@ -107,15 +108,36 @@ def scheduler(optimizer: torch.optim.Optimizer, schedule: Any, num_update: Optio
     [0.4, 0.2, 0.2, 0.1]
     """
     found = carried(schedule)
-    schedule_of(found.record)  # raises an error for what it does not know
+    rule, h = schedule_of(found.record)
     done = _updates_done(optimizer, found, num_update)
     mults = _multipliers(optimizer)
     for group, mult in zip(optimizer.param_groups, mults):
         group.setdefault('initial_lr', float(group['lr']))  # which PyTorch demands of an optimizer that is not new
         group.setdefault('lr_mult', mult)  # for the way back
+    if waits_for_a_metric(rule, h):
+        return _plateau(optimizer, found, done, mults)
     rates = [Rate(found.record, found.begin, mult, float(group['initial_lr']))
              for group, mult in zip(optimizer.param_groups, mults)]
     return ScheduleLR(optimizer, rates, done)
+
+
+def _plateau(optimizer: torch.optim.Optimizer, found: Carried, done: int, mults: Sequence[float]) -> ReduceLROnPlateau:
+    """PyTorch's own, where `Plateau` was: with the rates that it had, the best metric, and the counts."""
+    rule, h = schedule_of(found.record)
+    if not rule.history:
+        raise ValueError(f'A schedule that depends on a metric must be a Plateau. Received: one within {found.record["class"]}, of '
+                         'which PyTorch has no equal: its ReduceLROnPlateau cannot be part of another. Set the rate at each step: '
+                         'go.rate(schedule, num_update).')
+    now = float(rate(found.record, done + 1))
+    for group, mult in zip(optimizer.param_groups, mults):
+        _set(group, now * mult)
+    made = ReduceLROnPlateau(
+        optimizer, h.mode, h.factor, h.patience, h.threshold, h.threshold_mode, h.cooldown,
+        min_lr=[h.final_lr * mult for mult in mults], eps=h.epsilon * min(mults))
+    made.best = made.mode_worse if h.best is None else h.best
+    made.num_bad_epochs, made.cooldown_counter = h.bad, h.cooling
+    vars(made)['carried'] = dict(found.record, num_update=done, begin_num_update=found.begin, lr_mult=mults[0], rate=now)
+    return made
 
 
 def _updates_done(optimizer: torch.optim.Optimizer, found: Carried, given: Optional[int]) -> int:

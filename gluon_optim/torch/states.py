@@ -1,11 +1,10 @@
 """States of a Gluon run as the ``state_dict`` of a PyTorch optimizer, and back."""
 import importlib
 import reprlib
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from .. import rules
 from ..mapping import classes, loss_scalers, scheduling
@@ -14,6 +13,7 @@ from ..mapping.losses import what_is_lost, what_to_say
 from ..mapping.scheduling import Carried, carried, file_entry, next_rate, rate_at, restore
 from ..mapping.selection import normalize, own_hypers, select
 from ..mapping.state_dict import from_state_dict, to_state_dict
+from ..mapping.torch_schedulers import in_pytorch
 from ..schedules import schedule_of
 from ..schema import Values, one_of
 from ..states.model import OptimizerStates, ParameterInfo
@@ -73,7 +73,7 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
               for group in converted['param_groups']]
     state = {position: {key: _tensor(array, copy) for key, array in entry.items()}
              for position, entry in converted['state'].items()}
-    lines = ['lost: ' + line for line in lost] + what_to_say(foreign, h, states, chosen) + _say(foreign, states)
+    lines = ['lost: ' + line for line in lost] + what_to_say(foreign, h, states, chosen) + _say(foreign, states, chosen)
     states.report.extend(line for line in lines if line not in states.report)
     return {'state': state, 'param_groups': groups, **_beside(foreign, states, chosen)}
 
@@ -120,9 +120,9 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     >>> states.optimizer, states.counts, states.slots['weight']['norm_sq']
     ('novograd', {'weight': 1}, array(25., dtype=float32))
     """
-    groups = _checked_groups(state_dict)
+    groups: Sequence[Mapping[str, Any]] = _checked_groups(state_dict)
     given = state_dict.get('scheduler') if scheduler is None else scheduler
-    followed = None if given is None else carried(given.state_dict() if isinstance(given, LambdaLR) else given)
+    followed = None if given is None else carried(given.state_dict() if hasattr(given, 'state_dict') else given)
     name = optimizer or groups[0].get('optimizer')
     if name is None:
         raise ValueError('`optimizer` must be a registered name unless the state is that of a mirror. Received: None. '
@@ -148,8 +148,8 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     return states
 
 
-def _at_the_last_rate(foreign: Foreign, groups: List[Dict[str, Any]], followed: Carried, num_update: int
-                      ) -> Tuple[List[Dict[str, Any]], Optional[List[float]]]:
+def _at_the_last_rate(foreign: Foreign, groups: Sequence[Mapping[str, Any]], followed: Carried, num_update: int
+                      ) -> Tuple[Sequence[Mapping[str, Any]], Optional[List[float]]]:
     """The groups with the rates of the last update, not the next one, and their multipliers: from rates of 0 nothing follows."""
     if 'learning_rate' not in foreign.held or not all('lr_mult' in group for group in groups):
         return groups, None
@@ -175,15 +175,19 @@ def _checked_groups(state_dict: Mapping[str, Any]) -> List[Mapping[str, Any]]:
     return list(groups)
 
 
-def _say(foreign: Foreign, states: OptimizerStates) -> List[str]:
+def _say(foreign: Foreign, states: OptimizerStates, chosen: List[ParameterInfo]) -> List[str]:
     """What becomes of what is not the optimizer's: lines for the report."""
     lines = loss_scalers.what_becomes_of_it(states.loss_scaler, to_pytorch=True)
     if states.scheduler and 'learning_rate' not in foreign.held:
         return [*lines, f"the scheduler {states.scheduler.get('class')} has no effect: {foreign.rule} has no learning rate"]
     how = ("scheduler = go.torch.scheduler(optimizer, checkpoint['scheduler']), where checkpoint is this state_dict, and "
            'scheduler.step() after each optimizer.step()')
-    lines += scheduling.what_becomes_of_it(states, how, "set 'lr' of the param groups at each step")
-    return lines
+    alone = ''
+    if foreign.target != 'mirror' and next_rate(states) is not None:
+        several = len({info.lr_mult for info in chosen}) > 1
+        alone = in_pytorch(*schedule_of(states.scheduler), states.num_update, several)
+    return lines + scheduling.what_becomes_of_it(states, how, "set 'lr' of the param groups at each step", metrics=True) + (
+        [f'without gluon_optim, after optimizer.load_state_dict: {alone}'] if alone else [])
 
 
 def _beside(foreign: Foreign, states: OptimizerStates, chosen: List[ParameterInfo]) -> Dict[str, Any]:
