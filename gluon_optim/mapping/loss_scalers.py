@@ -52,8 +52,8 @@ def what_becomes_of_it(scaler: Optional[Mapping[str, Any]], to_pytorch: bool) ->
         ('init_scale', 'scale'), ('growth_factor', 'growth_factor'), ('backoff_factor', 'backoff_factor'),
         ('growth_interval', 'growth_interval')))
     if to_pytorch:
-        return ["the loss scaler continues: scaler.load_state_dict(checkpoint['loss_scaler']), where checkpoint is this state_dict and "
-                f'scaler a torch.amp.GradScaler; a new one is made with {arguments}{limit}']
+        return ["the loss scaler continues: scaler.load_state_dict(checkpoint['loss_scaler']), where checkpoint is this "
+                f'state_dict and scaler a torch.amp.GradScaler; a new one is made with {arguments}{limit}']
     return [f'the loss scaler is kept for the way back; what continues must begin with the scale {state["scale"]!r}, multiply it '
             f'by {state["growth_factor"]!r} after {state["growth_interval"]!r} finite steps, {state["_growth_tracker"]!r} of which '
             f'are done, and by {state["backoff_factor"]!r} after one that is not']

@@ -31,9 +31,8 @@ class Carried(NamedTuple):
 
     def at(self, counts: Sequence[int]) -> int:
         """The number of updates done where parameters have seen ``counts`` of them: it may be later than the record."""
-        if self.counting or not counts:
-            return self.num_update or 0
-        return max(counts) + self.begin
+        known = self.num_update or 0
+        return known if self.counting else max(known, max(counts, default=0) + self.begin)
 
 
 def carried(given: Any) -> Carried:

@@ -167,7 +167,7 @@ def _divisor(foreign: Foreign, slot: Slot, own: Values, name: str) -> float:
 
 def from_state_dict(foreign: Foreign, rule: Type[Rule], state_dict: Mapping[str, Any], params: Any, num_update: Optional[int],
                     allow_lossy: bool = False, copy: bool = True, lr_mults: Optional[Sequence[float]] = None) -> OptimizerStates:
-    """The inverse of `to_state_dict`; ``params`` as `gluon_optim.torch.from_torch` describes them, ``lr_mults`` those of groups."""
+    """The inverse of `to_state_dict`; ``params`` as `gluon_optim.torch.from_torch` describes them, ``lr_mults`` of groups."""
     state_dict = foreign.unpack(dict(state_dict)) if foreign.unpack else state_dict
     given = list(state_dict['param_groups'])
     likes = _likes(given, params)

@@ -146,8 +146,8 @@ def _updates_done(optimizer: torch.optim.Optimizer, found: Carried, given: Optio
     states = [state for state in optimizer.state.values() if state]
     counts = [int(state['step']) for state in states if 'step' in state]
     if states and not counts and found.num_update is None:
-        raise ValueError(f'`num_update` must be given: {type(optimizer).__name__} has been updated, and does not count its updates. '
-                         'Received: None. Pass the number of updates done, or states, which hold it.')
+        raise ValueError(f'`num_update` must be given: {type(optimizer).__name__} has been updated, and does not count its '
+                         'updates. Received: None. Pass the number of updates done, or states, which hold it.')
     return found.at(counts)
 
 

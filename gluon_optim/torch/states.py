@@ -182,12 +182,13 @@ def _say(foreign: Foreign, states: OptimizerStates, chosen: List[ParameterInfo])
         return [*lines, f"the scheduler {states.scheduler.get('class')} has no effect: {foreign.rule} has no learning rate"]
     how = ("scheduler = go.torch.scheduler(optimizer, checkpoint['scheduler']), where checkpoint is this state_dict, and "
            'scheduler.step() after each optimizer.step()')
-    alone = ''
-    if foreign.target != 'mirror' and next_rate(states) is not None:
-        several = len({info.lr_mult for info in chosen}) > 1
-        alone = in_pytorch(*schedule_of(states.scheduler), states.num_update, several)
-    return lines + scheduling.what_becomes_of_it(states, how, "set 'lr' of the param groups at each step", metrics=True) + (
-        [f'without gluon_optim, after optimizer.load_state_dict: {alone}'] if alone else [])
+    known = next_rate(states) is not None and schedule_of(states.scheduler)
+    lines += scheduling.what_becomes_of_it(states, how, "set 'lr' of the param groups at each step",
+                                           metrics=bool(known and known[0].history))
+    if known and foreign.target != 'mirror':
+        alone = in_pytorch(*known, states.num_update, multipliers=len({info.lr_mult for info in chosen}) > 1)
+        lines += [f'without gluon_optim, after optimizer.load_state_dict: {alone}'] if alone else []
+    return lines
 
 
 def _beside(foreign: Foreign, states: OptimizerStates, chosen: List[ParameterInfo]) -> Dict[str, Any]:
