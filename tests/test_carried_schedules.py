@@ -193,7 +193,7 @@ def test_pytorch_alone_continues_as_the_report_says(name):
 
 
 def test_a_user_who_reads_the_report_alone_sees_every_letter_of_the_formula():
-    found = in_pytorch(*schedules.schedule_of(schedules.catalog.record('InverseTime', base_lr=0.4, decay=0.5, steps_per_epoch=10)),
+    found = in_pytorch(*schedules.schedule_of(schedules.record('InverseTime', base_lr=0.4, decay=0.5, steps_per_epoch=10)),
                        num_update=0, multipliers=False)
     assert found.endswith('rate(t) = base_lr / (1 + decay epoch),   epoch = floor((t - 1) / steps_per_epoch), base_lr=0.4, '
                           'decay=0.5, steps_per_epoch=10')
@@ -201,7 +201,7 @@ def test_a_user_who_reads_the_report_alone_sees_every_letter_of_the_formula():
 
 # PyTorch: the scheduler itself
 
-HALF = schedules.catalog.record('Step', step=10, factor=0.5, base_lr=0.4)
+HALF = schedules.record('Step', step=10, factor=0.5, base_lr=0.4)
 
 
 def new_optimizer(groups=1, **options):
@@ -263,7 +263,7 @@ def test_load_state_dict_sets_the_rates_too():
     scheduler = go.torch.scheduler(optimizer, HALF, num_update=25)
     held = copy.deepcopy(scheduler.state_dict())
     other = new_optimizer()
-    fresh = go.torch.scheduler(other, schedules.catalog.record('Constant'))
+    fresh = go.torch.scheduler(other, schedules.record('Constant'))
     fresh.load_state_dict(held)
     assert (other.param_groups[0]['lr'], fresh.get_last_lr(), fresh.last_epoch) == (0.1, [0.1], 25)
     assert held == scheduler.state_dict()
@@ -493,7 +493,7 @@ def test_a_model_of_a_schedule_alone():
     model = go.onnx.export_schedule(HALF)
     assert [x.name for x in model.graph.input] == ['t'] and [x.name for x in model.graph.output] == ['rate']
     assert session(model).run(None, {'t': np.array([1, 10, 11, 25])})[0].tolist() == [0.4, 0.4, 0.2, 0.1]
-    constant = session(go.onnx.export_schedule(schedules.catalog.record('Constant', base_lr=0.3)))
+    constant = session(go.onnx.export_schedule(schedules.record('Constant', base_lr=0.3)))
     assert constant.run(None, {'t': np.array([[1], [2]])})[0].tolist() == [[0.3], [0.3]]
 
 

@@ -326,6 +326,7 @@ def working_in(folder):
 SESSIONS = {
     'list': ["gluon-optim list '*adam*'"],
     'info': ['gluon-optim info sngd'],
+    'schedule': ['gluon-optim schedule', 'gluon-optim schedule cosine --max-update 900 --base-lr 0.4 --warmup-steps 100'],
     'inspect': ['gluon-optim inspect run/step-20.safetensors', 'gluon-optim inspect old.states --params net.params'],
     'diff': ['gluon-optim diff run/step-10.safetensors run/step-20.safetensors'],
     'verify': ['gluon-optim verify run/step-20.safetensors'],

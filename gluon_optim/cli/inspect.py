@@ -1,7 +1,5 @@
 """The commands that examine files: inspect, diff, verify."""
-import contextlib
 import json
-import os
 import sys
 from argparse import Namespace
 from typing import Any, Dict, List, Optional, Sequence
@@ -15,14 +13,13 @@ from ..transfer.names import read_params
 from ..transfer.read import READABLE
 from ..transfer.refused import refusing
 from .options import NAMELESS_FILES, add_command, add_common, check_used, opened, read_all
-from .paths import keep_apart
+from .paths import PICTURES, check_picture, keep_apart, write_whole
 from .text import dumps, in_options, pairs, say, shape_text, short, table
 
 __all__ = ['add_commands']
 
 _ARRAYS = {Kind.PARAMS: 'parameters of MXNet', Kind.NPZ: 'arrays of NumPy, or parameters of MXNet 2',
            Kind.MODEL: 'weights of a model'}
-PICTURES = ('.png', '.svg', '.pdf')
 
 
 def add_commands(commands: Any) -> None:
@@ -43,8 +40,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _inspect(options: Namespace) -> int:
-    if options.plot and os.path.splitext(options.plot)[1].lower() not in PICTURES:
-        raise ValueError(f'--plot must end in one of {one_of(PICTURES)}. Received: {options.plot!r}.')
+    check_picture(options.plot)
     keep_apart({'--plot': options.plot}, {'the input': options.file, '--params': options.params})
     with opened(options.file) as file:
         check_used(options, file)
@@ -56,7 +52,7 @@ def _inspect(options: Namespace) -> int:
                              f'Pass --part {next(iter(parts))}, for example.')
         contents, = parts.values()
         with refusing():
-            _whole(options.plot, lambda path: draw(contents, path))
+            write_whole(options.plot, lambda path: draw(contents, path))
         say(f'picture: {options.plot}', sys.stderr)
     if options.json:
         described = {name: _described(contents) for name, contents in parts.items()}
@@ -155,18 +151,6 @@ def _facts(path: str, contents: inspection.Contents, names: Optional[List[str]])
     return {'file': path, 'kind': contents.kind.value, 'every_byte_checked': contents.kind in (
                 Kind.CHECKPOINT, Kind.STATES, Kind.OPTAX), 'complete': not found, 'missing': found,
             'digest': None if states is None else digest(states), 'parameters': len(inspection.names_in(contents))}
-
-
-def _whole(path: str, write: Any) -> None:
-    """``write`` to a temporary name with the same extension, and rename it once it is complete."""
-    root, ending = os.path.splitext(path)
-    partial = f'{root}.{os.getpid()}.partial{ending}'
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
 
 
 def _about(contents: inspection.Contents) -> List[str]:

@@ -10,7 +10,7 @@ from typing import Any, List, NoReturn, Optional, Sequence
 from .. import __version__
 from ..schema import error_text
 from ..transfer.refused import Refused
-from . import catalog, completion, convert, inspect
+from . import catalog, completion, convert, inspect, schedule
 from .text import escaped, in_options, say
 
 __all__ = ['main']
@@ -70,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
         commands = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         for name, command in (commands[0] if commands else {}).items():
             if name in arguments:
-                return list(command._option_string_actions)
+                return list(command._of_command(arguments))
         return list(self._option_string_actions)
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog='gluon-optim', description='Optimizers for MXNet Gluon, and their states.')
     parser.add_argument('--version', action='version', version=f'gluon-optim {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for group in (catalog, inspect, convert):
+    for group in (catalog, schedule, inspect, convert):
         group.add_commands(commands)
     completion.add_commands(commands, parser)
     for command in commands.choices.values():

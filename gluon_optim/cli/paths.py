@@ -4,14 +4,17 @@ import os
 import shutil
 import sys
 import tempfile
-from typing import Iterator, Mapping, Optional
+from typing import Callable, Iterator, Mapping, Optional
 
+from ..schema import one_of
 from ..transfer.refused import Refused
 
-__all__ = ['STANDARD', 'check_absent', 'keep_apart', 'output_for', 'standard_input', 'standard_output']
+__all__ = ['PICTURES', 'STANDARD', 'check_absent', 'check_picture', 'keep_apart', 'output_for', 'standard_input', 'standard_output',
+           'write_whole']
 
 
 STANDARD = '-'  # in place of a file: standard input, or output
+PICTURES = ('.png', '.svg', '.pdf')
 
 
 def output_for(path: str, ending: str) -> str:
@@ -19,6 +22,24 @@ def output_for(path: str, ending: str) -> str:
     if path == STANDARD:
         raise ValueError(f"The output must have a name where the input is standard input. Pass it as --output, or '{STANDARD}'.")
     return os.path.splitext(os.path.basename(path))[0] + ending
+
+
+def check_picture(path: Optional[str]) -> None:
+    """ValueError if a picture is asked for in a format that is not known."""
+    if path and os.path.splitext(path)[1].lower() not in PICTURES:
+        raise ValueError(f'--plot must end in one of {one_of(PICTURES)}. Received: {path!r}.')
+
+
+def write_whole(path: str, write: Callable[[str], None]) -> None:
+    """``write`` to a temporary name with the same extension, and rename it once it is complete."""
+    root, ending = os.path.splitext(path)
+    partial = f'{root}.{os.getpid()}.partial{ending}'
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
 
 
 def check_absent(output: str) -> None:

@@ -18,7 +18,7 @@ from mxnet import lr_scheduler as mx
 
 from ..schedules import annealing, decay, plateau, wrappers
 from ..schedules.base import Inner, Schedule, Segments
-from ..schedules.catalog import checked, rate_of, schedule_of
+from ..schedules.catalog import checked, kept, rate_of, schedule_of
 from ..schema import REQUIRED, Hyper, Values, check_int, check_known
 
 __all__ = ['Chain', 'Constant', 'Cosine', 'CosineRestarts', 'Exponential', 'IntervalInverseTime', 'InverseSqrt', 'InverseTime',
@@ -111,13 +111,12 @@ class Wrapper(Scheduler):
 
 
 def _attribute(hyper: Hyper, given: Any, h: Values) -> Any:
-    """What a scheduler keeps of a checked argument: JSON, and schedulers."""
-    if isinstance(hyper, Inner):
-        return _scheduler(given)
-    if isinstance(hyper, Segments):
-        return [[steps, _scheduler(part[1])] for part, (steps, _) in zip(given, h.segments)]
-    value = getattr(h, hyper.name)
-    return list(value) if isinstance(value, tuple) else value
+    """What a scheduler keeps of a checked argument."""
+    within = [given] if isinstance(hyper, Inner) else [part[1] for part in given] if isinstance(hyper, Segments) else []
+    for scheduler in within:
+        if not isinstance(scheduler, mx.LRScheduler):
+            raise TypeError(f'A schedule within another must be an object, such as Cosine(100). Received: {scheduler!r:.80}.')
+    return kept(hyper, given, h)
 
 
 def _value(hyper: Hyper, kept: Any) -> Any:
@@ -129,12 +128,6 @@ def _value(hyper: Hyper, kept: Any) -> Any:
 
 def _pair(scheduler: Any) -> Tuple[Type[Schedule], Values]:
     return (scheduler.formula, scheduler._values()) if isinstance(scheduler, Scheduler) else schedule_of(scheduler)
-
-
-def _scheduler(given: Any) -> Any:
-    if not isinstance(given, mx.LRScheduler):
-        raise TypeError(f'A schedule within another must be an object, such as Cosine(100). Received: {given!r:.80}.')
-    return given
 
 
 def _documentation(cls: Type[Scheduler]) -> str:

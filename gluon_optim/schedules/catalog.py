@@ -1,16 +1,18 @@
 """The schedule that a scheduler follows, and its rate at any update."""
 import copy
 import math
+import re
 import reprlib
 from typing import Any, Callable, Dict, Mapping, Tuple, Type
 
 import numpy
 
-from ..schema import Values, error_text
+from ..schema import Hyper, Values, check_known, error_text
 from . import annealing, decay, mx, plateau, wrappers
 from .base import Inner, Schedule, Segments, Wrapper
 
-__all__ = ['CLASSES', 'OURS', 'SCHEDULES', 'after', 'base_lr_of', 'checked', 'rate', 'rate_of', 'schedule_of']
+__all__ = ['CLASSES', 'OURS', 'SCHEDULES', 'after', 'base_lr_of', 'checked', 'kept', 'named', 'rate', 'rate_of', 'record',
+           'schedule_of']
 
 # all schedules of this package, in the order of the tables
 SCHEDULES: Tuple[Type[Schedule], ...] = (
@@ -57,27 +59,27 @@ def _refused(path: str, attributes: Any, error: Exception) -> ValueError:
                       f'which gives {type(error).__name__}: {error_text(error)}')
 
 
-def after(record: Mapping[str, Any], num_update: int) -> Dict[str, Any]:
+def after(scheduler: Mapping[str, Any], num_update: int) -> Dict[str, Any]:
     """The record of a scheduler that has been asked for every update up to ``num_update``, also those after the record's own.
 
-    ``record`` is ``{'class': path, 'attributes': {...}}``; that of a class which is not known here is returned as it is. Raises
-    ValueError for attributes that no object of the class has.
+    ``scheduler`` is the record, ``{'class': path, 'attributes': {...}}``; that of a class which is not known here is returned as it
+    is. Raises ValueError for attributes that no object of the class has.
 
-    >>> record = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
+    >>> half = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
     ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=0, base_lr=0.4, warmup_steps=0, warmup_begin_lr=0,
     ...     warmup_final_lr=0.4, warmup_mode='linear')}
-    >>> attributes = after(record, 25)['attributes']
+    >>> attributes = after(half, 25)['attributes']
     >>> attributes['count'], attributes['base_lr']
     (20, 0.1)
     """
-    path = record['class']
-    if path in CLASSES:
-        schedule_of(record)  # raises an error for what no object has
-        try:
-            return {'class': path, 'attributes': _after(CLASSES[path], record['attributes'], num_update)}
-        except FAULTS as error:
-            raise _refused(path, record['attributes'], error) from error
-    return dict(record)
+    path = scheduler['class']
+    if path not in CLASSES:
+        return dict(scheduler)
+    schedule_of(scheduler)  # raises an error for what no object has
+    try:
+        return {'class': path, 'attributes': _after(CLASSES[path], scheduler['attributes'], num_update)}
+    except FAULTS as error:
+        raise _refused(path, scheduler['attributes'], error) from error
 
 
 def _after(schedule: Type[Schedule], attributes: Mapping[str, Any], num_update: int) -> Dict[str, Any]:
@@ -149,6 +151,42 @@ def _checked(schedule: Type[Schedule], of: Callable[[Mapping[str, Any]], Values]
 def _part(part: Any, depth: int) -> Any:
     """One part of a chain, (steps, scheduler); what is none is refused where it is checked."""
     return (part[0], _schedule_of(part[1], depth)) if isinstance(part, (list, tuple)) and len(part) == 2 else part
+
+
+def kept(hyper: Hyper, given: Any, h: Values) -> Any:
+    """What a scheduler keeps of an argument that has been checked: a JSON value, and schedulers as they were ``given``."""
+    if isinstance(hyper, Inner):
+        return given
+    value = getattr(h, hyper.name)
+    if isinstance(hyper, Segments):
+        return [[steps, part[1]] for part, (steps, _) in zip(given, value)]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def record(name: str, **arguments: Any) -> Dict[str, Any]:
+    """A schedule of this package as files hold it, for `gluon_optim.rate` and all that takes such a record; without MXNet.
+
+    ``name`` is that of the class, or the one that `gluon-optim schedule` lists; ``**arguments`` are those of the class, records for
+    schedules within it. Raises ValueError for an unknown name, and ValueError or TypeError for arguments that the schedule refuses.
+
+    >>> from gluon_optim.schedules import record
+    >>> warm = record('Warmup', schedule=record('Cosine', max_update=100, base_lr=0.4), steps=10)
+    >>> rate(warm, 5), rate(warm, 10), round(rate(warm, 60), 3)
+    (0.2, 0.4, 0.2)
+    """
+    schedule = named(name)
+    h = checked(schedule, arguments)
+    attributes = {hyper.name: kept(hyper, arguments.get(hyper.name), h) for hyper in schedule.hypers + schedule.history}
+    return {'class': f'{OURS}.{schedule.__name__}', 'attributes': attributes}
+
+
+def named(name: str) -> Type[Schedule]:
+    """The schedule of that name, in any spelling: 'CosineRestarts', 'cosine_restarts', 'cosine-restarts'. ValueError for none."""
+    found = {schedule.name.replace('_', ''): schedule for schedule in SCHEDULES}
+    short = re.sub('[_-]', '', name).lower() if isinstance(name, str) else name
+    if short not in found:
+        check_known('schedule', name, [schedule.name for schedule in SCHEDULES], ValueError)
+    return found[short]
 
 
 def rate(schedule: Any, t: Any, xp: Any = numpy) -> Any:
