@@ -78,13 +78,14 @@ def train(optimizer, scheduler, updates):
 
 
 def same_rates(found, expected, exact):
-    """Ours are computed by one function on both sides; MXNet's own classes multiply step by step, where the function has a power."""
+    """Ours are computed by one function on both sides. MXNet's own classes multiply step by step, where the function has a power, and
+    take Python's cosine, not NumPy's: there the last digits of a rate of 0.4 may differ."""
     for key in MULTS:
         theirs, ours = [rates[key] for rates in found], [rates[key] for rates in expected]
         if exact:
             assert theirs == ours
         else:
-            np.testing.assert_allclose(theirs, ours, rtol=2e-14, atol=1e-17)
+            np.testing.assert_allclose(theirs, ours, rtol=1e-14, atol=2e-16)
 
 
 # PyTorch
@@ -105,7 +106,7 @@ def test_200_updates_in_pytorch_and_back(name, target, tmp_path):
         optimizer = optimizer_from(saved['optimizer'], target)
         scheduler = go.torch.scheduler(optimizer, saved['scheduler'])
         rates += train(optimizer, scheduler, FURTHER - BETWEEN)
-        same_rates(rates, used, exact=name not in schedule_runs.MXNETS)
+        same_rates(rates, used, exact=not name.startswith('mxnet'))
     back = go.from_torch(optimizer.state_dict(), 'adamw', target, [info.name for info in last.parameters],
                          scheduler=scheduler.state_dict())
     assert back.scheduler == last.scheduler  # bit for bit: a float is equal to nothing else
@@ -129,7 +130,7 @@ def test_a_trainer_goes_on_where_pytorch_stopped(name, tmp_path):
     run = schedule_runs.Run(None)
     import_states(run.trainer, container.read(str(tmp_path / 'back.safetensors')))
     run.train(FURTHER - 50)
-    same_rates(run.rates, used[50:], exact=name not in schedule_runs.MXNETS)
+    same_rates(run.rates, used[50:], exact=not name.startswith('mxnet'))
 
 
 def test_the_recorded_rates_are_what_a_trainer_uses():
@@ -320,48 +321,42 @@ def test_states_without_a_scheduler_are_refused():
 
 # Plateau
 
-def observations(scheduler, observe, updates, begin):
-    """Rates, with a metric after every tenth update that gets better, stays, gets worse."""
-    metrics, rates = iter([1, 0.9, 0.9, 0.95, 0.8, *[0.8] * 3, 0.7, *[0.9] * 40]), []
-    for update in range(begin + 1, begin + updates + 1):
-        rates.append(scheduler())
-        if not update % 10:
-            observe(next(metrics), update)
-    return rates
-
-
 def test_a_plateau_continues_in_pytorch_with_what_it_has_seen():
     """200 updates with the same metrics on both sides; and back, with what PyTorch has seen."""
     torch()
-    lr_scheduler = pytest.importorskip('mxnet') and go.lr_scheduler
-    gluon = schedule_cases.plateau(lr_scheduler)
-    run = schedule_runs.Run(gluon).train(120)
+    pytest.importorskip('mxnet')
+    metrics = iter([3, 2, 2, 2, 2, 2, 1, 1.5, 1.5, 1.5, 1.5, 0.9, 1, 0.8, 0.8, 0.8, 0.8, 0.7, *[0.9] * 30])
+    gluon = go.lr_scheduler.Plateau(**schedule_cases.PLATEAU)
+    run = schedule_runs.Run(gluon)
+    for _ in range(9):
+        run.train(10)
+        gluon.observe(next(metrics))
     states = run.states()
+    assert len(gluon.reduced) > 1 and gluon.bad == 1
     checkpoint = go.to_torch(states, 'torch')
     assert any('Plateau continues' in line for line in states.report)
     optimizer = optimizer_from(checkpoint, 'torch')
     scheduler = go.torch.scheduler(optimizer, checkpoint['scheduler'])
     assert isinstance(scheduler, torch().optim.lr_scheduler.ReduceLROnPlateau)
-
-    def gluons_rate():
-        run.train(1)
-        return run.rates[-1]['weight']
-
-    def pytorchs_rate():
-        train_one(optimizer, 1)
-        return optimizer.param_groups[0]['lr']
-
-    gluon.patience = scheduler.patience = 2
-    gluon.best = scheduler.best = 10.0  # else there is nothing left to improve
-    expected = observations(gluons_rate, gluon.observe, FURTHER, 400)
-    assert observations(pytorchs_rate, lambda metric, update: scheduler.step(metric), FURTHER, 400) == expected
-    assert len(set(expected)) >= 2
-    for group, mult in zip(optimizer.param_groups, MULTS.values()):
-        assert group['lr'] == pytest.approx(gluon(700) * mult, rel=1e-15)
+    theirs = []
+    for _ in range(FURTHER // 10):
+        metric = next(metrics)
+        run.train(10)
+        gluon.observe(metric)
+        for _ in range(10):
+            theirs.append(rates_of(optimizer))
+            train_one(optimizer, 1)
+        scheduler.step(metric)
+    ours = run.rates[90:]
+    assert [rates['weight'] for rates in theirs] == [rates['weight'] for rates in ours] and len({rates['weight'] for rates in ours}) > 2
+    np.testing.assert_allclose([rates['bias'] for rates in theirs], [rates['bias'] for rates in ours], rtol=1e-15)
     back = go.from_torch(optimizer.state_dict(), 'adamw', 'torch', list(MULTS), scheduler=scheduler)
     attributes = back.scheduler['attributes']
-    assert [attributes[key] for key in ('best', 'bad', 'cooling', 'final_lr')] == [gluon.best, gluon.bad, gluon.cooling, gluon.final_lr]
-    assert go.rate(back.scheduler, back.num_update + 1) == gluon(700)
+    assert [attributes[key] for key in ('best', 'bad', 'cooling', 'final_lr', 'num_update')] == [
+        gluon.best, gluon.bad, gluon.cooling, gluon.final_lr, gluon.num_update]
+    assert go.rate(back.scheduler, back.num_update + 1) == gluon(back.num_update + 1)
+    unchanged = go.from_torch(checkpoint, 'adamw', 'torch', list(MULTS))
+    assert unchanged.scheduler == states.scheduler
 
 
 def test_the_line_for_a_plateau_in_pytorch_alone():
@@ -371,7 +366,7 @@ def test_the_line_for_a_plateau_in_pytorch_alone():
     held = {'torch': torch(), 'optimizer': optimizer}
     exec(in_pytorch(*schedules.schedule_of(record), 500, multipliers=False), held)  # noqa: S102
     ours, theirs = vars(go.torch.scheduler(optimizer, record, 500)), vars(held['scheduler'])
-    assert {key for key in theirs if key not in ('optimizer', '_last_lr') and theirs[key] != ours[key]} == set()
+    assert {key for key in theirs if key not in ('optimizer', '_last_lr', 'default_min_lr') and theirs[key] != ours[key]} == set()
 
 
 def test_a_schedule_that_depends_on_a_metric_is_refused_where_none_is_seen():
@@ -388,7 +383,8 @@ def test_a_schedule_that_depends_on_a_metric_is_refused_where_none_is_seen():
         states.report.clear()
         convert(states, **({'weights': {key: np.ones(2, 'float32') for key in MULTS}} if verb == 'to_onnx' else {}))
         line, = (line for line in states.report if 'lr_scheduler.Scaled' in line)
-        assert 'is not carried over, because its rates depend on a metric' in line and 'of update 3 is' in line.replace('43', '3')
+        assert 'is not carried over, because its rates depend on a metric' in line
+        assert f'that of update {states.num_update + 1} is' in line
 
 
 # JAX
@@ -512,7 +508,8 @@ def test_verify_replays_at_the_rates_of_the_scheduler(to, ending, tmp_path, caps
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert 'then as many at the rates of the scheduler' in said and 'is not carried over' not in said
-    assert 'the scheduler gluon_optim.mxnet.lr_scheduler.Warmup continues' in said and 'the rate of update 43 is' in said
+    assert 'the scheduler gluon_optim.mxnet.lr_scheduler.Warmup continues' in said
+    assert f'the rate of update {states.num_update + 1} is' in said
     monkeypatch.setattr('gluon_optim.transfer.job.scheduled_rates', lambda states, count: [
         go.rate(states.scheduler, states.num_update + k) for k in range(count)])
     assert cli.main(command) == 1
@@ -526,7 +523,7 @@ def test_a_scheduler_of_the_users_own_is_named_and_comes_back():
     checkpoint = go.to_torch(states, 'torch')
     line, = (line for line in states.report if 'mine.Half' in line)
     assert line == ("the scheduler mine.Half is not carried over, because its rates are not known here: set 'lr' of the param groups "
-                    'at each step, starting with update 3: its base_lr is 0.25')
+                    f'at each step, starting with update {states.num_update + 1}: its base_lr is 0.25')
     assert not [line for line in states.report if 'without gluon_optim' in line]
     back = go.from_torch(checkpoint, 'adamw', 'torch', list(MULTS))
     assert (back.scheduler, back.num_update) == (states.scheduler, states.num_update)

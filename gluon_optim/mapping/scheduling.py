@@ -9,7 +9,7 @@ from ..schedules.catalog import base_lr_of
 from ..schema import Values
 from ..states.model import OptimizerStates, ParameterInfo
 
-__all__ = ['Carried', 'carried', 'carried_states', 'continues', 'file_entry', 'function_of_time', 'next_rate', 'rate_at', 'restore',
+__all__ = ['Carried', 'carried', 'carried_states', 'continues', 'file_entry', 'function_of_time', 'is_scheduler', 'next_rate', 'rate_at', 'restore',
            'waits_for_a_metric', 'what_becomes_of_it']
 
 
@@ -59,6 +59,14 @@ def carried(given: Any) -> Carried:
     else:
         found = Carried(_plain(given))
     return found
+
+
+def is_scheduler(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of somebody's file is a scheduler that `carried` knows."""
+    try:
+        return bool(carried(entry))
+    except (TypeError, ValueError, KeyError):
+        return False
 
 
 def carried_states(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Optional[Carried]:

@@ -11,22 +11,20 @@ __all__ = ['in_pytorch']
 class Call(NamedTuple):
     """A scheduler of PyTorch that gives the same rates from here on, ``until`` an update if not for ever.
 
-    A ``recursive`` class computes a rate from the one before, so it continues from that of the param groups; the others compute it
-    from the number of updates, of which the scheduler has seen ``epoch``.
+    ``then`` brings a new one to where ``epoch`` updates are done. Most classes compute a rate from the one before, which the param
+    groups have; others compute it from the number of updates, and have to do so once.
     """
 
     name: str
     arguments: Dict[str, Any]
     epoch: int
-    recursive: bool = True
+    then: str = '; scheduler.last_epoch = {0}'
     until: Optional[int] = None
 
     def __str__(self) -> str:
         arguments = ''.join(f', {key}={value!r}' for key, value in self.arguments.items())
         made = f'scheduler = torch.optim.lr_scheduler.{self.name}(optimizer{arguments})'
-        if self.recursive or not self.epoch:
-            return made + f'; scheduler.last_epoch = {self.epoch}'
-        return made + f'; scheduler.last_epoch = {self.epoch - 1}; scheduler.step()'
+        return made + self.then.format(self.epoch, self.epoch - 1) * (self.epoch > 0)
 
 
 def _step(h: Values, n: int) -> Optional[Call]:
@@ -56,13 +54,13 @@ def _cosine(h: Values, n: int) -> Optional[Call]:
 
 
 def _restarts(h: Values, n: int) -> Optional[Call]:
-    return Call('CosineAnnealingWarmRestarts', dict(T_0=h.step, T_mult=h.step_mult, eta_min=h.final_lr), n, recursive=False)
+    return Call('CosineAnnealingWarmRestarts', dict(T_0=h.step, T_mult=h.step_mult, eta_min=h.final_lr), n, '; scheduler.step({0})')
 
 
 def _one_cycle(h: Values, n: int) -> Optional[Call]:
     words = ('pct_start', 'anneal_strategy', 'div_factor', 'final_div_factor', 'three_phase')
     arguments = dict(max_lr=h.base_lr, total_steps=h.max_update, cycle_momentum=False, **{word: getattr(h, word) for word in words})
-    return Call('OneCycleLR', arguments, n, recursive=False, until=h.max_update)
+    return Call('OneCycleLR', arguments, n, '; scheduler.last_epoch = {1}; scheduler.step()', until=h.max_update)
 
 
 def _factor(h: Values, n: int) -> Optional[Call]:

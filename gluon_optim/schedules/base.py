@@ -224,5 +224,5 @@ def warmed_up(xp: Any, h: Values, t: Any, rate: Any) -> Any:
     ``warmup_final_lr``, or its beginning throughout (``warmup_mode='constant'``)."""
     if not h.warmup_steps:
         return rate
-    rise = 0.0 if h.warmup_mode == 'constant' else (h.warmup_final_lr - h.warmup_begin_lr) / h.warmup_steps
-    return xp.where(t < h.warmup_steps, h.warmup_begin_lr + rise * t, rate)
+    rise = 0.0 if h.warmup_mode == 'constant' else h.warmup_final_lr - h.warmup_begin_lr
+    return xp.where(t < h.warmup_steps, h.warmup_begin_lr + rise * t / h.warmup_steps, rate)

@@ -4,15 +4,18 @@ MXNet's objects are stateful: ``base_lr`` of a FactorScheduler is what is left o
 past its end answers with its first rate. The functions have no memory: they give what an object gives that was asked at every
 update. ``of`` finds the first rate again from the attributes of an object in the middle of a run.
 """
+import functools
+import itertools
 import math
+import operator
 from typing import Any, Callable, Dict, Mapping
 
 from ..schema import Hyper, Values
-from .base import Schedule, completed, warmed_up
+from .base import Schedule, completed, stepwise, warmed_up
 
 __all__ = ['Cosine', 'Factor', 'MultiFactor', 'Poly']
 
-CHANGES = 10 ** 7  # at most so many are carried out one by one
+FEW, CHANGES = 10 ** 4, 10 ** 7  # at most so many are carried out one by one
 BASE_LR = Hyper('base_lr', 0.01, '[0, inf)', 'the first rate')
 WARMUP = (
     Hyper('warmup_steps', 0, '[0, inf)', 'updates before the schedule begins'),
@@ -34,6 +37,9 @@ def _first_rate(attributes: Mapping[str, Any], changes: int) -> float:
     factor, now = attributes['factor'], attributes['base_lr']
     if not changes or now == attributes.get('stop_factor_lr') or not factor:
         return float(attributes['warmup_final_lr'] if changes else now)
+    given = attributes['warmup_final_lr']  # by the constructor: the first rate, unless an optimizer has set another
+    if changes <= FEW and functools.reduce(operator.mul, [factor] * changes, given) == now:
+        return float(given)
     return float(now / factor ** changes)
 
 
@@ -102,8 +108,8 @@ class MultiFactor(Schedule):
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
-        changes = sum(1.0 * (t > step) for step in h.step)
-        return warmed_up(xp, h, t, h.base_lr * h.factor ** changes)
+        rates = itertools.accumulate([h.base_lr, *[h.factor] * len(h.step)], operator.mul)  # rounded at each change, as MXNet's are
+        return warmed_up(xp, h, t, stepwise(xp, t, h.step, list(rates)))
 
 
 class Poly(Schedule):
@@ -146,5 +152,6 @@ class Cosine(Schedule):
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
-        done = (xp.minimum(t, h.max_update) - h.warmup_steps) / (h.max_update - h.warmup_steps)
-        return warmed_up(xp, h, t, h.final_lr + (h.base_lr - h.final_lr) * (1 + xp.cos(math.pi * done)) / 2)
+        done = xp.minimum(t, h.max_update) - h.warmup_steps
+        wave = xp.cos(math.pi * done / (h.max_update - h.warmup_steps))
+        return warmed_up(xp, h, t, h.final_lr + (h.base_lr - h.final_lr) * (1 + wave) / 2)
