@@ -1,5 +1,5 @@
 """The learning rate as an ONNX model."""
-from typing import Any
+from typing import Any, Sequence, Union
 
 import numpy
 import onnx
@@ -37,7 +37,7 @@ class Rates(Coefficients):
     def cos(self, x: Any) -> Any: return self.apply('cos', x)
 
 
-def export_schedule(schedule: Any) -> 'onnx.ModelProto':
+def export_schedule(schedule: Any, shape: Sequence[Union[int, str]] = ()) -> 'onnx.ModelProto':
     """The learning rate as an ONNX model of standard operators.
 
         rate = go.rate(schedule, t)
@@ -47,13 +47,15 @@ def export_schedule(schedule: Any) -> 'onnx.ModelProto':
     schedule
         A scheduler of MXNet or of `gluon_optim.lr_scheduler`; its record, as in `OptimizerStates.scheduler`; `OptimizerStates`; or
         a model of `to_onnx`, whose manifest has the record.
+    shape : sequence of int or str
+        The shape of ``t``; names stand for sizes that vary, as in ``('n',)``.
 
     Returns
     -------
     onnx.ModelProto
-        Input ``t`` (int64, any shape): numbers of updates, from 1. Output ``rate`` (float64, the same shape), the input
-        ``learning_rate`` of `export_step`. For states or a model ``t`` is that of the step, which does not include MXNet's
-        ``begin_num_update``; the rate takes it into account. Numbers below 1 are not checked in the model.
+        Input ``t`` (int64): the number of the update, from 1. Output ``rate`` (float64, the same shape), which is the input
+        ``learning_rate`` of `export_step` where the shape is (). For states or a model ``t`` is that of the step, which does not
+        include MXNet's ``begin_num_update``; the rate takes it into account. Numbers below 1 are not checked in the model.
 
     Either run both models for each update, or merge them into one, which has the input ``schedule/t`` in place of
     ``learning_rate``: feed both ``t``.
@@ -72,7 +74,7 @@ def export_schedule(schedule: Any) -> 'onnx.ModelProto':
     ...     warmup_final_lr=0.4, warmup_mode='linear')}
     >>> from onnx.reference import ReferenceEvaluator
     >>> import numpy
-    >>> ReferenceEvaluator(export_schedule(half)).run(None, {'t': numpy.array([1, 10, 11, 25])})[0].tolist()
+    >>> ReferenceEvaluator(export_schedule(half, shape=['n'])).run(None, {'t': numpy.array([1, 10, 11, 25])})[0].tolist()
     [0.4, 0.4, 0.2, 0.1]
     """
     found = carried(from_onnx(schedule) if isinstance(schedule, onnx.ModelProto) else schedule)
@@ -82,9 +84,9 @@ def export_schedule(schedule: Any) -> 'onnx.ModelProto':
     as_double = operators.add('Cast', ['t'], 't', to='float64')
     rate = operators.value(traced, Scope('float64', 'rate', lambda leaf: as_double, {}))
     operators.add('Identity', [rate], output='rate')
-    model = helper.make_graph(nodes(operators), 'schedule', [_any_shape('t', 'int64')], [_any_shape('rate', 'float64')])
+    model = helper.make_graph(nodes(operators), 'schedule', [_info('t', 'int64', shape)], [_info('rate', 'float64', shape)])
     return model_of(model, {'scheduler': found.record, 'begin_num_update': found.begin})
 
 
-def _any_shape(name: str, dtype: str) -> Any:
-    return helper.make_tensor_value_info(name, TYPES[dtype], None)
+def _info(name: str, dtype: str, shape: Sequence[Union[int, str]]) -> Any:
+    return helper.make_tensor_value_info(name, TYPES[dtype], list(shape))
