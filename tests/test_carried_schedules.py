@@ -78,8 +78,8 @@ def train(optimizer, scheduler, updates):
 
 
 def same_rates(found, expected, exact):
-    """Ours are computed by one function on both sides. MXNet's own classes multiply step by step, where the function has a power, and
-    take Python's cosine, not NumPy's: there the last digits of a rate of 0.4 may differ."""
+    """Ours are computed by one function on both sides. MXNet's own classes multiply step by step, where the function has a
+    power, and take Python's cosine, not NumPy's: there the last digits of a rate of 0.4 may differ."""
     for key in MULTS:
         theirs, ours = [rates[key] for rates in found], [rates[key] for rates in expected]
         if exact:
@@ -350,7 +350,8 @@ def test_a_plateau_continues_in_pytorch_with_what_it_has_seen():
             train_one(optimizer, 1)
         scheduler.step(metric)
     ours = run.rates[90:]
-    assert [rates['weight'] for rates in theirs] == [rates['weight'] for rates in ours] and len({rates['weight'] for rates in ours}) > 2
+    assert [rates['weight'] for rates in theirs] == [rates['weight'] for rates in ours]
+    assert len({rates['weight'] for rates in ours}) > 2
     np.testing.assert_allclose([rates['bias'] for rates in theirs], [rates['bias'] for rates in ours], rtol=1e-15)
     back = go.from_torch(optimizer.state_dict(), 'adamw', 'torch', list(MULTS), scheduler=scheduler)
     attributes = back.scheduler['attributes']
@@ -525,8 +526,8 @@ def test_a_scheduler_of_the_users_own_is_named_and_comes_back():
     states.scheduler = {'class': 'mine.Half', 'attributes': {'base_lr': 0.25, 'every': 3}}
     checkpoint = go.to_torch(states, 'torch')
     line, = (line for line in states.report if 'mine.Half' in line)
-    assert line == ("the scheduler mine.Half is not carried over, because its rates are not known here: set 'lr' of the param groups "
-                    f'at each step, starting with update {states.num_update + 1}: its base_lr is 0.25')
+    assert line == ("the scheduler mine.Half is not carried over, because its rates are not known here: set 'lr' of the param "
+                    f'groups at each step, starting with update {states.num_update + 1}: its base_lr is 0.25')
     assert not [line for line in states.report if 'without gluon_optim' in line]
     back = go.from_torch(checkpoint, 'adamw', 'torch', list(MULTS))
     assert (back.scheduler, back.num_update) == (states.scheduler, states.num_update)

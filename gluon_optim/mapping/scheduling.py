@@ -9,8 +9,8 @@ from ..schedules.catalog import base_lr_of
 from ..schema import Values
 from ..states.model import OptimizerStates, ParameterInfo
 
-__all__ = ['Carried', 'carried', 'carried_states', 'continues', 'file_entry', 'function_of_time', 'is_scheduler', 'next_rate', 'rate_at', 'restore',
-           'waits_for_a_metric', 'what_becomes_of_it']
+__all__ = ['Carried', 'carried', 'carried_states', 'continues', 'file_entry', 'function_of_time', 'is_scheduler', 'next_rate',
+           'rate_at', 'restore', 'waits_for_a_metric', 'what_becomes_of_it']
 
 
 class Carried(NamedTuple):

@@ -22,7 +22,8 @@ def common_hypers(rule: Type[Rule], given: Sequence[Mapping[str, Any]], mults: O
     """One set of hyper-parameters for all groups, and each group's (lr_mult, wd_mult): the inverse of `groups`.
 
     ``given`` holds our hyper-parameters of each group, ``mults`` its multipliers if known, ``lr_mults`` those of the rate if only
-    these are. Others are relative to the first group with a nonzero value. Groups that differ in more than rate and decay are refused.
+    these are. Others are relative to the first group with a nonzero value. Groups that differ in more than rate and decay are
+    refused.
 
     >>> from gluon_optim import rules
     >>> common_hypers(rules.get('sgd_torch'), [dict(learning_rate=.5, wd=.5), dict(learning_rate=1., wd=0.)])[1]
