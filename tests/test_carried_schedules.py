@@ -3,6 +3,8 @@ import copy
 import functools
 import json
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,6 +201,23 @@ def test_a_user_who_reads_the_report_alone_sees_every_letter_of_the_formula():
                        num_update=0, multipliers=False)
     assert found.endswith('rate(t) = base_lr / (1 + decay epoch),   epoch = floor((t - 1) / steps_per_epoch), base_lr=0.4, '
                           'decay=0.5, steps_per_epoch=10')
+
+
+def test_the_lines_of_the_documentation_run(tmp_path, monkeypatch):
+    """docs/CONVERSIONS.md, and what it says of the file afterwards."""
+    torch()
+    monkeypatch.chdir(tmp_path)
+    states, used = recorded('cosine', 0)
+    container.write('run.safetensors', states)
+    text = (Path(__file__).parent.parent / 'docs/CONVERSIONS.md').read_text(encoding='utf-8')
+    code, = re.findall('## The learning rate and the loss scaler.*?```python\n(.*?)```', text, re.DOTALL)
+    net, seen = torch().nn.ParameterList([torch().ones(2), torch().ones(2)]), []
+    held = {'net': net, 'loss': lambda net: seen.append(held['optimizer'].param_groups[0]['lr']) or sum(p.sum() for p in net)}
+    exec(compile(code, 'docs/CONVERSIONS.md', 'exec'), held)  # noqa: S102
+    assert seen == used.tolist()
+    assert cli.main(['convert', 'later.pt', '--to', 'mxnet', '--optimizer', 'adamw', '--params', 'weight,bias', '-o', 'back']) == 0
+    back = container.read('back')
+    assert (back.scheduler, back.num_update) == (schedules.after(states.scheduler, 202), states.num_update + FURTHER)
 
 
 # PyTorch: the scheduler itself
