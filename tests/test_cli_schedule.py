@@ -82,7 +82,7 @@ def test_the_updates_of_the_table(run):
     (['constant', '--steps', '0'], ['--steps', '1 or more']), (['constant', '--warmup-kind', 'sqrt'], ['--warmup-steps']),
     (['constant', '--reference', '2'], ['--batch-size']), (['constant', '--plot', 'x.txt'], ["'.png', '.svg', '.pdf'"]),
     (['constant', '--steps', '10000000', '--plot', 'x.png'], ['1000000']), (['plateau', '--every', '0'], ['--every']),
-    (['cosine', '--max-update', '9', '--base-lr', '0.1', '--warmup-steps', '5', '--warmup-begin', '0.2'], ['begin=0.2']),
+    (['cosine', '--max-update', '9', '--warmup-steps', '5', '--warmup-begin', '-0.2'], ['`begin`', '[0, inf)']),
     (['plateau', '--metrics=-inf'], ['metric'])])
 def test_what_cannot_be_shown_is_refused(run, arguments, words):
     refused(run('schedule', *arguments), 2, *words)

@@ -137,3 +137,11 @@ def test_the_code_of_the_readme_runs(tmp_path):
             continue
         done = subprocess.run([sys.executable, '-c', block], cwd=str(tmp_path), env=ENVIRONMENT, stderr=subprocess.PIPE)
         assert done.returncode == 0, done.stderr.decode()
+
+
+def test_schedules_are_compared():
+    header, *rows = run('compare_schedules.py', '--only', 'cosine', 'plateau', '--steps', '120').splitlines()
+    assert header.split()[0] == 'schedule' and {row.split()[0] for row in rows} == {'cosine', 'plateau'}
+    cells = {row.split()[0]: row.split()[1:] for row in rows}
+    assert [cells[name][0] for name in ('cosine', 'plateau')] == ['0.1', '0.1'] and cells['cosine'][1] == '0'
+    assert 'at least 120' in run('compare_schedules.py', '--steps', '100', code=2)

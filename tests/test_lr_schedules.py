@@ -3,16 +3,23 @@ import copy
 import inspect
 import json
 import math
+import os
 import pickle
+import re
+import shlex
 import signal
-import warnings
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
 import schedule_cases
+from loads import killed_after_a_minute, told  # noqa: F401
 
 import gluon_optim as go
+from gluon_optim import cli
 from gluon_optim.schedules.catalog import OURS, SCHEDULES, schedule_of
 
 mx = pytest.importorskip('mxnet')
@@ -21,6 +28,7 @@ from mxnet import gluon  # noqa: E402
 from gluon_optim.mxnet.scheduler_states import export_scheduler  # noqa: E402
 from gluon_optim.mxnet.trainer import export_states, import_states  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures('killed_after_a_minute')
 S = go.lr_scheduler
 # name -> (a function that makes a scheduler, its formula)
 ALL = {name: (lambda make=make: make(S), formula) for name, (make, formula) in schedule_cases.ALL.items()}
@@ -31,18 +39,6 @@ ALL["around MXNet's"] = (
 
 def made(name):
     return ALL[name][0]()
-
-
-@pytest.fixture(autouse=True)
-def killed_after_a_minute():
-    """Loads that never return shall fail, and not hold up the others."""
-    def kill(*_):
-        raise RuntimeError('still running')
-    previous = signal.signal(signal.SIGALRM, kill)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -133,10 +129,11 @@ def test_a_plateau_decides_as_pytorch_does(options):
     for seed in range(4):
         random = np.random.RandomState(seed)
         metrics = random.randn(120) + (0, 3, -3, 0)[seed]
-        metrics[random.rand(120) < 0.05] = math.nan
+        metrics[(random.rand(120) < 0.05) | (np.arange(120) == 0) * (seed == 2)] = math.nan
+        small = (1e-4, 1e-2)[seed % 2]  # of the second, the smallest rate is never reached
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.4)
-        theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.6, min_lr=1e-3, eps=1e-4, **options)
-        ours = S.Plateau(base_lr=0.4, factor=0.6, final_lr=1e-3, epsilon=1e-4, **options)
+        theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.6, min_lr=1e-3, eps=small, **options)
+        ours = S.Plateau(base_lr=0.4, factor=0.6, final_lr=1e-3, epsilon=small, **options)
         rates = []
         for number, metric in enumerate(metrics):
             assert ours(number + 1) == optimizer.param_groups[0]['lr']
@@ -145,7 +142,7 @@ def test_a_plateau_decides_as_pytorch_does(options):
             assert ours.observe(metric) == optimizer.param_groups[0]['lr']
             if number == 50:
                 record = json.loads(json.dumps(export_scheduler(ours)))
-                ours = S.Plateau(base_lr=0.4, factor=0.6, final_lr=1e-3, epsilon=1e-4, **options)
+                ours = S.Plateau(base_lr=0.4, factor=0.6, final_lr=1e-3, epsilon=small, **options)
                 vars(ours).update(record['attributes'])
         assert go.rate(ours, np.arange(1, 121)).tolist() == rates  # all of them, afterwards
         assert len(set(rates)) > 3
@@ -199,14 +196,6 @@ def used(trainer, number):
     return rates
 
 
-def told(load):
-    """What was warned of."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        load()
-    return [str(warning.message) for warning in caught if warning.category is UserWarning]
-
-
 @pytest.mark.parametrize('name', ALL)
 def test_a_trainer_uses_these_rates(name):
     make, formula = ALL[name]
@@ -227,13 +216,14 @@ def test_a_run_resumes_at_any_step(name, at, tmp_path):
     straight = trainer_of(make())
     import_states(straight, states)
     go.save_states(straight, path)
-    expected = [formula(t) for t in range(at + 1, at + 6)]
+    expected = used(straight, 5)
+    np.testing.assert_allclose(expected, [formula(t) for t in range(at + 1, at + 6)], rtol=1e-12)
     for present, mode in ((make(), 'file'), (make(), 'current'), (None, 'file')):
         trainer = trainer_of(present)
         said = told(lambda: go.load_states(trainer, path, hyperparameters=mode))  # noqa: B023
         assert len(said) == (present is None)
         assert present is None or trainer._optimizer.lr_scheduler is present
-        np.testing.assert_allclose(used(trainer, 5), expected, rtol=1e-12)
+        assert used(trainer, 5) == expected
         assert export_scheduler(trainer._optimizer.lr_scheduler) == export_scheduler(make())
 
 
@@ -344,7 +334,7 @@ NONSENSE = {
     'deep': deep(10 ** 5), 'deep chain': deep(10 ** 5, chain=True), 'a little deep': deep(16),
     'no schedule': warm(schedule=3), 'a list': warm(schedule=[COSINE]), 'stranger': warm(schedule=of('Own')),
     'user': warm(schedule={'class': 'os.system', 'attributes': {}}), 'attributes': {'class': f'{OURS}.Cosine', 'attributes': None},
-    'kind': warm(kind='cubic'), 'steps': warm(steps=-1), 'begin': warm(begin=0.5),
+    'kind': warm(kind='cubic'), 'steps': warm(steps=-1),
     'bad inner': warm(schedule=of('Step', step=0, factor=0.5, base_lr=0.1)),
     'no segments': of('Chain', segments=[]), 'zero': of('Chain', segments=[[0, COSINE]]),
     'none inside': of('Chain', segments=[[None, COSINE], [3, COSINE]]), 'no pair': of('Chain', segments=[[3, COSINE, 1]]),
@@ -436,7 +426,7 @@ def test_a_class_has_the_arguments_that_are_declared(schedule):
     (lambda: S.Warmup(S.Cosine(9), -1), ValueError, '`steps`'), (lambda: S.Warmup(0.1, 5), TypeError, 'Received: builtins.float'),
     (lambda: S.Warmup(None, 5), TypeError, 'NoneType'), (lambda: S.Warmup(COSINE, 5), TypeError, 'must be an object'),
     (lambda: S.Warmup(mx.lr_scheduler.LRScheduler(), 5), TypeError, 'Received: mxnet.lr_scheduler.LRScheduler'),
-    (lambda: S.Warmup(S.Cosine(9, 0.1), 5, 0.2), ValueError, r'begin=0.2, first rate 0.1'),
+    (lambda: S.Warmup(S.Cosine(9, 0.1), 5, 0.2), ValueError, 'first rate of the schedule, 0.1. Received: begin=0.2'),
     (lambda: S.Warmup(S.Cosine(9), 5, kind='cubic'), ValueError, '`kind`'),
     (lambda: S.Chain([]), ValueError, '`segments`'), (lambda: S.Chain([(0, S.Cosine(9))]), ValueError, r'segments\[0\]=0'),
     (lambda: S.Chain([(-3, S.Cosine(9))]), ValueError, r'segments\[0\]'), (lambda: S.Chain(S.Cosine(9)), TypeError, '`segments`'),
@@ -476,7 +466,7 @@ def test_schedulers_within_one_another_have_a_bound(tmp_path):
     other = trainer_of(nested(15))
     assert told(lambda: go.load_states(other, str(tmp_path / 'run'))) == []
     assert used(other, 2) == used(trainer, 2) and rates[0] < 0.01
-    with pytest.raises(ValueError, match='at most 16 schedulers'):
+    with pytest.raises(ValueError, match='At most 16 schedulers'):
         S.Warmup(deepest, 2)
 
 
@@ -497,13 +487,15 @@ def test_attributes_can_be_changed_and_are_checked():
     scheduler.schedule.max_update = 40
     assert scheduler(8) == 0.4 and scheduler(4) == pytest.approx(0.2) and scheduler(28) == pytest.approx(0.2)
     for part, name, value in ((scheduler, 'steps', -1), (scheduler, 'base_lr', -1), (scheduler.schedule, 'max_update', 0),
-                              (scheduler, 'begin', 0.5)):
+                              (scheduler, 'begin', -0.5)):
         before = export_scheduler(scheduler)
         with pytest.raises(ValueError, match=name):
             setattr(part, name, value)
         assert export_scheduler(scheduler) == before
     with pytest.raises(AttributeError, match="Unknown attribute of Warmup 'step'. Did you mean 'steps'"):
         scheduler.step = 3
+    with pytest.raises(AttributeError, match="Unknown attribute of Cosine 'warmup_steps'"):
+        scheduler.schedule.warmup_steps = 3
 
 
 def test_learning_rate_of_an_optimizer_is_base_lr(capsys):
@@ -514,10 +506,11 @@ def test_learning_rate_of_an_optimizer_is_base_lr(capsys):
             scheduler = make()
             mx.optimizer.create(name, learning_rate=0.25, lr_scheduler=scheduler)
             assert scheduler.base_lr == scheduler(1) == 0.25
-    scheduler = S.Warmup(S.Cosine(20, 0.4), 5, begin=0.1)
-    with pytest.raises(ValueError, match='begin=0.1, first rate 0.05'):
-        mx.optimizer.create('sgd_torch', learning_rate=0.05, lr_scheduler=scheduler)
-    assert scheduler.base_lr == 0.4
+    for inner in (S.Cosine(20, 0.4), mx.lr_scheduler.FactorScheduler(20, base_lr=0.4)):
+        scheduler = S.Warmup(inner, 5)
+        with pytest.raises(ValueError, match='-0.1|below zero'):
+            scheduler.base_lr = -0.1
+        assert scheduler.base_lr == inner.base_lr == 0.4
     with pytest.raises(ValueError, match='base_lr'):
         S.SumToInfinity().base_lr = 0.0
 
@@ -533,6 +526,17 @@ def test_a_plateau_is_asked_by_what_is_around_it():
     inner.observe(1.0)
     assert inner.observe(2.0) == 0.2 and inner.reduced == [6]
     assert (scheduler(14), scheduler(15)) == (0.4, 0.2)
+
+
+def test_a_rate_that_is_lowered_below_the_begin_of_its_warm_up_can_be_saved(tmp_path):
+    trainer = trainer_of(S.Warmup(S.Plateau(0.4, factor=0.1, patience=0), 10, begin=0.1))
+    used(trainer, 3)
+    for metric in (1.0, 2.0):
+        assert trainer._optimizer.lr_scheduler.schedule.observe(metric) in (0.4, 0.4 * 0.1)
+    go.save_states(trainer, str(tmp_path / 'run'))
+    other = trainer_of(None)
+    told(lambda: go.load_states(other, str(tmp_path / 'run')))
+    assert used(other, 9) == used(trainer, 9)
 
 
 @pytest.mark.parametrize('observe, error, match', [
@@ -618,14 +622,54 @@ def test_two_devices_see_one_schedule(update_on_kvstore):
     np.testing.assert_allclose(-np.diff(weights), rates, rtol=1e-12)
 
 
-def test_a_users_subclass_works_and_is_no_schedule_of_ours(tmp_path):
-    class Mine(S.Cosine):
-        pass
+class Halved(S.Cosine):
+    """A user's own, with an attribute more."""
 
-    scheduler = Mine(20, 0.4)
-    scheduler.note = 'mine'
-    assert scheduler(11) == pytest.approx(0.2)
-    with pytest.raises(TypeError, match='Mine'):
-        go.rate(scheduler, 1)
-    with pytest.raises(TypeError, match='Mine'):
-        S.Warmup(scheduler, 3)
+    def __init__(self, max_update, base_lr, share):
+        super().__init__(max_update, base_lr)
+        self.share = share
+
+    def __call__(self, num_update):
+        return self.share * super().__call__(num_update)
+
+
+def test_a_users_subclass_works_and_is_not_taken_for_ours(tmp_path):
+    trainer = trainer_of(Halved(20, 0.4, 0.5))
+    assert used(trainer, 11)[-1] == pytest.approx(0.1)
+    go.save_states(trainer, str(tmp_path / 'run'))
+    other = trainer_of(Halved(20, 0.4, 0.25))
+    assert [line.split(' of the')[0] for line in told(lambda: go.load_states(other, str(tmp_path / 'run')))] == ['share']
+    assert used(other, 2) == used(trainer, 2)
+    for wrong in (lambda: go.rate(Halved(20, 0.4, 0.5), 1), lambda: S.Warmup(Halved(20, 0.4, 0.5), 3)):
+        with pytest.raises(TypeError, match='Halved'):
+            wrong()
+
+
+def test_the_code_in_the_documentation_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).resolve().parent.parent / 'docs/SCHEDULES.md').read_text(encoding='utf-8')
+    blocks, names = re.findall('```python\n(.*?)```', text, re.DOTALL), {}
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, 'docs/SCHEDULES.md', 'exec'), names)  # noqa: S102
+    commands = re.findall('^gluon-optim (.*)', text, re.MULTILINE)
+    assert len(commands) == 2
+    assert cli.main(shlex.split(commands[1])) == 0
+
+
+def test_a_killed_run_resumes_with_the_same_rates_and_weights(tmp_path):
+    """Inside the warm-up of a chain's first part, and where its plateau has reduced the rate."""
+    here = Path(__file__).resolve().parent
+
+    def run(*arguments):
+        done = subprocess.run([sys.executable, '-W', 'ignore', str(here / 'plateau_runs.py'), *map(str, arguments)],
+                              env={**os.environ, 'PYTHONPATH': str(here.parent)}, stdout=subprocess.PIPE, text=True)
+        return done.returncode, dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+
+    code, straight = run(tmp_path / 'straight')
+    assert code == 0 and len({straight[str(t)] for t in range(13, 41)}) > 2
+    for begin, die in ((6, 8), (21, 23)):
+        assert run(tmp_path / str(die), die)[0] == -signal.SIGKILL
+        code, resumed = run(tmp_path / str(die))
+        assert code == 0 and min(int(step) for step in resumed if step != 'digest') == begin
+        assert resumed == {step: straight[step] for step in resumed}

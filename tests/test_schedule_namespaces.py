@@ -63,3 +63,40 @@ def test_whole_quotients_survive_the_compiler():
         for record in records:
             rates = jax.jit(lambda t, record=record: go.rate(record, t, jax.numpy))(times)
             np.testing.assert_allclose(rates, go.rate(record, times), rtol=1e-5, atol=1e-6)
+
+
+class Traced:
+    """A number of which nothing is known: arithmetic and comparisons of it are, its truth is not."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __bool__(self):
+        raise TypeError('an if on a traced value')
+
+
+def _operator(name):
+    def apply(self, other):
+        other = other.value if isinstance(other, Traced) else other
+        return Traced(getattr(np.float64(self.value), name)(other))
+    return apply
+
+
+for _name in ('add', 'radd', 'sub', 'rsub', 'mul', 'rmul', 'truediv', 'rtruediv', 'pow', 'rpow', 'lt', 'gt', 'le', 'ge'):
+    setattr(Traced, f'__{_name}__', _operator(f'__{_name}__'))
+
+
+class Functions:
+    """The functions that a schedule may use, and no others: what ONNX and a compiler have."""
+
+    def __getattr__(self, name):
+        if name not in ('floor', 'cos', 'sqrt', 'exp', 'minimum', 'maximum', 'where'):
+            raise AttributeError(f'a schedule may not use {name}')
+        return lambda *values: Traced(getattr(np, name)(*(v.value if isinstance(v, Traced) else v for v in values)))
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_a_schedule_is_traceable(name):
+    schedule, h = go.schedules.schedule_of(ALL[name][0](Records()))
+    for t in (1.0, 45.0, 300.0, 500.0):
+        assert schedule.rate(Functions(), h, Traced(t)).value == pytest.approx(ALL[name][1](int(t)), rel=1e-12, abs=1e-16)

@@ -1,11 +1,11 @@
 """Schedulers in state files: MXNet's, a user's, and those of other packages; what differs is said, and nothing takes for ever."""
 import copy
 import math
-import signal
 import warnings
 
 import numpy as np
 import pytest
+from loads import killed_after_a_minute, told  # noqa: F401
 
 mx = pytest.importorskip('mxnet')
 from mxnet import gluon  # noqa: E402
@@ -14,19 +14,8 @@ import gluon_optim as go  # noqa: E402
 from gluon_optim.mxnet import scheduler_states as schedulers  # noqa: E402
 from gluon_optim.mxnet.trainer import export_states, import_states  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures('killed_after_a_minute')
 S = mx.lr_scheduler
-
-
-@pytest.fixture(autouse=True)
-def killed_after_a_minute():
-    """Loads that never return shall fail, and not hold up the others."""
-    def kill(*_):
-        raise RuntimeError('still running')
-    previous = signal.signal(signal.SIGALRM, kill)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.fixture
@@ -53,14 +42,6 @@ def step(trainer, number):
         trainer.step(1)
         rates.append(trainer.learning_rate)
     return rates
-
-
-def told(load):
-    """What was warned of."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        load()
-    return [str(warning.message) for warning in caught if warning.category is UserWarning]
 
 
 # Written as those of gluoncv.utils are: no get_config, attributes that appear with the first question, schedulers in a list

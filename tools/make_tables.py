@@ -1,4 +1,4 @@
-"""Write the tables in README.md and docs/CONVERSIONS.md from the declarations in the code; with --check, only compare.
+"""Write the tables in README.md and in docs/ from the declarations in the code; with --check, only compare.
 
     python tools/make_tables.py
 """
@@ -12,6 +12,9 @@ import speed_tables
 import gluon_optim as go
 from gluon_optim import rules
 from gluon_optim.mapping.classes import EXACT, FOREIGN, mirrored, reason
+from gluon_optim.rules.catalog import formula
+from gluon_optim.schedules.catalog import SCHEDULES
+from gluon_optim.schema import REQUIRED
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,7 +64,20 @@ def refused():
         yield f"| `{name}` | {reason(rule)}{'' if mirrored(rule) else ' (no mirror)'} |"
 
 
+def schedules():
+    """One row per learning-rate schedule."""
+    yield '| `go.lr_scheduler.` | rate of update t | PyTorch |'
+    yield '|---|---|---|'
+    for schedule in SCHEDULES:
+        name = 'scaled' if schedule.__name__ == 'Scaled' else schedule.__name__  # a function makes it
+        arguments = ', '.join(h.name if h.default is REQUIRED else f'{h.name}={h.default!r}' for h in schedule.hypers)
+        lines = formula(schedule).split('\n\n')[0].splitlines()
+        rate = '<br>'.join(f'`{" ".join(line.split())}`' for line in lines)
+        yield f'| `{name}({arguments})` | {rate} | `{schedule.counterpart}` |'
+
+
 TABLES = {'README.md': [optimizers, speed_tables.speed, speed_tables.accelerated], 'docs/CONVERSIONS.md': [conversions, refused],
+          'docs/SCHEDULES.md': [schedules],
           'docs/speed.md': [speed_tables.resnet50, speed_tables.half, speed_tables.tensors, speed_tables.layouts]}
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Type
 
 from mxnet import lr_scheduler as mx
 
-from ..schedules import annealing, decay, plateau, wrappers
+from ..schedules import annealing, base, decay, plateau, wrappers
 from ..schedules.base import Inner, Schedule, Segments
 from ..schedules.catalog import checked, kept, rate_of, schedule_of
 from ..schema import REQUIRED, Hyper, Values, check_int, check_known
@@ -64,7 +64,7 @@ class Scheduler(mx.LRScheduler):
         declared = {hyper.name: hyper for hyper in self._declared()}
         if name in declared:
             value = _attribute(declared[name], value, self._checked(**{name: value}))
-        elif type(self).__module__ == __name__ and not hasattr(type(self), name):
+        elif type(self).__module__ == __name__ and not isinstance(getattr(type(self), name, None), property):
             check_known('attribute', name, declared, AttributeError, owner=type(self).__name__)
         super().__setattr__(name, value)
 
@@ -85,9 +85,11 @@ class Scheduler(mx.LRScheduler):
 class Wrapper(Scheduler):
     """Base class of schedulers around others. `base_lr` is that of the first one within."""
 
+    formula: ClassVar[Type[base.Wrapper]]
+
     def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
         """The schedulers within, the number of updates before the first one of each, and how many it has."""
-        raise NotImplementedError
+        return self.formula.within(vars(self))
 
     @property
     def base_lr(self) -> float:
@@ -100,7 +102,7 @@ class Wrapper(Scheduler):
         inner.base_lr = rate
         try:
             self._checked()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError):  # of a scheduler of MXNet, which checks nothing
             inner.base_lr = before
             raise
 
@@ -135,7 +137,8 @@ def _documentation(cls: Type[Scheduler]) -> str:
     lines = [inspect.cleandoc(cls.formula.__doc__ or ''), '', 'Parameters', '----------']
     for hyper in cls.formula.hypers:
         default = '' if hyper.default is REQUIRED else f', by default {hyper.default!r}'
-        lines += [f'{hyper.name} : {hyper.allowed}{default}', f'    {hyper.doc[0].upper()}{hyper.doc[1:]}.']
+        kind = 'number ' if hyper.allowed.startswith('in ') else ''
+        lines += [f'{hyper.name} : {kind}{hyper.allowed}{default}', f'    {hyper.doc[0].upper()}{hyper.doc[1:]}.']
     lines += ['', 'Raises ValueError for an argument that is out of range, TypeError for one of another kind.', '',
               inspect.cleandoc(cls.__doc__ or '')]
     return '\n'.join(lines)
@@ -340,7 +343,7 @@ class Piecewise(Scheduler):
 
 class Plateau(Scheduler):
     """
-    After each evaluation, call `observe`. What it has seen is saved with the states.
+    After each evaluation, call ``observe``. What it has seen is saved with the states.
 
     >>> import gluon_optim as go
     >>> schedule = go.lr_scheduler.Plateau(base_lr=0.4, factor=0.5, patience=1)
@@ -385,9 +388,9 @@ class Warmup(Wrapper):
 
     def __init__(self, schedule: Any, steps: int, begin: float = 0.0, kind: str = 'linear'):
         super().__init__(schedule=schedule, steps=steps, begin=begin, kind=kind)
-
-    def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
-        return [(self.schedule, max(self.steps - 1, 0), None)]
+        first = self(max(self.steps, 1))
+        if self.begin > first:  # as in MXNet, here alone: a rate that is lowered later is no mistake
+            raise ValueError(f'`begin` must not be above the first rate of the schedule, {first!r}. Received: begin={begin!r}.')
 
 
 class Chain(Wrapper):
@@ -404,13 +407,6 @@ class Chain(Wrapper):
     def __init__(self, segments: Sequence[Tuple[Optional[int], Any]]):
         super().__init__(segments=segments)
 
-    def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
-        found, before = [], 0
-        for steps, scheduler in self.segments:
-            found.append((scheduler, before, steps))
-            before += steps or 0
-        return found
-
 
 class Scaled(Wrapper):
     """
@@ -423,9 +419,6 @@ class Scaled(Wrapper):
 
     def __init__(self, schedule: Any, batch_size: int, reference: int = 1):
         super().__init__(schedule=schedule, batch_size=batch_size, reference=reference)
-
-    def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
-        return [(self.schedule, 0, None)]
 
 
 def scaled(schedule: Any, batch_size: int, reference: int = 1) -> Scaled:

@@ -82,7 +82,7 @@ class Cosine(Schedule):
 
 
 class CosineRestarts(Schedule):
-    """`Cosine` that begins anew at the end of each cycle; a cycle is ``step_mult`` times as long as the one before.
+    """``Cosine`` that begins anew at the end of each cycle; a cycle is ``step_mult`` times as long as the one before.
 
         rate(t) = final_lr + (base_lr - final_lr) (1 + cos(pi (t - 1 - begin) / length)) / 2
 
@@ -153,7 +153,7 @@ class OneCycle(Schedule):
         parts = [(0, rise, begin, h.base_lr), (rise, last, h.base_lr, final)]
         if h.three_phase:
             parts[1:] = [(rise, 2 * rise, h.base_lr, begin), (2 * rise, last, begin, final)]
-        done = xp.minimum(t - 1, last)
+        done = t - 1
         value = final + 0.0 * done
         for start, end, a, b in reversed(parts):
             share = (done - start) / (end - start)

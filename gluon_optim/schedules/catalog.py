@@ -107,7 +107,7 @@ def _known(path: str) -> Type[Schedule]:
 
 def _schedule_of(scheduler: Any, depth: int) -> Tuple[Type[Schedule], Values]:
     if depth > DEEPEST:
-        raise ValueError(f'at most {DEEPEST} schedulers may be within one another. Received: more.')
+        raise ValueError(f'At most {DEEPEST} schedulers may be within one another. Received: more.')
     path, attributes = _parts(scheduler)
     schedule = _known(path)
     h = _checked(schedule, schedule.of, attributes, depth)

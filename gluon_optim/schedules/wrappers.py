@@ -1,8 +1,6 @@
 """Schedules around others: warmed up, one after another, scaled by the batch size."""
 from typing import Any, List, Mapping, Optional, Tuple, Type
 
-import numpy
-
 from ..schema import REQUIRED, Hyper, Values
 from .base import Count, Inner, Schedule, Segments, Wrapper
 
@@ -41,14 +39,6 @@ class Warmup(Wrapper):
     @staticmethod
     def within(attributes: Mapping[str, Any]) -> List[Tuple[Any, int, Optional[int]]]:
         return [(attributes['schedule'], max(attributes['steps'] - 1, 0), None)]
-
-    @staticmethod
-    def check(h: Values) -> None:
-        schedule, inner = h.schedule
-        first = float(schedule.rate(numpy, inner, 1.0))
-        if h.steps > 1 and h.begin > first:
-            raise ValueError('`begin` must not be above the first rate of the schedule, to which the warm-up leads. '
-                             f'Received: begin={h.begin!r}, first rate {first!r}.')
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
