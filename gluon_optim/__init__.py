@@ -24,6 +24,7 @@ _PUBLIC = {
     'accelerate': 'mxnet.builtin', 'accelerated': 'mxnet.builtin', 'restore_builtins': 'mxnet.builtin',
     'save_states': 'mxnet.trainer', 'load_states': 'mxnet.trainer', 'states_digest': 'mxnet.trainer',
     'save_checkpoint': 'mxnet.checkpoint', 'load_checkpoint': 'mxnet.checkpoint', 'CheckpointManager': 'mxnet.manager',
+    'module_checkpoint': 'mxnet.module', 'load_module_checkpoint': 'mxnet.module',
     'EstimatorCheckpoints': 'mxnet.estimator', 'EpochSampler': 'mxnet.data',
     'read_states': 'states.reader', 'read_checkpoint': 'states.container',
     'to_torch': 'torch', 'from_torch': 'torch', 'to_onnx': 'onnx', 'from_onnx': 'onnx', 'to_optax': 'optax', 'from_optax': 'optax',

@@ -362,6 +362,18 @@ print(peak() - before)
     assert int(out) < 64, err
 
 
+@pytest.mark.parametrize('weights', [False, True])
+def test_memory_while_reading_many_small_arrays(path, weights):
+    """The header is most of such a file. With 20,000 parameters and the same share that is less than twice the file and 32 MiB."""
+    names = [f'features.{k}.weight' for k in range(4000)]
+    run = Run([Weight(name, f'net0_{k}', [np.zeros(4, 'float32')]) for k, name in enumerate(names)], step=1)
+    container.write(path, OptimizerStates(
+        'adamw', {}, 5, [ParameterInfo(name, f'net0_{k}', (4,), 'float32', grad_req='write') for k, name in enumerate(names)],
+        dict.fromkeys(names, 5), {name: {slot: np.zeros(4, 'float32') for slot in ('mean', 'var')} for name in names}),
+        run if weights else None)
+    assert work.memory_of(lambda: container.read_checkpoint(path)) < 5 * os.path.getsize(path)
+
+
 # What is read
 
 @pytest.mark.parametrize('data, words', [

@@ -1,4 +1,6 @@
 """What a net tells besides its arrays: fix_gamma, epsilon, what is frozen, what is shared."""
+import json
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ torch = pytest.importorskip('torch')
 from mxnet import autograd, gluon  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
+from gluon_optim import cli  # noqa: E402
 
 # MXNet infers types without the data's
 pytestmark = pytest.mark.filterwarnings('ignore:Cannot decide type')
@@ -216,3 +219,32 @@ def test_slots_of_another_shape_follow_an_array_only_where_its_layout_stays():
         turned.states()
     lossy = turned.states(allow_lossy=True)
     assert 'conv.weight' not in lossy.slots and lossy.counts['conv.weight'] == 0 and 'lost: ' in lossy.report[-1]
+
+
+@pytest.mark.parametrize('to', ['torch', 'onnx', 'optax'])
+def test_onnx_and_optax_leave_out_what_is_frozen(tmp_path, capsys, to):
+    """There an optimizer updates, and decays, all that it is given; in PyTorch it skips what has no gradient."""
+    if to == 'onnx':
+        pytest.importorskip('onnx')
+    net = nn.HybridSequential()
+    net.add(nn.Dense(4, in_units=4), nn.BatchNorm(in_channels=4), nn.Dense(2, in_units=4))
+    net.initialize()
+    trainer = gluon.Trainer(net.collect_params(), 'adamw')
+    net[0].weight.grad_req = 'null'
+    step(net, trainer)
+    net[2].bias.grad_req = 'null'  # frozen now, but with a state, which nothing drops
+    go.save_states(trainer, tmp_path / 'run', net=net)
+
+    def report(*options):
+        command = ['convert', str(tmp_path / 'run'), '--to', to, '-o', str(tmp_path / 'x'), '--force', '--json', *options]
+        assert cli.main(command) == 0
+        return json.loads(capsys.readouterr().out)
+
+    found = report()
+    untrained = ['0.weight'] if to == 'torch' else []
+    assert sorted(one['name'] for one in found['parameters']) == sorted(
+        ['0.bias', '1.beta', '1.gamma', '2.bias', '2.weight', *untrained])
+    said = [line for line in found['report'] if "'0.weight'" in line and 'in this order' not in line]
+    assert len(said) == 1 and said[0].startswith("not trained in Gluon: '" if to == 'torch' else 'left out, because Gluon does not')
+    (tmp_path / 'names').write_text(json.dumps(['0.weight', '2.weight']))
+    assert [one['name'] for one in report('--params', str(tmp_path / 'names'))['parameters']] == ['0.weight', '2.weight']

@@ -65,6 +65,28 @@ def test_what_has_no_drop_in():
             go.accelerated(optimizer)
 
 
+def test_the_log_says_once_what_accelerate_did_not_reach(tmp_path, caplog):
+    """Where it is saved or restored: nothing else of this package meets it."""
+    def said(optimizer):
+        caplog.clear()
+        run = run_of(optimizer).train(1)
+        go.save_states(run.trainer, tmp_path / 'x')
+        go.load_states(run.trainer, tmp_path / 'x')
+        go.save_checkpoint(tmp_path / 'y', trainer=run.trainer)
+        return [record.getMessage() for record in caplog.records if 'accelerated' in record.getMessage()]
+
+    made = mx.optimizer.Adam()
+    assert said(made) == [
+        'mxnet.optimizer.optimizer.Adam is not accelerated: it was made by its class, not by its name, or before accelerate(). '
+        'Give the trainer gluon_optim.accelerated(optimizer).']
+    assert said(mx.optimizer.Adam()) == [] and len(said(mx.optimizer.SGD())) == 1  # once for each class
+    assert said(go.accelerated(mx.optimizer.NAG())) == said(mx.optimizer.create('nag')) == said(mx.optimizer.Test()) == []
+    go.restore_builtins()
+    assert said(mx.optimizer.Adam()) == []
+    go.accelerate('sgd')
+    assert said(mx.optimizer.Adam()) == [] and len(said(mx.optimizer.SGD())) == 1
+
+
 # trainer.step(an array)
 
 @pytest.mark.parametrize('name', ['adamw', 'novograd', 'larc', 'adam', 'sgd', 'nadam', 'lars', 'lbsgd'])

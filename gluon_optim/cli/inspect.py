@@ -81,7 +81,8 @@ def _show(contents: inspection.Contents) -> None:
 def _multipliers(contents: inspection.Contents) -> Dict[str, Dict[str, str]]:
     """'lr_mult' and 'wd_mult' of each parameter, if not all are 1, and 'grad_req', if not all are trained."""
     infos = contents.states.parameters if contents.states else []
-    found = {key: {info.name: f'{getattr(info, key):g}' for info in infos} for key in ('lr_mult', 'wd_mult')}
+    found = {key: {info.name: f'{getattr(info, key):g}' for info in infos} for key in ('lr_mult', 'wd_mult')
+             if any(getattr(info, key) != 1 for info in infos)}
     known = {info.name: info.grad_req for info in infos if info.grad_req is not None and not info.name.endswith(STATISTICS)}
     return {**{key: mults for key, mults in found.items() if set(mults.values()) - {'1'}},
             **({'grad_req': known} if set(known.values()) - {'write'} else {})}

@@ -6,7 +6,7 @@ import numpy
 from ..rules import Rule
 from ..rules.mx.base import DecayedFirst
 from ..schema import Values, one_of, some_of
-from ..states.model import OptimizerStates, ParameterInfo
+from ..states.model import STATISTICS, OptimizerStates, ParameterInfo
 from .classes import APPROXIMATE, CONSTANT_RATE, VANISHED, Foreign
 from .selection import groups, own_hypers, split
 
@@ -88,13 +88,14 @@ def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Se
                 untrained: str = 'requires_grad_(False) in PyTorch') -> List[str]:
     """What happens outside the optimizer and so is not in the converted state: lines for the report.
 
-    ``untrained`` is what to do with parameters that Gluon did not train.
+    ``untrained`` is what to do with parameters that Gluon did not train; for `LEAVE_OUT` they are left out by default.
     """
     label = label_of(foreign, h, states, chosen)
     label = how_far(foreign, h, states, chosen) if label == APPROXIMATE else label
     lines = [f'{foreign.path}: {label}; {len(chosen)} parameters, update {states.num_update}; in this order: '
              + ', '.join([info.name for info in chosen[:8]] + ['...'] * (len(chosen) > 8))]
-    left_out = [name for name in states.names if name in states.slots and name not in {info.name for info in chosen}]
+    here = {info.name for info in chosen}
+    left_out = [name for name in states.names if name in states.slots and name not in here]
     if left_out:
         lines.append(f'left out, although they have a state: {some_of(left_out)}')
     if foreign.condition:
@@ -104,6 +105,10 @@ def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Se
     frozen = [info.name for info in chosen if info.grad_req == 'null']
     if frozen:
         lines.append(f'not trained in Gluon: {some_of(frozen)}; do not train them here either: {untrained}')
+    without = [info.name for info in states.parameters if info.grad_req == 'null' and info.name not in here
+               and info.name not in states.slots and not info.name.endswith(STATISTICS)]
+    if without and untrained is LEAVE_OUT:
+        lines.append(f'left out, because Gluon does not train them: {some_of(without)}; name them in params= to include them')
     fresh = [info.name for info in chosen if info.name not in states.slots and info.grad_req != 'null']
     if fresh:
         advice = '' if all(info.grad_req for info in chosen) else (

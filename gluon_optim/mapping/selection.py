@@ -13,13 +13,15 @@ from .classes import Foreign
 __all__ = ['groups', 'normalize', 'own_hypers', 'select', 'split']
 
 
-def select(states: OptimizerStates, names: Optional[Iterable[str]] = None) -> List[ParameterInfo]:
-    """The parameters ``names`` in that order; for None, all except running statistics, in trainer order.
+def select(states: OptimizerStates, names: Optional[Iterable[str]] = None, frozen: bool = True) -> List[ParameterInfo]:
+    """The parameters ``names`` in that order; for None, all except running statistics, in trainer order, and without ``frozen``
+    also except those that get no gradient and have no state.
 
     Unknown and repeated names are refused.
     """
     if names is None:  # running statistics are parameters in Gluon, but no optimizer handles them
-        names = [info.name for info in states.parameters if info.name in states.slots or not info.name.endswith(STATISTICS)]
+        names = [info.name for info in states.parameters if info.name in states.slots or not (
+            info.name.endswith(STATISTICS) or (info.grad_req == 'null' and not frozen))]
     if isinstance(names, str):
         raise TypeError(f'`params` must be a list of names. Received: {names!r}. Write [{names!r}].')
     known = {info.name: info for info in states.parameters}

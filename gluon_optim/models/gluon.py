@@ -15,7 +15,7 @@ from ..states.model import OptimizerStates, Run, Weight
 from ..states.reader import check_no_part
 from .plan import Rnn
 
-__all__ = ['Facts', 'Source', 'facts_of', 'of_checkpoint', 'source_of', 'with_states']
+__all__ = ['Facts', 'Source', 'facts_of', 'facts_of_symbol', 'of_checkpoint', 'source_of', 'with_states']
 
 
 @dataclass
@@ -260,6 +260,11 @@ def facts_of(block: Any) -> Facts:
     return facts
 
 
+def facts_of_symbol(symbol: Any) -> Facts:
+    """What an `mx.sym.Symbol` tells about the parameters of its layers."""
+    return _read_graph(json_text.loads(symbol.tojson().encode(), 'the symbol'))
+
+
 def _look(block: Any, prefix: str, facts: Facts, parameters: Mapping[str, Any]) -> None:
     """Add what the layers of ``block`` say about themselves."""
     if any(cls.__name__ == 'SymbolBlock' for cls in type(block).__mro__):
@@ -290,7 +295,7 @@ def _look(block: Any, prefix: str, facts: Facts, parameters: Mapping[str, Any]) 
 def _look_at_symbol(block: Any, prefix: str, facts: Facts) -> None:
     """Add what the symbol of a ``SymbolBlock`` tells; there parameters have their full names."""
     places = {name: prefix + leaf for leaf, parameter in block._reg_params.items() for name in (leaf, parameter.name)}
-    found = _read_graph(json_text.loads(block._cached_graph[1].tojson().encode(), 'the symbol'))
+    found = facts_of_symbol(block._cached_graph[1])
     facts.ones.update(places[name] for name in found.ones if name in places)
     facts.channels_last.update(places[name] for name in found.channels_last if name in places)
     facts.epsilon.update((places[name], value) for name, value in found.epsilon.items() if name in places)

@@ -9,9 +9,10 @@ import copy
 import copyreg
 import functools
 import inspect
+import logging
 import numbers
 import weakref
-from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Type
 
 import numpy
 
@@ -39,7 +40,9 @@ if not hasattr(mx_optimizer, 'SGD'):
     raise ImportError('The drop-ins are for the optimizers of MXNet 1.9.1, but this is another version. '
                       'Use its own: mx.optimizer.create.')
 
+log = logging.getLogger('gluon_optim')
 _in_use: 'weakref.WeakSet[DropIn]' = weakref.WeakSet()
+_told: 'Set[Type[DropIn]]' = set()  # of which it was said that one of MXNet's own is in use beside them
 
 
 class DropIn(Runner):
@@ -426,7 +429,8 @@ def accelerate(*names: str) -> None:
         Such as 'adam', 'sgd'. Without any: all that have a drop-in.
 
     The drop-ins continue states that MXNet saved, and vice versa. Optimizers that already exist do not change until they
-    load states, nor does what a class makes, ``mx.optimizer.Adam()``: pass that to `accelerated`.
+    load states, nor does what a class makes, ``mx.optimizer.Adam()``: pass that to `accelerated`. Where such a one is saved or
+    restored, the log says so once.
 
     Raises ValueError for a name that is not one of MXNet's built-in optimizers.
 
@@ -498,7 +502,18 @@ def restore_builtins() -> None:
     """
     registry = mx_optimizer.Optimizer.opt_registry
     registry.update((name, cls.replaces) for name, cls in CLASSES.items() if registry[name] is cls)
+    _told.clear()
     _give_back_loading()
+
+
+def tell_of_class(optimizer: mx_optimizer.Optimizer) -> None:
+    """Log, once for each class, that `accelerate` has not reached ``optimizer``: its name creates a drop-in, but it is none."""
+    cls = _of(optimizer)
+    if cls is not None and cls not in _told and mx_optimizer.Optimizer.opt_registry[cls.rule.name] is cls:
+        _told.add(cls)
+        path = f'{cls.replaces.__module__}.{cls.replaces.__qualname__}'
+        log.warning('%s is not accelerated: it was made by its class, not by its name, or before accelerate(). Give the trainer '
+                    'gluon_optim.accelerated(optimizer).', path)
 
 
 def twin(optimizer: mx_optimizer.Optimizer) -> Optional[DropIn]:

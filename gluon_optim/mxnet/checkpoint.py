@@ -13,7 +13,7 @@ import random
 import time
 import warnings
 from dataclasses import replace
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import mxnet
 import numpy
@@ -31,6 +31,7 @@ from .scheduler_states import keep
 from .trainer import (
     LoadReport,
     Pieces,
+    StandIn,
     StatesPlan,
     contexts_of,
     export_states,
@@ -40,6 +41,7 @@ from .trainer import (
     producer,
     shape_of,
     start,
+    weights_written,
 )
 from .typing import BlockLike, ParameterLike, TrainerLike
 from .weights import initialize, remember, write_weight
@@ -133,7 +135,7 @@ def save_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = No
     run = checked_run(step, epoch, batch, metrics, extra)
     begun = time.monotonic()
     container.write_parts(path, take(run, net, trainer, Pieces, reseed))
-    log.info('saved %s in %.2f s: %s', _called(run), time.monotonic() - begun, os.fspath(path))
+    log.info('saved %s in %.2f s: %s', called(run), time.monotonic() - begun, os.fspath(path))
 
 
 def load_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = None,
@@ -184,8 +186,10 @@ def load_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = No
     return restore(path, container.read_parts(path), net, trainer, strict, hyperparameters, states)
 
 
-def _called(run: Run) -> str:
-    return 'a checkpoint' if run.step is None else f'step {run.step}'
+def called(run: Run) -> str:
+    """What the log calls it."""
+    return 'a checkpoint' if run.step is None and run.epoch is None else (
+        f'step {run.step}' if run.step is not None else f'epoch {run.epoch}')
 
 
 # Out of a run
@@ -240,7 +244,7 @@ def subjects_of(net: Any, trainer: Any) -> Subjects:
 
 
 def _check_trainer(trainer: Any) -> None:
-    if not isinstance(trainer, (gluon.Trainer, type(None))):
+    if not isinstance(trainer, (gluon.Trainer, StandIn, type(None))):
         raise TypeError('`trainer` must be a gluon.Trainer, a dictionary of names and trainers, or None. '
                         f"Received: {type(trainer).__name__}. Pass several as trainer={{'generator': g, 'discriminator': d}}.")
 
@@ -371,6 +375,8 @@ def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, stri
             plan.weights.apply()
         for name, set_states in states_plans.items():
             reports[name] = set_states.apply(undo)
+        for plan in plans.values():
+            weights_written(plan.trainer, undo)
         if set_random:
             set_random.apply(undo)
         undo.pop_all()
@@ -380,10 +386,30 @@ def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, stri
     restored.step, restored.epoch, restored.batch, restored.metrics = run.step, run.epoch, run.batch, run.metrics
     restored.states, restored.path = reports.get('') if '' in subjects else reports or None, os.fspath(path)
     restored.skipped = [*left, *(of_part(name, line) for name, plan in plans.items() for line in plan.weights.skipped)]
-    log.info('restored %s from %s', _called(run), restored.path)
+    log.info('restored %s from %s', called(run), restored.path)
     for line in restored.skipped:
         log.warning('not loaded: %s', line)
     return restored
+
+
+def newest_intact(paths: Iterable[str], where: str) -> Optional[Tuple[str, Parts]]:
+    """The first of ``paths`` that can be read, newest first, and what is in it; None if there are none in ``where``.
+
+    Raises StateFileError if all are damaged, OSError if one cannot be read: it may be intact.
+    """
+    failures = []
+    for path in paths:
+        try:
+            return path, container.read_parts(path)
+        except FileNotFoundError:
+            continue  # its writer has just deleted it
+        except StateFileError as error:
+            failures.append(str(error))
+            log.warning('skipping a damaged checkpoint: %s', error)
+    if failures:
+        raise StateFileError(f'No checkpoint in {where!r} can be read. Received: {len(failures)} damaged ones, the newest: '
+                             f'{failures[0]} Move them away to start over.')
+    return None
 
 
 def _left_out(path: str, parts: Parts, subjects: Subjects, strict: bool, with_states: bool) -> List[str]:

@@ -18,7 +18,7 @@ from ..schema import check_int, one_of
 from ..states import atomic, container
 from ..states.errors import StateFileError
 from ..states.model import Parts, Run
-from .checkpoint import Net, Restored, Trainer, checked_run, naming, restore, subjects_of, take
+from .checkpoint import Net, Restored, Trainer, checked_run, naming, newest_intact, restore, subjects_of, take
 from .trainer import Pieces, check_savable
 
 __all__ = ['CheckpointManager']
@@ -274,25 +274,13 @@ class CheckpointManager:
         """
         self.wait()
         self._ask(net, trainer)
-        failures = []
-        for step in reversed(self.steps()):
-            path = self.path(step)
-            try:
-                parts = container.read_parts(path)
-            except FileNotFoundError:
-                continue  # its writer has just deleted it
-            except StateFileError as error:
-                failures.append(str(error))
-                log.warning('skipping a damaged checkpoint: %s', error)
-                continue
-            restored = restore(path, parts, net, trainer, strict, hyperparameters, states)
-            if trainer is not None and states:
-                self._abandoned = []  # later ones are damaged
-            return restored
-        if failures:
-            raise StateFileError(f'No checkpoint in {self.directory!r} can be read. Received: {len(failures)} damaged ones, the '
-                                 f'newest: {failures[0]} Move them away to start over.')
-        return None
+        newest = newest_intact(map(self.path, reversed(self.steps())), self.directory)
+        if newest is None:
+            return None
+        restored = restore(*newest, net, trainer, strict, hyperparameters, states)
+        if trainer is not None and states:
+            self._abandoned = []  # later ones are damaged
+        return restored
 
     # -- being terminated -------------------------------------------------------------------------------------------
 

@@ -31,9 +31,10 @@ def adapted(optimizer: Any, contexts: Sequence[Any]) -> Any:
     if isinstance(optimizer, Runner):
         return optimizer
     try:
-        from .builtin import twin  # when it is needed, and where there is one: on MXNet 1.9.1
+        from .builtin import tell_of_class, twin  # when it is needed, and where there is one: on MXNet 1.9.1
     except ImportError:
         return Stranger(optimizer, contexts)
+    tell_of_class(optimizer)
     counterpart = twin(optimizer)
     return Stranger(optimizer, contexts) if counterpart is None else Builtin(optimizer, contexts, counterpart)
 
@@ -185,10 +186,10 @@ class Stranger(Native):
         return {name: put_together(tree, _Arrays(states.variables, f'{name}:', context))
                 for name, tree in states.attributes.items()}
 
-    def check_order(self, states: OptimizerStates, pairs: Mapping[int, ParameterInfo]) -> None:
+    def check_order(self, states: OptimizerStates, pairs: Mapping[Any, ParameterInfo]) -> None:
         """Raise ValueError where an attribute is kept by the index of a parameter, and the file's parameters have other indices."""
         place = {info.name: j for j, info in enumerate(states.parameters)}
-        moved = [info.name for i, info in pairs.items() if place[info.name] != i]
+        moved = [info.name for key, info in pairs.items() if isinstance(key, int) and place[info.name] != key]
         by_index = [name for name, tree in states.attributes.items() if _has_whole_keys(tree)]
         if moved and by_index:
             raise ValueError(f'The parameters must be in the order of the file, because {_path(self.optimizer)} keeps '
@@ -213,7 +214,7 @@ class Stranger(Native):
         """The state of the saved parameter ``name``, as MXNet has it on ``context``."""
         return put_together(states.trees[name], _Arrays(states.slots[name], '', context))
 
-    def misfit(self, index: int, parameter: ParameterLike, saved: ParameterInfo, states: OptimizerStates) -> str:
+    def misfit(self, index: Any, parameter: ParameterLike, saved: ParameterInfo, states: OptimizerStates) -> str:
         """Why the saved state cannot be that of ``parameter``, '' if it can: it must nest as the one that the optimizer makes."""
         tree = states.trees.get(saved.name)
         if tree is None:

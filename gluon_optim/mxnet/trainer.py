@@ -4,6 +4,7 @@ Everything is checked before anything is changed. What is saved does not depend 
 each parameter's name, and the number of updates of each parameter.
 """
 import contextlib
+import itertools
 import logging
 import platform
 import warnings
@@ -196,20 +197,22 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
         raise ValueError(f"`hyperparameters` must be 'file' or 'current'. Received: hyperparameters={hyperparameters!r}.")
     name = name_of(optimizer)
     if states.optimizer.lower() != name.lower():
-        raise ValueError(f'The states are of {states.optimizer!r}, the trainer runs {name!r}. '
-                         f'Create the trainer with {states.optimizer!r}, or load states of {name!r}.')
+        word = word_of(trainer)
+        raise ValueError(f'The states are of {states.optimizer!r}, the {word} runs {name!r}. '
+                         f'Create the {word} with {states.optimizer!r}, or load states of {name!r}.')
     stranger = isinstance(optimizer, Stranger)
     h = optimizer.merged(states.hypers, hyperparameters) if stranger else _hyperparameters(optimizer, states, hyperparameters)
     scheduler = plan_scheduler(optimizer.lr_scheduler, optimizer.num_update, states.scheduler, states.num_update, hyperparameters)
     present = _parameters(trainer, net)
     fit = _match(trainer, optimizer, states, present, () if stranger else optimizer.rule.slots(h), strict)
     _check_shapes(trainer)
+    keyed = {key: info for i, info in fit.pairs.items() for key in keys_of(trainer, i)}
     if stranger:
-        optimizer.check_order(states, fit.pairs)
+        optimizer.check_order(states, keyed)
     shared = (optimizer.read_others(states, contexts_of(trainer)[0]) if stranger
-              else optimizer.read_variables(states.variables, fit.pairs))
+              else optimizer.read_variables(states.variables, keyed))
     notes = [*fit.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
-             *_differences(optimizer, states, fit.pairs, present, hyperparameters), *scheduler.notes]
+             *_differences(trainer, optimizer, states, fit.pairs, present, hyperparameters), *scheduler.notes]
     scaler, scales = _loss_scaler(trainer, states, notes)
     _start_kvstore(trainer)
     arrays = _to_devices(trainer, optimizer, states, fit, h)
@@ -251,7 +254,7 @@ class StatesPlan(NamedTuple):
         optimizer.lr_scheduler = self.scheduler.apply(undo)
         optimizer.set_hyperparameters(self.h)
         optimizer.set_shared_state(self.shared)
-        _set_counts(optimizer, self.states, pairs)
+        _set_counts(trainer, optimizer, self.states, pairs)
         if self.scales:
             keep(undo, vars(self.scaler))
             vars(self.scaler).update(self.scales)
@@ -267,10 +270,38 @@ class StatesPlan(NamedTuple):
                           self.fit.mismatched, [names[i] for i in rewritten], self.notes)
 
 
+class StandIn:
+    """Base class of what is saved and restored like a `gluon.Trainer`, has its attributes (`TrainerLike`), but is none."""
+
+    word = 'trainer'  # what errors call it
+
+    def keys(self, index: int) -> List[Any]:
+        """`keys_of` this."""
+        raise NotImplementedError
+
+    def facts(self) -> Optional[Dict[str, Any]]:
+        """What a conversion must know about the layers, as `facts_of`."""
+        raise NotImplementedError
+
+    def weights_written(self, undo: contextlib.ExitStack) -> None:
+        """What a Trainer does before its next step; ``undo`` gets what takes it back."""
+        raise NotImplementedError
+
+
+def weights_written(trainer: Optional[TrainerLike], undo: contextlib.ExitStack) -> None:
+    """To be called after `write_weight` for all weights."""
+    if isinstance(trainer, StandIn):
+        trainer.weights_written(undo)
+
+
+def word_of(trainer: TrainerLike) -> str:
+    return trainer.word if isinstance(trainer, StandIn) else 'trainer'
+
+
 # Checks of a trainer
 
 def check_trainer(trainer: TrainerLike) -> None:
-    if not isinstance(trainer, gluon.Trainer):
+    if not isinstance(trainer, (gluon.Trainer, StandIn)):
         raise TypeError(f'`trainer` must be a gluon.Trainer. Received: {type(trainer).__name__}.')
 
 
@@ -363,12 +394,21 @@ def _start_kvstore(trainer: TrainerLike) -> None:
         trainer._init_kvstore()
     if trainer._update_on_kvstore and trainer._kvstore._updater is None:
         raise ValueError(f'The states must be in this process. Received: kvstore {trainer._kvstore.type!r}, which keeps them '
-                         'on its servers. Create the trainer with update_on_kvstore=False.')
+                         f'on its servers. {_IN_PROCESS[word_of(trainer)]}')
+
+
+_IN_PROCESS = {'trainer': 'Create the trainer with update_on_kvstore=False.',
+               'module': 'Set MXNET_UPDATE_ON_KVSTORE=0 in the environment of the workers.'}
 
 
 def _updaters(trainer: TrainerLike) -> List[UpdaterLike]:
     """The holders of the states: the kvstore's single updater, or one per context."""
     return [trainer._kvstore._updater] if trainer._update_on_kvstore else trainer._updaters
+
+
+def keys_of(trainer: TrainerLike, index: int) -> List[Any]:
+    """The keys of a parameter in the updaters, and in the counts of their optimizer: one for each of `_updaters`."""
+    return trainer.keys(index) if isinstance(trainer, StandIn) else [index] * len(_updaters(trainer))
 
 
 def contexts_of(trainer: TrainerLike) -> List[Any]:
@@ -436,23 +476,23 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
     optimizer = _optimizer(trainer)
     _check_shapes(trainer)
     infos = _parameters(trainer, net)
-    names = {index: info.name for index, info in enumerate(infos)}
     scheduler = export_scheduler(optimizer.lr_scheduler)
     h = optimizer.hyperparameters()
     start(trainer)
+    keys = [keys_of(trainer, index) for index in range(len(infos))]
     held = _updaters(trainer)[0].states
     counts = optimizer.update_counts()
     slots: Dict[str, Dict[str, Array]] = {}
     masters, trees = {}, {}
     attributes: Dict[str, Any] = {}
-    for index, info in enumerate(infos):
-        if index not in held:
+    for info, (key, *_) in zip(infos, keys):
+        if key not in held:
             continue
         if isinstance(optimizer, Stranger):
-            trees[info.name], arrays = optimizer.take_apart(info.name, held[index])
+            trees[info.name], arrays = optimizer.take_apart(info.name, held[key])
             slots[info.name] = {place: _copied(array, copy) for place, array in arrays.items()}
             continue
-        arrays, master = optimizer.split_state(held[index], h, _has_master(optimizer, info))
+        arrays, master = optimizer.split_state(held[key], h, _has_master(optimizer, info))
         slots[info.name] = {slot.name: copy(array).reshape(()) if slot.like == 'scalar' else copy(array)
                             for slot, array in zip(optimizer.rule.slots(h), arrays)}
         if master is not None:
@@ -461,14 +501,14 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
         attributes, arrays = optimizer.others()
         variables = {key: _copied(array, copy) for key, array in arrays.items()}
     else:
-        variables = optimizer.variables(names)
+        variables = optimizer.variables({key: info.name for info, own in zip(infos, keys) for key in own})
     scaler = getattr(trainer, '_amp_loss_scaler', None)
     return OptimizerStates(
         optimizer=name_of(optimizer),
         hypers=h.asdict(),
         num_update=optimizer.num_update,
         parameters=infos,
-        counts={info.name: counts.get(index, 0) for index, info in enumerate(infos)},
+        counts={info.name: max(counts.get(key, 0) for key in own) for info, own in zip(infos, keys)},
         slots=slots,
         master=masters,
         scheduler=scheduler,
@@ -477,7 +517,7 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
         producer=producer(),
         trees=trees,
         attributes=attributes,
-        facts=facts_of(net))
+        facts=trainer.facts() if isinstance(trainer, StandIn) else facts_of(net))
 
 
 def _copied(array: Any, copy: Callable[[Any], Array]) -> Array:
@@ -516,7 +556,7 @@ def _match(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, presen
     mismatched = [misfit for misfit in misfits.values() if misfit]
     if strict and (missing or unexpected or mismatched):
         problems = [f'{what}: {"; ".join(found[:8])}{f"; and {len(found) - 8} more" if len(found) > 8 else ""}' for what, found in (
-            ('in the trainer only', missing), ('in the file only', unexpected), ('different', mismatched)) if found]
+            (f'in the {word_of(trainer)} only', missing), ('in the file only', unexpected), ('different', mismatched)) if found]
         raise ValueError(f'The states must have the same parameters. Received: {". ".join(problems)}. Nothing was changed. '
                          'Pass strict=False to restore what fits.')
     fitting = {i: states.parameters[j] for i, j in pairs.items() if not misfits[i]}
@@ -531,11 +571,11 @@ def _misfit(trainer: TrainerLike, index: int, optimizer: Any, slots: Sequence[Sl
     if saved.name not in states.slots:
         return ''
     if isinstance(optimizer, Stranger):
-        return optimizer.misfit(index, trainer._params[index], saved, states)
+        return optimizer.misfit(keys_of(trainer, index)[0], trainer._params[index], saved, states)
     master = states.master.get(saved.name)
     if (master is not None) != _has_master(optimizer, present):
         have = 'has a float32 master' if master is not None else 'has no float32 master'
-        return f'{present.name} {have} in the file, the trainer has multi_precision={bool(optimizer.multi_precision)}'
+        return f'{present.name} {have} in the file, the {word_of(trainer)} has multi_precision={bool(optimizer.multi_precision)}'
     dtype = optimizer.slot_dtype(numpy.dtype('float32' if master is not None else present.dtype))
     needed = {slot.name: (dtype, slot.shape(present.shape)) for slot in slots}
     arrays = dict(states.slots[saved.name])
@@ -562,22 +602,26 @@ def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Valu
     return saved.replace(rescale_grad=now.rescale_grad)
 
 
-def _differences(optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
+def _differences(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
                  present: List[ParameterInfo], mode: str) -> List[str]:
     """One sentence for each value that differs between file and trainer, and which of the two applies."""
     now, saved = optimizer.hyperparameters().asdict(), dict(states.hypers)
+    word = word_of(trainer)
     skipped = {'rescale_grad'} | ({'learning_rate'} if optimizer.lr_scheduler or states.scheduler else set())
-    whose = "the file's applies" if mode == 'file' else "the trainer's applies"
+    whose = "the file's applies" if mode == 'file' else f"the {word}'s applies"
     if isinstance(optimizer, Stranger):  # what is not an argument is state
         now = {name: now[name] for name in optimizer.arguments()}
-    notes = [f'{name} is {now[name]!r} in the trainer and {saved[name]!r} in the file: {whose}.'
+    notes = [f'{name} is {now[name]!r} in the {word} and {saved[name]!r} in the file: {whose}.'
              for name in now if name in saved and name not in skipped and now[name] != saved[name]]
+    if isinstance(trainer, StandIn) and now['rescale_grad'] != saved.get('rescale_grad', now['rescale_grad']):
+        notes.append(f'rescale_grad is {now["rescale_grad"]!r} in the {word} and {saved["rescale_grad"]!r} in the file, as for '
+                     f"another batch size: the {word}'s applies.")
     for i, info in pairs.items():
         for name in ('lr_mult', 'wd_mult'):
             mine, theirs = getattr(present[i], name), getattr(info, name)
             if mine != theirs:
-                notes.append(f"{name} of {present[i].name} is {mine!r} in the trainer and {theirs!r} in the file: "
-                             "the trainer's applies.")
+                notes.append(f"{name} of {present[i].name} is {mine!r} in the {word} and {theirs!r} in the file: "
+                             f"the {word}'s applies.")
     return notes
 
 
@@ -611,9 +655,9 @@ def _to_devices(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, f
     return {i: [state(info.name, context) for context in contexts] for i, info in fit.pairs.items() if info.name in states.slots}
 
 
-def _set_counts(optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:
+def _set_counts(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:
     counts = optimizer.update_counts()
-    counts.update((i, states.counts.get(info.name, 0)) for i, info in pairs.items())
+    counts.update((key, states.counts.get(info.name, 0)) for i, info in pairs.items() for key in keys_of(trainer, i))
     # MXNet keeps num_update = begin_num_update + the largest count: otherwise the schedule would stall or jump
     optimizer.begin_num_update = states.num_update - max(states.counts.values(), default=0)
     optimizer.set_update_counts(counts, states.num_update)
@@ -636,10 +680,10 @@ def _rewrite_weights(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[
 
 
 def _install(trainer: TrainerLike, arrays: Dict[int, List[Any]], pairs: Dict[int, ParameterInfo]) -> None:
-    for k, updater in enumerate(_updaters(trainer)):
-        for i in pairs:
-            updater.states.pop(i, None)
-            updater.states_synced.pop(i, None)
-        for i, states in arrays.items():
-            updater.states[i] = states[k]
-            updater.states_synced[i] = False  # the kvstore's copy of a weight may be on another context
+    for i in pairs:
+        for updater, key, state in zip(_updaters(trainer), keys_of(trainer, i), arrays.get(i) or itertools.repeat(None)):
+            updater.states.pop(key, None)
+            updater.states_synced.pop(key, None)
+            if i in arrays:
+                updater.states[key] = state
+                updater.states_synced[key] = False  # the kvstore's copy of a weight may be on another context

@@ -1,7 +1,7 @@
 """Setting weights without losing the states on a kvstore, and with a way to undo it."""
 import contextlib
 import ctypes
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Sequence, Tuple
 
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet import base as mx_base
@@ -10,9 +10,9 @@ from mxnet import numpy as mx_numpy
 from mxnet.ndarray.ndarray import array as nd_array
 from mxnet.util import is_np_array
 
-from .typing import ParameterLike, TrainerLike
+from .typing import KVStoreLike, ParameterLike, TrainerLike
 
-__all__ = ['initialize', 'keep_kvstore', 'remember', 'write_weight']
+__all__ = ['initialize', 'keep_kvstore', 'remember', 'send_weights', 'write_weight']
 
 
 def initialize(parameter: ParameterLike, value: Any) -> None:
@@ -41,20 +41,20 @@ def keep_kvstore(trainer: TrainerLike) -> None:
         if trainer._kvstore is None:
             start()
         else:
-            _send_weights(trainer)
+            send_weights(trainer._kvstore, [(index, _arrays(parameter)[0]) for index, parameter in enumerate(trainer._params)
+                                            if parameter not in trainer._params_to_init])
             trainer._kv_initialized = True
 
     trainer._reset_kvstore, trainer._init_kvstore = reset_kvstore, init_kvstore
 
 
-def _send_weights(trainer: TrainerLike) -> None:
-    """Make the kvstore's copy of each weight that of the first device, as MXNet does when it makes a kvstore."""
-    store, updater = trainer._kvstore, trainer._kvstore._updater
+def send_weights(store: KVStoreLike, weights: Iterable[Tuple[Any, Any]]) -> None:
+    """Make the copy that ``store`` has under each key that of the first device, as MXNet does when it makes a kvstore."""
+    updater = store._updater
     store._set_updater(lambda key, new, stored: new.copyto(stored))
     try:
-        for index, parameter in enumerate(trainer._params):
-            if parameter not in trainer._params_to_init:
-                store.push(index, _arrays(parameter)[0])
+        for key, weight in weights:
+            store.push(key, weight)
         nd.waitall()
     finally:
         store._set_updater(updater)

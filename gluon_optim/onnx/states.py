@@ -51,7 +51,8 @@ def to_onnx(states: OptimizerStates, target: str = 'mirror', params: Optional[It
         they compute the same: for adam, sgd_torch with momentum, sgd_ema and adagrad_torch, without clip_gradient. Their
         coefficients are float32: a beta2 of 0.999 is lossy. ONNX Runtime does not run them, but ``onnx.reference`` does.
     params : list of str, optional
-        Names of the parameters to convert; by default, all of them.
+        Names of the parameters to convert; by default, all of them but frozen ones (``grad_req='null'``) without a state: the
+        step model would want their gradients.
     weights : dict, optional
         Name -> weight. Not needed for parameters with masters.
     allow_lossy : bool
@@ -210,7 +211,7 @@ def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[s
     """What `to_onnx` makes of ``states``, still sharing the states' arrays."""
     check_known('target', target, TARGETS, ValueError)
     states, rule, h = normalize(states, allow_lossy)
-    chosen = select(states, params)
+    chosen = select(states, params, frozen=False)
     foreign = _as_foreign(rule, h, target)
     lost = what_is_lost(foreign, rule, h, states, chosen)
     entries = to_state_dict(foreign, rule, h, states, chosen)['state']

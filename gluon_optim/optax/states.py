@@ -29,8 +29,9 @@ def to_optax(states: OptimizerStates, target: str = 'mirror', params: Any = None
     target : str
         'mirror', the optimizers made by `create`.
     params : pytree of names, optional
-        Structured like the parameters in JAX: ``{'dense': {'kernel': 'dense0.weight'}}``; by default ``{name: name}``. Arrays
-        keep MXNet's shapes: a Dense weight is (out, in).
+        Structured like the parameters in JAX: ``{'dense': {'kernel': 'dense0.weight'}}``; by default ``{name: name}`` for all
+        but frozen ones without a state, which optax would train. Arrays keep MXNet's shapes: a Dense weight is
+        (out, in).
     weights : dict, optional
         Name -> weight; needed for parameters without any update if their state starts from the weight.
     allow_lossy : bool
@@ -199,7 +200,9 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
 
 def _select(states: OptimizerStates, params: Any) -> Tuple[Any, List[ParameterInfo]]:
     """The structure of the parameters in JAX, and the parameters themselves."""
-    names, tree = jax.tree_util.tree_flatten({name: name for name in states.names} if params is None else params)
+    if params is None:
+        params = {info.name: info.name for info in select(states, frozen=False)}
+    names, tree = jax.tree_util.tree_flatten(params)
     strangers = [name for name in names if not isinstance(name, str)]
     if strangers:
         raise TypeError(f'`params` must be a pytree of names. Received: {type(strangers[0]).__name__} in it. '

@@ -6,13 +6,14 @@ A checkpoint is such a file that also holds a `Run`, or several of both (docs/CH
 itself, because the safetensors package can neither stream arrays one at a time, nor sign its own header, nor refuse repeated keys.
 The format is the same: ``safetensors.numpy.load_file`` reads these files.
 """
+import contextlib
 import hashlib
 import json
 import math
 import os
 import struct
 import zlib
-from typing import Any, BinaryIO, Callable, Dict, Mapping, Optional, Tuple, TypeVar, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, TypeVar, Union
 
 import numpy
 
@@ -84,7 +85,7 @@ def write_parts(path: Path, parts: Parts) -> None:
         manifest = manifest_of(parts, arrays)
         entries = _entries(arrays)
         header = _header(manifest, entries)
-        check(_loads(_dumps(manifest).encode()), entries)  # anything written can be read
+        check(json_text.loads(_dumps(manifest), 'the header', _Shared()), entries)  # anything written can be read
     except (StateFileError, TypeError, ValueError, RecursionError) as error:
         raise StateFileError(f'Cannot write {os.fspath(path)!r}: {error}') from None
     with replacing(path) as file:
@@ -148,8 +149,14 @@ def _dumps(value: Any) -> str:
 
 
 def _signed(header: bytes) -> bytes:
-    unsigned = header[:_SIGNATURE.start] + UNSIGNED.encode() + header[_SIGNATURE.stop:]
-    return header[:_SIGNATURE.start] + hashlib.sha256(unsigned).hexdigest().encode() + header[_SIGNATURE.stop:]
+    return header[:_SIGNATURE.start] + _signature_of(header[:8], header[8:]) + header[_SIGNATURE.stop:]
+
+
+def _signature_of(prefix: bytes, header: bytes) -> bytes:
+    signature = hashlib.sha256(prefix)
+    for piece in (header[:_SIGNATURE.start - 8], UNSIGNED.encode(), memoryview(header)[_SIGNATURE.stop - 8:]):
+        signature.update(piece)
+    return signature.hexdigest().encode()
 
 
 # Reading
@@ -231,20 +238,19 @@ def _opened(path: Union[Path, OpenFile], reader: Callable[[BinaryIO], T]) -> T:
 
 def _read(file: BinaryIO) -> Parts:
     size = os.fstat(file.fileno()).st_size
-    header = _read_header(file, size)
-    manifest, entries = _parse(header)
+    manifest, entries = _parse(_read_header(file, size))
     check(manifest, entries)
-    _check_layout(entries, size - len(header))
+    _check_layout(entries, size - file.tell())
     arrays = {}
-    for key, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
-        arrays[key] = _read_array(file, key, entry, manifest['crc32'][key])
+    for key in sorted(entries, key=lambda key: entries[key][2:]):
+        arrays[key] = _read_array(file, key, entries.pop(key), manifest['crc32'].pop(key))  # of many small ones these are the most
     if file.read(1):
         raise StateFileError('the file grew while it was being read. Wait for its writer to finish, then read again.')
     return parts_of(manifest, arrays)
 
 
-def _read_header(file: BinaryIO, size: int) -> bytes:
-    """The first bytes of the file, including the length prefix, after checking their signature."""
+def _read_header(file: BinaryIO, size: int) -> List[bytes]:
+    """The header, after checking its signature; in a list, out of which `_parse` takes it: it may be most of the file."""
     prefix = file.read(8)
     length = struct.unpack('<Q', prefix)[0] if len(prefix) == 8 else 0
     start = file.read(len(CONTAINER_START)) if length else b''
@@ -255,34 +261,58 @@ def _read_header(file: BinaryIO, size: int) -> bytes:
     if not len(CONTAINER_START) + 64 < length <= min(MAX_HEADER, size - 8):
         raise StateFileError(f'the header must fit into the file, and into {MAX_HEADER} bytes. Received: a header of {length} '
                              f'bytes in a file of {size}. The file is truncated or damaged: use another copy of it.')
-    header = prefix + start + file.read(length - len(start))
-    if len(header) != 8 + length or _signed(header) != header:
+    header = start + file.read(length - len(start))
+    if len(header) != length or header[_SIGNATURE.start - 8:_SIGNATURE.stop - 8] != _signature_of(prefix, header):
         raise StateFileError(f'the SHA-256 of the header must be the one stored in it. Received: a different one. {DAMAGED}')
-    return header
+    return [header]
 
 
-def _parse(header: bytes) -> Tuple[Dict[str, Any], Dict[str, Entry]]:
+def _parse(header: List[bytes]) -> Tuple[Dict[str, Any], Dict[str, Entry]]:
     """The manifest, and what safetensors says about each array."""
-    tensors = _loads(header[8:])
-    metadata = tensors.pop('__metadata__', None)
+    with _damaged():
+        entries = json_text.loads(header.pop(), 'the header', _entry_of)
+    metadata = entries.pop('__metadata__', None)
     check_record(metadata, METADATA, 'the metadata')
-    manifest = _loads(metadata['gluon_optim'].encode())
+    with _damaged():
+        manifest = json_text.loads(metadata.pop('gluon_optim'), 'the header', _Shared())
     if not isinstance(manifest, dict) or manifest.get('format') not in (FORMAT, CHECKPOINT, PARTS):
         raise StateFileError(f'the manifest must have the format {FORMAT!r}, {CHECKPOINT!r} or {PARTS!r}. {DAMAGED}')
     version = manifest.get('version')
     if type(version) is not int or version not in VERSIONS:
         raise StateFileError(f'the format version must be {" or ".join(map(str, VERSIONS))}. Received: {show(version)}. '
                              'Install the gluon_optim that wrote the file, or a newer one.')
-    entries = {}
-    for key, tensor in tensors.items():
-        check_record(tensor, TENSOR, show(key))
-        entries[key] = (DTYPES[tensor['dtype']], tuple(tensor['shape']), *tensor['data_offsets'])
+    for key, entry in entries.items():
+        if not isinstance(entry, tuple):
+            check_record(entry, TENSOR, show(key))  # raises
     return manifest, entries
 
 
-def _loads(text: bytes) -> Any:
+def _entry_of(record: Dict[str, Any]) -> Any:
+    """What safetensors says about an array, as an `Entry`; anything else is returned as it is."""
+    if set(record) != set(TENSOR) or not all(check(record[key]) for key, check in TENSOR.items()):
+        return record
+    return (DTYPES[record['dtype']], tuple(record['shape']), *record['data_offsets'])
+
+
+class _Shared:
+    """Makes equal words in the records of parameters one object."""
+
+    def __init__(self) -> None:
+        self._words: Dict[str, str] = {}
+
+    def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
+        for key in ('dtype', 'grad_req'):
+            if isinstance(record.get(key), str):
+                record[key] = self._words.setdefault(record[key], record[key])
+        if isinstance(record.get('slots'), list):
+            record['slots'] = [self._words.setdefault(slot, slot) if isinstance(slot, str) else slot for slot in record['slots']]
+        return record
+
+
+@contextlib.contextmanager
+def _damaged() -> Iterator[None]:
     try:
-        return json_text.loads(text, 'the header')
+        yield
     except StateFileError as error:
         raise StateFileError(f'{error} {DAMAGED}') from None
 

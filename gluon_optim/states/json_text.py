@@ -3,7 +3,7 @@ import collections
 import json
 import math
 import re
-from typing import Any, Callable, Dict, List, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 from ..schema import one_of
 from .errors import StateFileError, UnreadableFile
@@ -16,7 +16,7 @@ MAX_DEPTH = 100    # the manifests here need a tenth of that
 MAX_DIGITS = 32    # of a number: converting a million digits takes seconds
 LONGEST = 32 << 20  # bytes of a file of JSON
 # the memory, at most, that comes with each of these, of which there is at least one per value
-COSTS = {b'{': 250, b'[': 80, b',': 40}
+COSTS = {'{': 250, '[': 80, ',': 40}
 
 
 def read(path: Union[Path, OpenFile], what: str) -> Any:
@@ -31,8 +31,10 @@ def read(path: Union[Path, OpenFile], what: str) -> Any:
             raise UnreadableFile(f'Cannot read {file.path!r}: {error}') from None
 
 
-def loads(text: bytes, what: str) -> Any:
+def loads(text: Union[bytes, str], what: str, finished: Optional[Callable[[Dict[str, Any]], Any]] = None) -> Any:
     """The value of a JSON text, in linear time and at most twice the text's memory plus 32 MiB.
+
+    ``finished`` gets each object as soon as it has been read and returns what takes its place, which may need less memory.
 
     Refuses, with a StateFileError that calls the text ``what``: encodings other than UTF-8, repeated keys, NaN and infinities,
     numbers beyond 64 bits, nesting beyond 100 levels, and anything that would take more memory.
@@ -49,7 +51,7 @@ def loads(text: bytes, what: str) -> Any:
         if len(values) != len(pairs):
             twice = [key for key, count in collections.Counter(key for key, _ in pairs).items() if count > 1]
             raise StateFileError(f'{what} must have each key once. Received twice: {_some(twice)}.')
-        return values
+        return values if finished is None else finished(values)
 
     def number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
         def parse(digits: str) -> Any:
@@ -62,14 +64,10 @@ def loads(text: bytes, what: str) -> Any:
     def constant(name: str) -> None:
         raise StateFileError(f'numbers in {what} must be finite. Received: {name}.')
 
-    width = 1  # bytes of a letter
-    if not text.isascii() or b'\\u' in text:
-        width = 4 if re.search(rb'[\xf0-\xff]|\\u[dD][89abAB]', text) else 2
-    if sum(text.count(mark) * cost for mark, cost in COSTS.items()) + 2 * (width - 1) * len(text) > 2 * len(text) + SMALL:
-        raise StateFileError(f'{what} must not take more memory than twice its {len(text)} bytes and {SMALL}. Received: '
-                             f'{text.count(b",")} commas.')
+    width = _check_memory(text, what)
     try:
-        value = json.loads(text.decode('utf-8'), object_pairs_hook=unique, parse_int=number(int), parse_float=number(float),
+        text = text if isinstance(text, str) else text.decode('utf-8')
+        value = json.loads(text, object_pairs_hook=unique, parse_int=number(int), parse_float=number(float),
                            parse_constant=constant)
         if width == 4:
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is not text
@@ -81,6 +79,25 @@ def loads(text: bytes, what: str) -> Any:
         raise StateFileError(f'{what} must be JSON in UTF-8. Received: {type(error).__name__}: {str(error)[:200]}.') from None
     _check_depth(value, what)
     return value
+
+
+def _check_memory(text: Any, what: str) -> int:
+    """The bytes of the widest letter in a text. Refuses one of which the values would take too much memory."""
+    kind, width = type(text), 1
+    escape, wide = _ESCAPES[kind]
+    if not text.isascii() or escape in text:
+        width = 4 if wide.search(text) else 2
+    values = sum(text.count(mark if kind is str else mark.encode()) * cost for mark, cost in COSTS.items())
+    if values + 2 * (width - 1) * len(text) > 2 * len(text) + SMALL:
+        raise StateFileError(f'{what} must not take more memory than twice its {len(text)} bytes and {SMALL}. Received: '
+                             f'{text.count("," if kind is str else b",")} commas.')
+    return width
+
+
+# what begins the number of a letter, and what finds letters that take four bytes
+_ESCAPES: Dict[type, Tuple[Any, Any]] = {
+    bytes: (b'\\u', re.compile(rb'[\xf0-\xff]|\\u[dD][89abAB]')),
+    str: ('\\u', re.compile('[\U00010000-\U0010ffff]|\\\\u[dD][89abAB]'))}
 
 
 def _check_depth(value: Any, what: str) -> None:

@@ -118,10 +118,10 @@ def parts_of(manifest: Mapping[str, Any], arrays: Mapping[str, numpy.ndarray]) -
     return {name: (_states_of(own, found), _run_of(own, found)) for name, own, found in _separate(manifest, arrays)}
 
 
-def _separate(manifest: Mapping[str, Any], arrays: Mapping[str, Any]) -> List[Tuple[str, Mapping[str, Any], Dict[str, Any]]]:
+def _separate(manifest: Mapping[str, Any], arrays: Mapping[str, Any]) -> List[Tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
     """Each part's name, its manifest as if it were alone in the file, and those of ``arrays`` that belong to it."""
     if manifest['format'] != PARTS:
-        return [('', manifest, dict(arrays))]
+        return [('', manifest, arrays)]
 
     def by_part(values: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]:
         found: Dict[str, Dict[str, Any]] = {name: {} for name in manifest['parts']}
@@ -219,12 +219,13 @@ def _check_one(manifest: Any, entries: Mapping[str, Entry]) -> None:
                                      f'Received: {list(shape)}.')
     listed += _check_run(manifest['run'], version, entries) if 'run' in manifest else []
     for what, keys in (('names of parameters', [r['name'] for r in manifest['parameters']]), ('arrays of the manifest', listed)):
-        repeated = [key for key, number in collections.Counter(keys).items() if number > 1]
-        if repeated:
+        if len(set(keys)) < len(keys):
+            repeated = [key for key, number in collections.Counter(keys).items() if number > 1]
             raise StateFileError(f'the {what} must be unique. Received twice: {show(repeated)}.')
-    for what, given in (('checksums', set(manifest['crc32'])), ('arrays in the file', set(entries))):
-        odd = sorted(given ^ set(listed))
-        if odd:
+    wanted = set(listed)
+    for what, given in (('checksums', manifest['crc32'].keys()), ('arrays in the file', entries.keys())):
+        if given != wanted:
+            odd = sorted(given ^ wanted)
             raise StateFileError(f'the {what} must be those listed in the manifest. In only one of the two: {show(odd)}.')
 
 

@@ -25,6 +25,8 @@ def convert(job: Job, to: str) -> Dict[str, Any]:
         _check_optimizer(job)
         if to != 'mxnet':
             job = job._replace(states=normalize(job.states, job.allow_lossy)[0])
+        if to in ('onnx', 'optax') and job.names is None:  # where the optimizer updates all that it is given
+            job = job._replace(names=[info.name for info in select(job.states, frozen=False)])
         states = job.states
         outcome = _verified(job, to) if job.verify else PROGRAMS[to].write(job, job.output)
         chosen = states.parameters if to == 'mxnet' else select(states, job.names)

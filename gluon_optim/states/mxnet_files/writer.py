@@ -11,12 +11,12 @@ import numpy
 from ... import rules
 from ...schema import one_of
 from ..atomic import Path, replacing
-from ..model import OptimizerStates, chunks
+from ..model import Array, OptimizerStates, chunks
 from . import mxnet2
 from .builtins import BUILTINS, Layout, MXNetClass, classes
-from .ndarray_format import DTYPES, NUMPY_SHAPES, STORAGE_TYPES
+from .ndarray_format import DTYPES, LIST_MAGIC, NUMPY_SHAPES, STORAGE_TYPES
 
-__all__ = ['trainer_order', 'what_is_lost', 'write_states']
+__all__ = ['trainer_order', 'what_is_lost', 'write_params', 'write_states']
 
 
 # names of the same argument in 1.x, in 2.x, and as an attribute
@@ -260,9 +260,29 @@ def _global(path: str) -> bytes:
 def _ndarray(array: numpy.ndarray, version: int) -> Iterator[Union[bytes, numpy.ndarray]]:
     """An NDArray on the CPU, as written by MXNet's `NDArray.__reduce__` and `NDArray::Save`."""
     shape = array.shape if version == 2 else array.shape or (1,)
-    head = struct.pack(f'<Iii{len(shape)}qiii', NUMPY_SHAPES if version == 2 else STORAGE_TYPES, 0, len(shape), *shape, 1, 0,
-                       _FLAGS[array.dtype.newbyteorder('<')])
+    head = _head(array, shape, version)
     yield _global('mxnet.ndarray.ndarray.NDArray') + b'N\x85R}X\x06\x00\x00\x00handle' + _global('builtins.bytearray')
     yield b'\x8e' + struct.pack('<Q', len(head) + array.nbytes) + head
     yield from chunks(array)
     yield b'\x85Rsb'
+
+
+def _head(array: Array, shape: Sequence[int], version: int) -> bytes:
+    """What `NDArray::Save` writes before the elements."""
+    return struct.pack(f'<Iii{len(shape)}qiii', NUMPY_SHAPES if version == 2 else STORAGE_TYPES, 0, len(shape), *shape, 1, 0,
+                       _FLAGS[numpy.dtype(array.dtype).newbyteorder('<')])
+
+
+# Parameters
+
+def write_params(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write ``arrays`` as `mx.nd.save` of MXNet 1.x does, complete or not at all. Those without dimensions get one."""
+    with replacing(path) as file:
+        file.write(struct.pack('<QQQ', LIST_MAGIC, 0, len(arrays)))
+        for array in arrays.values():
+            file.write(_head(array, array.shape or (1,), 1))
+            for piece in chunks(array):
+                file.write(piece)
+        file.write(struct.pack('<Q', len(arrays)))
+        for name in map(str.encode, arrays):
+            file.write(struct.pack('<Q', len(name)) + name)
