@@ -271,6 +271,22 @@ def test_where_it_continues():
     assert go.torch.scheduler(adagrad, dict(HALF, num_update=20)).last_epoch == 20
 
 
+def test_the_record_of_a_conversion_serves_later_too():
+    """The optimizer was updated since, and only its own state was saved: it counts, and begin_num_update is added."""
+    torch()
+    name = next(name for name in TIME if schedule_runs.begin_of(name))
+    states, used = recorded(name, 0)
+    checkpoint = go.to_torch(states, 'torch')
+    assert checkpoint['scheduler']['begin_num_update'] == 40
+    optimizer = optimizer_from(checkpoint, 'torch')
+    train(optimizer, go.torch.scheduler(optimizer, checkpoint['scheduler']), 60)
+    later = optimizer_from(optimizer.state_dict(), 'torch')
+    assert go.torch.scheduler(later, checkpoint['scheduler']).last_epoch == states.num_update + 60
+    assert later.param_groups[0]['lr'] == pytest.approx(used[60], rel=1e-14)
+    back = go.from_torch(dict(later.state_dict(), scheduler=checkpoint['scheduler']), 'adamw', 'torch', list(MULTS))
+    assert (back.num_update, back.scheduler) == (states.num_update + 60, schedules.after(states.scheduler, states.num_update + 60))
+
+
 def train_one(optimizer, updates):
     for _ in range(updates):
         for param in optimizer.param_groups[0]['params']:
