@@ -41,12 +41,12 @@ def carried(given: Any) -> Carried:
     ``given`` is an MXNet scheduler, its record, one with the update at which it continues (as `file_entry` writes it), what
     ``state_dict()`` of `gluon_optim.torch.scheduler` returned, or `OptimizerStates`.
 
-    Raises ValueError or TypeError if it is none of these; whether its class is known here is for `schedule_of` to say.
+    Raises ValueError or TypeError if it is none of these; `schedule_of` says whether its class is known here.
 
     >>> half = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
     ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=20, base_lr=0.1, warmup_steps=0, warmup_begin_lr=0,
     ...     warmup_final_lr=0.4, warmup_mode='linear')}
-    >>> carried({**half, 'num_update': 30, 'begin_num_update': 5})[1:]
+    >>> carried({**half, 'num_update': 30, 'begin_num_update': 5})[1:3]
     (30, 5)
     """
     if isinstance(given, OptimizerStates):
