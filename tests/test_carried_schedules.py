@@ -287,6 +287,20 @@ def test_the_record_of_a_conversion_serves_later_too():
     assert (back.num_update, back.scheduler) == (states.num_update + 60, schedules.after(states.scheduler, states.num_update + 60))
 
 
+@pytest.mark.parametrize('target', ['mirror', 'torch'])
+def test_multipliers_come_back_even_where_all_rates_are_0(target):
+    """Also those of a first group with another one than 1."""
+    torch()
+    states, _ = recorded('mxnet cosine, warm-up', 2)
+    for info, mult in zip(states.parameters, (10.0, 2.0)):
+        info.lr_mult = mult
+    checkpoint = go.to_torch(states, target)
+    assert [group['lr'] for group in checkpoint['param_groups']] == [0.0, 0.0]
+    back = go.from_torch(checkpoint, 'adamw', target, list(MULTS))
+    assert [info.lr_mult for info in back.parameters] == [10.0, 2.0]
+    assert back.hypers['learning_rate'] == states.hypers['learning_rate']
+
+
 def train_one(optimizer, updates):
     for _ in range(updates):
         for param in optimizer.param_groups[0]['params']:
@@ -521,6 +535,17 @@ def test_200_updates_in_onnx_runtime(name, place, tmp_path):
     assert cli.main(['convert', str(tmp_path / 'run.onnx'), '--to', 'mxnet', '-o', str(tmp_path / 'back.safetensors')]) == 0
     back = container.read(str(tmp_path / 'back.safetensors'))
     assert (back.scheduler, back.num_update) == (states.scheduler, states.num_update)
+
+
+def test_a_model_that_was_trained_on_brings_back_a_later_scheduler():
+    onnx = pytest.importorskip('onnx')
+    states, _ = recorded('mxnet multifactor', 0)
+    model = go.to_onnx(states, weights={key: np.ones(2, 'float32') for key in MULTS})
+    count, = (tensor for tensor in model.training_info[0].algorithm.initializer if tensor.name == 't')
+    count.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(count) + 150, 't'))
+    back = go.from_onnx(model)
+    assert back.num_update == states.num_update + 150
+    assert back.scheduler == schedules.after(states.scheduler, states.num_update + 150) != states.scheduler
 
 
 def test_a_model_of_a_schedule_alone():
