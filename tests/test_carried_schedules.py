@@ -466,6 +466,33 @@ def test_200_updates_in_jax(name, place):
     one_ulp(-updates, [used[0]] * 2)
 
 
+LONG = 10 ** 6
+
+
+@pytest.mark.parametrize('x64', [False, True])
+@pytest.mark.parametrize('name, arguments', [
+    ('Cosine', dict(max_update=LONG, base_lr=0.4)), ('Polynomial', dict(max_update=LONG, base_lr=0.4, pwr=2.5)),
+    ('Exponential', dict(factor=0.99999, base_lr=0.4)), ('Step', dict(step=1000, factor=0.99, base_lr=0.4)),
+    ('CosineRestarts', dict(step=7777, base_lr=0.4, step_mult=2)), ('InverseSqrt', dict(base_lr=0.4, step=4000))])
+def test_a_million_updates_in_jax_are_right_to_the_last_digit_of_float32(name, arguments, x64):
+    """Single precision alone would be off by percents where a power has a large exponent, or a cosine is near -1."""
+    jax = pytest.importorskip('jax')
+    pytest.importorskip('optax')
+    record, counts = schedules.record(name, **arguments), np.arange(LONG, dtype='int32')
+    expected, before = go.rate(record, counts.astype('int64') + 1), jax.config.jax_enable_x64
+    try:
+        jax.config.update('jax_enable_x64', x64)
+        found = np.asarray(jax.jit(go.optax.schedule(record))(counts))
+    finally:
+        jax.config.update('jax_enable_x64', before)
+    if x64:
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-16)
+    else:
+        one_ulp(found, expected)
+        assert (np.abs(found - expected.astype('float32')) <= 1e-17).mean() > 0.99999
+
+
 @pytest.mark.parametrize('name, place', [('mxnet factor, warm-up', 1), ('mxnet cosine', 2), ('chain', 0), ('restarts', 0)])
 def test_the_mirror_in_jax_follows_the_schedule(name, place, tmp_path):
     """Through a file, and back; the update of adamw without epsilon is lr times something that does not depend on it."""

@@ -202,7 +202,7 @@ def what_becomes_of_it(states: OptimizerStates, how: str, otherwise: str, metric
         return []
     path, update, found = states.scheduler.get('class'), states.num_update + 1, next_rate(states)
     if found is None:
-        base = states.scheduler.get('attributes', {}).get('base_lr')
+        base = states.scheduler.get('attributes', {}).get('base_lr', states.hypers.get('learning_rate'))
         rates = f': its base_lr is {base!r}' if isinstance(base, (int, float)) else ''
         return [f'the scheduler {path} is not carried over, because its rates are not known here: {otherwise}, starting with '
                 f'update {update}{rates}']
