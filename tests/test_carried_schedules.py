@@ -131,7 +131,8 @@ def test_a_trainer_goes_on_where_pytorch_stopped(name, tmp_path):
     torch().save({'optimizer': optimizer.state_dict(), 'scheduler': scheduler.state_dict()}, tmp_path / 'run.pt')
     assert cli.main(['convert', str(tmp_path / 'run.pt'), '--to', 'mxnet', '-o', str(tmp_path / 'back.safetensors')]) == 0
     run = schedule_runs.Run(None)
-    import_states(run.trainer, container.read(str(tmp_path / 'back.safetensors')))
+    with pytest.warns(UserWarning, match="The scheduler is none in the trainer and .* in the file: the file's applies."):
+        import_states(run.trainer, container.read(str(tmp_path / 'back.safetensors')))
     run.train(FURTHER - 50)
     same_rates(run.rates, used[50:], exact=not name.startswith('mxnet'))
 
@@ -165,6 +166,7 @@ def test_an_optimizer_without_scheduler_has_the_rate_of_the_next_update():
     assert [group['lr'] for group in groups] == pytest.approx([used[0] * mult for mult in MULTS.values()], rel=1e-14)
 
 
+@pytest.mark.filterwarnings('ignore:Detected call of `lr_scheduler.step')  # the line brings a new scheduler to its place so
 @pytest.mark.parametrize('name', TIME)
 def test_pytorch_alone_continues_as_the_report_says(name):
     """The line for those who do not install this package is run as it stands, after each start, while it holds."""
@@ -338,7 +340,13 @@ def test_a_rate_that_is_a_tensor_stays_one():
     ({'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': {}}, ValueError, 'must be those of a mxnet.lr_scheduler'),
     ({'scheduler': {}}, ValueError, "must have 'class' and 'attributes'"),
     (dict(HALF, num_update=-1), ValueError, '`num_update` of the scheduler must be a number of updates'),
-    ({'lr_lambdas': [None], 'last_epoch': 3}, ValueError, 'functions of your own')])
+    ({'lr_lambdas': [None], 'last_epoch': 3}, ValueError, 'functions of your own'),
+    ({'lr_lambdas': 7, 'last_epoch': 3}, ValueError, 'complete. Received'),
+    ({'lr_lambdas': [{'schedule': 5, 'begin': 0}], 'last_epoch': 3}, ValueError, 'complete. Received'),
+    ({'lr_lambdas': [{'schedule': HALF, 'begin': 0}], 'last_epoch': 'x'}, ValueError, '`num_update` of the scheduler'),
+    ({'num_bad_epochs': 3, 'carried': {}}, ValueError, 'complete. Received'),
+    ([1], TypeError, 'must be a scheduler, its record, or states. Received: list'),
+    (None, TypeError, 'must be a scheduler, its record, or states. Received: NoneType')])
 def test_what_is_no_schedule_is_refused(given, error, words):
     for make in makers():
         with pytest.raises(error, match=words):

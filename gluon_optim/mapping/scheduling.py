@@ -56,8 +56,10 @@ def carried(given: Any) -> Carried:
                              f'{given.hypers.get("learning_rate")!r}.')
     elif isinstance(given, Mapping):
         found = _from_mapping(given)
-    else:
+    elif hasattr(given, '__dict__') and callable(given):
         found = Carried(_plain(given))
+    else:
+        raise TypeError(f'`schedule` must be a scheduler, its record, or states. Received: {type(given).__name__}.')
     return found
 
 
@@ -93,14 +95,14 @@ def restore(states: OptimizerStates, found: Carried) -> None:
 
 
 def _from_mapping(given: Mapping[str, Any]) -> Carried:
-    if 'num_bad_epochs' in given and 'carried' in given:
-        return _of_plateau(given)
-    if 'lr_lambdas' in given:  # the state of a LambdaLR
-        held = next((entry for entry in given['lr_lambdas'] if isinstance(entry, Mapping) and 'schedule' in entry), None)
-        if held is None:
-            raise ValueError('The state of the scheduler must be that of one made by `gluon_optim.torch.scheduler`. Received: that '
-                             'of a LambdaLR with functions of your own. Pass the schedule.')
-        return Carried(held['schedule'], given['last_epoch'], held['begin'], counting=True, moved=True)
+    try:
+        if 'num_bad_epochs' in given and 'carried' in given:
+            return _of_plateau(given)
+        if 'lr_lambdas' in given:
+            return _of_lambdas(given)
+    except (KeyError, TypeError, IndexError, ArithmeticError) as error:
+        raise ValueError('The state of the scheduler must be that of one made by `gluon_optim.torch.scheduler`, complete. Received:'
+                         f' one with an error at {error}.') from error
     if not {'class', 'attributes'} <= set(given) or not isinstance(given['attributes'], Mapping):
         raise ValueError("The record of a scheduler must have 'class' and 'attributes', as `OptimizerStates.scheduler` has. "
                          f'Received: a dictionary with {sorted(map(str, given))[:8]}.')
@@ -112,6 +114,16 @@ def _from_mapping(given: Mapping[str, Any]) -> Carried:
     return Carried(record, numbers['num_update'], numbers['begin_num_update'] or 0)
 
 
+def _of_lambdas(given: Mapping[str, Any]) -> Carried:
+    """From the state of a LambdaLR."""
+    held = next((entry for entry in given['lr_lambdas'] if isinstance(entry, Mapping) and 'schedule' in entry), None)
+    if held is None:
+        raise ValueError('The state of the scheduler must be that of one made by `gluon_optim.torch.scheduler`. Received: that '
+                         'of a LambdaLR with functions of your own. Pass the schedule.')
+    found = _from_mapping(dict(held['schedule'], num_update=given['last_epoch'], begin_num_update=held['begin']))
+    return found._replace(counting=True, moved=True)
+
+
 def _of_plateau(given: Mapping[str, Any]) -> Carried:
     """A Plateau from the state of the ReduceLROnPlateau into which it was made, with what has been observed since."""
     kept = given['carried']
@@ -121,7 +133,7 @@ def _of_plateau(given: Mapping[str, Any]) -> Carried:
         record['attributes'].update(base_lr=now, reduced=[])
     record['attributes'].update(best=None if math.isinf(best) else best, bad=given['num_bad_epochs'],
                                 cooling=given['cooldown_counter'])
-    return Carried(record, kept['num_update'], kept['begin_num_update'], moved=True)
+    return _from_mapping({**record, **{key: kept[key] for key in ('num_update', 'begin_num_update')}})._replace(moved=True)
 
 
 def _plain(scheduler: Any) -> Any:
