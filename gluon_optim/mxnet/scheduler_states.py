@@ -148,7 +148,7 @@ def plan_scheduler(present: Any, begin: int, saved: Optional[Dict[str, Any]], nu
         raise ValueError(f'The file was saved {file}, the trainer has {_path(present)}. Create the trainer as it was, or pass '
                          'hyperparameters="current" to keep the trainer\'s.')
     if _is_ours(saved['class']):
-        schedule_of(saved)  # refuses what cannot be copied: schedulers within one another without end
+        schedule_of(saved)  # refuses what no constructor makes, before schedulers without end are copied
     saved = copy.deepcopy(saved)
     scheduler = _new(saved) if present is None else _copied(present)  # to try it out
     changes = [] if present is None else _changes(present, saved)
@@ -174,7 +174,7 @@ def _new(saved: Dict[str, Any]) -> Any:
     path = saved['class']
     module, _, name = path.rpartition('.')
     cls = getattr(importlib.import_module(module), name, None) if module in KNOWN else None
-    if not isinstance(cls, type) or cls.__module__ != module or (module == OURS and not _is_ours(path)):
+    if not isinstance(cls, type) or cls.__module__ != module:
         raise ValueError(f'The file was saved with the scheduler {path}, the trainer has none, and only those of MXNet and of '
                          f'gluon_optim are made from a file. Create the trainer with lr_scheduler={name}(...), or pass '
                          'hyperparameters="current".')
@@ -284,9 +284,7 @@ def _check(scheduler: Any, path: str, num_update: int) -> None:
     try:
         if type(scheduler) in DECAYING + ENDING:
             _check_attributes(scheduler)
-        if _is_ours(path):
-            schedule_of(scheduler)
-        elif type(scheduler) in DECAYING:
+        if type(scheduler) in DECAYING:
             _decay(scheduler, num_update)
         elif isinstance(scheduler, mx.FactorScheduler) and not num_update - scheduler.count <= ASKED * max(scheduler.step, 0):
             raise ValueError(f'step={scheduler.step!r} and count={scheduler.count!r} at update {num_update}')

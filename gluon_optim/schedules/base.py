@@ -190,7 +190,8 @@ class Wrapper(Schedule):
     @staticmethod
     def first(h: Values) -> Tuple[Type[Schedule], Values]:
         """The one within it that begins: `base_lr` is its."""
-        raise NotImplementedError
+        schedule, inner = h.schedule
+        return schedule, inner
 
     @staticmethod
     def within(attributes: Mapping[str, Any]) -> List[Tuple[Any, int, Optional[int]]]:

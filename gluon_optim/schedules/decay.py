@@ -1,5 +1,5 @@
 """Schedules without an end: the rate falls by epoch, by step, or a little at every update."""
-from typing import Any, Optional
+from typing import Any, Optional, Type
 
 from ..schema import REQUIRED, Hyper, Values
 from .base import Count, Numbers, Schedule, Steps, completed, stepwise
@@ -150,6 +150,16 @@ class InverseSqrt(Schedule):
         return h.base_lr / xp.sqrt(1 + (t - 1) / h.step)
 
 
+class Gamma(Hyper):
+    """The exponent of `SumToInfinity`. Its error says what a wrong one breaks."""
+
+    __slots__ = ()
+
+    def _refuse(self, error: Type[Exception], value: Any) -> Exception:
+        return error(f'{super()._refuse(error, value)} Above 1 the sum of all rates is finite, and a run may stop short of the '
+                     'optimum; at 0.5 or below that of their squares is infinite, and the noise does not average out.')
+
+
 class SumToInfinity(Schedule):
     """Falls to 0, but so slowly that the rates add up to infinity while their squares do not.
 
@@ -166,7 +176,7 @@ class SumToInfinity(Schedule):
     summary = 'base_lr (b + t)^-gamma: to 0, with an infinite sum; for SGLD'
     counterpart = 'LambdaLR'
     hypers = (BASE_LR._replace(doc='the rate where b + t is 1'), Hyper('b', 0.0, '[0, inf)', 'updates by which it is ahead'),
-              Hyper('gamma', 0.55, '(0.5, 1]', 'the exponent: up to 1 the sum is infinite, above 0.5 that of squares is not'))
+              Gamma('gamma', 0.55, '(0.5, 1]', 'the exponent: up to 1 the sum is infinite, above 0.5 that of squares is not'))
 
     @staticmethod
     def check(h: Values) -> None:

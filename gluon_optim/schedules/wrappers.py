@@ -32,11 +32,6 @@ class Warmup(Wrapper):
               Hyper('kind', 'linear', ('linear', 'constant', 'power2', 'sqrt'), 'the form of the rise'))
 
     @staticmethod
-    def first(h: Values) -> Tuple[Type[Schedule], Values]:
-        schedule, inner = h.schedule
-        return schedule, inner
-
-    @staticmethod
     def within(attributes: Mapping[str, Any]) -> List[Tuple[Any, int, Optional[int]]]:
         return [(attributes['schedule'], max(attributes['steps'] - 1, 0), None)]
 
@@ -119,11 +114,6 @@ class Scaled(Wrapper):
     counterpart = 'LambdaLR'
     hypers = (SCHEDULE, Count('batch_size', REQUIRED, '1', 'samples in a batch'),
               Count('reference', 1, '1', 'samples in a batch for which the schedule was made'))
-
-    @staticmethod
-    def first(h: Values) -> Tuple[Type[Schedule], Values]:
-        schedule, inner = h.schedule
-        return schedule, inner
 
     @staticmethod
     def within(attributes: Mapping[str, Any]) -> List[Tuple[Any, int, Optional[int]]]:
