@@ -60,17 +60,14 @@ def forward(params, statistics, images, training):
     return x.mean((2, 3)) @ params['output.weight'].T + params['output.bias'], new  # Gluon's Dense has (out, in)
 
 
-def carry_over(states, run, steps):
+def carry_over(states, run):
     """Parameters, running statistics, optimizer and its state of a checkpoint, as JAX has them."""
     arrays = {weight.name: jnp.array(weight.copies[0]) for weight in run.weights}
     params = {name: arrays.pop(name) for name in states.names if states.counts[name]}  # no gradients, no updates
 
-    def schedule(count):  # in JAX, a function of the number of updates done
-        return run.extra['learning_rate'] * (1 + jnp.cos(jnp.pi * (count + 1) / steps)) / 2
-
     names = {name: name for name in params}
     state = go.to_optax(states, params=names)
-    optimizer = go.optax.create(states.optimizer, **dict(go.optax.arguments(states, names), learning_rate=schedule))
+    optimizer = go.optax.create(states.optimizer, **go.optax.arguments(states, names))  # the learning rate is Gluon's schedule
     print('\n'.join(states.report))
     return params, arrays, optimizer, state
 
@@ -86,7 +83,7 @@ def main(arguments=None):
     recipe = run.extra
     steps = recipe['epochs'] * (len(images) // recipe['batch_size'])
     try:
-        params, statistics, optimizer, state = carry_over(states, run, steps)
+        params, statistics, optimizer, state = carry_over(states, run)
     except ValueError as error:  # for example, an optimizer without a counterpart in JAX
         parser.error(str(error))
 

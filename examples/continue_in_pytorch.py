@@ -6,7 +6,6 @@
 """
 import argparse
 import json
-import math
 import os
 import sys
 
@@ -28,14 +27,14 @@ def build_net(dropout):
 
 
 def carry_over(checkpoint, net):
-    """Load the weights of a checkpoint into ``net``, and return its optimizer, for PyTorch, with its state."""
+    """Load the weights of a checkpoint into ``net``, and return its optimizer and scheduler, for PyTorch, with their state."""
     model = go.model_to_torch(checkpoint, like=net)  # for float16 weights, their float32 masters
     net.load_state_dict(model.state_dict())
     states = model.states()
     optimizer = go.torch.create(states.optimizer, net.parameters())
     optimizer.load_state_dict(go.to_torch(states))
     print('\n'.join(model.report + states.report))
-    return optimizer
+    return optimizer, go.torch.scheduler(optimizer, states)
 
 
 def main(arguments=None):
@@ -48,18 +47,18 @@ def main(arguments=None):
     recipe = run.extra
     torch.manual_seed(recipe['seed'])
     net = build_net(recipe['dropout'])
-    optimizer = carry_over(options.checkpoint, net)
+    optimizer, scheduler = carry_over(options.checkpoint, net)
     (images, labels), (test_images, test_labels) = digits.load()
     steps = recipe['epochs'] * (len(images) // recipe['batch_size'])
 
     with open(options.log or os.devnull, 'a', buffering=1) as log:
         for step in tqdm(range(run.step, steps), 'training in PyTorch', initial=run.step, total=steps, disable=None):
             batch = digits.batch_indices(recipe['seed'], step, len(images), recipe['batch_size'])
-            optimizer.param_groups[0]['lr'] = recipe['learning_rate'] * (1 + math.cos(math.pi * (step + 1) / steps)) / 2
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(net(torch.from_numpy(images[batch])), torch.from_numpy(labels[batch]).long())
             loss.backward()
             optimizer.step()
+            scheduler.step()
             log.write(json.dumps({'step': step + 1, 'loss': loss.item()}) + '\n')
 
     net.eval()

@@ -7,7 +7,6 @@
 The net is torchvision's ResNet-18. Its parameters have different names from Gluon's, so they are matched in order.
 """
 import argparse
-import math
 import sys
 
 import digits
@@ -52,7 +51,7 @@ class ResNet18(nn.Module):
 
 
 def carry_over(checkpoint):
-    """The net and the optimizer of a checkpoint, in PyTorch."""
+    """The net, the optimizer and the scheduler of a checkpoint, in PyTorch."""
     net = ResNet18(classes=10)
     model = go.model_to_torch(checkpoint, like=net)
     net.load_state_dict(model.state_dict())
@@ -60,20 +59,20 @@ def carry_over(checkpoint):
     optimizer = go.torch.create(states.optimizer, net.parameters())
     optimizer.load_state_dict(go.to_torch(states))
     print('\n'.join(model.report + states.report))
-    return net, optimizer
+    return net, optimizer, go.torch.scheduler(optimizer, states)
 
 
-def train(net, optimizer, start, recipe, images, labels):
+def train(net, optimizer, scheduler, start, recipe, images, labels):
     """The rest of the run, step by step as train_resnet.py would have continued: step -> loss."""
     steps, losses = recipe['epochs'] * (len(images) // recipe['batch_size']), {}
     for step in tqdm(range(start, steps), 'finishing in PyTorch', initial=start, total=steps, disable=None):
         batch = digits.batch_indices(recipe['seed'], step, len(images), recipe['batch_size'])
-        optimizer.param_groups[0]['lr'] = recipe['learning_rate'] * (1 + math.cos(math.pi * (step + 1) / steps)) / 2
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(net(torch.from_numpy(digits.photographs(images[batch]))),
                                            torch.from_numpy(labels[batch]).long())
         loss.backward()
         optimizer.step()
+        scheduler.step()
         losses[step + 1] = loss.item()
     return losses
 
@@ -87,10 +86,10 @@ def main(arguments=None):
     _, run = digits.read_checkpoint(parser, options.checkpoint, 'net')
     (images, labels), (test_images, test_labels) = digits.load()
     try:
-        net, optimizer = carry_over(options.checkpoint)
+        net, optimizer, scheduler = carry_over(options.checkpoint)
     except ValueError as error:  # for example, an optimizer without a counterpart in PyTorch
         parser.error(str(error))
-    losses = train(net, optimizer, run.step, run.extra, images, labels)
+    losses = train(net, optimizer, scheduler, run.step, run.extra, images, labels)
     digits.compare(losses, digits.logged(options.checkpoint), 'PyTorch')
     net.eval()
     with torch.no_grad():

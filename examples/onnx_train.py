@@ -8,7 +8,6 @@ ONNX Runtime holds weights and optimizer state and does the updates; the gradien
 `finish_resnet_in_pytorch.py`. For comparison, the optimizer's mirror in PyTorch gets the same gradients.
 """
 import argparse
-import math
 import sys
 
 import digits
@@ -32,14 +31,18 @@ class OnnxOptimizer:
     def __init__(self, states, weights):
         self.model = go.to_onnx(states, weights=weights)    # weights and state, and the update as the model's training_info
         step, self.arrays = go.onnx.unpack(self.model)      # the update as a model that ONNX Runtime can run, and its arrays
-        self.session = onnxruntime.InferenceSession(step.SerializeToString(), providers=['CPUExecutionProvider'])
+        self.session, self.schedule = (
+            onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+            for model in (step, go.onnx.export_schedule(self.model)))
         self.outputs = [output.name for output in self.session.get_outputs()]
 
-    def step(self, gradients, learning_rate):
-        """One update; outputs have the names of the arrays that they replace, plus /new."""
+    def step(self, gradients):
+        """One update; outputs have the names of the arrays that they replace, plus /new. Returns the learning rate."""
         inputs = {f'{name}/grad': gradient for name, gradient in gradients.items()}
-        new = self.session.run(None, {**self.arrays, **inputs, 'learning_rate': numpy.array(learning_rate)})
+        learning_rate, = self.schedule.run(None, {'t': self.arrays['t']})
+        new = self.session.run(None, {**self.arrays, **inputs, 'learning_rate': learning_rate})
         self.arrays = {name[:-len('/new')]: array for name, array in zip(self.outputs, new)}
+        return float(learning_rate)
 
     def save(self, path):
         """Write the model with the current weights and state: `gluon-optim convert` takes them back to MXNet."""
@@ -110,9 +113,7 @@ def main(arguments=None):
         losses[step + 1] = loss.item()
 
         gradients = {name: param.grad.numpy() for name, param in params.items()}
-        rate = recipe['learning_rate'] * (1 + math.cos(math.pi * (step + 1) / steps)) / 2
-        optimizer.step(gradients, rate)
-        mirror.step(gradients, rate)
+        mirror.step(gradients, optimizer.step(gradients))
         with torch.no_grad():
             for name, param in params.items():
                 param.copy_(torch.from_numpy(optimizer.arrays[name]))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gluon_optim import rules
+from gluon_optim.schedules import after
 from gluon_optim.states import container
 from gluon_optim.states.model import OptimizerStates, ParameterInfo, Run, Weight
 
@@ -24,6 +25,11 @@ RECIPE = {'net': 'resnet18_v1', 'optimizer': 'novograd', 'learning_rate': 0.002,
 GLUON = [4.130782, 3.164134, 4.007163, 3.334312, 3.512271, 3.376692, 2.626306, 2.827872, 3.316741, 2.615974, 2.598062,
          2.128249, 2.744026, 2.655784, 2.558855, 2.668087, 2.556545, 2.75187, 2.279962, 2.477252]
 VARIANCE = 0.18791  # of the same run at its end: the mean of the last layer's running_var
+
+
+SCHEDULER = {'class': 'mxnet.lr_scheduler.CosineScheduler', 'attributes': dict(
+    base_lr=0.002, warmup_steps=0, warmup_final_lr=0.002, warmup_begin_lr=0, warmup_mode='linear', base_lr_orig=0.002,
+    max_update=STEPS, final_lr=0, max_steps=STEPS)}
 
 
 def shapes():
@@ -46,7 +52,7 @@ def make_checkpoint(path):
     """As train_resnet.py writes one, though nothing was learned: weights as an initializer draws them, momenta of length 1."""
     random, rule = np.random.RandomState(0), rules.get('novograd')
     h = rule.hyperparameters(learning_rate=0.002, wd=0.001, rescale_grad=1 / 32)
-    states, weights = OptimizerStates('novograd', h.asdict(), START, [], {}, {}), []
+    states, weights = OptimizerStates('novograd', h.asdict(), START, [], {}, {}, scheduler=after(SCHEDULER, START)), []
     for name, shape in shapes().items():
         states.parameters.append(ParameterInfo(name, name, shape, 'float32'))
         states.counts[name] = 0 if 'running' in name else START
@@ -92,13 +98,13 @@ def test_gluon_goes_on(checkpoint, monkeypatch):
     net = mx.gluon.model_zoo.vision.resnet18_v1(classes=10)
     net.initialize()
     net(mx.nd.zeros((1, 3, 32, 32)))
-    trainer = mx.gluon.Trainer(net.collect_params(), 'novograd', {'learning_rate': 0.002, 'wd': 0.001})
+    trainer = mx.gluon.Trainer(net.collect_params(), 'novograd', {
+        'wd': 0.001, 'lr_scheduler': mx.lr_scheduler.CosineScheduler(STEPS, base_lr=0.002)})
     go.load_checkpoint(checkpoint, net=net, trainer=trainer)
     (images, labels), _ = digits.load()
     losses = []
     for step in range(START, STEPS):
         batch = digits.batch_indices(0, step, len(images), 32)
-        trainer.set_learning_rate(0.002 * (1 + np.cos(np.pi * (step + 1) / STEPS)) / 2)
         with mx.autograd.record():
             each = mx.gluon.loss.SoftmaxCrossEntropyLoss()(net(mx.nd.array(digits.photographs(images[batch]))),
                                                            mx.nd.array(labels[batch]))

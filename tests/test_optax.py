@@ -298,7 +298,7 @@ def test_the_report_says_what_to_do():
     report = '\n'.join(states.report)
     assert "gluon_optim.optax.create('novograd'): exact; 4 parameters, update 10" in report
     assert 'rescale_grad=0.5 is not carried over' in report and arguments(states)['rescale_grad'] == 1.0
-    assert 'pass a schedule as learning_rate; it is called with the number of updates done, next with 10' in report
+    assert 'pass a function of the number of updates done as learning_rate, starting with update 11' in report
     assert 'param_groups' not in report
 
 

@@ -74,4 +74,5 @@ def test_attributes_of_no_scheduler_are_refused_and_do_not_stop_a_conversion(nam
     states = go.OptimizerStates('sgd_torch', {'momentum': 0.9, 'learning_rate': 0.1}, 1, [info], {'weight': 1}, {'weight': slots},
                                 scheduler=scheduler)
     assert 'initial_lr' not in go.to_torch(states)['param_groups'][0]
-    assert any(line.endswith('set the rate at each step, starting with update 2') for line in states.report)
+    assert any('is not carried over' in line and "set 'lr' of the param groups at each step, starting with update 2" in line
+               for line in states.report)

@@ -788,23 +788,24 @@ def test_the_rate_of_a_scheduler_counts():
     assert state_dict['param_groups'][0]['lr'] == 0.125 and float(state_dict['state'][0]['momentum_buffer'][0]) == -8.0
 
 
-@pytest.mark.parametrize('scheduler, rate, first', [
+@pytest.mark.parametrize('scheduler, rate, following, first', [
     ({'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
         step=3, factor=0.5, stop_factor_lr=1e-8, count=6, base_lr=0.1, warmup_steps=0, warmup_begin_lr=0, warmup_final_lr=0.4,
-        warmup_mode='linear')}, 0.1, 0.4),
+        warmup_mode='linear')}, 0.1, 0.05, 0.4),
     ({'class': 'mxnet.lr_scheduler.CosineScheduler', 'attributes': dict(
         max_update=20, final_lr=0, base_lr=0.2, base_lr_orig=0.4, max_steps=20, warmup_steps=0, warmup_begin_lr=0,
-        warmup_final_lr=0.4, warmup_mode='linear')}, 0.2, 0.4),
-    ({'class': 'somebody.elses.Scheduler', 'attributes': {'base_lr': 0.1}}, 0.1, None), (None, 0.1, None)])
+        warmup_final_lr=0.4, warmup_mode='linear')}, 0.2, 0.2 * (1 + np.cos(0.55 * np.pi)), 0.4),
+    ({'class': 'somebody.elses.Scheduler', 'attributes': {'base_lr': 0.1}}, 0.1, 0.1, None), (None, 0.1, 0.1, None)])
 @pytest.mark.parametrize('target', ['mirror', 'torch'])
-def test_schedules_in_pytorch_start_from_the_first_rate_and_not_from_what_is_left_of_it(target, scheduler, rate, first):
+def test_schedules_in_pytorch_start_from_the_first_rate_and_not_from_what_is_left_of_it(target, scheduler, rate, following, first):
+    """The groups have the rate of the next update."""
     h = dict(rules.get('adamw').hyperparameters(learning_rate=rate).asdict())
     infos = [ParameterInfo(name, name, (2,), 'float32', lr_mult=mult) for name, mult in (('w', 1.0), ('b', 2.0))]
     slots = {info.name: {slot: np.ones(2, 'float32') for slot in ('mean', 'var')} for info in infos}
     states = OptimizerStates('adamw', h, 10, infos, {'w': 10, 'b': 10}, slots, scheduler=scheduler)
     state_dict = to_torch(states, target)
     groups = state_dict['param_groups']
-    assert [group['lr'] for group in groups] == [rate, 2 * rate]
+    assert [group['lr'] for group in groups] == pytest.approx([following, 2 * following], rel=1e-15)
     assert [group.get('initial_lr') for group in groups] == ([first, 2 * first] if first else [None, None])
     weights = [torch.nn.Parameter(torch.ones(2)) for _ in infos]
     make = create if target == 'mirror' else lambda name, *arguments: torch.optim.AdamW(*arguments)

@@ -5,13 +5,12 @@ import numpy
 
 from ..rules import Rule
 from ..rules.mx.base import DecayedFirst
-from ..schedules import rate
 from ..schema import Values, one_of, some_of
 from ..states.model import STATISTICS, OptimizerStates, ParameterInfo, is_accumulated, what_was_accumulated
 from .classes import APPROXIMATE, CONSTANT_RATE, VANISHED, Foreign
 from .selection import groups, own_hypers, split
 
-__all__ = ['LEAVE_OUT', 'how_far', 'label_of', 'listed', 'next_rate', 'what_is_lost', 'what_to_say']
+__all__ = ['LEAVE_OUT', 'how_far', 'label_of', 'listed', 'what_is_lost', 'what_to_say']
 
 LEAVE_OUT = 'leave them out with params='  # where an optimizer updates all that it is given
 
@@ -86,23 +85,6 @@ def how_far(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequen
             f'at update {states.num_update})')
 
 
-def next_rate(states: OptimizerStates) -> str:
-    """How to get the rate of the next update from the scheduler; nothing if it is not known here.
-
-    >>> half = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
-    ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=20, base_lr=0.1, warmup_steps=0, warmup_begin_lr=0,
-    ...     warmup_final_lr=0.4, warmup_mode='linear')}
-    >>> next_rate(OptimizerStates('adam', {}, 30, [], {}, {}, scheduler=half))
-    ': go.rate(states.scheduler, 31) is 0.05'
-    """
-    update = states.num_update + 1
-    try:
-        with numpy.errstate(all='raise'):
-            return f': go.rate(states.scheduler, {update}) is {rate(states.scheduler, update):.6g}'
-    except (TypeError, ValueError, ArithmeticError):  # of another class, or not one that MXNet could have made
-        return ''
-
-
 def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo],
                 untrained: str = 'requires_grad_(False) in PyTorch') -> List[str]:
     """What happens outside the optimizer and so is not in the converted state: lines for the report.
@@ -137,12 +119,6 @@ def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Se
     if h.rescale_grad != 1:
         lines.append(f'rescale_grad={h.rescale_grad!r} is not carried over: MXNet multiplied gradients of the summed loss by it; '
                      'use gradients of the mean loss')
-    if states.scheduler and 'learning_rate' in foreign.held:
-        lines.append(f"the scheduler {states.scheduler.get('class')} is not carried over: the param groups have its base_lr, "
-                     f'{h.learning_rate!r}; set the rate at each step, starting with update {states.num_update + 1}'
-                     f'{next_rate(states)}')
-    if states.loss_scaler:
-        lines.append(f'the loss scaler {states.loss_scaler!r} is not carried over: pass its scale to the new one')
     if foreign.masters and any(info.name in states.master for info in chosen):
         lines.append("float32 masters are in the state as 'master': half-precision parameters follow them from the next step on")
     param_groups, by = split(foreign, states, chosen), list(groups(chosen))

@@ -21,8 +21,9 @@ from ..states import atomic, json_text, mxnet_files, record
 from ..states.errors import StateFileError, UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
 from ..states.model import MULTIPLIERS, OptimizerStates, ParameterInfo
+from . import loss_scalers, scheduling
 from .classes import Foreign, own_class
-from .losses import LEAVE_OUT, next_rate, what_is_lost, what_to_say
+from .losses import LEAVE_OUT, what_is_lost, what_to_say
 from .selection import normalize
 from .state_dict import fresh_entry, to_state_dict, weight_of
 
@@ -68,7 +69,9 @@ def pack(states: OptimizerStates, chosen: Sequence[ParameterInfo], weights: Opti
 def arguments(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
     """What `create` needs besides the name to continue from ``states``; multipliers are lists in the order of ``chosen``."""
     states, _, h = normalize(states, allow_lossy=True)  # `pack` has already checked
-    found = dict(h.asdict(), rescale_grad=1.0)
+    found, rate = dict(h.asdict(), rescale_grad=1.0), scheduling.next_rate(states)
+    if rate is not None:
+        found['learning_rate'] = rate
     for name in MULTIPLIERS:
         mults = [getattr(info, name) for info in chosen]
         if set(mults) != {1.0}:
@@ -151,7 +154,7 @@ def _read(arrays: Dict[str, numpy.ndarray]) -> Tuple[OptimizerStates, Dict[str, 
         renamed[f'{name}/{slot}'] = arrays.pop(key)
     before = max(about['states']['counts'].values(), default=0)
     updates = max(states.counts.values(), default=0) - before
-    states.num_update += updates
+    record.later(states, updates)
     record.take(states, about['states'], rule.slots(h), renamed, updates)
     return states, about['arguments']
 
@@ -161,9 +164,8 @@ def _read(arrays: Dict[str, numpy.ndarray]) -> Tuple[OptimizerStates, Dict[str, 
 def _say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> List[str]:
     """What the user must do by hand: lines for the report."""
     alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # `arguments` has the multipliers
-    lines = what_to_say(foreign, h, dataclasses.replace(states, scheduler=None, master={}), alike, LEAVE_OUT)
-    if states.scheduler:
-        lines.append(f"the scheduler {states.scheduler.get('class')} is not carried over: pass a schedule as learning_rate"
-                     + ', lambda done: go.rate(states.scheduler, done + 1, jax.numpy)' * bool(next_rate(states))
-                     + f'; it is called with the number of updates done, next with {states.num_update}')
-    return lines
+    lines = what_to_say(foreign, h, dataclasses.replace(states, master={}), alike, LEAVE_OUT)
+    how = 'learning_rate is go.optax.schedule(states) in go.optax.arguments(states), and in what go.optax.load returns for a file'
+    otherwise = 'pass a function of the number of updates done as learning_rate'
+    return [*lines, *loss_scalers.what_becomes_of_it(states.loss_scaler, to_pytorch=False),
+            *scheduling.what_becomes_of_it(states, how, otherwise)]

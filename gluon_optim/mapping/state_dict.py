@@ -17,19 +17,21 @@ from .selection import own_hypers, split
 __all__ = ['check_entry', 'fresh_entry', 'from_state_dict', 'to_state_dict', 'weight_of']
 
 
-def common_hypers(rule: Type[Rule], given: Sequence[Mapping[str, Any]], mults: Optional[Sequence[Tuple[float, float]]] = None
-                  ) -> Tuple[Values, List[Tuple[float, float]]]:
+def common_hypers(rule: Type[Rule], given: Sequence[Mapping[str, Any]], mults: Optional[Sequence[Tuple[float, float]]] = None,
+                  lr_mults: Optional[Sequence[float]] = None) -> Tuple[Values, List[Tuple[float, float]]]:
     """One set of hyper-parameters for all groups, and each group's (lr_mult, wd_mult): the inverse of `groups`.
 
-    ``given`` holds our hyper-parameters of each group, ``mults`` its multipliers if known. Without ``mults`` they are
-    relative to the first group with a nonzero value. Groups that differ in more than rate and decay are refused.
+    ``given`` holds our hyper-parameters of each group, ``mults`` its multipliers if known, ``lr_mults`` those of the rate if only
+    these are. Others are relative to the first group with a nonzero value. Groups that differ in more than rate and decay are
+    refused.
 
     >>> from gluon_optim import rules
     >>> common_hypers(rules.get('sgd_torch'), [dict(learning_rate=.5, wd=.5), dict(learning_rate=1., wd=0.)])[1]
     [(1.0, 1.0), (2.0, 0.0)]
     """
     checked = [rule.hyperparameters(**group) for group in given]
-    lr, lr_mults = _factors('learning_rate', [h.learning_rate for h in checked], None if mults is None else [x for x, _ in mults])
+    lr_mults = lr_mults if mults is None else [x for x, _ in mults]
+    lr, lr_mults = _factors('learning_rate', [h.learning_rate for h in checked], lr_mults)
     wd, wd_mults = _factors('wd', [h.wd for h in checked], None if mults is None else [x for _, x in mults])
     common = checked[0].replace(learning_rate=lr, wd=wd)
     for position, h in enumerate(checked):
@@ -165,8 +167,8 @@ def _divisor(foreign: Foreign, slot: Slot, own: Values, name: str) -> float:
 
 
 def from_state_dict(foreign: Foreign, rule: Type[Rule], state_dict: Mapping[str, Any], params: Any, num_update: Optional[int],
-                    allow_lossy: bool = False, copy: bool = True) -> OptimizerStates:
-    """The inverse of `to_state_dict`; ``params`` as `gluon_optim.torch.from_torch` describes them."""
+                    allow_lossy: bool = False, copy: bool = True, lr_mults: Optional[Sequence[float]] = None) -> OptimizerStates:
+    """The inverse of `to_state_dict`; ``params`` as `gluon_optim.torch.from_torch` describes them, ``lr_mults`` of groups."""
     state_dict = foreign.unpack(dict(state_dict)) if foreign.unpack else state_dict
     given = list(state_dict['param_groups'])
     likes = _likes(given, params)
@@ -175,7 +177,7 @@ def from_state_dict(foreign: Foreign, rule: Type[Rule], state_dict: Mapping[str,
     if known and 'learning_rate' not in foreign.held:  # and so it does not give a group's rate either
         ours = [dict(hypers, learning_rate=rule.hyper('learning_rate').default * lr_mult)
                 for hypers, (lr_mult, _) in zip(ours, known)]
-    h, mults = common_hypers(rule, ours, known)
+    h, mults = common_hypers(rule, ours, known, lr_mults)
     mults_of = {key: pair for group, pair in zip(given, mults) for key in group['params']}
     states = OptimizerStates(rule.name, h.asdict(), num_update or 0, [], {}, {})
     for key, (name, like) in likes.items():

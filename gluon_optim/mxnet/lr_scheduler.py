@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Type
 
 from mxnet import lr_scheduler as mx
 
-from ..schedules import annealing, decay, plateau, wrappers
+from ..schedules import annealing, base, decay, plateau, wrappers
 from ..schedules.base import Inner, Schedule, Segments
 from ..schedules.catalog import checked, kept, rate_of, schedule_of
 from ..schema import REQUIRED, Hyper, Values, check_int, check_known
@@ -85,9 +85,11 @@ class Scheduler(mx.LRScheduler):
 class Wrapper(Scheduler):
     """Base class of schedulers around others. `base_lr` is that of the first one within."""
 
+    formula: ClassVar[Type[base.Wrapper]]
+
     def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
         """The schedulers within, the number of updates before the first one of each, and how many it has."""
-        raise NotImplementedError
+        return self.formula.within(vars(self))
 
     @property
     def base_lr(self) -> float:
@@ -390,9 +392,6 @@ class Warmup(Wrapper):
         if self.begin > first:  # as in MXNet, here alone: a rate that is lowered later is no mistake
             raise ValueError(f'`begin` must not be above the first rate of the schedule, {first!r}. Received: begin={begin!r}.')
 
-    def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
-        return [(self.schedule, max(self.steps - 1, 0), None)]
-
 
 class Chain(Wrapper):
     """
@@ -408,13 +407,6 @@ class Chain(Wrapper):
     def __init__(self, segments: Sequence[Tuple[Optional[int], Any]]):
         super().__init__(segments=segments)
 
-    def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
-        found, before = [], 0
-        for steps, scheduler in self.segments:
-            found.append((scheduler, before, steps))
-            before += steps or 0
-        return found
-
 
 class Scaled(Wrapper):
     """
@@ -427,9 +419,6 @@ class Scaled(Wrapper):
 
     def __init__(self, schedule: Any, batch_size: int, reference: int = 1):
         super().__init__(schedule=schedule, batch_size=batch_size, reference=reference)
-
-    def _inner(self) -> List[Tuple[Any, int, Optional[int]]]:
-        return [(self.schedule, 0, None)]
 
 
 def scaled(schedule: Any, batch_size: int, reference: int = 1) -> Scaled:

@@ -339,23 +339,7 @@ def _advance(scheduler: Any, begin: int, end: int) -> None:
 
 def _decay(scheduler: Any, num_update: int) -> None:
     """What calling one of `DECAYING` does, without a line in the log for each decay, and at once where the rate has arrived."""
-    if num_update < scheduler.warmup_steps:
-        return
-    if isinstance(scheduler, mx.MultiFactorScheduler):
-        while scheduler.cur_step_ind < len(scheduler.step) and num_update > scheduler.step[scheduler.cur_step_ind]:
-            scheduler.count = scheduler.step[scheduler.cur_step_ind]
-            scheduler.cur_step_ind += 1
-            scheduler.base_lr *= scheduler.factor
-        return
-    decays = max(math.ceil((num_update - scheduler.count) / scheduler.step) - 1, 0) if num_update > scheduler.count else 0
-    for done in range(min(decays, ASKED)):
-        rate = max(scheduler.base_lr * scheduler.factor, scheduler.stop_factor_lr)
-        if rate == scheduler.base_lr:
-            scheduler.count += (decays - done) * scheduler.step
-            return
-        scheduler.count, scheduler.base_lr = scheduler.count + scheduler.step, rate
-    if decays > ASKED:
-        raise ValueError(f'{decays} decays, where at most {ASKED} are carried out')
+    vars(scheduler).update(CLASSES[_path(scheduler)].after(vars(scheduler), num_update))
 
 
 # The script's and the file's

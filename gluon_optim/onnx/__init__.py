@@ -16,7 +16,8 @@ try:
 except ImportError as error:
     raise missing('gluon_optim.onnx', 'the package onnx', 'onnx', error) from error
 
+from .schedules import export_schedule
 from .states import from_onnx, read, to_onnx, unpack, write
 from .step import export_step, initial_slots
 
-__all__ = ['export_step', 'from_onnx', 'initial_slots', 'read', 'to_onnx', 'unpack', 'write']
+__all__ = ['export_schedule', 'export_step', 'from_onnx', 'initial_slots', 'read', 'to_onnx', 'unpack', 'write']

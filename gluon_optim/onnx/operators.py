@@ -11,11 +11,11 @@ from ..rules.graph import WEIGHT, Graph, Node, trace
 from ..rules.runtimes import mirrored
 from ..schema import Values, compute_type, one_of
 
-__all__ = ['Operator', 'Parameter', 'Step']
+__all__ = ['Coefficients', 'Operator', 'Operators', 'Parameter', 'Scope', 'Step']
 
 OPERATORS = {'+': 'Add', '-': 'Sub', '*': 'Mul', '/': 'Div', 'neg': 'Neg', '<': 'Less', '<=': 'LessOrEqual', '>': 'Greater',
              '>=': 'GreaterOrEqual', '==': 'Equal', 'sqrt': 'Sqrt', 'exp': 'Exp', 'log': 'Log', 'abs': 'Abs', 'sign': 'Sign',
-             'minimum': 'Min', 'maximum': 'Max', 'where': 'Where'}
+             'minimum': 'Min', 'maximum': 'Max', 'where': 'Where', 'pow': 'Pow', 'floor': 'Floor', 'cos': 'Cos'}
 ROUNDED = {'half': 'float16', 'single': 'float32'}
 COMPARISONS = ('<', '<=', '>', '>=', '==', '!=')
 
@@ -72,31 +72,13 @@ class Scope(NamedTuple):
     known: Dict[Node, str]
 
 
-class Step:
-    """The update as ``operators``, from ``inputs`` to ``outputs`` (name -> type and shape, both in order).
+class Operators:
+    """A list of ``operators`` to which those for the nodes of a graph are added; each constant is added once."""
 
-    Inputs are ``learning_rate``, ``t`` and for each parameter ``<name>`` (or its master, if any), ``<name>/grad`` and
-    ``<name>/<slot>``. Outputs have ``/new`` appended. Coefficients are computed in double and rounded once, for each distinct
-    (lr_mult, wd_mult, offset); sums are accumulated in double.
-    """
-
-    def __init__(self, rule: Type[Rule], h: Values, parameters: Sequence[Parameter]):
-        if not mirrored(rule):
-            raise ValueError(f'{rule.name!r} cannot be written in ONNX operators: its update is more than elementwise functions, '
-                             'sums and the state of one parameter. Continue in PyTorch, or with another optimizer.')
-        self.rule, self.h, self.static = rule, h, rule.static(h)
+    def __init__(self) -> None:
         self.operators: List[Operator] = []
-        self.inputs: Dict[str, Kind] = {'learning_rate': ('float64', ()), 't': ('int64', ())}
-        self.outputs: Dict[str, Kind] = {}
         self._shared: Dict[Tuple[Any, ...], str] = {}  # constants and coefficients
         self._bools: Set[str] = set()
-        names = tuple(rule.all_coefficients(scalars, h, 1))
-        self._graphs = {master: trace(one, self.static, names) for master, one in ((False, rule), (True, rule.on_masters()))}
-        for parameter in parameters:
-            self._declare(parameter)
-        self._groups = {key: self._coefficients(*key) for key in dict.fromkeys(p[-3:] for p in parameters)}
-        for parameter in parameters:
-            self._update(parameter)
 
     def add(self, op: str, inputs: Sequence[str], prefix: str = '', output: str = '', **attributes: Any) -> str:
         """Append an operator; return the name of its output."""
@@ -114,6 +96,62 @@ class Step:
 
     def _cast(self, name: str, have: str, want: str, prefix: str) -> str:
         return name if have == want else self.add('Cast', [name], prefix, to=want)
+
+    def value(self, node: Node, scope: Scope) -> str:
+        """The name of the tensor for ``node``; operators are added for what it needs."""
+        if node not in scope.known:
+            scope.known[node] = self._operator(node, scope) if node.args else self._leaf(node, scope)
+        return scope.known[node]
+
+    def _leaf(self, node: Node, scope: Scope) -> str:
+        return self.constant(node.name, scope.dtype) if node.op == 'constant' else scope.leaf(node)
+
+    def _operator(self, node: Node, scope: Scope) -> str:
+        def add(op: str, *inputs: str, **attributes: Any) -> str:
+            return self.add(op, inputs, scope.prefix, **attributes)
+
+        first, *others = [self.value(arg, scope) for arg in node.args]
+        args = [add('Cast', arg, to=scope.dtype) if arg in self._bools else arg for arg in others]  # as a number
+        if first in self._bools and node.op != 'where':
+            first = add('Cast', first, to=scope.dtype)
+        if node.op == 'sum':
+            total = add('ReduceSum', self._cast(first, scope.dtype, 'float64', scope.prefix), keepdims=0)
+            return self._cast(total, 'float64', scope.dtype, scope.prefix)
+        if node.op in ROUNDED:
+            rounded = self._cast(first, scope.dtype, ROUNDED[node.op], scope.prefix)
+            return self._cast(rounded, ROUNDED[node.op], scope.dtype, scope.prefix)
+        if node.op == 'expm1':  # tanh(x/2) (exp(x) + 1): loses no digits where x is small
+            tanh = add('Tanh', add('Mul', first, self.constant(0.5, scope.dtype)))
+            return add('Mul', tanh, add('Add', add('Exp', first), self.constant(1.0, scope.dtype)))
+        output = add('Not', add('Equal', first, *args)) if node.op == '!=' else add(OPERATORS[node.op], first, *args)
+        if node.op in COMPARISONS:
+            self._bools.add(output)
+        return output
+
+
+class Step(Operators):
+    """The update as ``operators``, from ``inputs`` to ``outputs`` (name -> type and shape, both in order).
+
+    Inputs are ``learning_rate``, ``t`` and for each parameter ``<name>`` (or its master, if any), ``<name>/grad`` and
+    ``<name>/<slot>``. Outputs have ``/new`` appended. Coefficients are computed in double and rounded once, for each distinct
+    (lr_mult, wd_mult, offset); sums are accumulated in double.
+    """
+
+    def __init__(self, rule: Type[Rule], h: Values, parameters: Sequence[Parameter]):
+        if not mirrored(rule):
+            raise ValueError(f'{rule.name!r} cannot be written in ONNX operators: its update is more than elementwise functions, '
+                             'sums and the state of one parameter. Continue in PyTorch, or with another optimizer.')
+        self.rule, self.h, self.static = rule, h, rule.static(h)
+        super().__init__()
+        self.inputs: Dict[str, Kind] = {'learning_rate': ('float64', ()), 't': ('int64', ())}
+        self.outputs: Dict[str, Kind] = {}
+        names = tuple(rule.all_coefficients(scalars, h, 1))
+        self._graphs = {master: trace(one, self.static, names) for master, one in ((False, rule), (True, rule.on_masters()))}
+        for parameter in parameters:
+            self._declare(parameter)
+        self._groups = {key: self._coefficients(*key) for key in dict.fromkeys(p[-3:] for p in parameters)}
+        for parameter in parameters:
+            self._update(parameter)
 
     def _declare(self, p: Parameter) -> None:
         state = {f'{p.name}/{slot.name}': (p.computed, slot.shape(p.shape)) for slot in self.static.slots}
@@ -147,7 +185,7 @@ class Step:
         values, scope = self._groups[key]
         if not isinstance(values[name], Node):
             return self.constant(values[name], dtype)
-        value = self._value(values[name], scope)
+        value = self.value(values[name], scope)
         return self._once((value, dtype), lambda: self._cast(value, 'float64', dtype, 'coefficient'))
 
     def _update(self, p: Parameter) -> None:
@@ -161,40 +199,9 @@ class Step:
             return p.name + '/master' if p.master else self._cast(p.name, p.dtype, p.computed, p.name)
 
         scope = Scope(p.computed, p.name, leaf, {})
-        new = {name: self._value(node, scope) for name, node in self._graphs[p.master].outputs.items()}
+        new = {name: self.value(node, scope) for name, node in self._graphs[p.master].outputs.items()}
         for slot in self.static.slots:
             self.add('Identity', [new[slot.name]], output=f'{p.name}/{slot.name}/new')
         if p.master:
             self.add('Identity', [new[WEIGHT]], output=p.name + '/master/new')
         self.add('Cast', [new[WEIGHT]], output=p.name + '/new', to=p.dtype)
-
-    def _value(self, node: Node, scope: Scope) -> str:
-        """The name of the tensor for ``node``; operators are added for what it needs."""
-        if node not in scope.known:
-            scope.known[node] = self._operator(node, scope) if node.args else self._leaf(node, scope)
-        return scope.known[node]
-
-    def _leaf(self, node: Node, scope: Scope) -> str:
-        return self.constant(node.name, scope.dtype) if node.op == 'constant' else scope.leaf(node)
-
-    def _operator(self, node: Node, scope: Scope) -> str:
-        def add(op: str, *inputs: str, **attributes: Any) -> str:
-            return self.add(op, inputs, scope.prefix, **attributes)
-
-        first, *others = [self._value(arg, scope) for arg in node.args]
-        args = [add('Cast', arg, to=scope.dtype) if arg in self._bools else arg for arg in others]  # as a number
-        if first in self._bools and node.op != 'where':
-            first = add('Cast', first, to=scope.dtype)
-        if node.op == 'sum':
-            total = add('ReduceSum', self._cast(first, scope.dtype, 'float64', scope.prefix), keepdims=0)
-            return self._cast(total, 'float64', scope.dtype, scope.prefix)
-        if node.op in ROUNDED:
-            rounded = self._cast(first, scope.dtype, ROUNDED[node.op], scope.prefix)
-            return self._cast(rounded, ROUNDED[node.op], scope.dtype, scope.prefix)
-        if node.op == 'expm1':  # tanh(x/2) (exp(x) + 1): loses no digits where x is small
-            tanh = add('Tanh', add('Mul', first, self.constant(0.5, scope.dtype)))
-            return add('Mul', tanh, add('Add', add('Exp', first), self.constant(1.0, scope.dtype)))
-        output = add('Not', add('Equal', first, *args)) if node.op == '!=' else add(OPERATORS[node.op], first, *args)
-        if node.op in COMPARISONS:
-            self._bools.add(output)
-        return output

@@ -11,8 +11,9 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from .. import rules
+from ..mapping import loss_scalers, scheduling
 from ..mapping.classes import APPROXIMATE, EXACT, Foreign, own_class
-from ..mapping.losses import LEAVE_OUT, next_rate, what_is_lost, what_to_say
+from ..mapping.losses import LEAVE_OUT, what_is_lost, what_to_say
 from ..mapping.selection import normalize, select
 from ..mapping.state_dict import fresh_entry, to_state_dict, weight_of
 from ..rules import Rule
@@ -379,15 +380,15 @@ def _weight(info: ParameterInfo, entry: Mapping[str, Any], weights: Optional[Map
 def _say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Sequence[ParameterInfo], digits: Sequence[str]) -> List[str]:
     """What the user must do by hand: lines for the report."""
     alike = [dataclasses.replace(info, lr_mult=1.0, wd_mult=1.0) for info in chosen]  # multipliers are in the model
-    lines = what_to_say(foreign, h, dataclasses.replace(states, scheduler=None, master={}), alike, LEAVE_OUT)
+    lines = what_to_say(foreign, h, dataclasses.replace(states, master={}), alike, LEAVE_OUT)
     if digits:
         lines[0] = lines[0].replace(f': {EXACT};', f': {APPROXIMATE};')
     fresh = [info.name for info in chosen if info.name not in states.slots and info.grad_req != 'null']
     if fresh and len(fresh) < len(chosen):
         lines.append(f'the gradients of {one_of(fresh)} are inputs too: use params= to leave out what is not trained, such as '
                      'running statistics')
-    feed = f'feed `learning_rate` at each step, starting with update {states.num_update + 1}'
+    lines += loss_scalers.what_becomes_of_it(states.loss_scaler, to_pytorch=False)
     if states.scheduler:
-        known = next_rate(states) or f', from base_lr {h.learning_rate!r}'
-        return [*lines, f"the scheduler {states.scheduler.get('class')} is not carried over: {feed}{known}"]
-    return [*lines, f'{feed}: {h.learning_rate!r}']
+        how = 'go.onnx.export_schedule(model) computes the `learning_rate` of the update from its `t`'
+        return lines + scheduling.what_becomes_of_it(states, how, 'feed `learning_rate` at each step')
+    return [*lines, f'feed `learning_rate` at each step, starting with update {states.num_update + 1}: {h.learning_rate!r}']

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from .. import __version__, rules
 from ..rules.base import initial_slot
 from ..schema import Hyper
-from .operators import Kind, Parameter, Step
+from .operators import Kind, Operators, Parameter, Step
 
 __all__ = ['MANIFEST', 'TYPES', 'export_step', 'infos', 'initial_slots', 'model_of', 'nodes']
 
@@ -106,7 +106,7 @@ def _shape(name: str, shape: Any) -> Tuple[int, ...]:
     return checked
 
 
-def nodes(step: Step) -> List[Any]:
+def nodes(step: Operators) -> List[Any]:
     return [helper.make_node(op, inputs, outputs, outputs[0], domain=domain,
                              **{key: _attribute(value) for key, value in attributes.items()})
             for op, inputs, outputs, attributes, domain in step.operators]

@@ -19,6 +19,7 @@ except ImportError as error:
     raise missing('gluon_optim.optax', 'JAX and optax', 'optax', error) from error
 
 from .optimizer import RuleState, create
+from .schedules import Schedule, schedule
 from .states import arguments, from_optax, load, save, to_optax
 
-__all__ = ['RuleState', 'arguments', 'create', 'from_optax', 'load', 'save', 'to_optax']
+__all__ = ['RuleState', 'Schedule', 'arguments', 'create', 'from_optax', 'load', 'save', 'schedule', 'to_optax']

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy
 
 from .. import rules
-from ..mapping import optax_file
+from ..mapping import optax_file, scheduling
 from ..mapping.optax_file import MULTIPLIERS
 from ..mapping.selection import groups, select
 from ..mapping.state_dict import from_state_dict
 from ..schema import check_known, one_of
 from ..states.model import OptimizerStates, ParameterInfo
 from .optimizer import RuleState, masters_of, widest
+from .schedules import Schedule
 
 __all__ = ['arguments', 'from_optax', 'load', 'save', 'to_optax']
 
@@ -68,7 +69,8 @@ def to_optax(states: OptimizerStates, target: str = 'mirror', params: Any = None
 def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
     """What to pass to `create`, besides the name, so that it continues from ``states``; ``params`` as in `to_optax`.
 
-    ``rescale_grad`` is 1: use gradients of the mean loss. Replace ``learning_rate`` with a schedule if Gluon had one.
+    ``rescale_grad`` is 1: use gradients of the mean loss. ``learning_rate`` is a `schedule` if Gluon had a scheduler whose rates
+    are known here.
 
     Raises ValueError as `to_optax` does.
 
@@ -82,6 +84,9 @@ def arguments(states: OptimizerStates, params: Any = None) -> Dict[str, Any]:
     """
     tree, chosen = _select(states, params)
     found = optax_file.arguments(states, chosen)
+    carried = scheduling.carried_states(states, chosen)
+    if carried is not None and scheduling.continues(states) and 'learning_rate' in found:
+        found['learning_rate'] = Schedule(carried)
     return {key: tree.unflatten(value) if key in MULTIPLIERS else value for key, value in found.items()}
 
 
@@ -139,9 +144,11 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
     names : pytree of str, optional
         Their names; by default those of `ParameterInfo`, or the path in the pytree, joined by dots.
     num_update : int, optional
-        The update number for MXNet's schedulers; by default the largest number of updates.
+        The update number for MXNet's schedulers; by default the largest number of updates, plus ``begin_num_update``, which
+        a `schedule` knows.
     **hypers
-        As passed to `create`, but with a number in place of a schedule.
+        As passed to `create`. ``learning_rate`` may be what `schedule` returned, which gives MXNet its scheduler back; in place of
+        any other function pass a number.
 
     Raises
     ------
@@ -159,7 +166,9 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
     if not isinstance(state, RuleState):
         raise TypeError(f'`state` must be the state of an optimizer made by `create`. Received: {type(state).__name__}. '
                         "Take it out of the chain's state.")
-    rule = rules.get(optimizer)
+    rule, followed = rules.get(optimizer), hypers.get('learning_rate')
+    if isinstance(followed, Schedule):
+        hypers = {key: value for key, value in hypers.items() if key != 'learning_rate'}
     h = rule.hyperparameters(**hypers)
     foreign = optax_file.as_foreign(rule, h)
     shown = next((x for x in (params, names, *state.slots.values()) if x is not None), None)
@@ -182,6 +191,10 @@ def from_optax(state: RuleState, optimizer: str, params: Any = None, names: Any 
     state_dict = {'state': dict(enumerate(entries)), 'param_groups': param_groups}
     states = from_state_dict(foreign, rule, state_dict, given, num_update)
     states.producer['jax'] = jax.__version__
+    if isinstance(followed, Schedule):
+        if num_update is None:
+            states.num_update += followed.carried.begin
+        scheduling.restore(states, followed.carried)
     return states
 
 

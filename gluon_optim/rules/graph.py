@@ -42,7 +42,9 @@ class Node:
 
 
 class Graph:
-    """The traced computation of one rule; equal subexpressions are one node."""
+    """The traced computation of one rule; equal subexpressions are one node, of the class ``kind``."""
+
+    kind: Type[Node] = Node
 
     def __init__(self) -> None:
         self.nodes: List[Node] = []
@@ -63,7 +65,7 @@ class Graph:
     def _node(self, op: str, args: Tuple[Node, ...], name: Any, size: str) -> Node:
         key = (op, tuple(a.index for a in args), name, size)
         if key not in self._known:
-            self._known[key] = Node(self, op, args, name, size)
+            self._known[key] = self.kind(self, op, args, name, size)
             self.nodes.append(self._known[key])
         return self._known[key]
 

@@ -8,6 +8,6 @@
 [1.0, 0.1, 0.01]
 """
 from .base import Schedule
-from .catalog import rate, record, schedule_of
+from .catalog import after, rate, record, schedule_of
 
-__all__ = ['Schedule', 'rate', 'record', 'schedule_of']
+__all__ = ['Schedule', 'after', 'rate', 'record', 'schedule_of']

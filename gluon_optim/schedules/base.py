@@ -1,5 +1,5 @@
 """How a schedule is written: once, as a pure function of the update number t = 1, 2, ..., with declared arguments."""
-from typing import Any, ClassVar, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
 from ..schema import REQUIRED, Hyper, Values, check_int, check_known, one_of
 
@@ -126,6 +126,8 @@ class Schedule:
         maximum, where. No Python ``if`` on ``t``. Past its end a schedule keeps its last value.
     ``of(attributes)``
         The hyper-parameters in the attributes of a scheduler of the class that this schedule describes.
+    ``after(attributes, num_update)``
+        The attributes that such a scheduler has once it has been asked for every update up to ``num_update``.
     ``length(h)``
         The update from which on the rate does not change any more, None if there is none.
 
@@ -174,6 +176,10 @@ class Schedule:
         """Refuse invalid combinations of hyper-parameters; by default, none."""
 
     @staticmethod
+    def after(attributes: Mapping[str, Any], num_update: int) -> Dict[str, Any]:
+        return dict(attributes)  # most keep nothing of what they are asked
+
+    @staticmethod
     def length(h: Values) -> Optional[int]:
         return None
 
@@ -186,6 +192,11 @@ class Wrapper(Schedule):
         """The one within it that begins: `base_lr` is its."""
         schedule, inner = h.schedule
         return schedule, inner
+
+    @staticmethod
+    def within(attributes: Mapping[str, Any]) -> List[Tuple[Any, int, Optional[int]]]:
+        """The schedulers among the attributes of one, the number of updates before the first one of each, and how many it has."""
+        raise NotImplementedError
 
     @classmethod
     def hyperparameters(cls, **given: Any) -> Values:
@@ -214,5 +225,5 @@ def warmed_up(xp: Any, h: Values, t: Any, rate: Any) -> Any:
     ``warmup_final_lr``, or its beginning throughout (``warmup_mode='constant'``)."""
     if not h.warmup_steps:
         return rate
-    rise = 0.0 if h.warmup_mode == 'constant' else (h.warmup_final_lr - h.warmup_begin_lr) / h.warmup_steps
-    return xp.where(t < h.warmup_steps, h.warmup_begin_lr + rise * t, rate)
+    rise = 0.0 if h.warmup_mode == 'constant' else h.warmup_final_lr - h.warmup_begin_lr
+    return xp.where(t < h.warmup_steps, h.warmup_begin_lr + rise * t / h.warmup_steps, rate)

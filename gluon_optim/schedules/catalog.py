@@ -1,4 +1,5 @@
 """The schedule that a scheduler follows, and its rate at any update."""
+import copy
 import math
 import re
 import reprlib
@@ -8,9 +9,10 @@ import numpy
 
 from ..schema import Hyper, Values, check_known, error_text
 from . import annealing, decay, mx, plateau, wrappers
-from .base import Inner, Schedule, Segments
+from .base import Inner, Schedule, Segments, Wrapper
 
-__all__ = ['CLASSES', 'OURS', 'SCHEDULES', 'base_lr_of', 'checked', 'kept', 'named', 'rate', 'rate_of', 'record', 'schedule_of']
+__all__ = ['CLASSES', 'OURS', 'SCHEDULES', 'after', 'base_lr_of', 'checked', 'kept', 'named', 'rate', 'rate_of', 'record',
+           'schedule_of']
 
 # all schedules of this package, in the order of the tables
 SCHEDULES: Tuple[Type[Schedule], ...] = (
@@ -26,6 +28,7 @@ CLASSES: Dict[str, Type[Schedule]] = {
     'mxnet.lr_scheduler.CosineScheduler': mx.Cosine,
     **{f'{OURS}.{schedule.__name__}': schedule for schedule in SCHEDULES},
 }
+FAULTS = (KeyError, TypeError, ValueError, ArithmeticError, AttributeError)  # of attributes that no object has
 DEEPEST = 16  # schedules within one another
 
 
@@ -47,9 +50,45 @@ def schedule_of(scheduler: Any) -> Tuple[Type[Schedule], Values]:
     _known(path)
     try:
         return _schedule_of(scheduler, 1)
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise ValueError(f'The attributes of the scheduler must be those of a {path}. Received: {reprlib.repr(attributes)}, '
-                         f'which gives {type(error).__name__}: {error_text(error)}') from error
+    except FAULTS as error:
+        raise _refused(path, attributes, error) from error
+
+
+def _refused(path: str, attributes: Any, error: Exception) -> ValueError:
+    return ValueError(f'The attributes of the scheduler must be those of a {path}. Received: {reprlib.repr(attributes)}, '
+                      f'which gives {type(error).__name__}: {error_text(error)}')
+
+
+def after(scheduler: Mapping[str, Any], num_update: int) -> Dict[str, Any]:
+    """The record of a scheduler that has been asked for every update up to ``num_update``, also those after the record's own.
+
+    ``scheduler`` is the record, ``{'class': path, 'attributes': {...}}``; that of a class which is not known here is returned as it
+    is. Raises ValueError for attributes that no object of the class has.
+
+    >>> half = {'class': 'mxnet.lr_scheduler.FactorScheduler', 'attributes': dict(
+    ...     step=10, factor=0.5, stop_factor_lr=1e-8, count=0, base_lr=0.4, warmup_steps=0, warmup_begin_lr=0,
+    ...     warmup_final_lr=0.4, warmup_mode='linear')}
+    >>> attributes = after(half, 25)['attributes']
+    >>> attributes['count'], attributes['base_lr']
+    (20, 0.1)
+    """
+    path = scheduler['class']
+    if path not in CLASSES:
+        return dict(scheduler)
+    schedule_of(scheduler)  # raises an error for what no object has
+    try:
+        return {'class': path, 'attributes': _after(CLASSES[path], scheduler['attributes'], num_update)}
+    except FAULTS as error:
+        raise _refused(path, scheduler['attributes'], error) from error
+
+
+def _after(schedule: Type[Schedule], attributes: Mapping[str, Any], num_update: int) -> Dict[str, Any]:
+    moved = copy.deepcopy(schedule.after(attributes, num_update))
+    for inner, before, steps in schedule.within(moved) if issubclass(schedule, Wrapper) else ():
+        if num_update > before and inner['class'].startswith(OURS):  # MXNet's within ours are not asked
+            asked = num_update - before if steps is None else min(num_update - before, steps)
+            inner['attributes'] = _after(CLASSES[inner['class']], inner['attributes'], asked)
+    return moved
 
 
 def _parts(scheduler: Any) -> Tuple[str, Any]:

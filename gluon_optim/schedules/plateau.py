@@ -1,6 +1,6 @@
 """Reduce on plateau: the rate follows from what was observed, which is kept."""
 import math
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Mapping
 
 from ..schema import Hyper, Values
 from .base import Count, Schedule, Steps, stepwise
@@ -46,6 +46,10 @@ class Plateau(Schedule):
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
         return stepwise(xp, t, h.reduced, _rates(h))
+
+    @staticmethod
+    def after(attributes: Mapping[str, Any], num_update: int) -> Dict[str, Any]:
+        return dict(attributes, num_update=max(attributes['num_update'], num_update))
 
     @classmethod
     def observed(cls, h: Values, metric: float, num_update: int) -> Dict[str, Any]:

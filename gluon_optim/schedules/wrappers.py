@@ -1,5 +1,5 @@
 """Schedules around others: warmed up, one after another, scaled by the batch size."""
-from typing import Any, Optional, Tuple, Type
+from typing import Any, List, Mapping, Optional, Tuple, Type
 
 from ..schema import REQUIRED, Hyper, Values
 from .base import Count, Inner, Schedule, Segments, Wrapper
@@ -30,6 +30,10 @@ class Warmup(Wrapper):
     hypers = (SCHEDULE, Count('steps', REQUIRED, '0', 'the update from which on the schedule holds'),
               Hyper('begin', 0.0, '[0, inf)', 'the rate from which it rises'),
               Hyper('kind', 'linear', ('linear', 'constant', 'power2', 'sqrt'), 'the form of the rise'))
+
+    @staticmethod
+    def within(attributes: Mapping[str, Any]) -> List[Tuple[Any, int, Optional[int]]]:
+        return [(attributes['schedule'], max(attributes['steps'] - 1, 0), None)]
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
@@ -70,6 +74,14 @@ class Chain(Wrapper):
         return schedule, inner
 
     @staticmethod
+    def within(attributes: Mapping[str, Any]) -> List[Tuple[Any, int, Optional[int]]]:
+        found, before = [], 0
+        for steps, scheduler in attributes['segments']:
+            found.append((scheduler, before, steps))
+            before += steps or 0
+        return found
+
+    @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:
         begin, value = 0, None
         for steps, (schedule, inner) in h.segments:
@@ -102,6 +114,10 @@ class Scaled(Wrapper):
     counterpart = 'LambdaLR'
     hypers = (SCHEDULE, Count('batch_size', REQUIRED, '1', 'samples in a batch'),
               Count('reference', 1, '1', 'samples in a batch for which the schedule was made'))
+
+    @staticmethod
+    def within(attributes: Mapping[str, Any]) -> List[Tuple[Any, int, Optional[int]]]:
+        return [(attributes['schedule'], 0, None)]
 
     @staticmethod
     def rate(xp: Any, h: Values, t: Any) -> Any:

@@ -4,12 +4,13 @@ from typing import Any, Dict, Mapping, Sequence
 
 import numpy
 
+from ..schedules import after
 from ..schema import Slot, one_of
 from .errors import StateFileError
 from .manifest import INFO, RECORD, check_record, plain
 from .model import OptimizerStates, ParameterInfo
 
-__all__ = ['record_of', 'states_of', 'take']
+__all__ = ['later', 'record_of', 'states_of', 'take']
 
 
 def record_of(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[str, Any]:
@@ -38,8 +39,15 @@ def states_of(record: Mapping[str, Any], updates: int = 0) -> OptimizerStates:
         raise StateFileError(f'the record of the states must be complete. Received: a record with an error at {error}. '
                              'Convert again.') from error
     states = OptimizerStates(parameters=parameters, counts=counts, slots={}, **known)
-    states.num_update += updates
+    later(states, updates)
     return states
+
+
+def later(states: OptimizerStates, updates: int) -> None:
+    """Let ``states`` be ``updates`` updates later, with the scheduler as it is then."""
+    states.num_update += updates
+    if states.scheduler and updates:
+        states.scheduler = after(states.scheduler, states.num_update)
 
 
 def take(states: OptimizerStates, record: Mapping[str, Any], slots: Sequence[Slot], arrays: Dict[str, numpy.ndarray],

@@ -17,7 +17,8 @@ try:
 except ImportError as error:
     raise missing('gluon_optim.torch', 'PyTorch', 'torch', error) from error
 
+from .lr_scheduler import ScheduleLR, scheduler
 from .optimizer import RuleOptimizer, create, param_groups
 from .states import from_torch, to_torch
 
-__all__ = ['RuleOptimizer', 'create', 'from_torch', 'param_groups', 'to_torch']
+__all__ = ['RuleOptimizer', 'ScheduleLR', 'create', 'from_torch', 'param_groups', 'scheduler', 'to_torch']

@@ -15,7 +15,7 @@ __all__ = ['RuleOptimizer', 'create', 'param_groups']
 
 MULTI_PRECISION = Hyper('multi_precision', True, (False, True), 'keep float32 masters of float16 and bfloat16 parameters')
 ALIASES = {'learning_rate': 'lr', 'weight_decay': 'wd'}  # other name -> the key in a param group
-GROUP_KEYS = ('params', 'param_names', 'initial_lr', 'optimizer')  # what a param group holds besides hyper-parameters
+GROUP_KEYS = ('params', 'param_names', 'initial_lr', 'lr_mult', 'optimizer')  # what a param group holds besides hyper-parameters
 TYPES = HALVES + (torch.float32, torch.float64)
 
 

@@ -1,17 +1,19 @@
 """States of a Gluon run as the ``state_dict`` of a PyTorch optimizer, and back."""
 import importlib
 import reprlib
-from typing import Any, Dict, Iterable, List, Mapping, Optional
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy
 import torch
 
 from .. import rules
-from ..mapping import classes
+from ..mapping import classes, loss_scalers, scheduling
 from ..mapping.classes import Foreign
 from ..mapping.losses import what_is_lost, what_to_say
+from ..mapping.scheduling import Carried, carried, file_entry, next_rate, rate_at, restore
 from ..mapping.selection import normalize, own_hypers, select
 from ..mapping.state_dict import from_state_dict, to_state_dict
+from ..mapping.torch_schedulers import in_pytorch
 from ..schedules import schedule_of
 from ..schema import Values, one_of
 from ..states.model import OptimizerStates, ParameterInfo
@@ -39,6 +41,8 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
 
     PyTorch matches parameters by position. If parameters differ in lr_mult or wd_mult there is one group for each pair; ids
     still number the parameters in the order above, and `param_groups` builds the optimizer's groups to match.
+    Beside 'state' and 'param_groups', the scheduler is under 'scheduler', for `scheduler`, and AMP's loss scaler under
+    'loss_scaler', for ``GradScaler.load_state_dict``; ``load_state_dict`` of the optimizer does not look at them.
     What was lost and what you need to do by hand is appended to ``states.report``.
 
     Raises
@@ -65,18 +69,18 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
         mirror = ", or target='mirror', which keeps everything" * (target != 'mirror' and classes.mirrored(rule))
         raise ValueError(f"target={target!r} would lose {'; '.join(lost)}. Pass allow_lossy=True to convert anyway{mirror}.")
     converted = to_state_dict(foreign, rule, h, states, chosen)
-    groups = [dict(_complete(foreign, group, states, chosen), **_initial(foreign, h, states, chosen[group['params'][0]]))
+    groups = [dict(_complete(foreign, group, states, chosen), **_scheduled(foreign, h, states, chosen[group['params'][0]]))
               for group in converted['param_groups']]
     state = {position: {key: _tensor(array, copy) for key, array in entry.items()}
              for position, entry in converted['state'].items()}
-    lines = ['lost: ' + line for line in lost] + what_to_say(foreign, h, states, chosen)
+    lines = ['lost: ' + line for line in lost] + what_to_say(foreign, h, states, chosen) + _say(foreign, states, chosen)
     states.report.extend(line for line in lines if line not in states.report)
-    return {'state': state, 'param_groups': groups}
+    return {'state': state, 'param_groups': groups, **_beside(foreign, states, chosen)}
 
 
 def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, target: str = 'mirror',
                params: Any = None, num_update: Optional[int] = None, allow_lossy: bool = False,
-               copy: bool = True) -> OptimizerStates:
+               copy: bool = True, scheduler: Any = None) -> OptimizerStates:
     """A PyTorch optimizer's ``state_dict`` as `OptimizerStates`: the inverse of `to_torch`.
 
     Parameters
@@ -92,11 +96,14 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
         names. They are matched with the state's ``param_names``; if it has none, or none of these, by their ids, which
         number the parameters of all groups. Without shapes those of the slots are used, and the report says so.
     num_update : int, optional
-        The update number for MXNet's schedulers; by default the largest number of updates.
+        The update number for MXNet's schedulers; by default that of the scheduler, else the largest number of updates.
     allow_lossy : bool
         Convert even if the steps will not be exactly the same.
     copy : bool
         Whether the arrays are copies. If not, most share memory with ``state_dict``, which must not change afterwards.
+    scheduler : optional
+        What `scheduler` made, its ``state_dict()``, or anything else that `scheduler` takes: MXNet's scheduler continues there. By
+        default ``state_dict['scheduler']``, where `to_torch` put it.
 
     Raises
     ------
@@ -113,7 +120,9 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     >>> states.optimizer, states.counts, states.slots['weight']['norm_sq']
     ('novograd', {'weight': 1}, array(25., dtype=float32))
     """
-    groups = _checked_groups(state_dict)
+    groups: Sequence[Mapping[str, Any]] = _checked_groups(state_dict)
+    given = state_dict.get('scheduler') if scheduler is None else scheduler
+    followed = None if given is None else carried(given.state_dict() if hasattr(given, 'state_dict') else given)
     name = optimizer or groups[0].get('optimizer')
     if name is None:
         raise ValueError('`optimizer` must be a registered name unless the state is that of a mirror. Received: None. '
@@ -123,10 +132,31 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
     groups = [{key: value.item() if getattr(value, 'shape', None) == () else _array(value) for key, value in group.items()}
               for group in groups]
     foreign = classes.find(rule, target, groups[0])
+    lr_mults = None
+    if followed is not None:
+        counts = [int(entry['step']) for entry in arrays.values() if 'step' in entry]
+        num_update = followed.at(counts) if num_update is None else num_update
+        groups, lr_mults = _at_the_last_rate(foreign, groups, followed, num_update)
     given = {'state': arrays, 'param_groups': groups}
-    states = from_state_dict(foreign, rule, given, params, num_update, allow_lossy, copy)
+    states = from_state_dict(foreign, rule, given, params, num_update, allow_lossy, copy, lr_mults)
     states.producer['torch'] = str(torch.__version__)
+    if followed is not None:
+        if not foreign.counts:
+            states.counts = {name: max(count - followed.begin, 0) for name, count in states.counts.items()}
+        restore(states, followed)
+    states.loss_scaler = loss_scalers.from_torch(state_dict.get('loss_scaler') or {})
     return states
+
+
+def _at_the_last_rate(foreign: Foreign, groups: Sequence[Mapping[str, Any]], followed: Carried, num_update: int
+                      ) -> Tuple[Sequence[Mapping[str, Any]], Optional[List[float]]]:
+    """The groups with the rates of the last update, not the next one, and their multipliers: from rates of 0 nothing follows."""
+    if 'learning_rate' not in foreign.held or not all('lr_mult' in group for group in groups):
+        return groups, None
+    last = rate_at(followed.record, max(num_update, 1))
+    scale = last if last and foreign.divisors else 1.0
+    return ([dict(group, lr=scale * group['lr_mult']) for group in groups],
+            [foreign.hypers(dict(group, lr=group['lr_mult']))['learning_rate'] for group in groups])
 
 
 def _checked_groups(state_dict: Mapping[str, Any]) -> List[Mapping[str, Any]]:
@@ -145,14 +175,37 @@ def _checked_groups(state_dict: Mapping[str, Any]) -> List[Mapping[str, Any]]:
     return list(groups)
 
 
-def _initial(foreign: Foreign, h: Values, states: OptimizerStates, info: ParameterInfo) -> Dict[str, float]:
-    """``initial_lr``, from which PyTorch's schedulers compute every rate: the schedule's first, not what is left of it."""
-    try:
-        first = schedule_of(states.scheduler)[1].base_lr
-    except (TypeError, ValueError):  # no schedule, or one that is not known here
+def _say(foreign: Foreign, states: OptimizerStates, chosen: List[ParameterInfo]) -> List[str]:
+    """What becomes of what is not the optimizer's: lines for the report."""
+    lines = loss_scalers.what_becomes_of_it(states.loss_scaler, to_pytorch=True)
+    if states.scheduler and 'learning_rate' not in foreign.held:
+        return [*lines, f"the scheduler {states.scheduler.get('class')} has no effect: {foreign.rule} has no learning rate"]
+    how = ("scheduler = go.torch.scheduler(optimizer, checkpoint['scheduler']), where checkpoint is this state_dict, and "
+           'scheduler.step() after each optimizer.step()')
+    known = next_rate(states) is not None and schedule_of(states.scheduler)
+    lines += scheduling.what_becomes_of_it(states, how, "set 'lr' of the param groups at each step",
+                                           metrics=bool(known and known[0].history))
+    if known and foreign.target != 'mirror':
+        alone = in_pytorch(*known, states.num_update, multipliers=len({info.lr_mult for info in chosen}) > 1)
+        lines += [f'without gluon_optim, after optimizer.load_state_dict: {alone}'] if alone else []
+    return lines
+
+
+def _beside(foreign: Foreign, states: OptimizerStates, chosen: List[ParameterInfo]) -> Dict[str, Any]:
+    """What is not the optimizer's, under keys that ``load_state_dict`` of PyTorch's optimizers does not look at."""
+    entries = {'scheduler': file_entry(states, chosen) if 'learning_rate' in foreign.held else {},
+               'loss_scaler': loss_scalers.to_torch(states.loss_scaler)}
+    return {key: entry for key, entry in entries.items() if entry}
+
+
+def _scheduled(foreign: Foreign, h: Values, states: OptimizerStates, info: ParameterInfo) -> Dict[str, float]:
+    """What the scheduler, if its rates are known, makes of a group's ``lr``: the rate of the next update; the schedule's first
+    one, from which PyTorch's schedulers compute every other; and how often a rate of the schedule the group gets."""
+    now = next_rate(states)
+    if now is None or 'learning_rate' not in foreign.held:
         return {}
-    group = foreign.group(own_hypers(h.replace(learning_rate=first), info))
-    return {'initial_lr': group['lr']} if 'lr' in group else {}
+    rates = dict(lr=now, initial_lr=schedule_of(states.scheduler)[1].base_lr, lr_mult=1.0)
+    return {key: foreign.group(own_hypers(h.replace(learning_rate=value), info))['lr'] for key, value in rates.items()}
 
 
 def _complete(foreign: Foreign, group: Dict[str, Any], states: OptimizerStates, chosen: List[Any]) -> Dict[str, Any]:

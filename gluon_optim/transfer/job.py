@@ -11,7 +11,7 @@ from ..states.mxnet_files import writer
 from .programs import PROGRAMS, Job
 from .read import read
 from .refused import Refused, refusing
-from .verify import Outcome, Replay, rates, replay, weights_of
+from .verify import Outcome, Replay, rates, replay, scheduled_rates, weights_of, worst
 
 __all__ = ['convert', 'needs_weights', 'size_of']
 
@@ -80,6 +80,11 @@ def _replayed(job: Job, to: str, path: str) -> Outcome:
     whose += '' if label == EXACT else ', at a constant learning rate'
     steps = rates(job.verify, label != EXACT, h.learning_rate)
     outcome = replay(Replay(states, chosen, weights, job.target, steps), path, to, whose)
+    own = scheduled_rates(states, job.verify) if promised and label == EXACT else []
+    if own:
+        whose += ', then as many at the rates of the scheduler'
+        again = replay(Replay(states, chosen, weights, job.target, own, scheduled=True), path, to, whose)
+        outcome = worst([outcome._replace(weights=whose), again])
     if promised and not outcome.equal:
         raise Refused(f'{outcome.parameter!r} differs by {outcome.difference:.2g} of the sum of its updates after {outcome.steps} '
                       f'steps in {outcome.runtime}, which is more than {outcome.limit:g}: the file would not continue '

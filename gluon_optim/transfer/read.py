@@ -2,7 +2,8 @@
 from typing import Any, Collection, Dict, List, Mapping, Optional, Union
 
 from .. import rules
-from ..mapping import optax_file
+from ..mapping import loss_scalers, optax_file
+from ..mapping.scheduling import is_scheduler
 from ..schema import one_of
 from ..states import container, mxnet_files, safetensors_files, torch_files
 from ..states.errors import UnreadableFile, reading
@@ -96,7 +97,8 @@ def _read_torch(file: OpenFile, params: Any, optimizer: Optional[str], target: O
         weights = torch_files.arrays(value, file)
         return Contents(file.path, Kind.MODEL, parameters={str(name): array for name, array in weights.items()})
     from ..torch import from_torch
-    state_dict = torch_files.arrays(_optimizer_in(value, file.path), file)
+    optimizer_state = _optimizer_in(value, file.path)
+    state_dict = {**torch_files.arrays(optimizer_state, file), **_beside(value, optimizer_state)}
     groups = state_dict['param_groups']
     if optimizer is not None:
         rules.get(optimizer)  # an unknown name is no fault of the file
@@ -119,6 +121,14 @@ def _optimizer_in(value: Any, path: str) -> Mapping[str, Any]:
         raise UnreadableFile(f'Cannot read {path!r}: it must hold the `state_dict` of one optimizer. '
                              f'Received: {len(found)} of them. Save only `optimizer.state_dict()`.')
     return found[0]
+
+
+def _beside(value: Mapping[str, Any], state_dict: Mapping[str, Any]) -> Dict[str, Any]:
+    """Scheduler and loss scaler, where they were saved beside the optimizer, under any keys: as `from_torch` looks for them."""
+    others = [entry for entry in value.values() if isinstance(entry, Mapping)] if value is not state_dict else []
+    found = {'scheduler': [entry for entry in others if is_scheduler(entry)],
+             'loss_scaler': [entry for entry in others if loss_scalers.from_torch(entry)]}
+    return {key: entries[0] for key, entries in found.items() if len(entries) == 1}
 
 
 def _of_the_optimizer(params: Mapping[str, Any], groups: Any) -> Dict[str, Any]:

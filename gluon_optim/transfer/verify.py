@@ -10,12 +10,14 @@ import numpy
 
 from .. import rules
 from ..mapping.classes import find
+from ..mapping.scheduling import continues
 from ..requirements import missing
 from ..rules.base import initial_slot
+from ..schedules import rate as rate_of
 from ..schema import compute_type
 from ..states.model import OptimizerStates, ParameterInfo
 
-__all__ = ['LIMITS', 'Outcome', 'Replay', 'rates', 'replay', 'weights_of']
+__all__ = ['LIMITS', 'Outcome', 'Replay', 'rates', 'replay', 'scheduled_rates', 'weights_of', 'worst']
 
 LIMITS = {'float32': 1e-6, 'float64': 1e-12}  # of the sum of updates, by the type in which a parameter is computed
 ROUNDINGS = 4  # tolerance, in multiples of our own rounding error measured against float64
@@ -31,6 +33,7 @@ class Replay(NamedTuple):
     weights: Arrays                # of the parameters' own types; float16 ones follow their masters
     target: str                    # the class in the other framework
     rates: Sequence[float]
+    scheduled: bool = False        # whether the other side finds the rates on its own, by the scheduler in the file
 
 
 class Outcome(NamedTuple):
@@ -62,6 +65,12 @@ def rates(count: int, constant: bool, rate: float) -> List[float]:
     return [rate] * count if constant else [0.05 * (1 + float(numpy.cos(k))) + 0.01 for k in range(count)]
 
 
+def scheduled_rates(states: OptimizerStates, count: int) -> List[float]:
+    """The rates of the next updates, none where no scheduler continues."""
+    first = states.num_update + 1
+    return rate_of(states.scheduler, numpy.arange(first, first + count)).tolist() if continues(states) else []
+
+
 def weights_of(states: OptimizerStates, chosen: Sequence[ParameterInfo], known: Mapping[str, Any]) -> Tuple[Arrays, str]:
     """Initial weights, and their origin: masters, those of the run, or random ones. ValueError for another shape."""
     random, found, invented = numpy.random.RandomState(0), {}, 0
@@ -91,8 +100,11 @@ def replay(run: Replay, path: str, to: str, whose: str) -> Outcome:
         for parameter in (parameter for pair in own for parameter in pair):
             parameter.step(rate, gradients[parameter.info.name])
     found = result()
-    return max((parameter.compared(truth, found[parameter.info.name], name, len(run.rates), whose) for parameter, truth in own),
-               key=lambda outcome: (not outcome.equal, outcome.difference / outcome.limit))
+    return worst([parameter.compared(truth, found[parameter.info.name], name, len(run.rates), whose) for parameter, truth in own])
+
+
+def worst(outcomes: Sequence[Outcome]) -> Outcome:
+    return max(outcomes, key=lambda outcome: (not outcome.equal, outcome.difference / outcome.limit))
 
 
 class _Own:
@@ -137,7 +149,7 @@ Begun = Tuple[Callable[[float, Arrays], None], Callable[[], Arrays]]
 
 
 def _torch(run: Replay, path: str) -> Begun:
-    from ..torch import create, param_groups, torch
+    from ..torch import create, param_groups, scheduler, torch
     state_dict = torch.load(path, weights_only=True)
     params = {info.name: torch.nn.Parameter(torch.from_numpy(run.weights[info.name].copy())) for info in run.chosen}
     groups = param_groups(state_dict, params.values())
@@ -151,13 +163,17 @@ def _torch(run: Replay, path: str) -> Begun:
         optimizer = _class_at(foreign.path)(groups, lr=1.0, **foreign.made_with(h))
     optimizer.load_state_dict(state_dict)
     mults = [run.chosen[group['params'][0]].lr_mult for group in state_dict['param_groups']]
+    following: Any = scheduler(optimizer, state_dict['scheduler']) if run.scheduled and 'scheduler' in state_dict else None
 
     def step(rate: float, gradients: Arrays) -> None:
-        for group, lr_mult in zip(optimizer.param_groups, mults):
-            group['lr'] = foreign.group(h.replace(learning_rate=rate * lr_mult))['lr']
+        if following is None:
+            for group, lr_mult in zip(optimizer.param_groups, mults):
+                group['lr'] = foreign.group(h.replace(learning_rate=rate * lr_mult))['lr']
         for key, param in params.items():
             param.grad = torch.from_numpy(gradients[key].copy())  # some classes overwrite it
         optimizer.step()
+        if following is not None:
+            following.step()
 
     def result() -> Arrays:
         return {key: optimizer.state[param].get('master', param).detach().numpy() for key, param in params.items()}
@@ -165,30 +181,40 @@ def _torch(run: Replay, path: str) -> Begun:
 
 
 def _onnx(run: Replay, path: str) -> Begun:
-    from ..onnx import onnx, unpack
-    model, arrays = unpack(onnx.load(path))
+    from ..onnx import export_schedule, onnx, unpack
+    whole = onnx.load(path)
+    model, arrays = unpack(whole)
     known = {info.name for info in model.graph.input}
     arrays = {**{key: array for key, array in run.weights.items() if key in known}, **arrays}
     outputs = [info.name[:-len('/new')] for info in model.graph.output]
-    if run.target == 'preview':  # ONNX Runtime has no kernels for it
-        evaluate = importlib.import_module('onnx.reference').ReferenceEvaluator(model).run
-    else:
-        try:
-            runtime = importlib.import_module('onnxruntime')
-        except ImportError as error:
-            raise missing('to verify an ONNX model', 'ONNX Runtime', 'onnx', error) from error
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        evaluate = runtime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider']).run
+    evaluate = _evaluator(model, run.target)
+    rate_at = _evaluator(export_schedule(whole), run.target) if run.scheduled else None
 
     def step(rate: float, gradients: Arrays) -> None:
-        feeds = {**arrays, **{key + '/grad': gradient for key, gradient in gradients.items()}, 'learning_rate': numpy.array(rate)}
+        learning_rate = rate_at(None, {'t': arrays['t']})[0] if rate_at else numpy.array(rate)
+        feeds = {**arrays, **{key + '/grad': gradient for key, gradient in gradients.items()}, 'learning_rate': learning_rate}
         new = evaluate(None, {key: value for key, value in feeds.items() if key in known})
         arrays.update(zip(outputs, new))
 
     def result() -> Arrays:
         return {info.name: arrays.get(info.name + '/master', arrays[info.name]) for info in run.chosen}
     return step, result
+
+
+def _evaluator(model: Any, target: str) -> Callable[..., List[Any]]:
+    """What runs an ONNX model: outputs from a dictionary of inputs."""
+    found: Callable[..., List[Any]]
+    if target == 'preview':  # ONNX Runtime has no kernels for it
+        found = importlib.import_module('onnx.reference').ReferenceEvaluator(model).run
+        return found
+    try:
+        runtime = importlib.import_module('onnxruntime')
+    except ImportError as error:
+        raise missing('to verify an ONNX model', 'ONNX Runtime', 'onnx', error) from error
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    found = runtime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider']).run
+    return found
 
 
 def _optax(run: Replay, path: str) -> Begun:
@@ -200,7 +226,7 @@ def _optax(run: Replay, path: str) -> Begun:
     params = {key: jnp.array(weight) for key, weight in run.weights.items()}
     start = max((run.states.counts.get(info.name, 0) for info in run.chosen), default=0)
     table = jnp.asarray(numpy.array(run.rates))
-    optimizer = create(**dict(arguments, learning_rate=lambda count: table[count - start]))
+    optimizer = create(**arguments if run.scheduled else dict(arguments, learning_rate=lambda count: table[count - start]))
 
     def updated(params: Any, state: RuleState, gradients: Any) -> Tuple[Any, RuleState]:
         updates, state = optimizer.update(gradients, state, params)
