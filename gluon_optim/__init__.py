@@ -30,12 +30,20 @@ _PUBLIC = {
     'to_torch': 'torch', 'from_torch': 'torch', 'to_onnx': 'onnx', 'from_onnx': 'onnx', 'to_optax': 'optax', 'from_optax': 'optax',
     'model_to_torch': 'models', 'suggest_names': 'models',
     'rate': 'schedules',
+    'param_groups': 'mxnet.groups',
+    'minimize': 'mxnet.minimize',
 }
 # public name -> the module that it is
 _MODULES = {
     'lr_scheduler': 'mxnet.lr_scheduler',
     'models': 'models', 'torch': 'torch', 'onnx': 'onnx', 'optax': 'optax',
     'rules': 'rules', 'schedules': 'schedules', 'schema': 'schema', 'states': 'states',
+    'monitor': 'mxnet.monitor',
+    'sampling': 'mxnet.sampling',
+    'groups': 'mxnet.groups',
+    'ensemble': 'mxnet.ensemble',
+    'gradients': 'mxnet.gradients',
+    'curvature': 'mxnet.curvature',
 }
 
 _NEEDS = {'torch': ('torch',), 'onnx': ('onnx',), 'optax': ('jax', 'optax'), 'mxnet': ('mxnet',)}

@@ -1,8 +1,8 @@
 """How objects show themselves: some lines of text, and a table in a notebook, whatever their size."""
 import html
-from typing import Any, Iterable, List, Sequence, Tuple
+from typing import Any, Iterable, List, NamedTuple, Sequence, Tuple
 
-__all__ = ['Rows', 'clipped', 'of_part', 'table', 'text', 'without_none']
+__all__ = ['Columns', 'Rows', 'clipped', 'columns', 'columns_table', 'of_part', 'table', 'text', 'without_none']
 
 Rows = Sequence[Tuple[str, Any]]  # a word, and what it stands for
 MOST = 16    # rows that are shown
@@ -46,6 +46,40 @@ def table(title: str, rows: Rows) -> str:
     return f'<div><b>{html.escape(clipped(title))}</b><table>{cells}</table></div>'
 
 
+def columns(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The title, and under it the rows in columns with heads; columns with numbers are aligned to the right.
+
+    >>> print(columns('Two', ['name', 'count'], [('one', 1), ('other', 20)]))
+    Two
+      name   count
+      one        1
+      other     20
+    """
+    lines = [[clipped(head) for head in heads], *_cells(heads, rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(heads))]
+    right = [any(isinstance(row[k], (int, float)) for row in rows) for k in range(len(heads))]
+    return '\n'.join([clipped(title)] + [
+        '  ' + '  '.join(f'{cell:{">" if to_right else "<"}{width}}' for cell, width, to_right in zip(line, widths, right)).rstrip()
+        for line in lines])
+
+
+def columns_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The same in HTML.
+
+    >>> columns_table('A', ['<b>'], [[1]])
+    '<div><b>A</b><table><tr><th>&lt;b&gt;</th></tr><tr><td>1</td></tr></table></div>'
+    """
+    lines = [f'<tr>{"".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)}</tr>'
+             for tag, cells in [('th', list(map(clipped, heads))), *(('td', cells) for cells in _cells(heads, rows))]]
+    return f'<div><b>{html.escape(clipped(title))}</b><table>{"".join(lines)}</table></div>'
+
+
+def _cells(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> List[List[str]]:
+    left = len(rows) - MOST
+    last = [[f'... {left} more'] + [''] * (len(heads) - 1)] if left > 0 else []
+    return [[f'{cell:.4g}' if isinstance(cell, float) else clipped(cell, 60) for cell in row] for row in rows[:MOST]] + last
+
+
 def _shown(rows: Rows) -> List[Tuple[str, Any]]:
     left = len(rows) - MOST
     return [(clipped(word, 60), value) for word, value in rows[:MOST]] + ([('...', f'{left} more')] if left > 0 else [])
@@ -54,3 +88,31 @@ def _shown(rows: Rows) -> List[Tuple[str, Any]]:
 def without_none(rows: Iterable[Tuple[str, Any]]) -> Rows:
     """The rows that say something."""
     return [(word, value) for word, value in rows if value not in (None, '', [], {}, ())]
+
+
+class Columns(NamedTuple):
+    """A title and columns under headings, all of them whatever their number: names to the left, figures to the right.
+
+    >>> Columns('Two', ['name', 'size'], [['a', '1'], ['long', '20']])
+    Two
+      name  size
+      a        1
+      long    20
+    """
+
+    title: str
+    heading: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __repr__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.heading, *self.rows)]
+        lines = ['  '.join([f'{row[0]:{widths[0]}}', *(f'{cell:>{width}}' for cell, width in zip(row[1:], widths[1:]))])
+                 for row in (self.heading, *self.rows)]
+        return '\n'.join([self.title, *('  ' + line.rstrip() for line in lines)])
+
+    def _repr_html_(self) -> str:
+        def line(row: Sequence[str], tag: str) -> str:
+            return '<tr>' + ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row) + '</tr>'
+
+        rows = ''.join(line(row, 'td') for row in self.rows)
+        return f'<div><b>{html.escape(self.title)}</b><table>{line(self.heading, "th")}{rows}</table></div>'

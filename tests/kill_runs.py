@@ -79,12 +79,12 @@ def lines(read):
         return [json.loads(line) for line in file.read().splitlines(keepends=True) if line.endswith(b'\n')]
 
 
-def kill_one(folder, chance, background):
-    """Start a child, kill it; returns the newest step that it reported."""
-    pid, read = in_child(lambda say: run(folder, 10 ** 6, background, say))
+def kill_one(function, chance, least):
+    """Run ``function`` in a child, and kill it some time after the line number ``least`` from it; returns the largest of all."""
+    pid, read = in_child(function)
     first = b''
-    while first.count(b'\n') < 2:  # until it trains
-        first += os.read(read, 1 << 16) or b'"ended"\n' * 2
+    while first.count(b'\n') < least:
+        first += os.read(read, 1 << 16) or b'"ended"\n' * least
     time.sleep(chance.uniform(0, 0.05))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -100,7 +100,7 @@ def main(folder, kills, seed=0):
     reached = 0
     run(folder + '-warm', 2, False, lambda step: None)  # children inherit the compiled kernel
     for k in range(int(kills)):
-        reached = max(reached, kill_one(folder, chance, background=k % 2 == 1))
+        reached = max(reached, kill_one(lambda say, background=k % 2 == 1: run(folder, 10 ** 6, background, say), chance, 2))
         names = os.listdir(folder) if os.path.isdir(folder) else []
         leftovers = [name for name in names if name.endswith('.tmp')]
         found['in the middle'] += bool(leftovers)

@@ -5,7 +5,7 @@
 trains to step STEPS from the newest checkpoint in FOLDER, on contexts from mx.cpu(DEVICE) on. It prints step and loss after each
 step, and at the end, as JSON, all that two equal runs have in common.
 
-    python newcomer_runs.py record
+    python newcomer_runs.py record [LOOP...]
 
 writes newcomer/: what each loop saved at steps 30 and 40, and its losses; without dropout, which draws other numbers elsewhere.
 test_newcomer_loops.py continues from step 30 in other frameworks and compares with Gluon's continuation.
@@ -149,7 +149,23 @@ def finetune(folder, steps, device, say, dropout=None):
     return net, trainer
 
 
-LOOPS = {'cnn': cnn, 'lstm': lstm, 'finetune': finetune}
+def groups(folder, steps, device, say, dropout=None):
+    """Each layer has its rate, biases and normalizations no decay; the momentum has the rate in it, which is scheduled."""
+    net = Classifier(10)
+    net.initialize(mx.init.Xavier(), ctx=mx.cpu(device))
+    go.param_groups(net, [('*', go.groups.layer_decay(net, 0.5)), *go.groups.NO_DECAY, ('output.weight', {'wd_mult': 3})])
+    schedule = mx.lr_scheduler.CosineScheduler(max_update=60, base_lr=0.2)
+    trainer = gluon.Trainer(net.collect_params(), 'sgd', {'momentum': 0.9, 'wd': 0.01, 'lr_scheduler': schedule})
+
+    with go.CheckpointManager(folder, save_every=10) as manager:
+        restored = manager.restore_latest(net=net, trainer=trainer)
+        for step in range(restored.step if restored else 0, steps):
+            say(step + 1, train_classifier(net, trainer, image_batch(step)))
+            manager.save(step + 1, net=net, trainer=trainer)
+    return net, trainer
+
+
+LOOPS = {'cnn': cnn, 'lstm': lstm, 'finetune': finetune, 'groups': groups}
 
 
 def seed():
@@ -168,19 +184,19 @@ def run(loop, folder, steps, device, dropout=0.2):
     return facts(*LOOPS[loop](folder, int(steps), int(device), say, float(dropout)))
 
 
-def record():
+def record(*names):
     go.accelerate()
-    for name, loop in LOOPS.items():
+    for name in names or LOOPS:
         seed()
         losses = []
-        loop(FIXTURES / name, 40, 0, lambda step, loss, losses=losses: losses.append(float(loss)), 0)
+        LOOPS[name](FIXTURES / name, 40, 0, lambda step, loss, losses=losses: losses.append(float(loss)), 0)
         (FIXTURES / name / 'step-20.safetensors').unlink()
         (FIXTURES / name / 'losses.json').write_text(json.dumps(losses) + '\n')
 
 
 if __name__ == '__main__':
-    if sys.argv[1:] == ['record']:
-        record()
+    if sys.argv[1:2] == ['record']:
+        record(*sys.argv[2:])
     else:
         print(json.dumps(run(*sys.argv[1:])))
     sys.stdout.flush()

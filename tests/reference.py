@@ -390,6 +390,22 @@ def rprop(h, t, lr, w, g, s):
     return w - size * np.sign(g), {'g': g, 'size': size}
 
 
+def psgld_path(hypers, w0, gradients, learning_rates, noise):
+    """Li et al. 2016, Algorithm 1 without Gamma: the weights after each update, and the last V.
+
+    V <- alpha V + (1 - alpha) g g;  G <- 1/(lambda + sqrt(V));  theta <- theta + eps/2 G (-g - d theta) + N(0, eps G T)
+    """
+    h = Hypers(hypers)
+    theta, v, path = w0, 0 * w0, []
+    for g, eps, zeta in zip(gradients, learning_rates, noise):
+        g = clip(h, h.rescale_grad * g)
+        v = h.rho * v + (1 - h.rho) * g ** 2
+        preconditioner = 1 / (h.epsilon + np.sqrt(v))
+        theta = theta - eps / 2 * preconditioner * (g + h.wd * theta) + np.sqrt(eps * preconditioner * h.temperature) * zeta
+        path.append(theta)
+    return np.array(path), v
+
+
 OPTIMIZERS = {f.__name__: f for f in (
     novograd, larc, sngd, lans, sgd_torch, sgd_ema, noise_adaptive_sgd, adam_torch, adamw, adamax_torch, nadam_torch, radam,
     adabelief, rmsprop_torch, adagrad_torch, adadelta_torch, asgd, rprop)}

@@ -51,13 +51,13 @@ def variants(name):
     full = {'optimizer': name, 'arguments': {**arguments, 'multi_precision': True}, 'half': True,
             'scheduler': ['CosineScheduler', {'max_update': 10, 'base_lr': 0.02, 'final_lr': 0.001, 'warmup_steps': 2}]}
     yield {**plain, 'contexts': [0]}, {'contexts': [3]}
-    # replicas of sgld draw their own noise and drift apart, in MXNet too: there must be one updater
-    yield {**full, 'contexts': [0, 1], 'update_on_kvstore': name < 'n' or name == 'sgld'}, {'contexts': [4, 2]}
+    # replicas of samplers draw their own noise and drift apart, in MXNet too: there must be one updater
+    yield {**full, 'contexts': [0, 1], 'update_on_kvstore': name < 'n' or name in ('sgld', 'psgld')}, {'contexts': [4, 2]}
 
 
 def test_every_optimizer_goes_on_bit_for_bit_in_a_new_process(tmp_path):
     jobs, straight = [], []
-    for name in rules.names(drop_ins=True):
+    for name in rules.names(drop_ins=True, samplers=True):
         for k, (saved, resumed) in enumerate(variants(name)):
             path = str(tmp_path / f'{name}-{k}')
             net, trainer = trained(saved)

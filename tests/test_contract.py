@@ -17,7 +17,7 @@ mx = pytest.importorskip('mxnet')
 from mxnet import gluon, nd  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-from contract_nets import RATE, SHAPES, Run, assert_same, differ, environment, flat, gradients, in_process, numbers  # noqa: E402
+from contract_nets import COLD, RATE, SHAPES, Run, assert_same, differ, environment, flat, gradients, in_process, numbers  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
 from gluon_optim import cli, rules  # noqa: E402
@@ -27,7 +27,7 @@ from gluon_optim.rules.runtimes import runs_on  # noqa: E402
 from gluon_optim.schema import Interval  # noqa: E402
 
 # not those that stand in for MXNet's own, nor what another test registers
-NAMES = [name for name in rules.names() if rules.get(name).__module__.startswith('gluon_optim.rules.')
+NAMES = [name for name in rules.names(samplers=True) if rules.get(name).__module__.startswith('gluon_optim.rules.')
          and '.mx.' not in rules.get(name).__module__]
 each = pytest.mark.parametrize('name', NAMES)
 TWO = {'contexts': (0, 1), 'kvstore': 'device'}
@@ -47,6 +47,7 @@ DEFAULTS = {
     'noise_adaptive_sgd': dict(learning_rate=1, batch_size=1, curvature=1, averaging_min=1e-3, epsilon=1e-12),
     'novograd': dict(learning_rate=1e-3, beta1=0.95, beta2=0.98, epsilon=1e-8, epsilon_root=0, grad_averaging=None,
                      amsgrad=False, decoupled_wd=False, variant='paper'),
+    'psgld': dict(rho=0.99, epsilon=1, temperature=1),
     'radam': dict(beta1=0.9, beta2=0.999, epsilon=1e-8, decoupled_wd=False),
     'rmsprop_torch': dict(rho=0.99, epsilon=1e-8, momentum=0, centered=False, bias_correction=False),
     'rprop': dict(eta_minus=0.5, eta_plus=1.2, step_min=1e-6, step_max=50),
@@ -59,7 +60,12 @@ DEFAULTS = {
 def decay_of(name, wd=0.125):
     """A weight decay where there is one."""
     domain = Interval.parse(rules.get(name).hyper('wd').domain)
-    return {'wd': wd} if wd in domain else {}
+    return dict(COLD.get(name, {}), **({'wd': wd} if wd in domain else {}))
+
+
+def drifts(name, contexts=(0,), update_on_kvstore=None, kvstore='device', **others):
+    """Whether copies of a parameter would each get a noise of their own, which test_sampling.py tests to be refused."""
+    return 'noise' in rules.get(name).needs and len(contexts) > 1 and (update_on_kvstore is False or kvstore is None)
 
 
 def run_of(name, options, **arguments):
@@ -239,6 +245,8 @@ def test_a_bad_value_on_a_kvstore_that_is_called_by_hand_changes_nothing(monkeyp
 @pytest.mark.parametrize('options', [{}, dict(TWO, update_on_kvstore=False), dict(TWO, update_on_kvstore=True), HALF],
                          ids=['list', 'two contexts', 'kvstore', 'half'])
 def test_counts_advance_once_per_step(name, options):
+    if drifts(name, **options):
+        return
     run = Run(name, **options)
     for t in range(1, 4):
         run.step()
@@ -451,6 +459,10 @@ class NUMPY:
         return np.nan_to_num(np.sign(x))
 
     @staticmethod
+    def standard_normal(x):
+        return 0 * x + 1  # COLD: of no effect
+
+    @staticmethod
     def where(condition, x, y):
         return np.where(condition, x, y)
 
@@ -514,6 +526,8 @@ def test_kvstores_and_contexts_make_no_difference(name, options, scheduled):
     """One context or two, any kvstore, the update there or here: the same numbers (the shares of a gradient add up exactly)."""
     results = []
     for kvstore, on_kvstore, contexts in KVSTORES:
+        if drifts(name, contexts, on_kvstore):
+            continue
         rate = {'lr_scheduler': mx.lr_scheduler.FactorScheduler(1, 0.5, base_lr=0.25)} if scheduled else {}
         where = dict(contexts=contexts, kvstore=kvstore and kvstore(), update_on_kvstore=on_kvstore)
         run = run_of(name, {**options, **where}, **rate).train(3)
@@ -534,6 +548,8 @@ def test_native_states_on_another_device(name, options, saved_on, tmp_path):
         scheduler = mx.lr_scheduler.FactorScheduler(2, 0.5, base_lr=0.25)
         where = dict(contexts=contexts, kvstore='device', update_on_kvstore=on_kvstore)
         return run_of(name, {**options, **where}, lr_scheduler=scheduler, begin_num_update=1)
+    if drifts(name, saved_on, False):
+        return
     run = make(saved_on, on_kvstore=False).train(3)
     run.trainer.save_states(str(tmp_path / 'states'))
     saved = run.weights()

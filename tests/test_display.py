@@ -15,7 +15,13 @@ def load_report():
     return trainer.LoadReport(300, 7, NAMES, NAMES, NAMES, [f'{name} differs' for name in NAMES], NAMES, ['a warning'] * 300)
 
 
+def param_groups():
+    groups = pytest.importorskip('gluon_optim.mxnet.groups')
+    return groups.ParamGroups([groups.Group(0.5 ** k, 1.0, tuple(NAMES[:50]), tuple(NAMES), 10) for k in range(60)])
+
+
 OBJECTS = {
+    'groups': param_groups,
     'states': lambda: OptimizerStates('adamw', {f'hyper{k}': k for k in range(100)}, 3, INFOS, {}, {
         name: {'mean': WEIGHT} for name in NAMES}, report=['line'] * 300),
     'run': lambda: Run([Weight(name, name, [WEIGHT]) for name in NAMES], step=3, extra={'x': list(range(10000))}),
@@ -27,7 +33,7 @@ OBJECTS = {
 
 @pytest.mark.parametrize('name', OBJECTS)
 def test_it_fits_a_screen(name):
-    if name == 'report':
+    if name in ('groups', 'report'):
         pytest.importorskip('mxnet')
     shown = OBJECTS[name]()
     lines = repr(shown).splitlines()

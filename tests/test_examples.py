@@ -103,6 +103,26 @@ def test_an_unknown_optimizer_is_refused():
     assert 'novgrad' in run('train_digits.py', '--optimizer', 'novgrad', code=1)
 
 
+def test_curvature_rises_to_the_edge_of_stability_and_newton_finds_the_minimum():
+    said = run('curvature.py', '--steps', '640')
+    _, (edge, first, last) = (tuple(map(float, row)) for row in re.findall(r'^ +0\.[23] +(\S+) +(\S+) +(\S+) ', said, re.MULTILINE))
+    assert first < 0.95 * edge < last < 1.2 * edge
+    above = {method: float(number) for method, number in re.findall(r'^ +([\w-]+) +\d+ +(\S+)$', said, re.MULTILINE)}
+    assert set(above) == {'SGD', 'newton-cg', 'trust-ncg', 'l-bfgs-b', 'bfgs', 'cg'}
+    assert max(above.values()) == above.pop('SGD') > 1e-7 > 1e-10 > max(above.values())
+
+
+def test_linear_scaling_holds_up_to_the_measured_batch_size():
+    said = run('batch_size.py', '--examples', '8192')
+    b_star = float(re.search(r'B\* = (\S+),', said).group(1))
+    assert 1144 * 0.85 < b_star < 1144 * 1.15  # computed from all digits: 1144
+    apart = {int(size): float(percent) for size, percent in re.findall(r'^ *(\d+) .*? (\S+)%', said, re.MULTILINE)}
+    assert list(apart) == [2 ** k for k in range(13)]
+    for size, percent in apart.items():
+        if size < b_star:
+            assert abs(percent) < 1
+
+
 @pytest.mark.parametrize('options', [[], ['--multi-precision']], ids=['float32', 'float16'])
 def test_the_run_goes_on_in_pytorch(tmp_path, options):
     pytest.importorskip('torch')
@@ -112,6 +132,26 @@ def test_the_run_goes_on_in_pytorch(tmp_path, options):
     assert list(torch) == list(range(21, 45))
     # rounding of float32 only: without the optimizer's state the losses are apart by 0.08 within these steps
     assert max(abs(torch[step] - mxnet[step]) for step in torch) < 2e-3
+
+
+def test_snapshots_are_better_than_the_last_network(tmp_path):
+    said = run('snapshot_ensemble.py', '--seeds', '2', '--directory', tmp_path / 'run')
+    losses = [float(loss) for loss in re.findall(r'the last .*?(0\.\d+)', said)]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+    assert sorted(path.name for path in (tmp_path / 'run/cycles-0').iterdir()) == [
+        f'step-{step}.kept.safetensors' for step in (110, 220, 330, 440, 550)]
+    assert run('snapshot_ensemble.py', '--seeds', '2', '--directory', tmp_path / 'run') == said  # nothing is left to train
+
+
+def test_parameter_groups_are_shown_and_compared():
+    said = run('parameter_groups.py', '--seeds', '1', '--steps', '20')
+    assert re.search(r' 0 +2 +64 +norm +3.gamma, 3.beta\n', said)
+    assert len(re.findall(r'^(?:one rate|\(|decay on all|NO_DECAY).*?(?: +\d\.\d{3}){4}', said, re.MULTILINE)) == 5
+
+
+@pytest.mark.parametrize('script', ['snapshot_ensemble.py', 'parameter_groups.py'])
+def test_numbers_of_runs(script):
+    assert '--seeds must be at least 1' in run(script, '--seeds', '0', code=2)
 
 
 def test_a_resnet_is_finished_in_pytorch(tmp_path):
@@ -127,6 +167,16 @@ def test_a_resnet_is_finished_in_pytorch(tmp_path):
     assert abs(accuracies[0] - accuracies[1]) < 3
     assert 'downsample.1.running_var' in ' '.join(torch.load(tmp_path / 'net.pt', weights_only=True))
     assert 'already holds a run' in run('train_resnet.py', '--checkpoint-dir', tmp_path / 'run', code=1)
+
+
+def test_a_chain_of_samples_is_continued(tmp_path):
+    short = ['--burn-in', '600', '--thin', '20', '--samples', '5', '--directory', tmp_path]
+    said = run('sample_posterior.py', *short)
+    accuracy = re.search(r'mean of 5 samples +([0-9.]+)%', said).group(1)
+    assert float(accuracy) > 85
+    (tmp_path / 'chain/sample-700.safetensors').unlink()
+    assert run('sample_posterior.py', *short) == 'resumed at step 500\n' + said  # samples after that step are drawn again
+    assert 'must stay that of the chain, 2.0. Received: 1.0' in run('sample_posterior.py', *short, '--temperature', '2', code=1)
 
 
 def test_the_code_of_the_readme_runs(tmp_path):

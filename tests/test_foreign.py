@@ -287,7 +287,7 @@ def test_every_class_is_run():
     assert set(CASES) == set(FORMS) and len(FORMS) == len(foreign.FOREIGN)
     # PyTorch 2.2 makes the state of Adagrad in its constructor only, and cannot step without
     assert all(form.eager for form in foreign.FOREIGN if form.path == 'torch.optim.Adagrad')
-    assert set(foreign.REASONS) <= set(rules.names(drop_ins=True)) - {form.rule for form in foreign.FOREIGN}
+    assert set(foreign.REASONS) <= set(rules.names(drop_ins=True, samplers=True)) - {form.rule for form in foreign.FOREIGN}
 
 
 @pytest.fixture
@@ -459,6 +459,7 @@ def test_decay_that_a_class_lacks_can_be_done_by_hand(name, extra, decay):
     ('adamax', 'torch', dict(clip_gradient=0.5, wd=0.0), 'clip each element of the gradients yourself'),
     ('ftrl', 'torch', {}, "no equivalent in target='torch': no class elsewhere computes it. Available: target='mirror'"),
     ('sgld', 'torch', {}, "it draws MXNet's random numbers.*Available: no target at all"),
+    ('psgld', 'torch', {}, "it draws MXNet's random numbers.*Available: no target at all"),
     ('nadam', 'torch', {}, 'm_schedule=1, which torch.optim.NAdam has separately for each parameter: continue in MXNet until'),
     ('rmsprop', 'apex', {}, "no equivalent in target='apex'. Available: target='mirror', target='timm', target='torch'"),
 ])

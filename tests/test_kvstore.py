@@ -70,11 +70,12 @@ class Rising:
 @stores
 @pytest.mark.parametrize('name, arguments', [
     ('adam', {}), ('sgd', dict(momentum=0.9, wd=0.125)), ('nadam', {}), ('lars', dict(momentum=0.9)), ('novograd', dict(wd=0.125)),
-    ('sgld', {}), ('lbsgd', dict(momentum=0.9, batch_scale=2)), ('ftml', {}), ('larc', dict(momentum=0.9))], ids=lambda x: str(x))
+    ('sgld', {}), ('psgld', {}), ('lbsgd', dict(momentum=0.9, batch_scale=2)), ('ftml', {}), ('larc', dict(momentum=0.9))],
+    ids=lambda x: str(x))
 def test_the_same_numbers_as_one_by_one(name, arguments, kind, contexts, monkeypatch):
     """Under a schedule, with a parameter that is trained from the third step on and so has another count."""
     def make():
-        mx.random.seed(5)  # sgld draws
+        mx.random.seed(5)  # sgld and psgld draw
         return run_on(kind, contexts, name, dict(arguments, lr_scheduler=Rising()))
 
     def train(run):

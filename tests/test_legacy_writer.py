@@ -181,7 +181,7 @@ def test_ours_and_drop_ins_load_natively(mx, tmp_path):
         runs.train(net, trainer, 2)
         return runs.facts(net, trainer, noise=False)
 
-    for name in rules.names(drop_ins=True):
+    for name in rules.names(drop_ins=True, samplers=True):
         if name == 'lbsgd':
             continue  # keeps gradients on the optimizer
         momentum = {'momentum': 0.9} if name in ('sgd', 'nag', 'lars', 'signum', 'dcasgd') else {}

@@ -22,7 +22,7 @@ from newcomer_data import ROOT, image_batch, text, text_batch
 import gluon_optim as go
 from gluon_optim import cli
 
-LOOPS = ['cnn', 'lstm', 'finetune']
+LOOPS = ['cnn', 'lstm', 'finetune', 'groups']
 FIXTURES = Path(__file__).resolve().parent / 'newcomer'
 START, END = 30, 40
 ENVIRONMENT = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])}
@@ -131,6 +131,16 @@ class Finetune(CNN):
         return self.torch.nn.functional.cross_entropy(self.net['output'](self.net['features'](images)), labels.long())
 
 
+class Groups(CNN):
+    def __init__(self, torch):
+        self.torch, self.net = torch, torch.nn.ModuleDict({
+            'features': torch.nn.Sequential(*features(torch.nn)), 'output': torch.nn.Linear(64, 10)})
+
+    def loss(self, step):
+        images, labels = map(self.torch.tensor, image_batch(step))
+        return self.torch.nn.functional.cross_entropy(self.net['output'](self.net['features'](images)), labels.long())
+
+
 def in_torch(torch, states, net, target='mirror'):
     """Each of these returns what makes one update of ``net`` from its gradients."""
     state_dict = go.to_torch(states, target=target)
@@ -139,8 +149,8 @@ def in_torch(torch, states, net, target='mirror'):
     optimizer.load_state_dict(state_dict)
     schedule = None
     if states.scheduler:
-        first = optimizer.param_groups[0]['initial_lr']
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: go.rate(states.scheduler, done + 1) / first,
+        base = go.schedules.schedule_of(states.scheduler)[1].base_lr  # a group's initial_lr is lr_mult times as high
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: go.rate(states.scheduler, done + 1) / base,
                                                      last_epoch=states.num_update - 1)
 
     def update(step):
@@ -203,11 +213,11 @@ def in_jax(torch, states, net):
 
 
 # Batch norm subtracts this bias again: its gradient is nothing but rounding errors, which NovoGrad makes as long as any other.
-BEFORE_NORM = {CNN: '0.bias'}
+BEFORE_NORM = {CNN: '0.bias', Groups: 'features.0.bias'}
 
 
 @pytest.mark.parametrize('loop, framework', [
-    *((loop, framework) for loop in (CNN, LSTM, Finetune) for framework in (in_torch, on_onnx_runtime, in_jax)),
+    *((loop, framework) for loop in (CNN, LSTM, Finetune, Groups) for framework in (in_torch, on_onnx_runtime, in_jax)),
     (Finetune, in_torch_optim)])
 def test_continued_elsewhere(loop, framework):
     torch = pytest.importorskip('torch')

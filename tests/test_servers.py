@@ -28,7 +28,8 @@ from contract_nets import Run, gradients
 options = json.loads(sys.argv[1])
 kvstore = mx.kv.create('dist_sync')
 share = [0.25, 0.75][kvstore.rank]
-run = Run(options['name'], options['arguments'], options['dtype'], kvstore=kvstore, update_on_kvstore=options['update_on_kvstore'])
+run = Run(options['name'], options['arguments'], options['dtype'], kvstore=kvstore, update_on_kvstore=options['update_on_kvstore'],
+          **options['attributes'])
 # Without this wait MXNet may ask for the initial weights after the first gradients were sent: without an optimizer on the
 # server, it would get their sum for weights.
 run.trainer._init_kvstore()
@@ -91,20 +92,22 @@ class Cluster:
         return sorted(answers), {process.role: err for process, (_, err) in outputs.items()}
 
 
-def alone_weights(arguments, dtype):
-    alone = Run('novograd', arguments, dtype)
+def alone_weights(arguments, dtype, attributes):
+    alone = Run('novograd', arguments, dtype, **attributes)
     for t in range(STEPS):
         alone.step(gradients(t))
     return {name: [str(array.dtype), array.tobytes().hex()] for name, array in alone.weights().items()}
 
 
-@pytest.mark.parametrize('update_on_kvstore, dtype', [(True, 'float32'), (True, 'float16'), (False, 'float32')],
-                         ids=['on the server', 'on the server, with masters', 'on the workers'])
-def test_training_on_a_parameter_server(update_on_kvstore, dtype):
+@pytest.mark.parametrize('update_on_kvstore, dtype, attributes', [
+    (True, 'float32', {}), (True, 'float16', {}), (False, 'float32', {}), (True, 'float32', {'lr_mult': 0.5, 'wd_mult': 3.0}),
+], ids=['on the server', 'on the server, with masters', 'on the workers', 'on the server, with multipliers'])
+def test_training_on_a_parameter_server(update_on_kvstore, dtype, attributes):
     """Bit-equal to one process that is given the sum of the workers' gradients."""
     arguments = dict(learning_rate=0.0625, wd=0.125, multi_precision=dtype == 'float16')
-    options = dict(name='novograd', arguments=arguments, dtype=dtype, update_on_kvstore=update_on_kvstore, steps=STEPS)
-    expected = alone_weights(arguments, dtype)
+    options = dict(name='novograd', arguments=arguments, dtype=dtype, update_on_kvstore=update_on_kvstore, steps=STEPS,
+                   attributes=attributes)
+    expected = alone_weights(arguments, dtype, attributes)
     with Cluster(options) as cluster:
         answers, errors = cluster.results()
     assert [rank for rank, _, _ in answers] == list(range(WORKERS))

@@ -19,7 +19,7 @@ from gluon_optim.states.model import OptimizerStates, ParameterInfo, digest
 
 torch = pytest.importorskip('torch')
 from gluon_optim.torch import create, from_torch, param_groups, to_torch  # noqa: E402
-from gluon_optim.torch.optimizer import NAMESPACES  # noqa: E402
+from gluon_optim.torch.executors import NAMESPACES  # noqa: E402
 
 SHAPES = {'weight': (4, 3), 'bias': (3,), 'one': (1,)}  # MXNet has none of shape ()
 weights_and_gradients = functools.partial(conversion_runs.weights_and_gradients, shapes=SHAPES)
@@ -742,7 +742,7 @@ def test_a_gluon_run_goes_on_in_torch_and_comes_back(name, hypers, dtype):
     assert states_digest(other.trainer) == digest(back)
 
 
-@pytest.mark.parametrize('name', ['nadam', 'lars', 'lbsgd', 'sgld'])
+@pytest.mark.parametrize('name', ['nadam', 'lars', 'lbsgd', 'sgld', 'psgld'])
 def test_what_is_more_than_a_rule_is_refused(name):
     with pytest.raises(ValueError, match='no mirror'):
         create(name, [torch.nn.Parameter(torch.ones(2))], lr=0.1)

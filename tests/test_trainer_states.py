@@ -451,14 +451,15 @@ def test_whose_hyperparameters_hold(path):
         go.load_states(scheduled(None, learning_rate=0.1, wd=0.0, beta1=0.8, clip_gradient=0.5), path)
 
 
-def test_multipliers_are_the_trainers_and_a_difference_is_said(path):
+@pytest.mark.parametrize('mode, holds, whose', [('file', 0.5, 'file'), ('current', 1.0, 'trainer')])
+def test_multipliers_are_hyperparameters_too(path, mode, holds, whose):
     saved = scheduled(None)
     saved._params[0].lr_mult = 0.5
     go.save_states(saved, path)
     trainer = scheduled(None)
-    with pytest.warns(UserWarning, match='lr_mult of w is 1.0 in the trainer and 0.5'):
-        go.load_states(trainer, path)
-    assert trainer._params[0].lr_mult == 1.0
+    with pytest.warns(UserWarning, match=f"^lr_mult of w is 1.0 in the trainer and 0.5 in the file: the {whose}'s applies.$"):
+        go.load_states(trainer, path, hyperparameters=mode)
+    assert trainer._params[0].lr_mult == holds
 
 
 # Names

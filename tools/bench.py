@@ -31,7 +31,7 @@ import bench_peers
 import mxnet as mx
 import numba
 import numpy
-from bench_peers import Competitor, Data
+from bench_peers import Competitor, Data, resnet50
 from mxnet import gluon
 from tqdm import tqdm
 
@@ -45,21 +45,6 @@ MXNET = ('nothing', 'adam', 'sgd', 'lamb', 'nadam', 'adamax', 'ftml', 'adagrad',
          'lars')
 REFERENCE = 'torch_fused:adamw'
 PAUSE = 0.005  # seconds before each turn: the threads of the previous one are still spinning
-
-
-def resnet50():
-    """The 161 trainable tensors of ResNet-50 (25.6 million elements): convolutions without biases, batch norms, one dense layer."""
-    def convolution(inputs, outputs, kernel):
-        return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]  # with the scale and shift of its batch norm
-
-    shapes, inputs = convolution(3, 64, 7), 64
-    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
-        for block in range(blocks):
-            shapes += convolution(inputs, width, 1) + convolution(width, width, 3) + convolution(width, 4 * width, 1)
-            if block == 0:
-                shapes += convolution(inputs, 4 * width, 1)
-            inputs = 4 * width
-    return [*shapes, (1000, inputs), (1000,)]
 
 
 CASES = {
@@ -256,7 +241,7 @@ def add_ratios(rows):
         return row['ms']['median']
 
     reference = [median(row) for row in rows if row['name'] == REFERENCE]
-    novograds = [median(row) for row in rows if row['name'].endswith(':novograd') and not row['name'].startswith('gluon_optim:')]
+    novograds = [median(row) for row in rows if row['name'].endswith(':novograd') and not row['name'].startswith('gluon_optim')]
     return [dict(row,
                  times_floor=median(row) / row['floor_ms'] if row['floor_ms'] else None,
                  times_torch_fused_adamw=median(row) / reference[0] if reference else None,
@@ -375,8 +360,8 @@ def arguments(given=None):
     parser.add_argument('--optimizers', nargs='*', default=['novograd', 'adamw', 'sgd_torch'], metavar='PATTERN',
                         help='ours, as names or patterns (default: %(default)s)')
     parser.add_argument('--peers', nargs='*', metavar='PATTERN',
-                        default=['mxnet:nothing', 'mxnet:adam', 'mxnet:sgd', 'mxnet:lamb', 'mxnet:nadam', 'torch_fused:*',
-                                 'torch_default:*', '*:novograd'], help='the others (default: %(default)s)')
+                        default=['mxnet:nothing', 'mxnet:adam', 'mxnet:sgd', 'mxnet:lamb', 'mxnet:nadam', 'gluon_optim.torch:*',
+                                 'torch_fused:*', 'torch_default:*', '*:novograd'], help='the others (default: %(default)s)')
     parser.add_argument('--peer-python', action='append', default=[], metavar='PATH',
                         help='the Python of another environment, for peers that this one lacks; may be repeated')
     parser.add_argument('--rounds', type=int, default=15, help='turns of each competitor (default: %(default)s)')

@@ -22,6 +22,21 @@ STEPS, TURN = 10, 0.05  # a competitor's turn is at most this many steps and abo
 PACKAGES = ('numpy', 'torch', 'torch_optimizer', 'pytorch_optimizer', 'timm', 'jax', 'optax')
 
 
+def resnet50():
+    """The 161 trainable tensors of ResNet-50 (25.6 million elements): convolutions without biases, batch norms, one dense layer."""
+    def convolution(inputs, outputs, kernel):
+        return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]  # with the scale and shift of its batch norm
+
+    shapes, inputs = convolution(3, 64, 7), 64
+    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
+        for block in range(blocks):
+            shapes += convolution(inputs, width, 1) + convolution(width, width, 3) + convolution(width, 4 * width, 1)
+            if block == 0:
+                shapes += convolution(inputs, 4 * width, 1)
+            inputs = 4 * width
+    return [*shapes, (1000, inputs), (1000,)]
+
+
 class Data:
     """Weights and gradients that every competitor copies: the same numbers in separate memory."""
 
@@ -140,7 +155,20 @@ def _optax(create, slots):
     return make
 
 
+def _ours(fused):
+    """Our own optimizers in PyTorch: by kernels on its memory, or by its operations."""
+    def made(name, slots, **options):
+        def create(torch, parameters):
+            from gluon_optim.torch import create
+            return create(name, parameters, lr=RATE, fused=fused, **options)
+        return _torch(create, slots)
+    return {'adamw': made('adamw', 2), 'novograd': made('novograd', 1, beta1=NOVOGRAD_BETAS[0], beta2=NOVOGRAD_BETAS[1], wd=DECAY),
+            'lamb': made('lamb', 2), 'sgd_torch': made('sgd_torch', 1, momentum=0.9)}
+
+
 _FAMILIES = {
+    'gluon_optim.torch': _ours(fused=True),
+    'gluon_optim.torch_operations': _ours(fused=False),
     'torch_fused': _torch_family(fused=True),
     'torch_default': _torch_family(),
     'torch_foreach': _torch_family(foreach=True),

@@ -43,6 +43,7 @@ new_venv() {
 
 # On Linux PyPI's torch brings gigabytes of CUDA: take PyTorch's own index of CPU builds too where it can be reached.
 torch=("torch==2.13.0; python_version >= '3.10'" "torch; python_version < '3.10'")
+triton=("triton; python_version >= '3.10' and sys_platform == 'linux' and platform_machine == 'x86_64'")
 cpu_index=https://download.pytorch.org/whl/cpu
 cpu_index_reachable() {
     "$1" -c "import urllib.request as u; u.urlopen('$cpu_index/torch/', timeout=5)" 2>/dev/null

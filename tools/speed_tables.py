@@ -1,23 +1,24 @@
-"""The tables of README.md and docs/speed.md that show figures of tools/bench.py: from docs/speed.json, which it wrote.
+"""The tables of README.md and docs/speed.md that show figures of tools/bench.py and tools/gpu_check.py: from docs/speed*.json,
+which these wrote.
 
 tools/make_tables.py writes them.
 """
 import json
 from pathlib import Path
 
-FIGURES = Path(__file__).resolve().parent.parent / 'docs/speed.json'
+DOCS = Path(__file__).resolve().parent.parent / 'docs'
 OURS = ('gluon_optim:novograd', 'gluon_optim:adamw', 'gluon_optim:sgd_torch')
 MXNETS = ('mxnet:adam', 'mxnet:sgd', 'mxnet:nadam', 'mxnet:lamb')
 FUSED = ('torch_fused:sgd', 'torch_fused:adam', 'torch_fused:adamw')
 
 
-def figures():
-    return json.loads(FIGURES.read_text(encoding='utf-8'))
+def figures(file='speed.json'):
+    return json.loads((DOCS / file).read_text(encoding='utf-8'))
 
 
-def rows_of(case, dtype='float32'):
+def rows_of(case, dtype='float32', file='speed.json'):
     """{(name, route): row} of one case."""
-    found = next(one for one in figures()['cases'] if (one['case'], one['dtype']) == (case, dtype))
+    found = next(one for one in figures(file)['cases'] if (one['case'], one['dtype']) == (case, dtype))
     return {(row['name'], row['route']): row for row in found['rows']}
 
 
@@ -39,7 +40,7 @@ def line(label, rows, *keys):
 
 def other_novograds(rows):
     """From the fastest to the slowest."""
-    found = [row for (name, _), row in rows.items() if name.endswith(':novograd') and not name.startswith('gluon_optim:')]
+    found = [row for (name, _), row in rows.items() if name.endswith(':novograd') and not name.startswith('gluon_optim')]
     return sorted(found, key=lambda row: row['ms']['median'])
 
 
@@ -110,6 +111,34 @@ def layouts():
             cells += [f'{digits(ms[theirs])} / {digits(ms[ours])}', f'{ratios[ours]:.2f}']
         cells += [f'{ratios[name]:.2f}' for name in ('gluon_optim:novograd', 'gluon_optim:adamw')]
         yield '| ' + ' | '.join(cells) + ' |'
+
+
+def pytorch():
+    """PyTorch on the CPU: our kernels, our operations, and others'."""
+    cases = {case: rows_of(case, file='speed_torch.json') for case in ('resnet50', '2000')}
+    yield '| PyTorch, CPU | ' + ' | '.join(f'{case}: ms | x torch fused AdamW' for case in ('ResNet-50', '2000 tensors')) + ' |'
+    yield '|---' * 5 + '|'
+    names = dict.fromkeys(name for rows in cases.values() for name, _ in rows if not name.startswith('gluon_optim:'))
+    for name in sorted(names, key=lambda name: (name.split(':')[1], not name.startswith('gluon_optim'))):
+        family, _, rule = name.partition(':')
+        label = {'gluon_optim.torch': f'**{rule}**', 'gluon_optim.torch_operations': f'{rule}, `fused=False`'}.get(
+            family, f'{family} {rule}')
+        cells = [[rows[name, None]] if (name, None) in rows else [] for rows in cases.values()]
+        yield f'| {label} | ' + ' | '.join(cell(row, key) for row in cells for key in ('ms', 'times_torch_fused_adamw')) + ' |'
+
+
+def gpu():
+    """PyTorch on a GPU, as tools/gpu_check.py measured it."""
+    found = figures('speed_gpu.json')
+    cases = 'resnet50', '2000', 'one'
+    heads = [f'PyTorch {found["torch"].partition("+")[0]}, {found["card"]}', *(f'{case}: ms | x torch' for case in cases)]
+    yield '| ' + ' | '.join(heads) + ' |'
+    yield '|---' * (1 + 2 * len(cases)) + '|'
+    rows = {(row['case'], row['optimizer']): row for row in found['timings'] if row['dtype'] == 'float32'}
+    for label in dict.fromkeys(label for _, label in rows):
+        own = [rows.get((case, label)) for case in cases]
+        cells = [f'{digits(row["ms"])} | {row["times_torch"]:.2f}' if row else ' | ' for row in own]
+        yield f'| {label if "(" in label else f"**{label}**"} | ' + ' | '.join(cells) + ' |'
 
 
 def accelerated():

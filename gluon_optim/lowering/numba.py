@@ -4,14 +4,7 @@
 of it stay in the user's cache folder, so the next process compiles nothing. `Batch` prepares a list of tensors for it.
 """
 import functools
-import hashlib
-import importlib.util
-import logging
-import os
 import pathlib
-import sys
-import tempfile
-from types import ModuleType
 from typing import Any, List, NamedTuple, Sequence, Tuple, Type
 
 import numpy
@@ -20,10 +13,9 @@ from ..rules.base import KernelKey, Rule
 from ..rules.graph import WEIGHT, Node
 from . import numba_runtime
 from .plan import HALF, LoopPass, Plan, ScalarPass, Storage, plan, with_coefficients
+from .source import load
 
 __all__ = ['Batch', 'Kernel', 'Storage', 'kernel', 'source_of']
-
-log = logging.getLogger('gluon_optim')
 
 BLOCK = 64      # elements per turn of a loop
 AHEAD = 1024    # elements between the block being computed and the block being prefetched
@@ -32,7 +24,7 @@ GROUP = 2 ** 19  # elements per thread that go through all passes before the nex
 
 class Kernel(NamedTuple):
     """A compiled kernel. ``roles`` names the rows of a batch's addresses: weight (its master, where there is one, and then
-    half, the float16 weight that follows it), gradient, and the slots."""
+    half, the weight of half precision that follows it), gradient, and the slots."""
 
     address: int
     passes: int
@@ -48,7 +40,7 @@ class Kernel(NamedTuple):
 def kernel(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage) -> Kernel:
     """Compile ``rule`` for tensors stored as ``storage``; a second call returns the same kernel."""
     planned = plan(rule, static, coefficients, storage)
-    module = _load(rule.name, _Printer(planned).text)
+    module = load(rule.name, _Printer(planned).text, pathlib.Path(numba_runtime.__file__))
     return Kernel(module.kernel.address, len(planned.passes), planned.roles, coefficients, storage.precision,
                   planned.sums, len(planned.kept), module)
 
@@ -121,7 +113,8 @@ from math import exp, sqrt
 
 from numba import cfunc, float32, float64, int64
 
-from gluon_optim.lowering.numba_runtime import (accumulate, f32_at, f64_at, float_to_half, half_to_float, i64_at, prefetch, u16_at)
+from gluon_optim.lowering.numba_runtime import (accumulate, bfloat_to_float, f32_at, f64_at, float_to_bfloat, float_to_half,
+                                                half_to_float, i64_at, prefetch, u16_at)
 
 
 @cfunc('int64(int64, int64, int64)', error_model='numpy', cache={cache})
@@ -144,12 +137,17 @@ _FORMATS = {
 }
 
 
+_ARRAYS = {'float16': 'u16_at', 'bfloat16': 'u16_at', 'float32': 'f32_at', 'float64': 'f64_at'}
+_LOADS = {'float16': 'half_to_float({0})', 'bfloat16': 'bfloat_to_float({0})'}
+_STORES = {'float16': 'float_to_half({0})', 'bfloat16': 'float_to_bfloat({0})'}
+
+
 class _Printer:
     """A plan as Python source for numba."""
 
     def __init__(self, plan: Plan):
         self.plan, self.storage = plan, plan.storage
-        self.at = {'float32': 'f32_at', 'float64': 'f64_at'}[plan.storage.precision]
+        self.at = _ARRAYS[plan.storage.precision]
         self.itemsize = 8 if plan.storage.precision == 'float64' else 4  # of a coefficient
         self.columns = max(len(plan.kept), 1)
 
@@ -202,7 +200,7 @@ class _Printer:
 
     def _turn(self, one: LoopPass, start: str, size: str) -> List[str]:
         """The loop over ``size`` elements from ``start`` on."""
-        return [*[f'    {role}_array = {"u16_at" if self.storage.is_half(role) else self.at}'
+        return [*[f'    {role}_array = {_ARRAYS[self.storage.element(role)]}'
                   f'({role}_at + {self.storage.itemsize(role)} * {start}, {size})' for role in one.roles],
                 *[f'    part{k} = 0.0' for k in range(len(one.sums))],
                 f'    for j in range({size}):', *self._elements(one),
@@ -226,14 +224,11 @@ class _Printer:
         return f'kept[i * {self.columns} + {self.plan.kept[node]}]'
 
     def _load(self, role: str) -> str:
-        return f'half_to_float({role}_array[j])' if self.storage.is_half(role) else f'{role}_array[j]'
+        return _LOADS.get(self.storage.element(role), '{0}').format(f'{role}_array[j]')
 
     def _store(self, role: str, node: Node) -> List[str]:
-        value = f'float_to_half({_name(node)})' if self.storage.is_half(role) else _name(node)
-        lines = [f'        {role}_array[j] = {value}']
-        if role == WEIGHT and self.storage.master:
-            lines.append(f'        {HALF}_array[j] = float_to_half({_name(node)})')
-        return lines
+        roles = [role, HALF] if role == WEIGHT and self.storage.master else [role]
+        return [f'        {one}_array[j] = ' + _STORES.get(self.storage.element(one), '{0}').format(_name(node)) for one in roles]
 
     def _coefficients(self, nodes: Sequence[Node]) -> List[str]:
         """Load the coefficients that ``nodes`` use, from the row of tensor i."""
@@ -256,52 +251,3 @@ class _Printer:
 def _name(node: Node) -> str:
     """A readable variable name: the leaf's own, or a number."""
     return f'{node.op}_{node.name}' if node.op in ('coefficient', 'slot', 'gradient') else f'x{node.index}'
-
-
-def cache_folder() -> pathlib.Path:
-    """Where generated kernels are kept: GLUON_OPTIM_CACHE, else gluon_optim in the user's cache folder."""
-    own = os.environ.get('GLUON_OPTIM_CACHE')
-    if own:
-        return pathlib.Path(own)
-    return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'gluon_optim'
-
-
-def _load(rule: str, text: str) -> ModuleType:
-    """Import generated source from a file named by its content, so that numba's own cache on disk works."""
-    made_by = pathlib.Path(numba_runtime.__file__).read_bytes()
-    name = f'kernel_{rule}_{hashlib.sha256(made_by + text.encode()).hexdigest()[:16]}'
-    path = cache_folder() / f'{name}.py'
-    try:
-        if not path.exists():
-            _write(path, text.replace('{cache}', 'True'))
-        return _execute(name, path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: numba found no place to write
-        _say_once(f'Compiled kernels are not kept for the next process: {error}. Set GLUON_OPTIM_CACHE to a writable folder.')
-    module = ModuleType(name)
-    exec(compile(text.replace('{cache}', 'False'), f'<{name}>', 'exec'), module.__dict__)
-    return module
-
-
-def _execute(name: str, path: pathlib.Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules[name] = module  # first: numba writes the module's name into its cache, and looks it up by name again
-    try:
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.tmp')
-    with os.fdopen(handle, 'w') as file:
-        file.write(text)
-    os.replace(temporary, path)  # several processes may write at once, but all write the same content
-
-
-@functools.lru_cache(maxsize=None)
-def _say_once(message: str) -> None:
-    log.warning(message)

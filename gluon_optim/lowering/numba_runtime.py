@@ -15,8 +15,8 @@ from llvmlite import binding, ir
 from numba import carray, njit, prange, types
 from numba.extending import intrinsic as numba_intrinsic
 
-__all__ = ['DESCRIBED', 'ITEM', 'accumulate', 'describe', 'f32_at', 'f64_at', 'fetch_addresses', 'float_to_half', 'half_to_float',
-           'i64_at', 'launch', 'prefetch', 'u16_at']
+__all__ = ['DESCRIBED', 'ITEM', 'accumulate', 'bfloat_to_float', 'describe', 'f32_at', 'f64_at', 'fetch_addresses',
+           'float_to_bfloat', 'float_to_half', 'half_to_float', 'i64_at', 'launch', 'prefetch', 'u16_at']
 
 ITEM = 16384       # elements in one piece of work
 SMALL = 2 ** 18    # a launch over fewer elements gains nothing from a second thread, and waits long for it on a busy machine
@@ -169,6 +169,21 @@ def _float_to_half_integer(value: Any) -> Any:
     half = subnormal if rest < numpy.uint32(0x38800000) else normal
     half = special if rest >= numpy.uint32(0x47800000) else half
     return numpy.uint16(half | (sign >> numpy.uint32(16)))
+
+
+@inlined
+def bfloat_to_float(half: Any) -> Any:
+    """bfloat16 bits to float32, of which they are the first half."""
+    return _bits_float(numpy.uint32(half) << numpy.uint32(16))
+
+
+@inlined
+def float_to_bfloat(value: Any) -> Any:
+    """float32 to bfloat16 bits, rounded to nearest even."""
+    bits = _float_bits(value)
+    odd = (bits >> numpy.uint32(16)) & numpy.uint32(1)
+    rounded = numpy.uint32(bits + numpy.uint32(0x7fff) + odd) >> numpy.uint32(16)
+    return numpy.uint16(rounded) if value == value else numpy.uint16(0x7fc0)
 
 
 def _has_f16c() -> bool:

@@ -11,15 +11,16 @@ from ..rules.base import KernelKey, Rule
 from ..rules.graph import WEIGHT, Graph, Node, trace
 from ..schema import compute_type
 
-__all__ = ['GRADIENT', 'HALF', 'LoopPass', 'Plan', 'ScalarPass', 'Stage', 'Storage', 'cut', 'plan', 'with_coefficients']
+__all__ = ['BYTES', 'GRADIENT', 'HALF', 'LoopPass', 'Plan', 'ScalarPass', 'Stage', 'Storage', 'cut', 'plan', 'with_coefficients']
 
 GRADIENT, HALF = 'gradient', 'half'
+BYTES = {'float16': 2, 'bfloat16': 2, 'float32': 4, 'float64': 8}
 
 
 class Storage(NamedTuple):
-    """How weights and gradients lie in memory: 'float16', 'float32' or 'float64', whether float16 weights have a
-    float32 master, and whether slots are float16 too. Computation, and slots otherwise, are float64 for float64
-    weights, else float32."""
+    """How weights and gradients lie in memory: 'float16', 'bfloat16', 'float32' or 'float64', whether weights of half
+    precision have a float32 master, and whether slots are of half precision too. Computation, and slots otherwise, are
+    float64 for float64 weights, else float32."""
 
     dtype: str
     master: bool = False
@@ -29,15 +30,15 @@ class Storage(NamedTuple):
     def precision(self) -> str:
         return compute_type(self.dtype)
 
-    def is_half(self, role: str) -> bool:
-        """Whether the tensors of that role hold float16."""
-        if role in (GRADIENT, HALF) or (role == WEIGHT and not self.master):
-            return self.dtype == 'float16'
-        return self.half_slots and role != WEIGHT
+    def element(self, role: str) -> str:
+        """The type of the elements of the tensors of that role."""
+        if role in (GRADIENT, HALF) or (role == WEIGHT and not self.master) or (role != WEIGHT and self.half_slots):
+            return self.dtype
+        return self.precision
 
     def itemsize(self, role: str) -> int:
         """Bytes of an element."""
-        return 2 if self.is_half(role) else 8 if self.precision == 'float64' else 4
+        return BYTES[self.element(role)]
 
 
 class ScalarPass(NamedTuple):
@@ -85,8 +86,8 @@ Pass = Union[ScalarPass, LoopPass]
 class Plan(NamedTuple):
     """The update of a list of tensors.
 
-    ``roles``         what a tensor is to the update: weight (its master, where there is one, and then half, the float16
-                      weight that follows it), gradient, and the slots
+    ``roles``         what a tensor is to the update: weight (its master, where there is one, and then half, the
+                      weight of half precision that follows it), gradient, and the slots
     ``coefficients``  names, in the order of a row of the table that the kernel gets
     ``passes``        in the order of execution
     ``kept``          node -> its column in the table of numbers that are used outside the pass that computes them

@@ -6,7 +6,7 @@ import numpy
 from ..rules import Rule
 from ..rules.mx.base import DecayedFirst
 from ..schema import Values, one_of, some_of
-from ..states.model import STATISTICS, OptimizerStates, ParameterInfo
+from ..states.model import STATISTICS, OptimizerStates, ParameterInfo, is_accumulated, what_was_accumulated
 from .classes import APPROXIMATE, CONSTANT_RATE, VANISHED, Foreign
 from .selection import groups, own_hypers, split
 
@@ -47,9 +47,10 @@ def what_is_lost(foreign: Foreign, rule: Type[Rule], h: Values, states: Optimize
         if not abs(value) < VANISHED:
             lines.append(f'{name}={value:.2g}, which {foreign.path} has separately for each parameter: continue in MXNet until '
                          f'it is below {VANISHED:g}')
-    variables = [name for name in states.variables if name not in foreign.vanished]
+    variables = [name for name in states.variables if name not in foreign.vanished and not is_accumulated(name)]
     if variables:
         lines.append(f'the variables {one_of(variables)} of the optimizer as a whole')
+    lines += what_was_accumulated(states)
     return lines
 
 

@@ -20,7 +20,7 @@ from ..schema import Values
 from ..states import atomic, json_text, mxnet_files, record
 from ..states.errors import StateFileError, UnreadableFile, reading
 from ..states.files import OpenFile, Path, open_once
-from ..states.model import OptimizerStates, ParameterInfo
+from ..states.model import MULTIPLIERS, OptimizerStates, ParameterInfo
 from . import loss_scalers, scheduling
 from .classes import Foreign, own_class
 from .losses import LEAVE_OUT, what_is_lost, what_to_say
@@ -31,7 +31,6 @@ __all__ = ['MULTIPLIERS', 'Packed', 'arguments', 'pack', 'read', 'write']
 
 JSON = 'gluon_optim.json'
 VERSION = 1
-MULTIPLIERS = ('lr_mult', 'wd_mult')
 
 
 class Packed(NamedTuple):

@@ -45,7 +45,7 @@ def normalize(states: OptimizerStates, allow_lossy: bool = False) -> Tuple[Optim
     """
     states = mxnet2.as_rule(states, allow_lossy)
     if states.optimizer and not has_rule(states):
-        near = difflib.get_close_matches(states.optimizer, rules.names(drop_ins=True), n=1)
+        near = difflib.get_close_matches(states.optimizer, rules.names(drop_ins=True, samplers=True), n=1)
         hint = f' Did you mean {near[0]!r}?' if near else ''
         raise ValueError('The optimizer must be one of gluon_optim.list_optimizers(), or it is unknown what its arrays mean. '
                          f'Received: {states.optimizer!r}.{hint} If it computes what one of them does, say which: '

@@ -31,7 +31,7 @@ from ..rules.runtimes import runs_on
 from ..schema import Hyper, Values, check_known, one_of
 from ..states.model import ParameterInfo
 from ..states.mxnet_files.builtins import BUILTINS, Builtin
-from .executors import check_weight
+from .executors import Update, check_weight
 from .optimizer import Runner
 
 __all__ = ['accelerate', 'accelerated', 'create', 'drop_in', 'restore_builtins']
@@ -260,19 +260,47 @@ class SGD(WithMomentum, mx_optimizer.SGD):
 
 
 class SGLD(DropIn, mx_optimizer.SGLD):
+    temperature = 1.0
     _rate: float
+
+    def __init__(self, temperature: float = 1.0, **arguments: Any):
+        self.temperature = temperature
+        super().__init__(**arguments)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        state = super().__getstate__()
+        if state.get('temperature') == 1:
+            del state['temperature']  # as MXNet has it
+        return state
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.temperature != 1:
+            raise ValueError(f"The temperature of an sgld that is pickled must be 1, for MXNet's own has none. Received: "
+                             f'temperature={self.temperature!r}. Save with go.save_states or go.save_checkpoint.')
+        return super().__reduce_ex__(protocol)
 
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
                 mixed: bool) -> None:
         """MXNet's, where the rate is not 0. With that a parameter stays, and MXNet fails later: it has no normal distribution
-        of deviation 0."""
-        self.hyperparameters()
+        of deviation 0. The rule's, at another temperature."""
+        h = self.hyperparameters()
         for index, weight, gradient, state in zip(indices, weights, gradients, states):
             if self._skips:
                 return
+            if h.temperature != 1:
+                tempered = self._executor.prepare((index, weight.context), Update([weight], [gradient], [state]), h, mixed)
             before = self._progress(), [self._index_update_count.get(index)]
             self._rate, = self._rates([index])
             if self._rate == 0:
+                continue
+            if self._rate > 0 and h.temperature != 1:
+                key = self._index_update_count[index], self._rate, *self._get_wds([index])
+                try:
+                    row = self._known_row(h, key, weight.dtype)
+                except ValueError:
+                    self._uncount([index], *before)
+                    raise
+                tempered.run([row], [0])
                 continue
             self._uncount([index], *before)
             if not self._rate > 0:
@@ -479,7 +507,7 @@ def accelerated(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
 def _check_name(name: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(f'`accelerate` takes names of optimizers, one of {one_of(sorted(CLASSES))}. Received: {name!r}.')
-    if name.lower() in rules.names() and name.lower() not in CLASSES:
+    if name.lower() in rules.names(samplers=True) and name.lower() not in CLASSES:
         raise ValueError(f'{name!r} is an optimizer of gluon_optim, not a drop-in for one of MXNet. There is nothing to replace: '
                          f'gluon_optim.create({name!r}) creates it. The drop-ins are {one_of(sorted(CLASSES))}.')
     check_known('built-in optimizer', name.lower(), CLASSES, ValueError)

@@ -96,7 +96,7 @@ def save_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = No
     net : gluon.Block, or dict of str to gluon.Block, optional
         Its parameters are saved under their structural names. The trainer's are saved in any case.
     trainer : gluon.Trainer, or dict of str to gluon.Trainer, optional
-        With an optimizer of this package. Its states, masters, counts, hyper-parameters, scheduler and AMP loss scaler are saved.
+        With an optimizer of this package. Its states, masters, counts, hyper-parameters, scheduler and loss scaler are saved.
         Without it the net is saved, but no random state: a checkpoint to be loaded into a net.
 
         Where there are several, as in a GAN, ``net`` and ``trainer`` are dictionaries with the same names,
@@ -209,14 +209,23 @@ def take(run: Run, net: Net, trainer: Trainer, copy: Callable[[Any], Array], res
 
 def _take_one(run: Run, net: Optional[BlockLike], trainer: Optional[TrainerLike], copy: Callable[[Any], Array]
               ) -> Tuple[OptimizerStates, Run]:
-    states = (OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer(), facts=facts_of(net)) if trainer is None
-              else export_states(trainer, net, copy))
+    states = no_states(net) if trainer is None else export_states(trainer, net, copy)
+    return states, replace(run, weights=weights_of(net, trainer, copy))
+
+
+def no_states(net: Optional[BlockLike]) -> OptimizerStates:
+    """What stands for the states in a file of weights alone."""
+    return OptimizerStates(NO_OPTIMIZER, {}, 0, [], {}, {}, producer=producer(), facts=facts_of(net))
+
+
+def weights_of(net: Optional[BlockLike], trainer: Optional[TrainerLike], copy: Callable[[Any], Array]) -> List[Weight]:
+    """The values of the parameters of net and trainer, on each device where they differ."""
     weights = []
     for name, parameter in parameters(net, trainer).items():
         arrays = _data(name, parameter)
         copies = arrays if any(_differ(arrays[0], other) for other in arrays[1:]) else arrays[:1]
         weights.append(Weight(name, parameter.name, [copy(array) for array in copies], parameter.grad_req))
-    return states, replace(run, weights=weights)
+    return weights
 
 
 def subjects_of(net: Any, trainer: Any) -> Subjects:
@@ -323,11 +332,11 @@ def _data(name: str, parameter: ParameterLike) -> List[Any]:
     if parameter._deferred_init:
         raise ValueError(f'Shapes of parameters must be known. Received: the deferred parameter {name}. '
                          'Run one forward pass first: net(batch).')
-    _check_initialized(name, parameter)
+    check_initialized(name, parameter)
     return list(parameter.list_data())
 
 
-def _check_initialized(name: str, parameter: ParameterLike) -> None:
+def check_initialized(name: str, parameter: ParameterLike) -> None:
     if parameter._data is None and not parameter._deferred_init:
         raise ValueError(f'Parameters must be initialized. Received: {name}, which is not. Call net.initialize(ctx=...) first.')
     if parameter._stype != 'default':
@@ -349,7 +358,7 @@ def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, stri
     plans = {}
     for name, subject in subjects.items():
         with naming(name):
-            plans[name] = _plan_part(path, *parts[name], *subject, strict, with_states)
+            plans[name] = plan_part(path, *parts[name], *subject, strict, with_states)
     states_plans: Dict[str, StatesPlan] = {}
     reports: Dict[str, LoadReport] = {}
     run = next(plan.run for plan in plans.values())
@@ -446,7 +455,7 @@ class PartPlan(NamedTuple):
     weights: 'WeightsPlan'
 
 
-def _plan_part(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Optional[BlockLike],
+def plan_part(path: container.Path, states: OptimizerStates, run: Optional[Run], net: Optional[BlockLike],
                trainer: Optional[TrainerLike], strict: bool, with_states: bool) -> PartPlan:
     if run is None:
         raise StateFileError(f'Cannot load {os.fspath(path)!r} as a checkpoint: it holds only optimizer states. Use load_states.')
@@ -482,7 +491,7 @@ class WeightsPlan(NamedTuple):
 def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool) -> WeightsPlan:
     names = list(present)
     for name, parameter in present.items():
-        _check_initialized(name, parameter)
+        check_initialized(name, parameter)
     infos = [ParameterInfo(name, parameter.name, shape_of(parameter), numpy.dtype(parameter.dtype).name)
              for name, parameter in present.items()]
     pairs, note = match([_info(w.name, w.full_name, w.copies[0]) for w in weights], infos)

@@ -195,6 +195,11 @@ class _Namespace:
     minimum, maximum = staticmethod(nd.minimum), staticmethod(nd.maximum)
 
     @staticmethod
+    def standard_normal(x: Any) -> Any:
+        """Samples in the form of ``x``, from the generator of its device."""
+        return nd.random.normal(shape=x.shape, dtype=_name(x.dtype), ctx=x.context)
+
+    @staticmethod
     def sum(x: Any) -> Any:
         return nd.sum(x.astype('float64')).astype(x.dtype)
 

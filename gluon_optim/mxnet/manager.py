@@ -24,11 +24,13 @@ from .trainer import Pieces, check_savable
 __all__ = ['CheckpointManager']
 
 log = logging.getLogger('gluon_optim')
-_NAME = re.compile(r'step-(0|[1-9][0-9]{0,15})\.safetensors')
+_NAME = re.compile(r'step-(0|[1-9][0-9]{0,15})(?:\.kept)?\.safetensors')
+_KEPT = re.compile(r'step-(0|[1-9][0-9]{0,15})\.kept\.safetensors')
 
 
 class CheckpointManager:
-    """Checkpoints of one run, ``step-<step>.safetensors`` in one folder.
+    """Checkpoints of one run, ``step-<step>.safetensors`` in one folder; ``step-<step>.kept.safetensors`` if it was saved with
+    ``keep=True``.
 
     Parameters
     ----------
@@ -107,26 +109,33 @@ class CheckpointManager:
 
     def path(self, step: int) -> str:
         """The path of the checkpoint of ``step``, whether or not it exists."""
-        return os.path.join(self.directory, f'step-{step}.safetensors')
+        kept = self._kept_path(step)
+        return kept if os.path.lexists(kept) else self._plain_path(step)
 
     def steps(self) -> List[int]:
         """The steps with checkpoints in the folder, in ascending order; none if there is no folder."""
-        try:
-            with os.scandir(self.directory) as entries:
-                names = [entry.name for entry in entries if entry.is_file()]
-        except FileNotFoundError:
-            return []
-        return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
+        return atomic.numbers_in(self.directory, _NAME)
+
+    def kept(self) -> List[int]:
+        """The steps that were saved with ``keep=True``, in ascending order."""
+        return atomic.numbers_in(self.directory, _KEPT)
+
+    def _plain_path(self, step: int) -> str:
+        return os.path.join(self.directory, f'step-{step}.safetensors')
+
+    def _kept_path(self, step: int) -> str:
+        return os.path.join(self.directory, f'step-{step}.kept.safetensors')
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
     def save(self, step: int, net: Net = None, trainer: Trainer = None,
              extra: Optional[Dict[str, Any]] = None, *, epoch: Optional[int] = None, batch: Optional[int] = None,
-             metrics: Optional[Dict[str, float]] = None, force: bool = False, reseed: bool = True) -> bool:
-        """Save a checkpoint if ``step`` is a multiple of ``save_every``, ``force`` is true, or SIGTERM came (`on_sigterm`).
+             metrics: Optional[Dict[str, float]] = None, force: bool = False, keep: bool = False, reseed: bool = True) -> bool:
+        """Save a checkpoint if ``step`` is a multiple of ``save_every``, ``force`` or ``keep`` is true, or SIGTERM came
+        (`on_sigterm`).
 
-        The other arguments are those of `save_checkpoint`. Afterwards checkpoints that need not be kept are deleted. Returns
-        whether it saved.
+        With ``keep`` it is never deleted: its name says so, to other managers and later processes too. The other arguments are
+        those of `save_checkpoint`. Afterwards checkpoints that need not be kept are deleted. Returns whether it saved.
 
         Raises as `save_checkpoint` does: TypeError at the first call, whether it saves or not, for a trainer that cannot be saved.
         Warns if the folder holds later steps, from another run or branch, at the first save of a manager that has restored
@@ -134,7 +143,7 @@ class CheckpointManager:
         """
         step = check_int('step', step)
         self._ask(net, trainer)
-        if not (force or self._terminated or step % self.save_every == 0):
+        if not (force or keep or self._terminated or step % self.save_every == 0):
             return False
         self.wait()
         run = checked_run(step, epoch, batch, metrics, extra)
@@ -143,10 +152,10 @@ class CheckpointManager:
         background = self.background and not self._terminated
         parts = take(run, net, trainer, self._staging if background else Pieces, reseed)
         if background:
-            self._writing = _Writing(self, step, parts, run)
+            self._writing = _Writing(self, step, parts, run, keep)
             self._writing.start()
         else:
-            self._write(step, parts, run)
+            self._write(step, parts, run, keep)
         if self._terminated:
             log.warning('SIGTERM: saved step %d', step)
             self._leave()
@@ -193,16 +202,17 @@ class CheckpointManager:
     def _set_aside(self) -> None:
         """Rename the checkpoints after the step that was restored, before a new one is written: otherwise they would be found."""
         while self._abandoned:
-            path = self.path(self._abandoned[-1])
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(path, path + '.abandoned')
+            atomic.set_aside(self.path(self._abandoned[-1]))
             self._abandoned.pop()
 
-    def _write(self, step: int, parts: Parts, run: Run) -> None:
+    def _write(self, step: int, parts: Parts, run: Run, keep: bool) -> None:
         start = time.monotonic()
         atomic.remove_leftovers(self.directory, _NAME)  # of others, and of a write of our own that failed
         self._set_aside()
-        container.write_parts(self.path(step), parts)
+        if keep:
+            with contextlib.suppress(FileNotFoundError):  # of that step there is one file, which is kept from now on
+                os.replace(self._plain_path(step), self._kept_path(step))
+        container.write_parts(self._kept_path(step) if keep else self.path(step), parts)
         log.info('saved step %d in %.2f s', step, time.monotonic() - start)
         self._metrics[step] = run.metrics
         self._delete_old(step)
@@ -212,6 +222,7 @@ class CheckpointManager:
         steps = [step for step in self.steps() if step <= newest]
         keep = set(steps if self.keep_last is None else steps[-self.keep_last:])
         keep.update(step for step in steps if self.keep_every and step % self.keep_every == 0)
+        keep.update(self.kept())
         try:
             keep.update(self._best(steps))
         except OSError as error:
@@ -320,15 +331,15 @@ class CheckpointManager:
 class _Writing(threading.Thread):
     """The writing of one checkpoint; the interpreter waits for it at exit."""
 
-    def __init__(self, manager: CheckpointManager, step: int, parts: Parts, run: Run):
+    def __init__(self, manager: CheckpointManager, step: int, parts: Parts, run: Run, keep: bool):
         super().__init__(name=f'checkpoint of step {step}', daemon=False)
         self.error: Optional[BaseException] = None
-        self._arguments = manager, step, parts, run
+        self._arguments = manager, step, parts, run, keep
 
     def run(self) -> None:
-        manager, step, parts, run = self._arguments
+        manager, step, parts, run, keep = self._arguments
         try:
-            manager._write(step, parts, run)
+            manager._write(step, parts, run, keep)
         except BaseException as error:
             self.error = error
             log.error('the checkpoint of step %d was not written: %s', step, error)

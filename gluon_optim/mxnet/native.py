@@ -100,6 +100,14 @@ class Builtin(Native):
         h: Values = self.twin.hyperparameters()
         return h
 
+    def check(self, h: Values) -> None:
+        """Raise ValueError where only the drop-in can do what ``h`` says."""
+        arguments = inspect.signature(type(self.optimizer)).parameters
+        for hyper in self.rule.hypers[2:]:  # after the rate and the decay, which all have
+            if hyper.name not in arguments and getattr(h, hyper.name) != hyper.default:
+                raise ValueError(f"MXNet's own {self.rule.name} has no `{hyper.name}`. Received from the file: {hyper.name}="
+                                 f'{getattr(h, hyper.name)!r}. Create the trainer with go.create({self.rule.name!r}).')
+
     def set_hyperparameters(self, h: Values) -> None:
         self.twin.lr_scheduler = self.lr_scheduler
         before = dict(vars(self.twin))
@@ -131,7 +139,7 @@ class Stranger(Native):
         super().__init__(optimizer, contexts)
         cls = type(optimizer)
         self.name = cls.__name__.lower()
-        if self.name in rules.names(drop_ins=True):  # somebody's own LAMB is not the one that has a rule
+        if self.name in rules.names(drop_ins=True, samplers=True):  # somebody's own LAMB is not the one that has a rule
             self.name = f'{cls.__module__}.{cls.__qualname__}'
 
     # -- attributes -------------------------------------------------------------------------------------------------

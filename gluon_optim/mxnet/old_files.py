@@ -71,9 +71,12 @@ def _agree(weight: Sequence[int], state: Sequence[int]) -> bool:
 
 
 def _described(present: ParameterInfo, states: OptimizerStates) -> ParameterInfo:
-    """What the file has of the parameter: a name that was given to it, and the shape, but not the type, of its state."""
+    """What the file has of the parameter: a name that was given to it, and the shape, but not the type, of its state.
+
+    Nor its multipliers: MXNet does not save those of Gluon's parameters, which keep theirs.
+    """
     found = next((info for info in states.parameters if info.name == present.name), present)
     stateless = not states.slots.get(present.name) and present.name not in states.master
     silent = stateless or bool(states.trees)  # slots of optimizers without a rule may have any shape
     return ParameterInfo(present.name, present.full_name, present.shape if silent else found.shape, present.dtype,
-                         found.lr_mult, found.wd_mult, present.grad_req)
+                         present.lr_mult, present.wd_mult, present.grad_req)

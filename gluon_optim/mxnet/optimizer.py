@@ -15,7 +15,7 @@ from mxnet.optimizer import optimizer as mx_optimizer
 
 from ..rules.base import BASE_HYPERS, Rule, scalars
 from ..schema import Values, check_known, one_of
-from ..states.model import ParameterInfo
+from ..states.model import MULTIPLIERS, ParameterInfo
 from .executors import Executor, Update, check_weight
 from .typing import TrainerLike
 from .weights import keep_kvstore
@@ -61,6 +61,9 @@ class Runner(mx_optimizer.Optimizer):
 
     def __getstate__(self) -> Dict[str, Any]:
         state = super().__getstate__()
+        for name in MULTIPLIERS:  # MXNet leaves out the parameters; without them, as on a server, it looks into these tables
+            own = {index: getattr(parameter, name) for index, parameter in self.param_dict.items()}
+            state[name] = {index: value for index, value in {**state[name], **own}.items() if index not in own or value != 1}
         return {name: value for name, value in state.items() if name not in self._process_only}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
@@ -162,13 +165,18 @@ class Runner(mx_optimizer.Optimizer):
         trainer = getattr(parameter, '_trainer', None)
         if trainer is not None and trainer._optimizer is self:
             keep_kvstore(trainer)
-            if contexts is not None and len(contexts) > len(trainer._updaters) and not trainer._update_on_kvstore:
-                raise ValueError(f'The trainer updates as many copies of a parameter as there were when it was made, '
-                                 f'{len(trainer._updaters)}. Received: parameters on {contexts}. Save its states, and load them '
-                                 'into a new trainer.')
+            if contexts is not None and not trainer._update_on_kvstore:
+                self._check_copies(trainer, contexts)
             if before is not None:
                 self._move(trainer)
         self._followed = self.param_dict, contexts
+
+    def _check_copies(self, trainer: TrainerLike, contexts: Sequence[Any]) -> None:
+        """Refuse copies of the parameters, each updated where it is, that would drift apart or not be updated."""
+        if len(contexts) > len(trainer._updaters):
+            raise ValueError(f'The trainer updates as many copies of a parameter as there were when it was made, '
+                             f'{len(trainer._updaters)}. Received: parameters on {contexts}. Save its states, and load them '
+                             'into a new trainer.')
 
     def _move(self, trainer: TrainerLike) -> None:
         """Let any new devices start where the run is now."""
@@ -422,6 +430,12 @@ class RuleOptimizer(Runner):
         self._set_up()
         if isinstance(factor, nd.NDArray):
             self.rescale_grad = factor
+
+    def _check_copies(self, trainer: TrainerLike, contexts: Sequence[Any]) -> None:
+        super()._check_copies(trainer, contexts)
+        if 'noise' in self.rule.needs and len(contexts) > 1:
+            raise ValueError(f'{self.rule.name} must draw one noise for all copies of a parameter. Received: parameters on '
+                             f'{contexts}, each updated where it is. Create the trainer with update_on_kvstore=True.')
 
     def _given(self) -> Dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}

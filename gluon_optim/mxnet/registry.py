@@ -169,6 +169,11 @@ class NovoGrad(RuleOptimizer):
 
 
 @_ours
+class PSGLD(RuleOptimizer):
+    rule = rules.get('psgld')
+
+
+@_ours
 class RAdam(RuleOptimizer):
     rule = rules.get('radam')
 

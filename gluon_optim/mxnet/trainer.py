@@ -8,7 +8,7 @@ import itertools
 import logging
 import platform
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet
@@ -21,9 +21,9 @@ from ..models.gluon import facts_of as facts_of_block
 from ..schema import Slot, Values, one_of, some_of
 from ..states import container
 from ..states.matching import completes, match
-from ..states.model import STATISTICS, Array, OptimizerStates, ParameterInfo, digest
+from ..states.model import MULTIPLIERS, STATISTICS, Array, OptimizerStates, ParameterInfo, digest, is_accumulated
 from ..states.mxnet_files import mxnet2
-from .native import Stranger, adapted, to_mxnet_state
+from .native import Builtin, Stranger, adapted, to_mxnet_state
 from .old_files import read_for
 from .scheduler_states import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .typing import BlockLike, ParameterLike, TrainerLike, UpdaterLike
@@ -33,6 +33,8 @@ __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_
 
 log = logging.getLogger('gluon_optim')
 _PIECE = 1 << 18  # number of elements copied from a device at once
+# what AMP's loss scaler does and our Scaler can do otherwise
+_OF_AMP = {'scale_factor': 2.0, 'backoff_factor': 0.5, 'min_loss_scale': 0.0}
 
 
 @dataclass(repr=False)
@@ -117,7 +119,8 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
     hyperparameters : 'file' or 'current'
         Which hyper-parameters apply after loading. 'file' restores the saved hyper-parameters and the scheduler; 'current' keeps
         the trainer's and advances its scheduler to the saved number of updates. Both warn of each value that differs, those of
-        the schedule included.
+        the schedule included. ``lr_mult`` and ``wd_mult`` of parameters are among them, but those in MXNet's own files never
+        apply.
     part : str, optional
         Which trainer, by the name it was saved under, of a checkpoint that holds several.
 
@@ -192,6 +195,8 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
     """
     optimizer = _optimizer(trainer)
     otherwise = mxnet2.not_in_rule(states)
+    saved = states
+    states = replace(states, variables={name: array for name, array in states.variables.items() if not is_accumulated(name)})
     states = mxnet2.as_rule(states, allow_lossy=True)
     if hyperparameters not in ('file', 'current'):
         raise ValueError(f"`hyperparameters` must be 'file' or 'current'. Received: hyperparameters={hyperparameters!r}.")
@@ -211,12 +216,17 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
         optimizer.check_order(states, keyed)
     shared = (optimizer.read_others(states, contexts_of(trainer)[0]) if stranger
               else optimizer.read_variables(states.variables, keyed))
+    # a Module has them from its symbol, or from the user
+    multipliers = 'current' if isinstance(trainer, StandIn) else hyperparameters
     notes = [*fit.notes, *(f'The optimizers here are those of MXNet 1.x, which lose {line}.' for line in otherwise),
-             *_differences(trainer, optimizer, states, fit.pairs, present, hyperparameters), *scheduler.notes]
-    scaler, scales = _loss_scaler(trainer, states, notes)
+             *_differences(trainer, optimizer, states, hyperparameters),
+             *_other_multipliers(trainer, fit.pairs, present, multipliers), *scheduler.notes]
+    scaler, scales = _loss_scaler(trainer, states, hyperparameters, notes)
+    accumulated = _accumulated(trainer, saved, fit.pairs, notes)
     _start_kvstore(trainer)
     arrays = _to_devices(trainer, optimizer, states, fit, h)
-    return StatesPlan(trainer, optimizer, states, present, fit, h, arrays, scheduler, shared, scaler, scales, notes)
+    return StatesPlan(trainer, optimizer, states, present, fit, h, fit.pairs if multipliers == 'file' else {}, arrays, scheduler,
+                      shared, scaler, scales, accumulated, notes)
 
 
 class StatesPlan(NamedTuple):
@@ -228,11 +238,13 @@ class StatesPlan(NamedTuple):
     present: List[ParameterInfo]
     fit: '_Fit'
     h: Values
+    multipliers: Dict[int, ParameterInfo]  # index -> what has the multipliers that it gets
     arrays: Dict[int, List[Any]]        # the states of each index, for each updater
     scheduler: SchedulerPlan
     shared: Dict[str, Any]              # the optimizer's `shared_state`
     scaler: Any
     scales: Dict[str, Any]
+    accumulated: Dict[str, Any]
     notes: List[str]
 
     def warn(self) -> None:
@@ -253,11 +265,17 @@ class StatesPlan(NamedTuple):
         keep(undo, vars(trainer._optimizer))
         optimizer.lr_scheduler = self.scheduler.apply(undo)
         optimizer.set_hyperparameters(self.h)
+        for i, info in self.multipliers.items():
+            _set_multipliers(trainer._params[i], info, undo)
         optimizer.set_shared_state(self.shared)
         _set_counts(trainer, optimizer, self.states, pairs)
         if self.scales:
             keep(undo, vars(self.scaler))
             vars(self.scaler).update(self.scales)
+        if self.accumulated:
+            accumulate: Any = trainer._accumulate  # type: ignore[attr-defined]
+            keep(undo, vars(accumulate))
+            vars(accumulate).update(self.accumulated)
         start(trainer, undo)
         rewritten = _rewrite_weights(trainer, self.states, pairs)
         for updater in _updaters(trainer):
@@ -502,7 +520,9 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
         variables = {key: _copied(array, copy) for key, array in arrays.items()}
     else:
         variables = optimizer.variables({key: info.name for info, own in zip(infos, keys) for key in own})
-    scaler = getattr(trainer, '_amp_loss_scaler', None)
+    accumulate = getattr(trainer, '_accumulate', None)
+    if accumulate is not None:
+        variables = {**variables, **accumulate.variables(copy)}
     return OptimizerStates(
         optimizer=name_of(optimizer),
         hypers=h.asdict(),
@@ -513,7 +533,7 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
         master=masters,
         scheduler=scheduler,
         variables=variables,
-        loss_scaler=None if scaler is None else {key.lstrip('_'): value for key, value in vars(scaler).items()},
+        loss_scaler=_scaler_state(trainer),
         producer=producer(),
         trees=trees,
         attributes=attributes,
@@ -523,6 +543,18 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
 def _copied(array: Any, copy: Callable[[Any], Array]) -> Array:
     """``copy`` of an array of MXNet; NumPy's, which optimizers of other people may keep, are copied at once."""
     return copy(array) if isinstance(array, nd.NDArray) else numpy.array(array)
+
+
+def _scaler_state(trainer: TrainerLike) -> Optional[Dict[str, Any]]:
+    """What the trainer's loss scaler holds: a `gradients.Scaler`, or AMP's."""
+    scaler: Any = getattr(trainer, '_amp_loss_scaler', None)
+    if scaler is None:
+        return None
+    return dict(scaler.state_dict()) if _is_ours(scaler) else {key.lstrip('_'): value for key, value in vars(scaler).items()}
+
+
+def _is_ours(scaler: Any) -> bool:
+    return hasattr(scaler, 'read_state')
 
 
 def _has_master(optimizer: Any, info: ParameterInfo) -> bool:
@@ -598,46 +630,78 @@ def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Valu
     if set(saved.asdict()) != set(now.asdict()):
         raise ValueError(f'The file has the hyper-parameters {one_of(saved.asdict())}, the trainer {one_of(now.asdict())}. '
                          'Create the trainer with the same `base`.')
+    if isinstance(optimizer, Builtin):
+        optimizer.check(saved)
     # the trainer sets rescale_grad at every step, from its batch size
     return saved.replace(rescale_grad=now.rescale_grad)
 
 
-def _differences(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo],
-                 present: List[ParameterInfo], mode: str) -> List[str]:
-    """One sentence for each value that differs between file and trainer, and which of the two applies."""
+def _differences(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, mode: str) -> List[str]:
+    """One sentence for each hyper-parameter that differs between file and trainer, and which of the two applies."""
     now, saved = optimizer.hyperparameters().asdict(), dict(states.hypers)
     word = word_of(trainer)
     skipped = {'rescale_grad'} | ({'learning_rate'} if optimizer.lr_scheduler or states.scheduler else set())
-    whose = "the file's applies" if mode == 'file' else f"the {word}'s applies"
     if isinstance(optimizer, Stranger):  # what is not an argument is state
         now = {name: now[name] for name in optimizer.arguments()}
-    notes = [f'{name} is {now[name]!r} in the {word} and {saved[name]!r} in the file: {whose}.'
+    notes = [f'{name} is {now[name]!r} in the {word} and {saved[name]!r} in the file: {_whose(word, mode)}.'
              for name in now if name in saved and name not in skipped and now[name] != saved[name]]
     if isinstance(trainer, StandIn) and now['rescale_grad'] != saved.get('rescale_grad', now['rescale_grad']):
         notes.append(f'rescale_grad is {now["rescale_grad"]!r} in the {word} and {saved["rescale_grad"]!r} in the file, as for '
                      f"another batch size: the {word}'s applies.")
-    for i, info in pairs.items():
-        for name in ('lr_mult', 'wd_mult'):
-            mine, theirs = getattr(present[i], name), getattr(info, name)
-            if mine != theirs:
-                notes.append(f"{name} of {present[i].name} is {mine!r} in the {word} and {theirs!r} in the file: "
-                             f"the {word}'s applies.")
     return notes
 
 
-def _loss_scaler(trainer: TrainerLike, states: OptimizerStates, notes: List[str]) -> Tuple[Any, Dict[str, Any]]:
-    """The trainer's AMP loss scaler, and the attributes that it gets from the file."""
-    scaler = getattr(trainer, '_amp_loss_scaler', None)
+def _other_multipliers(trainer: TrainerLike, pairs: Dict[int, ParameterInfo], present: List[ParameterInfo], mode: str
+                       ) -> List[str]:
+    """One sentence for all parameters that differ alike in a multiplier."""
+    names: Dict[Tuple[str, float, float], List[str]] = {}
+    word = word_of(trainer)
+    for i, info in pairs.items():
+        for name in MULTIPLIERS:
+            mine, theirs = getattr(present[i], name), getattr(info, name)
+            if mine != theirs:
+                names.setdefault((name, mine, theirs), []).append(present[i].name)
+    return [f'{name} of {some_of(found) if len(found) > 1 else found[0]} is {mine!r} in the {word} and {theirs!r} in the file: '
+            f'{_whose(word, mode)}.' for (name, mine, theirs), found in names.items()]
+
+
+def _whose(word: str, mode: str) -> str:
+    return "the file's applies" if mode == 'file' else f"the {word}'s applies"
+
+
+def _loss_scaler(trainer: TrainerLike, states: OptimizerStates, hyperparameters: str, notes: List[str]
+                 ) -> Tuple[Any, Dict[str, Any]]:
+    """The trainer's loss scaler, and the attributes that it gets from the file."""
+    scaler: Any = getattr(trainer, '_amp_loss_scaler', None)
     if states.loss_scaler is None:
         return scaler, {}
     if scaler is None:
-        notes.append('The file holds the state of an AMP loss scaler and the trainer has none: it is not restored. '
-                     'Call amp.init_trainer(trainer) before load_states.')
+        notes.append('The file holds the state of a loss scaler and the trainer has none: it is not restored. '
+                     'Create go.gradients.Scaler(trainer), or call amp.init_trainer(trainer), before load_states.')
         return scaler, {}
-    unknown = sorted(key for key in states.loss_scaler if '_' + key not in vars(scaler))
+    if _is_ours(scaler):
+        attributes, differing = scaler.read_state(states.loss_scaler, hyperparameters)
+        notes += differing
+        return scaler, attributes
+    here = {key: value for key, value in states.loss_scaler.items() if '_' + key in vars(scaler)}
+    unknown = sorted(set(states.loss_scaler) - set(here) - set(_OF_AMP))
     if unknown:
         raise ValueError(f'The loss scaler has no {one_of(unknown)}. It was saved by another version of MXNet.')
-    return scaler, {'_' + key: value for key, value in states.loss_scaler.items()}
+    notes += [f"{key} of the loss scaler is {value!r} in the file, and always {_OF_AMP[key]!r} in AMP's: use go.gradients.Scaler."
+              for key, value in states.loss_scaler.items() if key not in here and value != _OF_AMP[key]]
+    return scaler, {'_' + key: value for key, value in here.items()}
+
+
+def _accumulated(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[int, ParameterInfo], notes: List[str]
+                 ) -> Dict[str, Any]:
+    """The attributes that the trainer's `gradients.Accumulate` gets from the file; none if it has no Accumulate."""
+    accumulate: Any = getattr(trainer, '_accumulate', None)
+    if accumulate is not None:
+        return dict(accumulate.read(states, pairs))
+    if any(map(is_accumulated, states.variables)):
+        notes.append('The file holds gradients of batches that were accumulated for the next update, and the trainer has no '
+                     'Accumulate: they are not restored. Create go.gradients.Accumulate(trainer, k) before load_states.')
+    return {}
 
 
 # Into a trainer: changes
@@ -653,6 +717,12 @@ def _to_devices(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, f
 
     contexts = contexts_of(trainer)[:len(_updaters(trainer))]
     return {i: [state(info.name, context) for context in contexts] for i, info in fit.pairs.items() if info.name in states.slots}
+
+
+def _set_multipliers(parameter: ParameterLike, info: ParameterInfo, undo: contextlib.ExitStack) -> None:
+    for name in MULTIPLIERS:
+        undo.callback(setattr, parameter, name, getattr(parameter, name))
+        setattr(parameter, name, getattr(info, name))
 
 
 def _set_counts(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, pairs: Dict[int, ParameterInfo]) -> None:

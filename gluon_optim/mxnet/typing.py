@@ -22,6 +22,7 @@ class ParameterLike(Protocol):
     def list_ctx(self) -> List[Any]: ...    # in 1.x
     def list_device(self) -> List[Any]: ...  # in 2.x
     def list_data(self) -> List[Any]: ...
+    def list_grad(self) -> List[Any]: ...
     def _load_init(self, data: Any, ctx: Any) -> None: ...
     def _finish_deferred_init(self) -> None: ...
 
@@ -55,6 +56,7 @@ class TrainerLike(Protocol):
     _params: List[ParameterLike]
     _params_to_init: List[ParameterLike]    # not sent to the kvstore yet
     _optimizer: Any
+    _scale: float                           # what gradients are multiplied by, besides 1/batch_size
     _contexts: Sequence[Any]                # in 1.x
     _devices: Sequence[Any]                 # in 2.x
     _updaters: List[UpdaterLike]            # one for each device
@@ -64,6 +66,7 @@ class TrainerLike(Protocol):
     _update_on_kvstore: bool
     _distributed: bool
     _init_kvstore: Callable[[], None]
+    _check_and_rescale_grad: Callable[[float], None]    # sets rescale_grad for an update
     _reset_kvstore: Callable[..., None]     # that of the class takes the trainer
 
     def _init_params(self) -> None: ...

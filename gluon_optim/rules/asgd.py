@@ -39,7 +39,7 @@ class ASGD(Rule):
 
     @staticmethod
     def coefficients(xp, h, t):
-        first = 1.0 * (t == 1)
+        first = xp.where(t == 1, 1.0, 0.0)
         return dict(first_eta=first * h.learning_rate, later=1 - first, wd=h.wd + h.lambd,
                     next_eta=h.learning_rate * xp.exp(-h.alpha * xp.log(1 + h.lambd * h.learning_rate * t)),
                     next_mu=1 / xp.maximum(1.0, t - h.t0))

@@ -20,13 +20,14 @@ import numpy
 
 from ..schema import Hyper, Slot, Values, check_known, compute_type
 
-__all__ = ['BASE_HYPERS', 'KernelKey', 'Rule', 'bias_correction', 'clipped', 'divided', 'initial_slot', 'norm', 'scalar', 'scalars',
-           'trust_ratio']
+__all__ = ['BASE_HYPERS', 'TEMPERATURE', 'KernelKey', 'Rule', 'bias_correction', 'clipped', 'divided', 'initial_slot', 'norm',
+           'scalar', 'scalars', 'standard_normal', 'trust_ratio']
 
 BASE_HYPERS = (
     Hyper('rescale_grad', 1.0, '(-inf, inf)', 'factor on the gradient; `Trainer.step(batch_size)` sets it to 1/batch_size'),
     Hyper('clip_gradient', None, '(0, inf)', 'bound on each element of the rescaled gradient', optional=True),
 )
+TEMPERATURE = Hyper('temperature', 1.0, '(0, inf)', 'samplers draw from exp(-U / temperature); 1 is the posterior')
 
 
 class _Scalars:
@@ -69,6 +70,13 @@ def divided(xp: Any, x: Any, size: Any) -> Any:
 def trust_ratio(xp: Any, numerator: Any, denominator: Any) -> Any:
     """``numerator / denominator`` of two norms, and 1 where either is 0 (LARC, LARS, LAMB, LANS)."""
     return xp.where(numerator == 0, 1.0, xp.where(denominator == 0, 1.0, divided(xp, numerator, denominator)))
+
+
+def standard_normal(xp: Any, like: Any) -> Any:
+    """Samples of the standard normal distribution in the form of ``like``; NumPy's come from its global generator."""
+    if xp is numpy:
+        return numpy.random.standard_normal(like.shape).astype(like.dtype)  # noqa: NPY002
+    return xp.standard_normal(like)
 
 
 def scalar(value: Any, like: Any) -> Any:

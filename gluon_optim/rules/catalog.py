@@ -21,6 +21,7 @@ from .larc import LARC
 from .nadam_torch import NAdamTorch
 from .noise_adaptive_sgd import NoiseAdaptiveSGD
 from .novograd import NovoGrad
+from .psgld import PSGLD
 from .radam import RAdam
 from .rmsprop_torch import RMSpropTorch
 from .rprop import Rprop
@@ -35,6 +36,7 @@ registry.RULES.update((rule.name, rule) for rule in (
     AdaBelief, AdadeltaTorch, AdagradTorch, AdamTorch, AdamaxTorch, AdamW, ASGD, LANS, LARC, NAdamTorch, NoiseAdaptiveSGD,
     NovoGrad, RAdam, RMSpropTorch, Rprop, SGDEMA, SGDTorch, SNGD))
 registry.DROP_INS.update(mx.DROP_INS)
+registry.SAMPLERS[PSGLD.name] = PSGLD
 
 
 class OptimizerInfo(NamedTuple):

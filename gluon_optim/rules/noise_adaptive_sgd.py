@@ -45,7 +45,7 @@ class NoiseAdaptiveSGD(Rule):
 
     @staticmethod
     def coefficients(xp, h, t):
-        first = 1.0 * (t == 1)
+        first = xp.where(t == 1, 1.0, 0.0)
         return dict(lr=h.learning_rate, wd=h.wd, batch=h.batch_size, batch16=16 * h.batch_size,
                     share_min=first + (1 - first) * h.averaging_min,
                     share_max=first + (1 - first) * max(h.averaging_min, SHARE_MAX), eta_max=0.5 / h.curvature, eps=h.epsilon)

@@ -66,7 +66,7 @@ class NovoGrad(Rule):
 
     @staticmethod
     def coefficients(xp, h, t):
-        first = 1.0 * (t == 1)
+        first = xp.where(t == 1, 1.0, 0.0)
         b2, a2 = h.beta2 * (1 - first), first + (1 - first) * (1 - h.beta2)  # the first update sets v, later ones average
         averaging = h.variant == 'apex' if h.grad_averaging is None else h.grad_averaging
         a1 = 1 - h.beta1 if averaging else 1.0

@@ -5,10 +5,11 @@ from ..schema import check_known, lower_name
 from .base import Rule
 from .validate import validate
 
-__all__ = ['DROP_INS', 'RULES', 'add', 'get', 'names', 'register']
+__all__ = ['DROP_INS', 'RULES', 'SAMPLERS', 'add', 'get', 'names', 'register']
 
 RULES: Dict[str, Type[Rule]] = {}
 DROP_INS: Dict[str, Type[Rule]] = {}  # the rules of MXNet's own optimizers
+SAMPLERS: Dict[str, Type[Rule]] = {}  # rules that draw samples: no list of optimizers has them
 
 
 def get(name: str) -> Type[Rule]:
@@ -24,20 +25,21 @@ def get(name: str) -> Type[Rule]:
       ...
     ValueError: Unknown optimizer 'novogard'. Did you mean 'novograd'? Known: 'adabelief', ...
     """
-    known = {**DROP_INS, **RULES}
+    known = {**DROP_INS, **SAMPLERS, **RULES}
     check_known('optimizer', lower_name(name), known, ValueError)
     return known[name.lower()]
 
 
-def names(drop_ins: bool = False) -> List[str]:
-    """All registered names, sorted; with ``drop_ins`` those of MXNet's own optimizers too.
+def names(drop_ins: bool = False, samplers: bool = False) -> List[str]:
+    """All registered names, sorted; with ``drop_ins`` those of MXNet's own optimizers too, with ``samplers`` those of
+    samplers such as psgld.
 
     Raises nothing.
 
     >>> 'novograd' in names(), 'adam' in names(), 'adam' in names(drop_ins=True)
     (True, False, True)
     """
-    return sorted({**DROP_INS, **RULES} if drop_ins else RULES)
+    return sorted({*RULES, *(DROP_INS if drop_ins else ()), *(SAMPLERS if samplers else ())})
 
 
 def add(rule: Type[Rule], name: Optional[str] = None) -> None:
@@ -53,7 +55,7 @@ def add(rule: Type[Rule], name: Optional[str] = None) -> None:
     ValueError: The name of an optimizer must be in lower case, as MXNet looks it up. Received: 'Nothing'. Use 'nothing'.
     """
     name = str(name or getattr(rule, 'name', rule.__name__.lower()))
-    taken: Type[Rule] = {**DROP_INS, **RULES}.get(name, rule)
+    taken: Type[Rule] = {**DROP_INS, **SAMPLERS, **RULES}.get(name, rule)
     if (taken.__module__, taken.__qualname__) != (rule.__module__, rule.__qualname__):
         raise ValueError(f'The name {name!r} is taken by {taken!r}. Register under another: @register({name + "2"!r}).')
     if name != name.lower():

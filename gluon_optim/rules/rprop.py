@@ -40,7 +40,7 @@ class Rprop(Rule):
 
     @staticmethod
     def coefficients(xp, h, t):
-        first = 1.0 * (t == 1)
+        first = xp.where(t == 1, 1.0, 0.0)
         return dict(first_step=first * h.learning_rate, later=1 - first, minus=h.eta_minus, plus=h.eta_plus,
                     step_min=h.step_min, step_max=h.step_max)
 

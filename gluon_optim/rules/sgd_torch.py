@@ -40,7 +40,7 @@ class SGDTorch(Rule):
 
     @staticmethod
     def coefficients(xp, h, t):
-        later = 1.0 * (t > 1)  # the first update fills the buffer, undampened
+        later = xp.where(t > 1, 1.0, 0.0)  # the first update fills the buffer, undampened
         return dict(lr=h.learning_rate, wd=h.wd, mu=h.momentum, mu_buffer=h.momentum * later, a=1 - h.dampening * later)
 
     @staticmethod

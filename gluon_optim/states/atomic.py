@@ -6,7 +6,7 @@ import re
 import secrets
 import stat
 from types import ModuleType
-from typing import BinaryIO, Iterator, Optional, Tuple
+from typing import BinaryIO, Iterator, List, Optional, Tuple
 
 from .errors import StateFileError
 from .files import Path
@@ -18,7 +18,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ['Path', 'remove_leftovers', 'replacing']
+__all__ = ['Path', 'numbers_in', 'remove_leftovers', 'replacing', 'set_aside']
 
 _BUFFER = 1 << 20
 
@@ -91,6 +91,22 @@ def _claim(descriptor: int) -> Tuple[Optional[int], bool]:
         os.close(claim)
         return None, error.errno in (errno.EWOULDBLOCK, errno.EACCES)
     return claim, False
+
+
+def numbers_in(folder: Path, of: 're.Pattern[str]') -> List[int]:
+    """The numbers, in ascending order, in the names of the files in ``folder`` that match ``of``; none if there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_file()]
+    except FileNotFoundError:
+        return []
+    return sorted({int(match[1]) for match in map(of.fullmatch, names) if match})
+
+
+def set_aside(path: str) -> None:
+    """Rename a file so that its number is not found any more, if it is still there; nothing deletes it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, path + '.abandoned')
 
 
 def remove_leftovers(folder: Path, of: 're.Pattern[str]') -> None:

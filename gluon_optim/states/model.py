@@ -11,10 +11,12 @@ from ..rules import Rule
 from ..rules.base import BASE_HYPERS
 from ..schema import Slot, Values, one_of, some_of
 
-__all__ = ['NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Parts', 'Run', 'Weight', 'chunks', 'digest',
-           'has_rule']
+__all__ = ['ACCUMULATED', 'MULTIPLIERS', 'NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Parts', 'Run',
+           'Weight', 'chunks', 'digest', 'has_rule', 'is_accumulated', 'what_was_accumulated']
 
 STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # name endings of parameters that no optimizer updates
+MULTIPLIERS = ('lr_mult', 'wd_mult')  # of a parameter, as in Gluon
+ACCUMULATED = 'accumulated'  # of variables with gradients summed for the next update: the name, or its part before a colon
 NO_OPTIMIZER = 'none'  # the optimizer's name in a checkpoint of a net alone
 Array = Any  # a numpy.ndarray, or anything with `shape`, `dtype` and `chunks()`: a device's array, copied in pieces
 
@@ -50,7 +52,7 @@ class OptimizerStates:
     ``facts``       what a conversion must know of the net's layers (docs/FORMAT.md), None where it is unknown
     ``report``      messages from the reader or a conversion, one string per line
     ``parameters``  one `ParameterInfo` for each name: shape and dtype of the weight, lr_mult, wd_mult
-    ``loss_scaler``  what AMP's loss scaler holds, or None
+    ``loss_scaler``  what `gradients.Scaler` or AMP's loss scaler holds, or None
     ``producer``    name -> version of the programs that wrote the file
 
     Raises nothing: states are checked where they are written, loaded or converted.
@@ -192,6 +194,17 @@ def chunks(array: Array) -> Iterator[numpy.ndarray]:
         yield numpy.ascontiguousarray(piece)
 
 
+def is_accumulated(variable: str) -> bool:
+    """Whether a variable is of the gradients that `gradients.Accumulate` has summed for the next update."""
+    return variable.partition(':')[0] == ACCUMULATED
+
+
+def what_was_accumulated(states: OptimizerStates) -> List[str]:
+    """One phrase if there are gradients of batches that no update has used yet."""
+    found = any(map(is_accumulated, states.variables))
+    return ['the gradients of batches that were accumulated for the next update: save after an update instead'] if found else []
+
+
 def digest(states: OptimizerStates) -> str:
     """SHA-256 (hexadecimal) over what determines how training continues: the optimizer's name, ``num_update``, and by sorted
     name the type and shape of the weight, its count, and types, shapes and bytes of slots, master and the optimizer's
@@ -218,7 +231,7 @@ def digest(states: OptimizerStates) -> str:
 
 def has_rule(states: OptimizerStates) -> bool:
     """Whether what the slots mean is known here."""
-    return not states.trees and states.optimizer in rules.names(drop_ins=True)
+    return not states.trees and states.optimizer in rules.names(drop_ins=True, samplers=True)
 
 
 def _as_rule(states: OptimizerStates, name: str, hypers: Dict[str, Any]) -> OptimizerStates:

@@ -8,61 +8,23 @@ from .. import rules
 from ..mapping.classes import own_class
 from ..mapping.state_dict import check_entry
 from ..rules import Rule
-from ..rules.base import scalars
 from ..schema import Hyper, Slot, Values, check_known, compute_type
+from .executors import HALVES, Group, Launches, capturing, key_of
 
 __all__ = ['RuleOptimizer', 'create', 'param_groups']
 
 MULTI_PRECISION = Hyper('multi_precision', True, (False, True), 'keep float32 masters of float16 and bfloat16 parameters')
 ALIASES = {'learning_rate': 'lr', 'weight_decay': 'wd'}  # other name -> the key in a param group
 GROUP_KEYS = ('params', 'param_names', 'initial_lr', 'lr_mult', 'optimizer')  # what a param group holds besides hyper-parameters
-HALVES = (torch.float16, torch.bfloat16)
 TYPES = HALVES + (torch.float32, torch.float64)
 
 
 F = TypeVar('F', bound=Callable[..., Any])
 
 
-class Namespace:
-    """The array namespace of rules on PyTorch: Python numbers may replace tensors; single-precision sums are done in double."""
-
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    @staticmethod
-    def sum(x: torch.Tensor) -> torch.Tensor:
-        wide = x.dtype if x.device.type == 'mps' else torch.float64  # Apple's GPUs have no float64
-        return torch.sum(x, dtype=wide).to(x.dtype)
-
-    @staticmethod
-    def half(x: torch.Tensor) -> torch.Tensor:
-        return x.half().to(x.dtype)
-
-    @staticmethod
-    def minimum(x: Any, y: Any) -> torch.Tensor:
-        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
-            return torch.minimum(x, y)
-        return torch.clamp(x, max=y) if isinstance(x, torch.Tensor) else torch.clamp(y, max=x)
-
-    @staticmethod
-    def maximum(x: Any, y: Any) -> torch.Tensor:
-        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
-            return torch.maximum(x, y)
-        return torch.clamp(x, min=y) if isinstance(x, torch.Tensor) else torch.clamp(y, min=x)
-
-    def where(self, condition: torch.Tensor, x: Any, y: Any) -> torch.Tensor:
-        if not isinstance(x, torch.Tensor) and not isinstance(y, torch.Tensor):
-            x = torch.full((), x, dtype=self.dtype, device=condition.device)  # two numbers would give the default type
-        return torch.where(condition, x, y)
-
-
 # Tracing would compile once for each step, at which the coefficients, Python numbers, change. `torch.compiler.disable` does the
 # same, and loads all of the compiler at once.
 untraced: Callable[[F], F] = vars(torch)['_disable_dynamo']
-NAMESPACES = {dtype: Namespace(dtype) for dtype in (torch.float32, torch.float64)}
 
 
 class RuleOptimizer(Optimizer):
@@ -86,18 +48,22 @@ class RuleOptimizer(Optimizer):
     """
 
     rule: Type[Rule]
+    fused: Optional[bool] = None
+    capturable: bool = False
+    _captured: List[Launches]              # what CUDA graphs replay
+    _launches: Optional[Launches] = None   # what was prepared for the last step
 
-    def __init__(self, rule: Type[Rule], params: Any, **hypers: Any):
-        self.rule = rule
+    def __init__(self, rule: Type[Rule], params: Any, fused: Optional[bool] = None, capturable: bool = False, **hypers: Any):
+        self.rule, self.fused, self.capturable, self._captured = rule, fused, capturable, []
         super().__init__(params, dict(self._checked(self._named(hypers, {}), partly=True), optimizer=rule.name))
 
     def __getstate__(self) -> Dict[str, Any]:
-        return dict(super().__getstate__(), rule=self.rule.name)
+        return dict(super().__getstate__(), rule=self.rule.name, fused=self.fused, capturable=self.capturable)
 
     def __setstate__(self, state: Dict[str, Any]) -> None:  # PyTorch also calls it with part of the state
         state = dict(state)
         if 'rule' in state:
-            self.rule = rules.get(state.pop('rule'))
+            self.rule, self._captured = rules.get(state.pop('rule')), []
         super().__setstate__(state)
 
     def __repr__(self) -> str:
@@ -132,12 +98,21 @@ class RuleOptimizer(Optimizer):
     def _checked(self, group: Mapping[str, Any], partly: bool = False) -> Dict[str, Any]:
         """All hyper-parameters of a group as plain numbers and switches; ``partly`` fills in defaults."""
         foreign = own_class(self.rule, group)
-        h = self.rule.hyperparameters(**foreign.hypers(group, partly))
+        h = self.rule.hyperparameters(**foreign.hypers(self._read(group), partly))
         multi_precision = MULTI_PRECISION.check(group.get(MULTI_PRECISION.name, MULTI_PRECISION.default))
-        return dict(foreign.group(h), multi_precision=multi_precision)
+        checked = dict(foreign.group(h), multi_precision=multi_precision)
+        return dict(checked, lr=group['lr']) if self._on_device(group) else checked
+
+    def _on_device(self, group: Mapping[str, Any]) -> bool:
+        """Whether the learning rate is a tensor, which may not be read here."""
+        return self.capturable and isinstance(group.get('lr'), torch.Tensor)
+
+    def _read(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        return dict(group, lr=1.0) if self._on_device(group) else group
 
     def _hypers(self, group: Mapping[str, Any]) -> Values:
-        return self.rule.hyperparameters(**own_class(self.rule, group).hypers(group))
+        h = self.rule.hyperparameters(**own_class(self.rule, group).hypers(self._read(group)))
+        return h.replace(learning_rate=group['lr'].double()) if self._on_device(group) else h
 
     @untraced
     @torch.no_grad()
@@ -151,43 +126,35 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.set_grad_enabled(True):
                 loss = closure()
-        work = [(group, self._hypers(group), [(param, _dense(param.grad)) for param in group['params'] if param.grad is not None])
-                for group in self.param_groups]
-        for group, h, pairs in work:
-            static, by_count = self.rule.static(h), {}
-            for param, gradient in pairs:
-                state = self._state(param, static.slots, group['multi_precision'])
-                t, precision = int(state['step']) + 1, compute_type(param.dtype)
-                key = t, precision
-                if key not in by_count:
-                    by_count[key] = self.rule.all_coefficients(self.rule.numbers(scalars, precision), h, t)
-                self._update(static, by_count[key], param, gradient, state)
+        groups = [self._group(group) for group in self.param_groups]
+        if self._launches is None or not self._launches.takes(groups, list(self.state.values())):
+            states = [self._state(param, group.static.slots, group.multi_precision) for group in groups for param in group.params]
+            self._launches = Launches(self.rule, groups, states, list(self.state.values()), self.fused)
+        self._launches.run(groups)
+        if capturing():
+            self._captured.append(self._launches)   # replays read its tables
         return loss
 
-    def _update(self, static: Any, coefficients: Mapping[str, Any], param: torch.Tensor, gradient: torch.Tensor,
-                state: Dict[str, Any]) -> None:
-        dtype = _slot_type(param)
-        weight = state['master'] if 'master' in state else param.to(dtype)
-        slots = {slot.name: state[_key(slot)] for slot in static.slots}
-        rule = self.rule.on_masters() if 'master' in state and param.dtype == torch.float16 else self.rule
-        new, new_slots = rule.apply(NAMESPACES[dtype], static, coefficients, weight, gradient.to(dtype), slots)
-        for name, value in new_slots.items():  # before the weight, which a rule may return as a slot
-            slots[name].copy_(value)
-        weight.copy_(new)
-        if weight is not param:
-            param.copy_(weight)
-        state['step'] += 1
+    def _group(self, group: Dict[str, Any]) -> Group:
+        """What of a param group takes part in a step, checked."""
+        params = [param for param in group['params'] if param.grad is not None]
+        gradients = [param.grad for param in params]
+        if any(gradient.layout is not torch.strided for gradient in gradients):
+            _check_dense(gradients)
+        h = self._hypers(group)
+        return Group(h, self.rule.static(h), group['multi_precision'], params, gradients)
 
     def _state(self, param: torch.Tensor, slots: Iterable[Slot], multi_precision: bool) -> Dict[str, Any]:
         """The state of a parameter, with anything missing filled in."""
         state: Dict[str, Any] = self.state[param]
         if 'step' not in state:
-            state['step'] = torch.tensor(0.0, dtype=torch.float32)  # on the CPU, where reading it waits for no device
+            # on the CPU, where reading it waits for no device
+            state['step'] = torch.zeros((), dtype=torch.float32, device=param.device if self.capturable else 'cpu')
         if multi_precision and param.dtype in HALVES and 'master' not in state:
             state['master'] = param.detach().float()
         for slot in slots:
-            if _key(slot) not in state:
-                state[_key(slot)] = _initial(slot, state.get('master', param))
+            if key_of(slot) not in state:
+                state[key_of(slot)] = _initial(slot, state.get('master', param))
         return state
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
@@ -223,7 +190,8 @@ class RuleOptimizer(Optimizer):
         dtype, slots = _slot_type(param), self.rule.slots(self._hypers(group))
         types = check_entry(own_class(self.rule, group), slots, f'parameter {key}', param.shape,
                                         str(dtype).split('.')[-1], entry)
-        loaded = dict(entry, step=torch.tensor(float(entry['step']), dtype=torch.float32))
+        step = torch.tensor(float(entry['step']), dtype=torch.float32, device=param.device if self.capturable else 'cpu')
+        loaded = dict(entry, step=step)
         for word, name in types.items():
             loaded[word] = entry[word].detach().to(param.device, getattr(torch, name), copy=True)
         if group['multi_precision'] and param.dtype in HALVES:
@@ -242,7 +210,7 @@ class RuleOptimizer(Optimizer):
         return list(zip(self.param_groups, saved))
 
 
-def create(name: str, params: Any, **hypers: Any) -> RuleOptimizer:
+def create(name: str, params: Any, fused: Optional[bool] = None, capturable: bool = False, **hypers: Any) -> RuleOptimizer:
     """The registered optimizer ``name`` for PyTorch.
 
     Parameters
@@ -251,6 +219,12 @@ def create(name: str, params: Any, **hypers: Any) -> RuleOptimizer:
         As in `gluon_optim.list_optimizers`.
     params : iterable
         Tensors, named tensors or param groups, as for any PyTorch optimizer. A group may set any of ``hypers``.
+    fused : bool, optional
+        Whether compiled kernels update all parameters at once: on CPUs numba's, on CUDA devices Triton's. By default where
+        these are installed; True raises where a parameter has no kernel, False uses PyTorch's operations.
+    capturable : bool
+        Whether a CUDA graph may capture `step`: numbers of updates are counted on the device, and so are coefficients, in
+        float64. ``group['lr']`` may then be a tensor there, which later replays read. Needs kernels, and one device.
     **hypers
         The optimizer's hyper-parameters under MXNet's names, including ``rescale_grad`` and ``clip_gradient``; also ``lr`` for
         learning_rate, ``weight_decay`` for wd, and ``multi_precision`` (default True).
@@ -267,7 +241,9 @@ def create(name: str, params: Any, **hypers: Any) -> RuleOptimizer:
 'clip_gradient', 'decoupled_wd', 'epsilon', 'epsilon_root', 'grad_averaging', 'learning_rate', 'lr', 'multi_precision', \
 'rescale_grad', 'variant', 'wd', 'weight_decay'.
     """
-    return RuleOptimizer(rules.get(name), params, **hypers)
+    if fused not in (None, False, True):
+        raise ValueError(f'`fused` must be None, False or True. Received: {fused!r}.')
+    return RuleOptimizer(rules.get(name), params, fused, capturable, **hypers)
 
 
 def param_groups(state_dict: Mapping[str, Any], params: Iterable[torch.Tensor]) -> List[Dict[str, Any]]:
@@ -300,10 +276,6 @@ def _slot_type(param: torch.Tensor) -> torch.dtype:
     return found
 
 
-def _key(slot: Slot) -> str:
-    return slot.torch or slot.name
-
-
 def _initial(slot: Slot, weight: torch.Tensor) -> torch.Tensor:
     """What ``slot`` holds before the first update of ``weight``."""
     if slot.init == 'weight':
@@ -330,8 +302,9 @@ def _check_names(mine: Sequence[str], saved: Sequence[str]) -> None:
                          'make the optimizer from parameters without names.')
 
 
-def _dense(gradient: torch.Tensor) -> torch.Tensor:
-    if gradient.layout is not torch.strided:
-        raise ValueError(f'A gradient must be dense. Received: {gradient.layout} for a parameter of shape {tuple(gradient.shape)}. '
-                         'Create its layer with sparse=False, or give that parameter to another optimizer.')
-    return gradient
+def _check_dense(gradients: Iterable[torch.Tensor]) -> None:
+    for gradient in gradients:
+        if gradient.layout is not torch.strided:
+            raise ValueError(f'A gradient must be dense. Received: {gradient.layout} for a parameter of shape '
+                             f'{tuple(gradient.shape)}. Create its layer with sparse=False, or give that parameter to another '
+                             'optimizer.')

@@ -1,4 +1,5 @@
 """MXNet's `sgld` (Patterson and Teh, Stochastic gradient Riemannian Langevin dynamics, NIPS 2013)."""
+from ..base import TEMPERATURE, standard_normal
 from .base import WD, MXRule, rate
 
 
@@ -6,9 +7,10 @@ class SGLD(MXRule):
     """SGD with just enough added noise to turn its path into samples from the posterior.
 
         g  = clip(rescale_grad g)
-        w += -learning_rate / 2 (g + wd w) + sqrt(learning_rate) x      x: a standard normal sample
+        w += -learning_rate / 2 (g + wd w) + sqrt(temperature learning_rate) x
 
-    MXNet runs it and draws the samples, parameter by parameter: with the same seed, the same samples as MXNet's own optimizer.
+    x is a standard normal sample for each element. MXNet runs it and draws them, parameter by parameter: with the same seed, the
+    same samples as MXNet's own optimizer. That has no temperature: it samples at 1.
     """
 
     name = 'sgld'
@@ -16,7 +18,7 @@ class SGLD(MXRule):
     paper = 'Patterson and Teh, Stochastic Gradient Riemannian Langevin Dynamics on the Probability Simplex, NIPS 2013'
     peers = ('mxnet.optimizer.SGLD',)
     needs = frozenset({'noise'})
-    hypers = (rate(0.01)._replace(domain='[0, inf)'), WD)
+    hypers = (rate(0.01)._replace(domain='[0, inf)'), WD, TEMPERATURE)
     operator = False
 
     @staticmethod
@@ -25,8 +27,8 @@ class SGLD(MXRule):
 
     @staticmethod
     def coefficients(xp, h, t):
-        return dict(minus_half_lr=-h.learning_rate / 2, wd=h.wd, deviation=xp.sqrt(h.learning_rate))
+        return dict(minus_half_lr=-h.learning_rate / 2, wd=h.wd, deviation=xp.sqrt(h.temperature * h.learning_rate))
 
     @staticmethod
     def step(xp, h, c, w, g, s):
-        return w + c.minus_half_lr * (g + c.wd * w) + c.deviation * xp.standard_normal(w), {}
+        return w + c.minus_half_lr * (g + c.wd * w) + c.deviation * standard_normal(xp, w), {}

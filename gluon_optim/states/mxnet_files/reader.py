@@ -207,7 +207,8 @@ class _Reader:
         if self.builtin is None:
             self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are numbered '
                                'by position.')
-        unlike = self.builtin is None and self.class_name in rules.names(drop_ins=True)  # of the same name as one with a rule
+        # of the same name as one with a rule
+        unlike = self.builtin is None and self.class_name in rules.names(drop_ins=True, samplers=True)
         return self.optimizer.path if unlike else self.class_name
 
     def _hypers(self) -> Dict[str, Any]:
@@ -408,7 +409,7 @@ class _Reader:
 
 def _rule(class_name: str) -> Optional[Type[Rule]]:
     """Our rule for the optimizer class with that name."""
-    plain = {name.replace('_', ''): name for name in rules.names()}
+    plain = {name.replace('_', ''): name for name in rules.names(samplers=True)}
     return rules.get(plain[class_name.lower()]) if class_name.lower() in plain else None
 
 

@@ -11,7 +11,7 @@ import numpy
 from ... import rules
 from ...schema import one_of
 from ..atomic import Path, replacing
-from ..model import Array, OptimizerStates, chunks
+from ..model import Array, OptimizerStates, chunks, what_was_accumulated
 from . import mxnet2
 from .builtins import BUILTINS, Layout, MXNetClass, classes
 from .ndarray_format import DTYPES, LIST_MAGIC, NUMPY_SHAPES, STORAGE_TYPES
@@ -75,7 +75,7 @@ def what_is_lost(states: OptimizerStates, version: int) -> List[str]:
         lost.append(f"the scheduler {states.scheduler['class']}: create the trainer with it")
     if states.loss_scaler:
         lost.append('the state of the AMP loss scaler')
-    return lost
+    return lost + what_was_accumulated(states)
 
 
 def _written_by(states: OptimizerStates) -> int:
@@ -83,7 +83,8 @@ def _written_by(states: OptimizerStates) -> int:
 
 
 BASE = ('learning_rate', 'wd', 'rescale_grad', 'clip_gradient', 'begin_epoch')
-NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0)]  # values that need no such argument
+# values that need no such argument
+NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0), ('temperature', 1.0)]
 SCHEDULERS = ('mxnet.lr_scheduler.', 'gluon_optim.mxnet.lr_scheduler.')
 
 
@@ -91,7 +92,7 @@ def _class(states: OptimizerStates, version: int) -> MXNetClass:
     known = classes(version)
     if states.optimizer in known:
         return known[states.optimizer]
-    if states.optimizer in rules.names():
+    if states.optimizer in rules.names(samplers=True):
         rule = rules.get(states.optimizer)
         if rule.__module__.startswith('gluon_optim.rules.') and '.mx.' not in rule.__module__:
             arguments = dict(states.hypers)

@@ -1,0 +1,365 @@
+"""Where an update runs: in compiled kernels on PyTorch's memory, all parameters of a kind in one launch, or parameter by
+parameter in PyTorch's own operations.
+
+`KERNELS` says which devices have kernels. Parameters that a kernel does not take (a strided view, a tensor subclass, a
+gradient of another type than its parameter) are updated by operations, next to those in kernels, with the same numbers.
+"""
+import contextlib
+import functools
+import importlib
+import itertools
+import logging
+import operator
+from typing import Any, Callable, ContextManager, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
+
+import torch
+
+from ..lowering.plan import GRADIENT, HALF, Storage
+from ..rules.base import KernelKey, Rule, scalars
+from ..rules.graph import WEIGHT
+from ..rules.runtimes import runs_on
+from ..schema import Slot, Values, compute_type
+
+__all__ = ['HALVES', 'KERNELS', 'Group', 'Launches', 'Namespace', 'apply', 'capturing', 'key_of', 'kernels_on']
+
+log = logging.getLogger('gluon_optim')
+
+HALVES = (torch.float16, torch.bfloat16)
+
+#: type of device -> the module of the `Batch` that launches kernels there, and the package that it needs
+KERNELS: Mapping[str, Tuple[str, str]] = {
+    'cpu': ('gluon_optim.lowering.numba', 'numba'),
+    'cuda': ('gluon_optim.torch.triton_batch', 'triton'),
+}
+
+
+class Group(NamedTuple):
+    """The parameters of a param group that have a gradient, and what holds for all of them."""
+
+    h: Values
+    static: KernelKey
+    multi_precision: bool
+    params: List[torch.Tensor]
+    gradients: List[torch.Tensor]
+
+
+class Namespace:
+    """The array namespace of rules on PyTorch: Python numbers may replace tensors; single-precision sums are done in double."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def sum(x: torch.Tensor) -> torch.Tensor:
+        wide = x.dtype if x.device.type == 'mps' else torch.float64  # Apple's GPUs have no float64
+        return torch.sum(x, dtype=wide).to(x.dtype)
+
+    @staticmethod
+    def half(x: torch.Tensor) -> torch.Tensor:
+        return x.half().to(x.dtype)
+
+    @staticmethod
+    def minimum(x: Any, y: Any) -> torch.Tensor:
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return torch.minimum(x, y)
+        return torch.clamp(x, max=y) if isinstance(x, torch.Tensor) else torch.clamp(y, max=x)
+
+    @staticmethod
+    def maximum(x: Any, y: Any) -> torch.Tensor:
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return torch.maximum(x, y)
+        return torch.clamp(x, min=y) if isinstance(x, torch.Tensor) else torch.clamp(y, min=x)
+
+    @staticmethod
+    def single(x: torch.Tensor) -> torch.Tensor:
+        return x.float().to(x.dtype)
+
+    def where(self, condition: torch.Tensor, x: Any, y: Any) -> torch.Tensor:
+        if not isinstance(x, torch.Tensor) and not isinstance(y, torch.Tensor):
+            x = torch.full((), x, dtype=self.dtype, device=condition.device)  # two numbers would give the default type
+        return torch.where(condition, x, y)
+
+
+NAMESPACES = {dtype: Namespace(dtype) for dtype in (torch.float32, torch.float64)}
+
+
+class Numbers:
+    """The namespace of coefficients for counts that are on a device: in float64, and any argument may be a Python number."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def __getattr__(self, name: str) -> Callable[..., torch.Tensor]:
+        function = getattr(NAMESPACES[torch.float64], name)
+
+        def on_tensors(*arguments: Any) -> torch.Tensor:
+            result: torch.Tensor = function(*map(self.tensor, arguments))
+            return result
+        return on_tensors
+
+    def tensor(self, x: Any) -> torch.Tensor:
+        if isinstance(x, torch.Tensor):
+            return x
+        # filled there: a copy from here would wait
+        return torch.full((), x, dtype=torch.bool if isinstance(x, bool) else torch.float64, device=self.device)
+
+
+def key_of(slot: Slot) -> str:
+    """Where the state of a parameter has ``slot``."""
+    return slot.torch or slot.name
+
+
+def kernels_on(device: str, rule: Type[Rule]) -> Any:
+    """The module that launches kernels of ``rule`` on that type of device; None where there is none. Says once what is missing."""
+    if device not in KERNELS or not runs_on(rule, 'kernels'):
+        return None
+    return _module(*KERNELS[device])
+
+
+@functools.lru_cache(maxsize=None)
+def _module(path: str, package: str) -> Any:
+    try:
+        return importlib.import_module(path)
+    except ImportError as error:
+        log.warning('The optimizers of gluon_optim.torch run in PyTorch operations, several times slower: %s. '
+                    '`pip install %s` makes them fast.', error, package)
+        return None
+
+
+def apply(rule: Type[Rule], static: KernelKey, coefficients: Mapping[str, Any], param: torch.Tensor, gradient: torch.Tensor,
+          state: Mapping[str, Any]) -> None:
+    """The update of one parameter, in PyTorch's operations."""
+    dtype: torch.dtype = getattr(torch, compute_type(param.dtype))
+    weight = state['master'] if 'master' in state else param.to(dtype)
+    slots = {slot.name: state[key_of(slot)] for slot in static.slots}
+    rule = _on_masters(rule, param, state)
+    new, new_slots = rule.apply(NAMESPACES[dtype], static, coefficients, weight, gradient.to(dtype), slots)
+    for name, value in new_slots.items():  # before the weight, which a rule may return as a slot
+        slots[name].copy_(value)
+    weight.copy_(new)
+    if weight is not param:
+        param.copy_(weight)
+
+
+def _on_masters(rule: Type[Rule], param: torch.Tensor, state: Mapping[str, Any]) -> Type[Rule]:
+    return rule.on_masters() if 'master' in state and param.dtype == torch.float16 else rule
+
+
+class Launches:
+    """All parameters that have a gradient, arranged in launches; kept from step to step while nothing but numbers changes.
+
+    Parameters
+    ----------
+    rule : Rule
+    groups : list of Group
+    states : list of dict
+        The state of each parameter of all groups, complete.
+    entries : list of dict
+        The states of all parameters of the optimizer, as `takes` will get them.
+    fused : bool or None
+        None: kernels where there are some. True: raise where there are none. False: PyTorch's operations.
+
+    Where the counts of updates are on a device, as ``capturable`` has it, all parameters must be there and have kernels.
+    """
+
+    def __init__(self, rule: Type[Rule], groups: Sequence[Group], states: Sequence[Dict[str, Any]],
+                 entries: Sequence[Dict[str, Any]], fused: Optional[bool]):
+        self._rule, self._states, self._entries = rule, states, entries
+        self._kinds = [(group.static, group.multi_precision, len(group.params)) for group in groups]
+        self._params, self._group = _flat(group.params for group in groups), _numbered([len(group.params) for group in groups])
+        gradients = _flat(group.gradients for group in groups)
+        self._types = list(map(_type, gradients))
+        for param, state in zip(self._params, states):
+            if _is_dense(param):   # slots lie as the weight does, also where it or they came in another layout
+                state.update((key, _laid_out(value, param.stride())) for key, value in state.items()
+                             if isinstance(value, torch.Tensor) and value.shape == param.shape)
+        self._counts = torch.stack([state['step'] for state in states]) if states else torch.zeros(0)
+        for state, count in zip(states, self._counts.unbind()):
+            state['step'] = count   # a view: one operation counts for all of them
+        self._held = [(state, key) for state in states for key, value in state.items()
+                      if isinstance(value, torch.Tensor) and key != 'step']
+        self._tensors = [state['step'] for state in states], [state[key] for state, key in self._held]
+        self._pointers = list(map(_pointer, self._tensors[1])) + list(map(_pointer, self._params))
+        buckets: Dict[Any, List[int]] = {}
+        self._alone: List[int] = []   # parameters without a kernel
+        for i, (param, gradient, state) in enumerate(zip(self._params, gradients, states)):
+            static = groups[self._group[i]].static
+            if fused is not False and kernels_on(param.device.type, rule) is not None and _takes(param, gradient, state, static):
+                storage = Storage(str(param.dtype).partition('.')[2], 'master' in state)
+                buckets.setdefault((param.device, storage, static), []).append(i)
+            elif fused or state['step'].device.type != 'cpu':
+                raise ValueError(_refused(rule, param, gradient))
+            else:
+                self._alone.append(i)
+        self._batches = [_Bucket(rule, groups[self._group[members[0]]].h, storage, static, [self._params[i] for i in members],
+                                 [states[i] for i in members], members)
+                         for (_, storage, static), members in buckets.items()]
+
+    def takes(self, groups: Sequence[Group], entries: Sequence[Dict[str, Any]]) -> bool:
+        """Whether `run` can update these: the parameters, states and types of last time."""
+        params = groups[0].params if len(groups) == 1 else _flat(group.params for group in groups)
+        if not (_same(self._params, params) and _same(self._entries, entries)
+                and self._kinds == [(group.static, group.multi_precision, len(group.params)) for group in groups]):
+            return False
+        tensors = [state.get(key, params[0]) for state, key in self._held]
+        return (_same(self._tensors[0], [state.get('step') for state in self._states]) and _same(self._tensors[1], tensors)
+                and self._pointers == list(map(_pointer, tensors)) + list(map(_pointer, params))
+                and self._types == [gradient.dtype for group in groups for gradient in group.gradients])
+
+    def run(self, groups: Sequence[Group]) -> None:
+        gradients = groups[0].gradients if len(groups) == 1 else _flat(group.gradients for group in groups)
+        if self._counts.device.type != 'cpu':
+            return self._run_there(groups, gradients)
+        counts = [int(count) + 1 for count in self._counts.tolist()]
+        memory: Dict[Any, Dict[str, float]] = {}
+
+        def coefficients(group: int, precision: str, t: int) -> Dict[str, float]:
+            key = group, precision, t
+            if key not in memory:
+                memory[key] = self._rule.all_coefficients(self._rule.numbers(scalars, precision), groups[group].h, t)
+            return memory[key]
+
+        for bucket in self._batches:
+            bucket.run(gradients, [(self._group[i], counts[i]) for i in bucket.members], coefficients)
+        for i in self._alone:
+            param, group = self._params[i], self._group[i]
+            apply(self._rule, groups[group].static, coefficients(group, compute_type(param.dtype), counts[i]), param, gradients[i],
+                  self._states[i])
+        self._counts += 1
+
+    def _run_there(self, groups: Sequence[Group], gradients: Sequence[torch.Tensor]) -> None:
+        """`run` with counts on the device: coefficients are computed there too, so a CUDA graph can repeat the step."""
+        self._counts += 1
+        numbers = Numbers(self._counts.device)
+        for bucket in self._batches:
+            parts = []
+            for group, (first, last) in bucket.ranges(self._group):
+                t = self._counts[bucket.order[first:last]].double()
+                c = self._rule.all_coefficients(self._rule.numbers(numbers, bucket.precision), groups[group].h, t)
+                parts.append({name: numbers.tensor(value).expand(last - first) for name, value in c.items()})
+            bucket.run_there(gradients, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+class _Bucket:
+    """Parameters that one launch updates: of one device, one type and one computation. ``members`` are their numbers."""
+
+    def __init__(self, rule: Type[Rule], h: Values, storage: Storage, static: KernelKey, params: Sequence[torch.Tensor],
+                 states: Sequence[Mapping[str, Any]], members: Sequence[int]):
+        self.members, self._params = members, params
+        backend = kernels_on(params[0].device.type, rule)
+        names = tuple(rule.all_coefficients(scalars, h, 1))
+        kernel = backend.kernel(_on_masters(rule, params[0], states[0]), static, names, storage)
+        self._device = params[0].device
+        with _current(self._device):
+            self._batch = backend.Batch(kernel, [param.numel() for param in params])
+        held: Dict[str, Sequence[torch.Tensor]] = {slot.name: [state[key_of(slot)] for state in states] for slot in static.slots}
+        held.update({WEIGHT: [state['master'] for state in states], HALF: params} if storage.master else {WEIGHT: params})
+        for role, tensors in held.items():
+            self._batch.addresses[kernel.roles.index(role)] = list(map(_pointer, tensors))
+        self._gradients = kernel.roles.index(GRADIENT)
+        self._strides = list(map(_stride, params))
+        self.precision = storage.precision
+        self.order = torch.tensor(members, device=states[0]['step'].device)
+
+    def run(self, gradients: Sequence[torch.Tensor], kinds: Sequence[Tuple[int, int]],
+            coefficients: Callable[[int, str, int], Dict[str, float]]) -> None:
+        pointed_at = self._point_at(gradients)
+        rows = {kind: row for row, kind in enumerate(dict.fromkeys(kinds))}
+        table = [coefficients(group, self.precision, t) for group, t in rows]
+        names = self._batch.kernel.coefficients
+        with _current(self._device):
+            self._batch.run([[c[name] for name in names] for c in table], [rows[kind] for kind in kinds])
+        del pointed_at
+        torch.autograd.graph.increment_version(self._params)
+
+    def ranges(self, group: Sequence[int]) -> List[Tuple[int, Tuple[int, int]]]:
+        """For each param group its first and last + 1 member; ``group`` has the group of each parameter."""
+        own = [group[i] for i in self.members]
+        return [(number, (own.index(number), len(own) - own[::-1].index(number))) for number in dict.fromkeys(own)]
+
+    def run_there(self, gradients: Sequence[torch.Tensor], coefficients: Mapping[str, torch.Tensor]) -> None:
+        """`run` with coefficients on the device, a number for each member."""
+        pointed_at = self._point_at(gradients)
+        table = torch.stack([coefficients[name] for name in self._batch.kernel.coefficients], 1)
+        with _current(self._device):
+            self._batch.run_there(table.to(getattr(torch, self.precision)), range(len(self.members)))
+        del pointed_at
+        torch.autograd.graph.increment_version(self._params)
+
+    def _point_at(self, gradients: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+        """Put the gradients' addresses into the table; what is returned must live until they have been read."""
+        mine = [gradients[i] for i in self.members]
+        if list(map(_stride, mine)) != self._strides:
+            mine = list(map(_laid_out, mine, self._strides))
+        self._batch.addresses[self._gradients] = list(map(_pointer, mine))
+        return mine
+
+
+def _lies_so(tensor: torch.Tensor, strides: Tuple[int, ...]) -> bool:
+    """Whether the elements lie as the strides say; that of an axis of length 1 says nothing."""
+    return all(mine == other or size == 1 for mine, other, size in zip(tensor.stride(), strides, tensor.shape))
+
+
+def _laid_out(tensor: torch.Tensor, strides: Tuple[int, ...]) -> torch.Tensor:
+    """``tensor``, or a copy of it that lies so."""
+    if _lies_so(tensor, strides):
+        return tensor
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured on the current stream."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _current(device: torch.device) -> ContextManager[Any]:
+    return torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext()
+
+
+def _takes(param: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, Any], static: KernelKey) -> bool:
+    """Whether a kernel can update ``param``: all its tensors are dense and lie in the same order."""
+    like = [state[key_of(slot)] for slot in static.slots if slot.like == 'weight']
+    like += [state['master']] if 'master' in state else []
+    others = [state[key_of(slot)] for slot in static.slots if slot.like != 'weight']
+    exact = getattr(torch, compute_type(param.dtype))
+    return (type(param) in (torch.Tensor, torch.nn.Parameter) and type(gradient) is torch.Tensor and gradient.dtype == param.dtype
+            and _is_dense(param) and all(_lies_so(x, param.stride()) for x in like)
+            and all(x.device == param.device and x.dtype == exact for x in (*like, *others)))
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether its elements fill a piece of memory, in any order of the axes."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size != 1):
+        if stride != expected:
+            return tensor.numel() == 0
+        expected *= size
+    return True
+
+
+def _refused(rule: Type[Rule], param: torch.Tensor, gradient: torch.Tensor) -> str:
+    where = ' or '.join(f'{device} with {package}' for device, (_, package) in KERNELS.items())
+    return (f'fused=True needs a kernel: the rule must be one of elementwise functions and sums, on {where}, and parameters dense, '
+            f'of the type of their gradients. Received: {rule.name}, a parameter {tuple(param.shape)} of {param.dtype} on '
+            f'{param.device} with a gradient of {gradient.dtype}. Pass fused=None and capturable=False to use kernels where there '
+            'are some.')
+
+
+def _same(old: Sequence[Any], new: Sequence[Any]) -> bool:
+    return len(old) == len(new) and all(map(operator.is_, old, new))
+
+
+def _flat(lists: Iterable[List[Any]]) -> List[Any]:
+    return list(itertools.chain.from_iterable(lists))
+
+
+def _numbered(lengths: Sequence[int]) -> List[int]:
+    """The number of its list, for each entry of lists of these lengths."""
+    return [number for number, length in enumerate(lengths) for _ in range(length)]
+
+
+_pointer, _stride = torch.Tensor.data_ptr, torch.Tensor.stride
+_type = operator.attrgetter('dtype')

@@ -1,0 +1,97 @@
+"""Steps by Triton's interpreter beside the same steps by numba's kernels, one JSON object per line. Run by test_triton.py in a
+process of its own: TRITON_INTERPRET must be set before Triton is imported.
+
+    python triton_runs.py float32|float64|float16|counts|compile [NAME ...]
+"""
+import json
+import os
+import sys
+
+if sys.argv[1] != 'compile':
+    os.environ['TRITON_INTERPRET'] = '1'
+
+import torch
+import triton
+from conversion_runs import NAMES, hyper_sets, rate
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from gluon_optim import rules
+from gluon_optim.lowering import triton as lowering
+from gluon_optim.rules.base import scalars
+from gluon_optim.torch import create, executors, triton_batch
+
+SHAPES = [(5, 3), (7,), (), (40, 9), (1,)]
+KERNELS = {'triton': {'cpu': ('gluon_optim.torch.triton_batch', 'triton')},
+           'numba': {'cpu': ('gluon_optim.lowering.numba', 'numba')}}
+# several items, several blocks in an item, and neither a divisor of the other
+triton_batch.ITEM, triton_batch.BLOCK, triton_batch.SCALARS = 96, 32, 4
+
+
+def run(name, hypers, dtype, backend, capturable=False, number=float):
+    """Parameters and their states after four steps."""
+    executors.KERNELS = KERNELS[backend]
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
+    groups = [{'params': params[:2]}, {'params': params[2:]}]
+    optimizer = create(name, groups, fused=True, capturable=capturable, **hypers)
+    for t in range(1, 5):
+        for p in params:
+            p.grad = torch.randn(p.shape).to(dtype) * 10.0 ** -(t % 3)
+        for group in optimizer.param_groups:
+            group['lr'] = number(rate(t), dtype=torch.float64) if number is torch.tensor else rate(t)
+        optimizer.step()
+    return params, [optimizer.state[p] for p in params]
+
+
+def compare(name, dtype):
+    """The largest difference of anything, in units of the largest number."""
+    hypers = hyper_sets(name)['other']
+    (params, states), (others, theirs) = (run(name, hypers, dtype, backend) for backend in ('triton', 'numba'))
+    pairs = [(state[key], other[key]) for state, other in zip(states, theirs) for key in state]
+    pairs += [(p.detach(), q.detach()) for p, q in zip(params, others)]
+    far = max(float((a.double() - b.double()).abs().max() / max(float(b.double().abs().max()), 1e-30)) for a, b in pairs)
+    return dict(name=name, dtype=str(dtype)[6:], far=far, equal=all(torch.equal(a, b) for a, b in pairs))
+
+
+def compare_counts(name):
+    """The same for counts and coefficients on the device, as ``capturable`` has them, and for a rate that is a tensor there."""
+    hypers = hyper_sets(name)['other']
+    usual = run(name, hypers, torch.float64, 'triton')
+    executors.Launches.run = lambda launches, groups: launches._run_there(groups, [g for group in groups for g in group.gradients])
+    there = [run(name, hypers, torch.float64, 'triton', True), run(name, hypers, torch.float64, 'triton', True, torch.tensor)]
+    far = max(float((p - q).abs().max()) for other in there for p, q in zip(usual[0], other[0]))
+    return dict(name=name, dtype='counts', far=far, step=[int(state['step']) for state in there[0][1]])
+
+
+def compile_for(name, capability):
+    """What Triton makes of a rule's passes for a GPU: that needs none."""
+    rule = rules.get(name)
+    h = rule.hyperparameters(**hyper_sets(name)['other'])
+    coefficients = tuple(rule.all_coefficients(scalars, h, 1))
+    kernel = lowering.kernel(rule, rule.static(h), coefficients, lowering.Storage('bfloat16', True))
+    pointers = dict.fromkeys(('addresses', 'items', 'first_item', 'rows'), '*i64')
+    signature = dict(pointers, partial='*fp64', kept='*fp32', table='*fp32', n='i32', n_items='i32', BLOCK='constexpr')
+    for function, _ in kernel.passes:
+        source = ASTSource(fn=function, signature=signature, constexprs={'BLOCK': 1024})
+        made = triton.compile(source, target=GPUTarget('cuda', capability, 32), options={'enable_fp_fusion': False})
+        yield made.asm['ptx']
+
+
+def main(mode, *names):
+    if mode == 'compile':
+        for name in names:
+            for capability in (80, 90):
+                for ptx in compile_for(name, capability):
+                    approximate = [one for one in ('fma.rn.f32', 'div.full', 'div.approx', 'sqrt.approx') if one in ptx]
+                    print(json.dumps(dict(name=name, capability=capability, approximate=approximate)))
+        return
+    for name in names or NAMES:
+        if mode == 'counts':
+            print(json.dumps(compare_counts(name)), flush=True)
+            continue
+        print(json.dumps(compare(name, getattr(torch, mode))), flush=True)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
