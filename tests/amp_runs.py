@@ -8,9 +8,6 @@ from mxnet.contrib import amp
 
 import gluon_optim as go
 
-# of the operators that AMP runs in float16, the CPU has this one
-amp.init(target_precision_ops=['elemwise_mul'])
-
 
 def start(scaler):
     parameter = gluon.Parameter('w', shape=(3,))
@@ -45,13 +42,19 @@ def train(ours):
     return weights, scales, updates
 
 
-ours, scales, updates = train(True)
-theirs, *_ = train(False)
-parameter, trainer, scaler = start(True)
-amp.init_trainer(trainer)
-try:
-    replaced = 'nothing'
-    scaler.scale(mx.nd.ones(1))
-except ValueError as error:
-    replaced = 'another loss scaler' if 'another loss scaler' in str(error) else str(error)
-print(json.dumps({'ours': ours, 'amp': theirs, 'scale': scales, 'updates': updates, 'replaced': replaced}))
+def main():
+    amp.init(target_precision_ops=['elemwise_mul'])  # of the operators that AMP runs in float16, the CPU has this one
+    ours, scales, updates = train(True)
+    theirs, *_ = train(False)
+    _, trainer, scaler = start(True)
+    amp.init_trainer(trainer)
+    try:
+        replaced = 'nothing'
+        scaler.scale(mx.nd.ones(1))
+    except ValueError as error:
+        replaced = 'another loss scaler' if 'another loss scaler' in str(error) else str(error)
+    print(json.dumps({'ours': ours, 'amp': theirs, 'scale': scales, 'updates': updates, 'replaced': replaced}))
+
+
+if __name__ == '__main__':
+    main()

@@ -8,23 +8,19 @@ import mxnet as mx
 
 import gluon_optim as go
 
-dtype, function = sys.argv[1:]
-elements = 100 * 2 ** 20 // {'float16': 2, 'float32': 4}[dtype]
-parameter = mx.gluon.Parameter('w', shape=(elements,), dtype=dtype)
-parameter.initialize(mx.init.Zero())
-trainer = mx.gluon.Trainer([parameter], 'sgd')
-with mx.autograd.record():
-    loss = parameter.data().sum().astype('float32')
-loss.backward()
-warm = mx.gluon.Parameter('v', shape=(70000,), dtype=dtype)  # so that libraries have what they need
-warm.initialize(mx.init.Zero())
-small = mx.gluon.Trainer([warm], 'sgd')
-with mx.autograd.record():
-    loss = warm.data().sum().astype('float32')
-loss.backward()
+
+def trainer_of(elements, dtype):
+    """A trainer of one parameter with a gradient of ones."""
+    parameter = mx.gluon.Parameter('w', shape=(elements,), dtype=dtype)
+    parameter.initialize(mx.init.Zero())
+    trainer = mx.gluon.Trainer([parameter], 'sgd')
+    with mx.autograd.record():
+        loss = parameter.data().sum().astype('float32')
+    loss.backward()
+    return trainer
 
 
-def call(trainer):
+def call(trainer, function):
     if function == 'Scaler':
         scaler = go.gradients.Scaler(trainer)
         scaler.scale(mx.nd.ones(1))
@@ -38,8 +34,14 @@ def megabytes(what):
     return int(re.search(rf'{what}:\s+(\d+) kB', Path('/proc/self/status').read_text()).group(1)) / 1024
 
 
-call(small)
-Path('/proc/self/clear_refs').write_text('5')  # the largest size from now on
-before = megabytes('VmRSS')
-call(trainer)
-print(json.dumps(megabytes('VmHWM') - before))
+def main(dtype, function):
+    trainer = trainer_of(100 * 2 ** 20 // {'float16': 2, 'float32': 4}[dtype], dtype)
+    call(trainer_of(70000, dtype), function)      # so that libraries have what they need
+    Path('/proc/self/clear_refs').write_text('5')  # the largest size from now on
+    before = megabytes('VmRSS')
+    call(trainer, function)
+    print(json.dumps(megabytes('VmHWM') - before))
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
