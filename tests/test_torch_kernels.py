@@ -190,17 +190,29 @@ def another_group(optimizer, p):
     optimizer.add_param_group({'params': [torch.nn.Parameter(torch.zeros(2))]})
 
 
+def turned(optimizer, p):
+    p.data = p.data.t()   # the same address
+
+
+def number_for_a_count(optimizer, p):
+    optimizer.state[p]['step'] = 7
+
+
+def replaced_count(optimizer, p):
+    optimizer.state[p]['step'].data = torch.tensor(7.0)
+
+
 def switched(optimizer, p):
     optimizer.param_groups[0]['amsgrad'] = True
 
 
-@pytest.mark.parametrize('change', [switched, replaced_data, replaced_slot, moved_slot, other_layout, fresh_state, removed_state,
-                                    set_count, counted_in_place, loaded, without_gradient, another_group])
+@pytest.mark.parametrize('change', [turned, number_for_a_count, replaced_count, switched, replaced_data, replaced_slot, moved_slot,
+                                    other_layout, fresh_state, removed_state, set_count, counted_in_place, loaded, without_gradient, another_group])
 def test_what_changes_between_steps_is_seen(change):
     """Whatever users do to parameters and state between two steps, kernels and operations do the same."""
     runs = []
     for fused in (True, False):
-        params = parameters(shapes=[(5, 3), (7,)])
+        params = parameters(shapes=[(5, 5) if change is turned else (5, 3), (7,)])
         optimizer = steps(create('adamw', params, fused=fused), params, 1, 2)
         change(optimizer, params[0])
         for t in range(3, 5):
@@ -208,11 +220,91 @@ def test_what_changes_between_steps_is_seen(change):
             if not params[0].requires_grad:
                 params[0].grad = None
             optimizer.step()
-        counts = {set_count: 9, counted_in_place: 9, fresh_state: 2, removed_state: 2, without_gradient: 2}
+        counts = {**dict.fromkeys([set_count, counted_in_place, number_for_a_count, replaced_count], 9),
+                  **dict.fromkeys([fresh_state, removed_state, without_gradient], 2)}
         assert int(optimizer.state[params[0]]['step']) == counts.get(change, 4)
         runs.append(everything(optimizer, params))
     for a, b in zip(*runs):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
+
+
+def larger_weight(optimizer, p):
+    p.data, p.grad = torch.ones(100, 100), torch.ones(100, 100)
+
+
+def smaller_slot(optimizer, p):
+    optimizer.state[p]['exp_avg'] = torch.zeros(2)
+
+
+def resized_slot(optimizer, p):
+    optimizer.state[p]['exp_avg'].resize_(2)
+
+
+def smaller_gradient(optimizer, p):
+    p.grad.data = torch.ones(2)
+
+
+@pytest.mark.parametrize('change', [larger_weight, smaller_slot, resized_slot, smaller_gradient])
+def test_what_does_not_fit_is_refused_and_nothing_written(change):
+    params = parameters(shapes=[(40,), (7,)])
+    optimizer = steps(create('adamw', params), params, 1, 2)
+    feed(params, 3)
+    change(optimizer, params[0])
+    before = everything(optimizer, params)
+    with pytest.raises(RuntimeError, match='size'):
+        optimizer.step()
+    assert all(map(torch.equal, before, everything(optimizer, params)))
+
+
+def test_a_negated_gradient_is_read_as_one():
+    weight = torch.nn.Parameter(torch.ones(1))
+    z = torch.complex(torch.ones(1), weight)
+    (z.conj() * torch.complex(torch.ones(1), torch.ones(1))).imag.sum().backward()
+    assert weight.grad.is_neg() and weight.grad.item() == -1
+    create('sgd_torch', [weight], lr=1.0).step()
+    assert weight.item() == 2
+
+
+def test_a_parameter_is_in_a_group_once():
+    weight = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match='may be in a group once. Received: number 1 of 2, a second time'):
+        create('adamw', [weight, weight])
+
+
+def test_counts_in_shared_memory_stay_there():
+    params = parameters(shapes=[(3,), (2,)])
+    optimizer = steps(create('adamw', params), params, 1, 1)
+    for p in params:
+        for value in optimizer.state[p].values():
+            value.share_memory_()
+    shared = [optimizer.state[p]['step'] for p in params]
+    steps(optimizer, params, 2, 3)
+    assert [int(step) for step in shared] == [3, 3] and all(optimizer.state[p]['step'] is step for p, step in zip(params, shared))
+
+
+def test_a_step_in_inference_mode_and_one_outside():
+    params = parameters(shapes=[(3,), (2,)])
+    optimizer = steps(create('adamw', params), params, 1, 1)
+    params[1].grad = None
+    with torch.inference_mode():
+        optimizer.step()
+    optimizer.step()
+    assert [int(optimizer.state[p]['step']) for p in params] == [3, 1]
+
+
+def test_pytorchs_number_of_threads_is_the_most(monkeypatch):
+    used = []
+    monkeypatch.setattr(executors.kernels_on('cpu', rules.get('adamw')).numba_runtime, 'launch',
+                        lambda address, passes, lanes, *rest: used.append(lanes))
+    weight = torch.nn.Parameter(torch.ones(2 ** 20))
+    weight.grad = torch.ones(2 ** 20)
+    optimizer, threads = create('adamw', [weight]), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        optimizer.step()
+    finally:
+        torch.set_num_threads(threads)
+    assert used == [1]
 
 
 def test_a_gradient_of_another_type_is_updated_by_operations():

@@ -75,10 +75,11 @@ class Batch:
         self._table = numpy.empty((1, len(kernel.coefficients)), kernel.precision)
         self._rows = numpy.zeros(len(sizes), numpy.int64)
         self._lanes = 0
+        self.threads = 0   # at most so many, if not 0
 
     def run(self, coefficients: Any, rows: Sequence[int]) -> None:
         """Update all tensors; tensor i uses row ``rows[i]`` of ``coefficients``, rows of numbers in the kernel's order."""
-        lanes = numba_runtime.lane_count(self.elements)
+        lanes = min(numba_runtime.lane_count(self.elements), self.threads or 2 ** 30)
         if len(coefficients) > len(self._table):
             self._table, self._lanes = numpy.empty((len(coefficients), len(self.kernel.coefficients)), self.kernel.precision), 0
         if lanes != self._lanes:

@@ -171,18 +171,21 @@ class Launches:
         self._kinds = [(group.static, group.multi_precision, len(group.params)) for group in groups]
         self._params, self._group = _flat(group.params for group in groups), _numbered([len(group.params) for group in groups])
         gradients = _flat(group.gradients for group in groups)
-        self._types = list(map(_type, gradients))
+        self._gradients = _kinds(gradients)
         for param, state in zip(self._params, states):
             if _is_dense(param):   # slots lie as the weight does, also where it or they came in another layout
                 state.update((key, _laid_out(value, param.stride())) for key, value in state.items()
                              if isinstance(value, torch.Tensor) and value.shape == param.shape)
-        self._counts = torch.stack([state['step'] for state in states]) if states else torch.zeros(0)
-        for state, count in zip(states, self._counts.unbind()):
-            state['step'] = count   # a view: one operation counts for all of them
+        self._counts: Optional[torch.Tensor] = None   # other processes count in shared memory
+        if not any(state['step'].is_shared() for state in states if state['step'].device.type == 'cpu'):
+            with torch.inference_mode(False):   # steps outside of it count on
+                self._counts = torch.stack([state['step'] for state in states]) if states else torch.zeros(0)
+                for state, count in zip(states, self._counts.unbind()):
+                    state['step'] = count   # a view: one operation counts for all of them
         self._held = [(state, key) for state in states for key, value in state.items()
                       if isinstance(value, torch.Tensor) and key != 'step']
         self._tensors = [state['step'] for state in states], [state[key] for state, key in self._held]
-        self._pointers = list(map(_pointer, self._tensors[1])) + list(map(_pointer, self._params))
+        self._places = _places(self._tensors[1] + self._params), list(map(_pointer, self._tensors[0]))
         buckets: Dict[Any, List[int]] = {}
         self._alone: List[int] = []   # parameters without a kernel
         for i, (param, gradient, state) in enumerate(zip(self._params, gradients, states)):
@@ -206,14 +209,15 @@ class Launches:
             return False
         tensors = [state.get(key, params[0]) for state, key in self._held]
         return (_same(self._tensors[0], [state.get('step') for state in self._states]) and _same(self._tensors[1], tensors)
-                and self._pointers == list(map(_pointer, tensors)) + list(map(_pointer, params))
-                and self._types == [gradient.dtype for group in groups for gradient in group.gradients])
+                and self._places == (_places(tensors + params), list(map(_pointer, self._tensors[0])))
+                and self._gradients == _kinds(_flat(group.gradients for group in groups)))
 
     def run(self, groups: Sequence[Group]) -> None:
         gradients = groups[0].gradients if len(groups) == 1 else _flat(group.gradients for group in groups)
-        if self._counts.device.type != 'cpu':
-            return self._run_there(groups, gradients)
-        counts = [int(count) + 1 for count in self._counts.tolist()]
+        steps = torch.stack(self._tensors[0]) if self._counts is None else self._counts
+        if steps.device.type != 'cpu':
+            return self._run_there(groups, gradients, steps)
+        counts = [int(count) + 1 for count in steps.tolist()]
         memory: Dict[Any, Dict[str, float]] = {}
 
         def coefficients(group: int, precision: str, t: int) -> Dict[str, float]:
@@ -222,22 +226,25 @@ class Launches:
                 memory[key] = self._rule.all_coefficients(self._rule.numbers(scalars, precision), groups[group].h, t)
             return memory[key]
 
-        for bucket in self._batches:
-            bucket.run(gradients, [(self._group[i], counts[i]) for i in bucket.members], coefficients)
-        for i in self._alone:
+        for i in self._alone:  # first: an operation can still fail
             param, group = self._params[i], self._group[i]
             apply(self._rule, groups[group].static, coefficients(group, compute_type(param.dtype), counts[i]), param, gradients[i],
                   self._states[i])
-        self._counts += 1
+        for bucket in self._batches:
+            bucket.run(gradients, [(self._group[i], counts[i]) for i in bucket.members], coefficients)
+        if self._counts is None:
+            torch._foreach_add_(self._tensors[0], 1)
+        else:
+            self._counts += 1
 
-    def _run_there(self, groups: Sequence[Group], gradients: Sequence[torch.Tensor]) -> None:
+    def _run_there(self, groups: Sequence[Group], gradients: Sequence[torch.Tensor], steps: torch.Tensor) -> None:
         """`run` with counts on the device: coefficients are computed there too, so a CUDA graph can repeat the step."""
-        self._counts += 1
-        numbers = Numbers(self._counts.device)
+        steps += 1
+        numbers = Numbers(steps.device)
         for bucket in self._batches:
             parts = []
             for group, (first, last) in bucket.ranges(self._group):
-                t = self._counts[bucket.order[first:last]].double()
+                t = steps[bucket.order[first:last]].double()
                 c = self._rule.all_coefficients(self._rule.numbers(numbers, bucket.precision), groups[group].h, t)
                 parts.append({name: numbers.tensor(value).expand(last - first) for name, value in c.items()})
             bucket.run_there(gradients, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
@@ -270,10 +277,11 @@ class _Bucket:
         rows = {kind: row for row, kind in enumerate(dict.fromkeys(kinds))}
         table = [coefficients(group, self.precision, t) for group, t in rows]
         names = self._batch.kernel.coefficients
+        self._batch.threads = torch.get_num_threads()
         with _current(self._device):
             self._batch.run([[c[name] for name in names] for c in table], [rows[kind] for kind in kinds])
         del pointed_at
-        torch.autograd.graph.increment_version(self._params)
+        _mark_written(self._params)
 
     def ranges(self, group: Sequence[int]) -> List[Tuple[int, Tuple[int, int]]]:
         """For each param group its first and last + 1 member; ``group`` has the group of each parameter."""
@@ -287,7 +295,7 @@ class _Bucket:
         with _current(self._device):
             self._batch.run_there(table.to(getattr(torch, self.precision)), range(len(self.members)))
         del pointed_at
-        torch.autograd.graph.increment_version(self._params)
+        _mark_written(self._params)
 
     def _point_at(self, gradients: Sequence[torch.Tensor]) -> List[torch.Tensor]:
         """Put the gradients' addresses into the table; what is returned must live until they have been read."""
@@ -325,9 +333,12 @@ def _takes(param: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, Any]
     like += [state['master']] if 'master' in state else []
     others = [state[key_of(slot)] for slot in static.slots if slot.like != 'weight']
     exact = getattr(torch, compute_type(param.dtype))
-    return (type(param) in (torch.Tensor, torch.nn.Parameter) and type(gradient) is torch.Tensor and gradient.dtype == param.dtype
-            and _is_dense(param) and all(_lies_so(x, param.stride()) for x in like)
-            and all(x.device == param.device and x.dtype == exact for x in (*like, *others)))
+    return (type(param) in (torch.Tensor, torch.nn.Parameter) and not param.is_neg() and _is_dense(param)
+            and _kinds([gradient]) == [[torch.Tensor], [param.dtype], [param.device], [param.shape], [False]]
+            and all(x.shape == param.shape and _lies_so(x, param.stride()) for x in like)
+            and all(x.shape == slot.shape(param.shape) for x, slot in zip(others, (s for s in static.slots if s.like != 'weight')))
+            and all(type(x) is torch.Tensor and not x.is_neg() and x.device == param.device and x.dtype == exact
+                    for x in (*like, *others)) and all(x.data_ptr() or not x.numel() for x in (param, gradient, *like, *others)))
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
@@ -361,5 +372,24 @@ def _numbered(lengths: Sequence[int]) -> List[int]:
     return [number for number, length in enumerate(lengths) for _ in range(length)]
 
 
-_pointer, _stride = torch.Tensor.data_ptr, torch.Tensor.stride
-_type = operator.attrgetter('dtype')
+_pointer, _size, _stride = torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.stride
+_KIND = type, operator.attrgetter('dtype'), operator.attrgetter('device'), _size, torch.Tensor.is_neg
+
+
+def _places(tensors: Sequence[torch.Tensor]) -> Tuple[List[int], List[Any], List[Any]]:
+    """Where tensors lie, and how: users change `.data`, and resize."""
+    return list(map(_pointer, tensors)), list(map(_size, tensors)), list(map(_stride, tensors))
+
+
+def _kinds(gradients: Sequence[torch.Tensor]) -> List[List[Any]]:
+    """What gradients are, besides where: class, type, device, shape, and whether they are to be read as negated."""
+    return [list(map(what, gradients)) for what in _KIND]
+
+
+def _mark_written(tensors: Sequence[torch.Tensor]) -> None:
+    """Tell autograd, which did not see the kernels write."""
+    if torch.__version__ >= '2.5':  # PyTorch compares versions
+        torch.autograd.graph.increment_version(tensors)
+    else:
+        for tensor in tensors:
+            torch.autograd.graph.increment_version(tensor)

@@ -80,6 +80,7 @@ class RuleOptimizer(Optimizer):
             group['params'] = [group['params']] if isinstance(group['params'], torch.Tensor) else list(group['params'])
             for param in group['params']:
                 _check_param(param[1] if isinstance(param, tuple) else param)
+            _check_once(group['params'])
         super().add_param_group(group)
 
     def _named(self, given: Mapping[str, Any], others: Mapping[str, Any]) -> Dict[str, Any]:
@@ -150,6 +151,9 @@ class RuleOptimizer(Optimizer):
         if 'step' not in state:
             # on the CPU, where reading it waits for no device
             state['step'] = torch.zeros((), dtype=torch.float32, device=param.device if self.capturable else 'cpu')
+        step = state['step']   # users put numbers there, or move it with everything else
+        if not isinstance(step, torch.Tensor) or step.shape or (step.device.type != 'cpu' and not self.capturable):
+            state['step'] = torch.tensor(float(step), dtype=torch.float32, device=param.device if self.capturable else 'cpu')
         if multi_precision and param.dtype in HALVES and 'master' not in state:
             state['master'] = param.detach().float()
         for slot in slots:
@@ -289,6 +293,14 @@ def _check_param(param: Any) -> None:
     if isinstance(param, torch.Tensor) and (param.dtype not in TYPES or param.layout is not torch.strided):
         raise ValueError(f"A parameter must be dense and one of {', '.join(map(str, TYPES))}. Received: {param.dtype}, "
                          f'{param.layout}, shape {tuple(param.shape)}. Leave it out, or convert it first.')
+
+
+def _check_once(params: Sequence[Any]) -> None:
+    seen = [id(param[1] if isinstance(param, tuple) else param) for param in params]
+    if len(set(seen)) < len(seen):
+        first = next(place for place, one in enumerate(seen) if one in seen[:place])
+        raise ValueError(f'A parameter may be in a group once. Received: number {first} of {len(seen)}, a second time. Tied '
+                         'weights are one parameter: pass it once, as model.parameters() does.')
 
 
 def _check_names(mine: Sequence[str], saved: Sequence[str]) -> None:

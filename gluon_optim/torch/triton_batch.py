@@ -31,6 +31,7 @@ class Batch:
         self._kept = torch.empty(len(sizes), max(kernel.kept, 1), dtype=exact, device=_device())
         self._known: Any = None          # addresses and rows of the last launch, and
         self._placed: Any = None         # where they are on the device
+        self._recorded = False           # whether a graph is to put them there
         self._spare: List[Any] = []      # memory for those of a launch that is captured
         self._captured: List[Any] = []   # and what captured launches read: it must stay
 
@@ -44,13 +45,15 @@ class Batch:
         if capturing():
             self._captured.append(self._placed)
         elif not self._spare and torch.cuda.is_available():
-            spare = torch.empty(self.addresses.size + len(rows), dtype=torch.int64)
+            spare = torch.empty(self.addresses.size + len(rows), dtype=torch.int64, device='cpu')
             self._spare = [(spare.pin_memory(), spare.to('cuda'))]
 
     def _launch(self, table: torch.Tensor, rows: Sequence[int]) -> None:
         words = numpy.concatenate([self.addresses.ravel(), numpy.asarray(rows, numpy.int64)])
-        if self._known is None or not numpy.array_equal(self._known, words):
-            self._known, self._placed = words, self._place(words) if capturing() else _sent(words)
+        # a captured copy has been recorded, not made: it waits for a replay of its graph
+        if self._recorded or self._known is None or not numpy.array_equal(self._known, words):
+            self._recorded = capturing()
+            self._known, self._placed = words, self._place(words) if self._recorded else _sent(words)
         addresses, row = self._placed[:self.addresses.size], self._placed[self.addresses.size:]
         for function, per_tensor in self.kernel.passes:
             programs = self._tensors if per_tensor else self._pieces
