@@ -207,7 +207,8 @@ def switched(optimizer, p):
 
 
 @pytest.mark.parametrize('change', [turned, number_for_a_count, replaced_count, switched, replaced_data, replaced_slot, moved_slot,
-                                    other_layout, fresh_state, removed_state, set_count, counted_in_place, loaded, without_gradient, another_group])
+                                    other_layout, fresh_state, removed_state, set_count, counted_in_place, loaded,
+                                    without_gradient, another_group])
 def test_what_changes_between_steps_is_seen(change):
     """Whatever users do to parameters and state between two steps, kernels and operations do the same."""
     runs = []

@@ -185,7 +185,7 @@ class Launches:
         self._held = [(state, key) for state in states for key, value in state.items()
                       if isinstance(value, torch.Tensor) and key != 'step']
         self._tensors = [state['step'] for state in states], [state[key] for state, key in self._held]
-        self._places = _places(self._tensors[1] + self._params), list(map(_pointer, self._tensors[0]))
+        self._places = _places(*self._tensors, self._params)
         buckets: Dict[Any, List[int]] = {}
         self._alone: List[int] = []   # parameters without a kernel
         for i, (param, gradient, state) in enumerate(zip(self._params, gradients, states)):
@@ -209,7 +209,7 @@ class Launches:
             return False
         tensors = [state.get(key, params[0]) for state, key in self._held]
         return (_same(self._tensors[0], [state.get('step') for state in self._states]) and _same(self._tensors[1], tensors)
-                and self._places == (_places(tensors + params), list(map(_pointer, self._tensors[0])))
+                and self._places == _places(self._tensors[0], tensors, params)
                 and self._gradients == _kinds(_flat(group.gradients for group in groups)))
 
     def run(self, groups: Sequence[Group]) -> None:
@@ -334,7 +334,8 @@ def _takes(param: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, Any]
     others = [state[key_of(slot)] for slot in static.slots if slot.like != 'weight']
     exact = getattr(torch, compute_type(param.dtype))
     return (type(param) in (torch.Tensor, torch.nn.Parameter) and not param.is_neg() and _is_dense(param)
-            and _kinds([gradient]) == [[torch.Tensor], [param.dtype], [param.device], [param.shape], [False]]
+            and type(gradient) is torch.Tensor and gradient.shape == param.shape and gradient.dtype == param.dtype
+            and gradient.device == param.device and not gradient.is_neg()
             and all(x.shape == param.shape and _lies_so(x, param.stride()) for x in like)
             and all(x.shape == slot.shape(param.shape) for x, slot in zip(others, (s for s in static.slots if s.like != 'weight')))
             and all(type(x) is torch.Tensor and not x.is_neg() and x.device == param.device and x.dtype == exact
@@ -372,17 +373,18 @@ def _numbered(lengths: Sequence[int]) -> List[int]:
     return [number for number, length in enumerate(lengths) for _ in range(length)]
 
 
-_pointer, _size, _stride = torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.stride
-_KIND = type, operator.attrgetter('dtype'), operator.attrgetter('device'), _size, torch.Tensor.is_neg
+# functions of C, for lists of thousands
+_pointer, _stride, _numel = torch.Tensor.data_ptr, torch.Tensor.stride, torch.Tensor.numel
+_KIND = type, operator.attrgetter('dtype'), torch.Tensor.get_device, _numel, torch.Tensor.is_neg
 
 
-def _places(tensors: Sequence[torch.Tensor]) -> Tuple[List[int], List[Any], List[Any]]:
+def _places(counts: List[torch.Tensor], slots: List[torch.Tensor], params: List[torch.Tensor]) -> List[List[Any]]:
     """Where tensors lie, and how: users change `.data`, and resize."""
-    return list(map(_pointer, tensors)), list(map(_size, tensors)), list(map(_stride, tensors))
+    return [list(map(_pointer, counts + slots + params)), list(map(_numel, slots + params)), list(map(_stride, params))]
 
 
 def _kinds(gradients: Sequence[torch.Tensor]) -> List[List[Any]]:
-    """What gradients are, besides where: class, type, device, shape, and whether they are to be read as negated."""
+    """What gradients are, besides where and in which layout: class, type, device, size, and whether they are read as negated."""
     return [list(map(what, gradients)) for what in _KIND]
 
 
