@@ -76,7 +76,8 @@ def schedules():
         yield f'| `{name}({arguments})` | {rate} | `{schedule.counterpart}` |'
 
 
-TABLES = {'README.md': [optimizers, speed_tables.speed, speed_tables.accelerated], 'docs/CONVERSIONS.md': [conversions, refused],
+TABLES = {'README.md': [optimizers, speed_tables.speed, speed_tables.accelerated, speed_tables.pytorch_in_short],
+          'docs/CONVERSIONS.md': [conversions, refused],
           'docs/SCHEDULES.md': [schedules],
           'docs/speed.md': [speed_tables.resnet50, speed_tables.half, speed_tables.tensors, speed_tables.layouts,
                             speed_tables.pytorch, speed_tables.gpu]}
