@@ -149,10 +149,12 @@ def pytorch_in_short():
     found = figures('speed_gpu.json')
     there = {(row['case'], row['optimizer']): row['times_torch'] for row in found['timings'] if row['dtype'] == 'float32'}
     card = found['card'].split()[1]
-    yield f'''In PyTorch, `go.torch.create` runs the same kernels on CPUs, and Triton's on GPUs. `adamw` takes
-{ratio('resnet50'):.2f} of the time of torch's fused AdamW on ResNet-50 and {ratio('2000'):.2f} on 2000 small tensors on these two cores; on an {card}
-{there['resnet50', 'adamw']:.2f} and {there['2000', 'adamw']:.2f}, and {there['resnet50', 'adamw in a CUDA graph']:.2f} on
-ResNet-50 in a CUDA graph ([all figures](docs/speed.md#in-pytorch)).'''
+    here = f'{ratio("resnet50"):.2f} on ResNet-50 and {ratio("2000"):.2f} on 2000 small tensors'
+    eager = f'{there["resnet50", "adamw"]:.2f} and {there["2000", "adamw"]:.2f}'
+    graph = f'{there["resnet50", "adamw in a CUDA graph"]:.2f} on ResNet-50'
+    yield f'''In PyTorch, `go.torch.create` runs the same kernels on CPUs, and Triton's on GPUs. In units of torch's fused AdamW, `adamw`
+takes {here} on these two cores; on an {card} {eager}, in a CUDA graph
+{graph} ([all figures](docs/speed.md#in-pytorch)).'''
 
 
 def accelerated():
