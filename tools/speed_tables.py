@@ -152,8 +152,8 @@ def pytorch_in_short():
     here = f'{ratio("resnet50"):.2f} on ResNet-50 and {ratio("2000"):.2f} on 2000 small tensors'
     eager = f'{there["resnet50", "adamw"]:.2f} and {there["2000", "adamw"]:.2f}'
     graph = f'{there["resnet50", "adamw in a CUDA graph"]:.2f} on ResNet-50'
-    yield f'''In PyTorch, `go.torch.create` runs the same kernels on CPUs, and Triton's on GPUs. In units of torch's fused AdamW, `adamw`
-takes {here} on these two cores; on an {card} {eager}, in a CUDA graph
+    yield f'''In PyTorch, `go.torch.create` runs the same kernels on CPUs, and Triton's on GPUs. In units of torch's fused AdamW,
+`adamw` takes {here} on these two cores; on an {card} {eager}, in a CUDA graph
 {graph} ([all figures](docs/speed.md#in-pytorch)).'''
 
 
