@@ -286,6 +286,7 @@ def test_convolutions_are_evaluated_while_their_weights_are_updated_one_by_one(n
                 updater(*one)
                 if singly:
                     net(data)
+        nd.waitall()  # MXNet's own `asnumpy` does not wait for inference that turns the weight's bytes
         results.append([p.data().asnumpy() for p in parameters])
     for a, b in zip(*results):
         np.testing.assert_array_equal(a, b)
