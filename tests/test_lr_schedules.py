@@ -19,7 +19,7 @@ import schedule_cases
 from loads import killed_after_a_minute, told  # noqa: F401
 
 import gluon_optim as go
-from gluon_optim import cli
+from gluon_optim import cli, rules
 from gluon_optim.schedules.catalog import OURS, SCHEDULES, schedule_of
 
 mx = pytest.importorskip('mxnet')
@@ -513,6 +513,16 @@ def test_learning_rate_of_an_optimizer_is_base_lr(capsys):
         assert scheduler.base_lr == inner.base_lr == 0.4
     with pytest.raises(ValueError, match='base_lr'):
         S.SumToInfinity().base_lr = 0.0
+
+
+def test_the_optimizers_of_mxnet_that_overwrite_the_rate_of_a_schedule():
+    """The rates that docs/SCHEDULES.md gives; all others, drop-ins for MXNet's apart, keep the schedule's."""
+    rates = {}
+    for name in [*rules.names(samplers=True), *rules.names(drop_ins=True, samplers=True)]:
+        scheduler = S.Warmup(S.Cosine(50, base_lr=0.4), 5)
+        rates[name] = mx.optimizer.create(name, lr_scheduler=scheduler).lr_scheduler.base_lr
+    assert {name: rate for name, rate in rates.items() if rate != 0.4} == {
+        'adam': 0.001, 'adamax': 0.002, 'lamb': 0.001, 'nadam': 0.001, 'rmsprop': 0.001, 'signum': 0.01}
 
 
 def test_a_plateau_is_asked_by_what_is_around_it():
