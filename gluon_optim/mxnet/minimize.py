@@ -64,7 +64,8 @@ def minimize(net: Any, loss: Any, data: Any, method: str = 'newton-cg', *, wd: f
     manager : CheckpointManager or str, optional
         Or a folder, for a manager with its defaults. The net is saved after each iteration, as often as the manager says, and
         the run continues from the newest checkpoint that is there. It restarts from those weights: what 'bfgs', 'l-bfgs-b' and
-        'cg' know of earlier iterations is lost, so that they take other steps to the same minimum.
+        'cg' know of earlier iterations is lost, so that they take other steps: to the same minimum if f is strictly convex,
+        otherwise perhaps to another one.
     progress : bool
         Show progress on a terminal, if tqdm is installed.
 
