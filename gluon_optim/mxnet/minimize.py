@@ -6,7 +6,7 @@ import warnings
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy
-from mxnet import gluon, nd
+from mxnet import MXNetError, gluon, nd
 from mxnet.util import is_np_array
 
 from ..requirements import missing
@@ -223,7 +223,14 @@ class _Problem:
 
 def _loss_of(net: Any, loss: Any, x: Sequence[Any], y: Any, reduction: str, examples: int) -> Any:
     """The share of a batch in f, without decay."""
-    losses = loss(net(*x), y)
+    try:
+        losses = loss(net(*x), y)
+    except MXNetError as error:
+        if y.shape[0] in [array.shape[0] for array in x]:
+            raise
+        # not earlier: x may have the examples on another axis, as in layout TNC
+        raise ValueError('`data` must have as many examples in x as in y. Received: the shapes '
+                         f'{" and ".join(str(array.shape) for array in [*x, y])}.') from error
     if not isinstance(losses, nd.NDArray) or (losses.size > 1 and losses.shape[0] != y.shape[0]):
         received = f'the shape {losses.shape}' if isinstance(losses, nd.NDArray) else type(losses).__name__
         raise ValueError(f'`loss` must return an NDArray with one value for each of the {y.shape[0]} examples, or one for the '
