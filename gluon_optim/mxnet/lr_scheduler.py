@@ -116,9 +116,9 @@ class Wrapper(Scheduler):
     def observe(self, metric: Any, num_update: Optional[int] = None) -> float:
         """Hand a metric to the one `Plateau` within, after update ``num_update`` of this scheduler: the number of the trainer's.
 
-        It counts only while the rate is the Plateau's, not during a warm-up. ``num_update`` is by default the last update then for
-        which the rate was asked. Returns the rate of the next update after it. Raises TypeError if there is no Plateau within, or
-        more than one, and what `Plateau.observe` raises.
+        It counts only while the Plateau gives the rate, not during a warm-up. ``num_update`` is by default the last update in that
+        time that was asked for. Returns the rate of the update after it. Raises TypeError if there is no Plateau within, or more
+        than one, and what `Plateau.observe` raises.
         """
         found = self._plateaus()
         if len(found) != 1:
