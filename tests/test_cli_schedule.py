@@ -105,7 +105,9 @@ def test_a_picture(run, tmp_path):
     assert (tmp_path / 'rates.png').read_bytes().startswith(b'\x89PNG')
     assert run('schedule', 'cosine', '--max-update', '100', '--plot', 'rates.svg')[0] == 0
     assert (tmp_path / 'rates.svg').read_text().count('<g id="axes_') == 1
-    refused(run('schedule', 'constant', '--plot', 'no/folder/x.png'), 1, 'No such file or directory')
+    refused(run('schedule', 'constant', '--plot', 'no/folder/x.png'), 1, "No such file or directory: 'no/folder/x.png'")
+    (tmp_path / 'folder.png').mkdir()
+    refused(run('schedule', 'constant', '--plot', 'folder.png'), 1, "Is a directory: 'folder.png'")
 
 
 def test_it_works_without_mxnet_and_matplotlib(tmp_path):

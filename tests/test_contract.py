@@ -481,11 +481,15 @@ def test_a_parameter_that_first_gets_a_gradient_at_step_50(name):
 
 
 def test_20000_steps():
-    """Quadratics, one for each name: finite throughout, nearer to the minimum than at first, every update counted."""
-    weights, targets = nd.array([[2.0, -1.0]] * len(NAMES)), nd.array([[1.0, 0.5]] * len(NAMES))
+    """Quadratics, one for each name: finite throughout, nearer to the minimum than at first, every update counted.
+
+    Without samplers: they draw from around the minimum, as far from it as their temperature says (test_sampling.py).
+    """
+    names = [name for name in NAMES if 'noise' not in rules.get(name).needs]
+    weights, targets = nd.array([[2.0, -1.0]] * len(names)), nd.array([[1.0, 0.5]] * len(names))
     distances = weights - targets  # which are the gradients; all rows at once
     start = nd.norm(distances[0]).asscalar()
-    problems = [(mx.optimizer.create(name), i, weights[i], distances[i]) for i, name in enumerate(NAMES)]
+    problems = [(mx.optimizer.create(name), i, weights[i], distances[i]) for i, name in enumerate(names)]
     problems = [(optimizer, i, w, g, optimizer.create_state(i, w)) for optimizer, i, w, g in problems]
     for _ in range(20000):
         nd.elemwise_sub(weights, targets, out=distances)
@@ -493,8 +497,8 @@ def test_20000_steps():
             optimizer.update(*arguments)
     for optimizer, i, w, _, state in problems:
         assert (optimizer.update_counts(), optimizer.num_update) == ({i: 20000}, 20000)
-        assert all(np.isfinite(array.asnumpy()).all() for array in [w, *flat(state)]), NAMES[i]
-        assert nd.norm(w - targets[i]).asscalar() < 0.5 * start, NAMES[i]
+        assert all(np.isfinite(array.asnumpy()).all() for array in [w, *flat(state)]), names[i]
+        assert nd.norm(w - targets[i]).asscalar() < 0.5 * start, names[i]
 
 
 # Trainers, contexts and kvstores

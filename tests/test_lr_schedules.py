@@ -19,7 +19,7 @@ import schedule_cases
 from loads import killed_after_a_minute, told  # noqa: F401
 
 import gluon_optim as go
-from gluon_optim import cli
+from gluon_optim import cli, rules
 from gluon_optim.schedules.catalog import OURS, SCHEDULES, schedule_of
 
 mx = pytest.importorskip('mxnet')
@@ -515,6 +515,16 @@ def test_learning_rate_of_an_optimizer_is_base_lr(capsys):
         S.SumToInfinity().base_lr = 0.0
 
 
+def test_the_optimizers_of_mxnet_that_overwrite_the_rate_of_a_schedule():
+    """The rates that docs/SCHEDULES.md gives; all others, drop-ins for MXNet's apart, keep the schedule's."""
+    rates = {}
+    for name in [*rules.names(samplers=True), *rules.names(drop_ins=True, samplers=True)]:
+        scheduler = S.Warmup(S.Cosine(50, base_lr=0.4), 5)
+        rates[name] = mx.optimizer.create(name, lr_scheduler=scheduler).lr_scheduler.base_lr
+    assert {name: rate for name, rate in rates.items() if rate != 0.4} == {
+        'adam': 0.001, 'adamax': 0.002, 'lamb': 0.001, 'nadam': 0.001, 'rmsprop': 0.001, 'signum': 0.01}
+
+
 def test_a_plateau_is_asked_by_what_is_around_it():
     """observe() without a number goes by the updates that it has seen itself."""
     inner = S.Plateau(0.4, factor=0.5, patience=0)
@@ -552,6 +562,72 @@ def test_bad_observations_are_refused(observe, error, match):
     with pytest.raises(error, match=match):
         observe(scheduler)
     assert export_scheduler(scheduler) == before
+
+
+@pytest.mark.parametrize('metric', [
+    lambda: mx.nd.array([0.5]), lambda: mx.nd.array([[0.5]]), lambda: mx.np.array(0.5), lambda: np.array([[0.5]]),
+    lambda: np.float32(0.5)], ids=['nd', 'nd 2-d', 'np', 'numpy', 'numpy scalar'])
+def test_a_metric_may_be_an_array_of_one(metric):
+    for scheduler in (S.Plateau(), S.Warmup(S.Plateau(), 1)):
+        scheduler.observe(metric(), 3)
+        plateau = getattr(scheduler, 'schedule', scheduler)
+        assert (type(plateau.best), plateau.best) == (float, 0.5)
+
+
+def test_a_metric_of_several_numbers_is_refused():
+    metric = mx.metric.Accuracy()
+    metric.update([mx.nd.array([0, 1])], [mx.nd.array([[1, 0], [0, 1]])])
+    for several in (metric.get(), [0.5], np.array([0.5, 1]), mx.nd.array([0.5, 1]), np.zeros(0)):
+        with pytest.raises(TypeError, match=r'`metric` must be one number.*pass metric.get\(\)\[1\]'):
+            S.Plateau().observe(several)
+
+
+AROUND = {
+    'warm-up': (lambda inner: S.Warmup(inner, 6), 5, math.inf),
+    'no warm-up': (lambda inner: S.Warmup(inner, 1), 0, math.inf),
+    'scaled': (lambda inner: S.scaled(S.Warmup(inner, 6), 4), 5, math.inf),
+    'chain': (lambda inner: S.Chain([(7, S.Constant(0.4)), (9, inner), (None, S.Constant(0.1))]), 7, 16),
+    'nested': (lambda inner: S.Warmup(S.Chain([(7, S.Constant(0.4)), (9, S.Warmup(inner, 3)), (4, S.Step(3))]), 4), 12, 19),
+    'unreached': (lambda inner: S.Chain([(2, S.Warmup(inner, 9)), (None, S.Constant(0.4))]), 8, 2)}
+
+
+@pytest.mark.parametrize('numbered', [True, False])
+@pytest.mark.parametrize('name', AROUND)
+def test_what_is_around_a_plateau_observes_in_its_own_time(name, numbered):
+    """A worse metric after every update: each reduces the next rate, from the first one that the plateau gives to its last."""
+    make, before, end = AROUND[name]
+    inner = S.Plateau(0.4, factor=0.5, patience=0, epsilon=0)
+    scheduler, constant = make(inner), make(S.Constant(0.4))
+    for update in range(1, 31):
+        rate = scheduler(update)
+        reductions = max(min(update, end) - before - 2, 0)  # the first metric is the best one
+        assert rate == (constant(update) * 0.5 ** reductions if before < update <= end else constant(update))
+        returned = scheduler.observe(float(update), update if numbered else None)
+        if numbered or before < update < end:
+            assert returned == scheduler(update + 1)
+    assert inner.reduced == [own for own in range(2, 30 - before + 1) if own < end - before]
+
+
+def test_an_observation_of_what_is_around_a_plateau_names_its_own_updates():
+    scheduler = S.Warmup(S.Plateau(patience=0), 10)
+    scheduler.observe(1.0, 20)
+    scheduler.observe(2.0, 21)
+    before = export_scheduler(scheduler)
+    for metric, update, error, match in ((3.0, 20, ValueError, 'must not be below 21.*Received: num_update=20'),
+                                         (3.0, -1, ValueError, '`num_update`'), ('bad', 3, ValueError, 'bad'),
+                                         ((1, 2), 3, TypeError, '`metric`'), (-math.inf, 30, ValueError, '`metric` must be')):
+        with pytest.raises(error, match=match):
+            scheduler.observe(metric, update)
+    assert export_scheduler(scheduler) == before
+
+
+@pytest.mark.parametrize('make, found', [
+    (lambda: S.Warmup(S.Cosine(9), 3), 'Received: none in Warmup'),
+    (lambda: S.scaled(mx.lr_scheduler.FactorScheduler(9), 3), 'Received: none in Scaled'),
+    (lambda: S.Chain([(9, S.Plateau()), (None, S.Warmup(S.Plateau(), 3))]), 'Received: 2 in Chain.*Call observe of each')])
+def test_observe_needs_one_plateau_within(make, found):
+    with pytest.raises(TypeError, match=found):
+        make().observe(1.0, 5)
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -649,7 +725,7 @@ def test_the_code_in_the_documentation_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).resolve().parent.parent / 'docs/SCHEDULES.md').read_text(encoding='utf-8')
     blocks, names = re.findall('```python\n(.*?)```', text, re.DOTALL), {}
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, 'docs/SCHEDULES.md', 'exec'), names)  # noqa: S102
     commands = re.findall('^gluon-optim (.*)', text, re.MULTILINE)

@@ -139,7 +139,10 @@ def _verify(options: Namespace) -> int:
         how = ('every byte matches its checksum' if facts['every_byte_checked']
                else 'all of it can be read; files of this kind have no checksums')
         say(of_part(name, f'{facts["kind"]}: {how}'))
-        say(of_part(name, f'{facts["parameters"]} parameters' + (f', digest {facts["digest"]}' if facts['digest'] else '')))
+        states = parts[name].states
+        # of the optimizer's states: one for a net alone would be the same for all weights
+        has_digest = states is not None and states.optimizer != NO_OPTIMIZER
+        say(of_part(name, f'{facts["parameters"]} parameters' + (f', states digest {facts["digest"]}' if has_digest else '')))
         for line in facts['missing']:
             say(of_part(name, 'incomplete: ' + line))
     return 0 if complete else 1

@@ -31,12 +31,16 @@ def check_picture(path: Optional[str]) -> None:
 
 
 def write_whole(path: str, write: Callable[[str], None]) -> None:
-    """``write`` to a temporary name with the same extension, and rename it once it is complete."""
+    """``write`` to a temporary name with the same extension, and rename it once it is complete. An OSError names ``path``."""
     root, ending = os.path.splitext(path)
     partial = f'{root}.{os.getpid()}.partial{ending}'
     try:
         write(partial)
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename != partial:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(partial)

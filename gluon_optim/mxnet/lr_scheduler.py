@@ -14,7 +14,9 @@ The formulas are those of `gluon_optim.schedules`, which runs them in PyTorch an
 import inspect
 from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Type
 
+import numpy
 from mxnet import lr_scheduler as mx
+from mxnet import nd
 
 from ..schedules import annealing, base, decay, plateau, wrappers
 from ..schedules.base import Inner, Schedule, Segments
@@ -110,6 +112,47 @@ class Wrapper(Scheduler):
         for inner, before, steps in self._inner():
             if isinstance(inner, Scheduler) and update > before:
                 inner._asked(update - before if steps is None else min(update - before, steps))
+
+    def observe(self, metric: Any, num_update: Optional[int] = None) -> float:
+        """Hand a metric to the one `Plateau` within, after update ``num_update`` of this scheduler: the number of the trainer's.
+
+        It counts only while the Plateau gives the rate, not during a warm-up. ``num_update`` is by default the last update in that
+        time that was asked for. Returns the rate of the update after it. Raises TypeError if there is no Plateau within, or more
+        than one, and what `Plateau.observe` raises.
+        """
+        found = self._plateaus()
+        if len(found) != 1:
+            raise TypeError(f'`observe` needs exactly one Plateau within. Received: {len(found) or "none"} in {self!r:.200}.'
+                            + ' Call observe of each of them, with numbers that count from its own first update.' * bool(found))
+        (plateau, before, steps), value = found[0], _number(metric)
+        own = plateau.num_update if num_update is None else check_int('num_update', num_update) - before
+        if (own > 0 or before == 0) and (steps is None or own < steps):
+            plateau._observe(value, own, before)
+        rate: float = rate_of(self.formula, self._values(), before + own + 1)
+        return rate
+
+    def _plateaus(self) -> List[Tuple['Plateau', int, Optional[int]]]:
+        """As `_inner`, each Plateau at any depth."""
+        found: List[Tuple[Plateau, int, Optional[int]]] = []
+        for inner, before, steps in self._inner():
+            if isinstance(inner, Plateau):
+                found.append((inner, before, steps))
+            elif isinstance(inner, Wrapper):
+                for plateau, more, its in inner._plateaus():
+                    ends = [end for end in (its, None if steps is None else steps - more) if end is not None]
+                    found.append((plateau, before + more, min(ends, default=None)))
+        return found
+
+
+def _number(metric: Any) -> float:
+    """A metric, which may be an array of one element."""
+    value = metric.asnumpy() if isinstance(metric, nd.NDArray) else metric
+    if isinstance(value, numpy.ndarray) and value.size == 1:
+        value = value.item()
+    if isinstance(value, (tuple, list, numpy.ndarray)):
+        received = repr(value)[:80] if isinstance(value, (tuple, list)) else f'an array of {value.size}'
+        raise TypeError(f'`metric` must be one number. Received: {received}. Of a metric of MXNet pass metric.get()[1].')
+    return float(value)
 
 
 def _attribute(hyper: Hyper, given: Any, h: Values) -> Any:
@@ -360,14 +403,19 @@ class Plateau(Scheduler):
         super().__init__(base_lr=base_lr, mode=mode, factor=factor, patience=patience, threshold=threshold,
                          threshold_mode=threshold_mode, cooldown=cooldown, final_lr=final_lr, epsilon=epsilon)
 
-    def observe(self, metric: float, num_update: Optional[int] = None) -> float:
+    def observe(self, metric: Any, num_update: Optional[int] = None) -> float:
         """Take note of a metric after update ``num_update``, by default the last one that was asked for.
 
-        Returns the rate of the next update. NaN counts as no improvement. Raises ValueError for an infinitely good metric, or an
-        update before the last reduction.
+        ``metric`` is a number, or an array of one. Returns the rate of the next update. NaN counts as no improvement. Raises
+        ValueError for an infinitely good metric, or an update before the last reduction, TypeError for more than one number.
+
+        Within another scheduler, call that one's ``observe``: the updates here count from the first one of this schedule.
         """
-        update = self.num_update if num_update is None else check_int('num_update', num_update)
-        history: Dict[str, Any] = plateau.Plateau.observed(self._checked(), float(metric), update)
+        return self._observe(_number(metric), self.num_update if num_update is None else check_int('num_update', num_update))
+
+    def _observe(self, metric: float, update: int, before: int = 0) -> float:
+        """``before``: how many updates of what is around it come before its own first one, for the numbers in an error."""
+        history: Dict[str, Any] = plateau.Plateau.observed(self._checked(), metric, update, before)
         self.__dict__.update({name: list(value) if isinstance(value, tuple) else value for name, value in history.items()})
         rate: float = rate_of(self.formula, self._values(), update + 1)
         return rate
@@ -388,7 +436,7 @@ class Warmup(Wrapper):
 
     def __init__(self, schedule: Any, steps: int, begin: float = 0.0, kind: str = 'linear'):
         super().__init__(schedule=schedule, steps=steps, begin=begin, kind=kind)
-        first = self(max(self.steps, 1))
+        first = rate_of(self.formula, self._values(), max(self.steps, 1))  # a Plateau within must not take it for an update
         if self.begin > first:  # as in MXNet, here alone: a rate that is lowered later is no mistake
             raise ValueError(f'`begin` must not be above the first rate of the schedule, {first!r}. Received: begin={begin!r}.')
 

@@ -6,7 +6,7 @@ import warnings
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy
-from mxnet import gluon, nd
+from mxnet import MXNetError, gluon, nd
 from mxnet.util import is_np_array
 
 from ..requirements import missing
@@ -64,7 +64,8 @@ def minimize(net: Any, loss: Any, data: Any, method: str = 'newton-cg', *, wd: f
     manager : CheckpointManager or str, optional
         Or a folder, for a manager with its defaults. The net is saved after each iteration, as often as the manager says, and
         the run continues from the newest checkpoint that is there. It restarts from those weights: what 'bfgs', 'l-bfgs-b' and
-        'cg' know of earlier iterations is lost, so that they take other steps to the same minimum.
+        'cg' know of earlier iterations is lost, so that they take other steps: to the same minimum if f is strictly convex,
+        otherwise perhaps to another one.
     progress : bool
         Show progress on a terminal, if tqdm is installed.
 
@@ -222,7 +223,14 @@ class _Problem:
 
 def _loss_of(net: Any, loss: Any, x: Sequence[Any], y: Any, reduction: str, examples: int) -> Any:
     """The share of a batch in f, without decay."""
-    losses = loss(net(*x), y)
+    try:
+        losses = loss(net(*x), y)
+    except MXNetError as error:
+        if y.shape[0] in [array.shape[0] for array in x]:
+            raise
+        # not earlier: x may have the examples on another axis, as in layout TNC
+        raise ValueError('`data` must have as many examples in x as in y. Received: the shapes '
+                         f'{" and ".join(str(array.shape) for array in [*x, y])}.') from error
     if not isinstance(losses, nd.NDArray) or (losses.size > 1 and losses.shape[0] != y.shape[0]):
         received = f'the shape {losses.shape}' if isinstance(losses, nd.NDArray) else type(losses).__name__
         raise ValueError(f'`loss` must return an NDArray with one value for each of the {y.shape[0]} examples, or one for the '

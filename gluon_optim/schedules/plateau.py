@@ -52,14 +52,14 @@ class Plateau(Schedule):
         return dict(attributes, num_update=max(attributes['num_update'], num_update))
 
     @classmethod
-    def observed(cls, h: Values, metric: float, num_update: int) -> Dict[str, Any]:
-        """The history after one more observation, after update ``num_update``.
+    def observed(cls, h: Values, metric: float, num_update: int, before: int = 0) -> Dict[str, Any]:
+        """The history after one more observation, after update ``num_update``, to which an error adds ``before``.
 
         Raises ValueError for an infinitely good metric, and for an update before the last reduction.
         """
         if h.reduced and num_update < h.reduced[-1]:
-            raise ValueError(f'`num_update` must not be below {h.reduced[-1]}, the update after which the rate was last reduced. '
-                             f'Received: num_update={num_update}.')
+            raise ValueError(f'`num_update` must not be below {h.reduced[-1] + before}, the update after which the rate was last '
+                             f'reduced. Received: num_update={num_update + before}.')
         better = _better(h, metric)
         if better and math.isinf(metric):
             raise ValueError(f'`metric` must be finite, or nothing will ever be better. Received: metric={metric!r}.')
