@@ -714,6 +714,31 @@ def test_one_copy_to_the_host(monkeypatch):
 
 # Resuming
 
+@pytest.mark.parametrize('reached', range(1, 7))
+@pytest.mark.parametrize('lost', [0, 1, 2])
+def test_between_accumulated_batches_no_row_is_lost(tmp_path, reached, lost):
+    """Two batches are one update: of the one that a checkpoint is in the middle of the first row stays. What was written after
+    the checkpoint, ``lost`` batches, is made again."""
+    def process(name, first, last, saved=6):
+        net, trainer = make(2, update_on_kvstore=False)
+        accumulate = go.gradients.Accumulate(trainer, 2)
+        noise = go.monitor.NoiseScale(trainer, net, path=tmp_path / f'{name}.csv')
+        if first:
+            noise.load_state_dict(go.load_checkpoint(tmp_path / name, net=net, trainer=trainer)['noise'])
+        for batch in range(first, last):
+            observe(noise, net, examples((4, 2), seed=batch), contexts=2)
+            accumulate.step(6)
+            if batch < saved:
+                go.save_checkpoint(tmp_path / name, net=net, trainer=trainer, extra={'noise': noise.state_dict()})
+
+    process('straight', 0, 8)
+    process('resumed', 0, reached + lost, saved=reached)
+    process('resumed', reached, reached + 1, saved=7)  # and again, from one batch later
+    process('resumed', reached + 1, 8)
+    assert [row[0] for row in rows_of(tmp_path / 'straight.csv')] == ['1', '1', '2', '2', '3', '3', '4', '4']
+    assert (tmp_path / 'resumed.csv').read_bytes() == (tmp_path / 'straight.csv').read_bytes()
+
+
 def test_the_state_is_json_and_fits_another_net(tmp_path):
     """Which in this process has other automatic names."""
     net, trainer = make()
@@ -974,6 +999,7 @@ def test_trainers_that_cannot_be_watched():
 @pytest.mark.parametrize('damage', [
     lambda state: state.pop('total'), lambda state: state['total'].pop('g_sq'), lambda state: state['total'].update(g_sq=math.nan),
     lambda state: state['total'].update(g_sq='1'), lambda state: state.update(skipped=-1), lambda state: state.update(parameters=3),
+    lambda state: state.update(rows=[1]), lambda state: state.update(rows=[1, -1]), lambda state: state.update(rows=3),
     lambda state: state['parameters'][0].pop('name'), lambda state: state['parameters'][0].update(name='c', full_name='c')])
 def test_states_that_are_none(damage):
     net, trainer = make()
