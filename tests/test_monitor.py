@@ -872,6 +872,16 @@ def test_an_unfinished_heading(tmp_path):
     assert path.read_text() == 'update,x\n1,0\n'
 
 
+@pytest.mark.parametrize('cls', [go.monitor.NoiseScale, go.monitor.Norms])
+def test_the_folder_of_a_new_run(tmp_path, monkeypatch, cls):
+    """Is made, as a CheckpointManager makes it at its first save."""
+    monkeypatch.chdir(tmp_path)
+    _, trainer = make()
+    for path in ('run/1/rows.csv', 'run/1/other.csv', 'rows.csv'):
+        cls(trainer, path=path)
+        assert os.path.exists(path)
+
+
 def test_files_that_are_something_else_stay(tmp_path):
     path = tmp_path / 'other.csv'
     path.write_text('epoch,loss\n1,2\n')
@@ -879,8 +889,8 @@ def test_files_that_are_something_else_stay(tmp_path):
     for cls in (go.monitor.NoiseScale, go.monitor.Norms):
         with pytest.raises(ValueError, match="its first line must be update,.* Received: 'epoch,loss'"):
             cls(trainer, path=path)
-        with pytest.raises(OSError, match='nowhere'):
-            cls(trainer, path=tmp_path / 'nowhere/x.csv')
+        with pytest.raises(OSError, match='other.csv'):
+            cls(trainer, path=path / 'x.csv')
     assert path.read_text() == 'epoch,loss\n1,2\n'
     path.write_text('update,x\n1,2\nnotes\n')
     with pytest.raises(ValueError, match="must begin with the number of an update. Received: 'notes'"):

@@ -100,6 +100,7 @@ class NoiseScale:
     path : str or os.PathLike, optional
         A CSV file that gets a row for each batch, after those that it has: the number of the update for which the gradients are,
         the batch size, and the figures, empty where unknown. A resumed run cuts off the rows of batches that it makes again.
+        Its folder is made if need be.
     writer : optional
         Anything with ``add_scalar(tag, value, step)``, such as a ``SummaryWriter`` of tensorboardX, torch.utils.tensorboard or
         mxboard; gets the figures that are known, under ``noise/``.

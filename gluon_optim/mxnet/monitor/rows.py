@@ -25,7 +25,8 @@ class RowFile:
         self.path, self.columns, self.once = os.fspath(path), list(columns), once
         self._last: Optional[int] = None    # the update that was written last; None: by another process, or before a restore
         self.end: Optional[Tuple[int, int]] = None  # the update that was written last, also before a restore, and its rows
-        with open(self.path, 'a+b') as file:  # raises where there is no folder, or no permission
+        os.makedirs(os.path.dirname(self.path) or '.', exist_ok=True)  # that of a new run comes with its first checkpoint
+        with open(self.path, 'a+b') as file:  # raises where there is no permission
             file.seek(0)
             first = file.readline()
         if first.endswith(b'\n') and first != self._lines([self.columns]):
