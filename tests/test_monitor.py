@@ -319,7 +319,8 @@ def test_where_the_noise_hides_the_mean(tmp_path):
 def test_no_noise_at_all():
     net, trainer = make()
     noise = go.monitor.NoiseScale(trainer, net)
-    observe(noise, net, parts_of(1, 1))
+    with pytest.warns(UserWarning, match='all parts are the same'):
+        observe(noise, net, parts_of(1, 1))
     assert (noise.b_star, noise.eta_1) == (0, math.inf)
     net, trainer = make()
     noise = go.monitor.NoiseScale(trainer, net)
@@ -963,6 +964,17 @@ def test_gradients_that_have_been_summed_over_devices():
     trainer.allreduce_grads()
     with pytest.warns(UserWarning, match='the same, as they are on all devices after allreduce_grads') as warned:
         noise.observe(6)
+    assert warned[0].filename == __file__
+
+
+def test_gradients_that_are_observed_twice():
+    net, trainer = make()
+    noise = go.monitor.NoiseScale(trainer, net)
+    backward(net, examples()[:1])
+    noise.observe(4, last=False)
+    with pytest.warns(UserWarning, match=r'all parts are the same, as they are where observe is called again without another'
+                                         r' backward\(\)') as warned:
+        noise.observe(4)
     assert warned[0].filename == __file__
 
 

@@ -224,7 +224,8 @@ class NoiseScale:
 
         The gradients stay as they are. With ``grad_req='add'`` they must be zero before the first pass, and what a pass adds is a
         part. Until the batch ends a copy of them is kept on the first device, of those with 'add' on each. At its end the host
-        waits for the device, once. A batch with gradients that are not finite changes nothing but ``skipped``.
+        waits for the device, once. A batch with gradients that are not finite changes nothing but ``skipped``. Warns where those of
+        all parts are the same, which have most likely been observed twice, or after they were summed.
 
         Raises ValueError for sizes that do not fit the devices, a batch that ends with a single part, and a parameter without
         a new gradient; nothing has changed then. A step within a batch is a ValueError too, and the batch is dropped.
@@ -273,9 +274,11 @@ class NoiseScale:
         if not all(map(math.isfinite, sums)):
             self.skipped += 1
             return
-        if sums[0] == 0 < sums[1] and len(contexts_of(self.trainer)) > 1:
-            warnings.warn('The gradients of all parts are the same, as they are on all devices after allreduce_grads. Call observe '
-                          'before it, and before Trainer.step.', stacklevel=3)
+        if sums[0] == 0 < sums[1]:
+            cause = ('on all devices after allreduce_grads. Call observe before it, and before Trainer.step.'
+                     if len(contexts_of(self.trainer)) > 1 else
+                     'where observe is called again without another backward(). Call it once after each backward pass.')
+            warnings.warn(f'The gradients of all parts are the same, as they are {cause}', stacklevel=3)
         for name, estimate in estimates.items():
             self._means.setdefault(name, _Means()).add(self.averaging, *estimate)
         self._total.add(self.averaging, *sums)
