@@ -361,6 +361,7 @@ def test_bad_arguments(folder, arguments, error, words):
     ({'average': 'mean'}, ValueError, "`average` must be one of 'probabilities', 'outputs'. Received: average='mean'"),
     ({'last': 0}, ValueError, '`last` must be a whole number, 1 or more'),
     ({'batch_size': 0}, ValueError, '`batch_size` must be a whole number, 1 or more'),
+    ({'axis': 9}, ValueError, 'axis 9 is out of bounds'),
     ({'x': [1, 2]}, TypeError, '`x` must be one NDArray or NumPy array. Received: list')], ids=str)
 def test_bad_predictions(folder, options, error, words):
     net, trainer, snapshots = trained(folder, 3)
@@ -368,6 +369,13 @@ def test_bad_predictions(folder, options, error, words):
     with pytest.raises(error, match=words):
         snapshots.predict(**{'x': mx.nd.array(X), **options})
     assert runs.facts(net, trainer, noise=False) == before
+
+
+def test_probabilities_of_one_output(folder):
+    _, _, snapshots = trained(folder, 3, config={'head': 1, 'plain': True})
+    with pytest.raises(ValueError, match=r"outputs of shape \(7, 1\), one along axis -1, .* Pass average='outputs', or call map"):
+        snapshots.predict(X)
+    assert snapshots.predict(X, average='outputs').shape == (7, 1)
 
 
 def test_saving_needs_a_cycle(folder):

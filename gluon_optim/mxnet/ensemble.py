@@ -168,7 +168,7 @@ class Snapshots:
         x : NDArray or numpy.ndarray
             The input of the net. A NumPy array goes to the net's first device.
         last : int, optional
-            Of the newest so many networks; of all, by default.
+            Of the newest so many networks, or all where there are fewer; of all, by default.
         average : 'probabilities' or 'outputs'
             'probabilities' is the mean of the softmax of the outputs, over ``axis``, for a net that is trained with
             `SoftmaxCrossEntropyLoss`. 'outputs' is that of the outputs as they are: for regression, or probabilities already.
@@ -183,7 +183,8 @@ class Snapshots:
         Networks are loaded one after the other, and the net then has its own parameters again, bit for bit, also after an error. A
         net with shapes left out that has not seen data yet takes them from the files, and keeps the parameters of the newest.
 
-        Raises ValueError if nothing has been kept yet, StateFileError, with the path, for a damaged file.
+        Raises ValueError if nothing has been kept yet, and for probabilities of a net with one output; StateFileError, with the
+        path, for a damaged file.
         """
         if average not in AVERAGES:
             raise ValueError(f'`average` must be one of {one_of(AVERAGES)}. Received: average={average!r}.')
@@ -246,5 +247,10 @@ def _ends(rates: numpy.ndarray) -> numpy.ndarray:
 
 
 def _softmax(outputs: numpy.ndarray, axis: int) -> numpy.ndarray:
-    powers = numpy.exp(outputs - outputs.max(axis=axis, keepdims=True), dtype='float64')
+    highest = outputs.max(axis=axis, keepdims=True)
+    if highest.shape == outputs.shape:
+        raise ValueError('Probabilities must be of two classes at least. Received: outputs of shape '
+                         f'{outputs.shape}, one along axis {axis}, for which a softmax is always 1. '
+                         "Pass average='outputs', or call map.")
+    powers = numpy.exp(outputs - highest, dtype='float64')
     return numpy.asarray(powers / powers.sum(axis=axis, keepdims=True))
