@@ -138,6 +138,77 @@ def test_the_rate_is_lowest_in_the_snapshots(folder):
     assert [rate for rate, kept in rates if kept] == [min(rates)[0]] * 2
 
 
+def accumulating(folder, config=None, k=3, cycle=2):
+    """One batch after the other of a run in which ``k`` are an update, and what `save` returned: a new process at each call."""
+    net, trainer = runs.make({'update_on_kvstore': False, **(config or {})})
+    trainer.step = go.gradients.Accumulate(trainer, k).step
+    snapshots = go.ensemble.Snapshots(go.CheckpointManager(folder, keep_last=1), net, trainer, cycle=cycle)
+    restored = snapshots.manager.restore_latest(net=net, trainer=trainer)
+    step = restored.step if restored else 0
+    while True:
+        step = (yield step, step and snapshots.save(step), snapshots, trainer) or step + 1
+        runs.train(net, trainer, 1)
+
+
+@pytest.mark.parametrize('config', [{}, {'contexts': [0, 1]}, {'contexts': [0, 1], 'kvstore': None}], ids=str)
+@pytest.mark.parametrize('killed', [0, 1], ids=['straight', 'resumed after each batch'])
+def test_updates_count_and_not_batches(folder, config, killed):
+    """Of 3 batches one is an update, and of 2 updates one ends a cycle; the batches after it are the same update."""
+    kept, run = [], accumulating(folder, config)
+    next(run)
+    for _ in range(20):
+        if killed:
+            run = accumulating(folder, config)
+            restored = next(run)  # saves it again
+            assert bool(restored[1]) == (restored[0] in kept)
+        step, taken, snapshots, _ = next(run)
+        kept += [step] if taken else []
+    assert kept == [6, 12, 18] == snapshots.steps()
+    for step in kept:
+        assert go.read_states(snapshots.manager.path(step)).num_update == step // 3
+
+
+def test_a_run_that_is_set_back_takes_its_snapshots_again(folder):
+    run = accumulating(folder)
+    for _ in range(15):
+        step, _, snapshots, trainer = next(run)
+    assert step == 14 and snapshots.steps() == [6, 12]
+    for back, wanted in ((12, [18]), (6, [12])):  # of the batch after the end of a cycle, without an update of its own
+        snapshots.manager.restore(back, net=snapshots.net, trainer=trainer)
+        taken = [run.send(back + 1)[:2], *(next(run)[:2] for _ in range(7))]
+        assert [step for step, kept in taken if kept] == wanted
+    assert snapshots.steps() == [6, 12]
+
+
+def test_steps_that_overflow_do_not_count(folder):
+    net, trainer = runs.make({'plain': True})
+    scaler = go.gradients.Scaler(trainer, init_scale=8.0)
+    snapshots = go.ensemble.Snapshots(go.CheckpointManager(folder), net, trainer, cycle=2)
+    kept = []
+    for step in range(1, 9):
+        with autograd.record():
+            loss = net(mx.nd.array(X)).sum() * (np.inf if step in (2, 4, 5) else 1.0)
+            scaled = scaler.scale(loss)
+        scaled.backward()
+        scaler.step(7)
+        scaler.update()
+        kept += [step] if snapshots.save(step) else []
+    assert kept == [3, 7] == snapshots.steps() and trainer._optimizer.num_update == 5
+
+
+@pytest.mark.parametrize('config', [{}, {'contexts': [0, 1], 'update_on_kvstore': True}], ids=str)
+def test_the_updates_before_the_first_count(folder, config):
+    """As they do for the schedule."""
+    schedule = go.lr_scheduler.CosineRestarts(step=4, base_lr=0.1)
+    net, trainer = runs.make({'arguments': {'begin_num_update': 3, 'lr_scheduler': schedule}, **config})
+    snapshots = go.ensemble.Snapshots(go.CheckpointManager(folder), net, trainer, cycle=schedule)
+    kept = []
+    for step in range(1, 7):
+        runs.train(net, trainer, 1)
+        kept += [step] if snapshots.save(step) else []
+    assert kept == [1, 5]
+
+
 # What they predict
 
 @pytest.mark.parametrize('options, average', [
@@ -290,6 +361,7 @@ def test_bad_arguments(folder, arguments, error, words):
     ({'average': 'mean'}, ValueError, "`average` must be one of 'probabilities', 'outputs'. Received: average='mean'"),
     ({'last': 0}, ValueError, '`last` must be a whole number, 1 or more'),
     ({'batch_size': 0}, ValueError, '`batch_size` must be a whole number, 1 or more'),
+    ({'axis': 9}, ValueError, 'axis 9 is out of bounds'),
     ({'x': [1, 2]}, TypeError, '`x` must be one NDArray or NumPy array. Received: list')], ids=str)
 def test_bad_predictions(folder, options, error, words):
     net, trainer, snapshots = trained(folder, 3)
@@ -297,6 +369,13 @@ def test_bad_predictions(folder, options, error, words):
     with pytest.raises(error, match=words):
         snapshots.predict(**{'x': mx.nd.array(X), **options})
     assert runs.facts(net, trainer, noise=False) == before
+
+
+def test_probabilities_of_one_output(folder):
+    _, _, snapshots = trained(folder, 3, config={'head': 1, 'plain': True})
+    with pytest.raises(ValueError, match=r"outputs of shape \(7, 1\), one along axis -1, .* Pass average='outputs', or call map"):
+        snapshots.predict(X)
+    assert snapshots.predict(X, average='outputs').shape == (7, 1)
 
 
 def test_saving_needs_a_cycle(folder):

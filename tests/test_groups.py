@@ -213,6 +213,21 @@ def test_decays_out_of_range(decay):
 
 # What is refused
 
+@pytest.mark.parametrize('bias, norm, rules', [(True, False, ['', 'bias']), (False, True, ['', 'norm']), (False, False, ['']),
+                                               (True, True, ['', 'bias', 'norm'])])
+@pytest.mark.filterwarnings('error')
+def test_no_decay_is_for_any_net(bias, norm, rules):
+    """With or without biases and normalizations; what users write themselves must match."""
+    net = nn.HybridSequential()
+    net.add(nn.Dense(2, in_units=2, use_bias=bias), *([nn.LayerNorm(in_channels=2)] if norm else []))
+    found = go.param_groups(net, go.groups.NO_DECAY)
+    assert [','.join(group.rules) for group in found] == rules
+    assert [group.wd_mult for group in found] == [1.0] + [0.0] * (len(rules) - 1)
+    if len(rules) < 3:
+        with pytest.raises(ValueError, match='Each rule must match'):
+            go.param_groups(net, [(kind, dict(values)) for kind, values in go.groups.NO_DECAY])
+
+
 @pytest.mark.parametrize('rules, error, words', [
     ([('bias', {'wd_mult': 0}), ('head.*', {'lr_mult': 2})], ValueError, "Received: 'head.*', which match none. Kinds: 'bias'"),
     ([('embedding', {'wd_mult': 0})], ValueError, "Each rule must match a parameter that is trained. Received: 'embedding'"),

@@ -319,7 +319,8 @@ def test_where_the_noise_hides_the_mean(tmp_path):
 def test_no_noise_at_all():
     net, trainer = make()
     noise = go.monitor.NoiseScale(trainer, net)
-    observe(noise, net, parts_of(1, 1))
+    with pytest.warns(UserWarning, match='all parts are the same'):
+        observe(noise, net, parts_of(1, 1))
     assert (noise.b_star, noise.eta_1) == (0, math.inf)
     net, trainer = make()
     noise = go.monitor.NoiseScale(trainer, net)
@@ -714,6 +715,31 @@ def test_one_copy_to_the_host(monkeypatch):
 
 # Resuming
 
+@pytest.mark.parametrize('reached', range(1, 7))
+@pytest.mark.parametrize('lost', [0, 1, 2])
+def test_between_accumulated_batches_no_row_is_lost(tmp_path, reached, lost):
+    """Two batches are one update: of the one that a checkpoint is in the middle of the first row stays. What was written after
+    the checkpoint, ``lost`` batches, is made again."""
+    def process(name, first, last, saved=6):
+        net, trainer = make(2, update_on_kvstore=False)
+        accumulate = go.gradients.Accumulate(trainer, 2)
+        noise = go.monitor.NoiseScale(trainer, net, path=tmp_path / f'{name}.csv')
+        if first:
+            noise.load_state_dict(go.load_checkpoint(tmp_path / name, net=net, trainer=trainer)['noise'])
+        for batch in range(first, last):
+            observe(noise, net, examples((4, 2), seed=batch), contexts=2)
+            accumulate.step(6)
+            if batch < saved:
+                go.save_checkpoint(tmp_path / name, net=net, trainer=trainer, extra={'noise': noise.state_dict()})
+
+    process('straight', 0, 8)
+    process('resumed', 0, reached + lost, saved=reached)
+    process('resumed', reached, reached + 1, saved=7)  # and again, from one batch later
+    process('resumed', reached + 1, 8)
+    assert [row[0] for row in rows_of(tmp_path / 'straight.csv')] == ['1', '1', '2', '2', '3', '3', '4', '4']
+    assert (tmp_path / 'resumed.csv').read_bytes() == (tmp_path / 'straight.csv').read_bytes()
+
+
 def test_the_state_is_json_and_fits_another_net(tmp_path):
     """Which in this process has other automatic names."""
     net, trainer = make()
@@ -847,6 +873,16 @@ def test_an_unfinished_heading(tmp_path):
     assert path.read_text() == 'update,x\n1,0\n'
 
 
+@pytest.mark.parametrize('cls', [go.monitor.NoiseScale, go.monitor.Norms])
+def test_the_folder_of_a_new_run(tmp_path, monkeypatch, cls):
+    """Is made, as a CheckpointManager makes it at its first save."""
+    monkeypatch.chdir(tmp_path)
+    _, trainer = make()
+    for path in ('run/1/rows.csv', 'run/1/other.csv', 'rows.csv'):
+        cls(trainer, path=path)
+        assert os.path.exists(path)
+
+
 def test_files_that_are_something_else_stay(tmp_path):
     path = tmp_path / 'other.csv'
     path.write_text('epoch,loss\n1,2\n')
@@ -854,8 +890,8 @@ def test_files_that_are_something_else_stay(tmp_path):
     for cls in (go.monitor.NoiseScale, go.monitor.Norms):
         with pytest.raises(ValueError, match="its first line must be update,.* Received: 'epoch,loss'"):
             cls(trainer, path=path)
-        with pytest.raises(OSError, match='nowhere'):
-            cls(trainer, path=tmp_path / 'nowhere/x.csv')
+        with pytest.raises(OSError, match='other.csv'):
+            cls(trainer, path=path / 'x.csv')
     assert path.read_text() == 'epoch,loss\n1,2\n'
     path.write_text('update,x\n1,2\nnotes\n')
     with pytest.raises(ValueError, match="must begin with the number of an update. Received: 'notes'"):
@@ -931,6 +967,17 @@ def test_gradients_that_have_been_summed_over_devices():
     assert warned[0].filename == __file__
 
 
+def test_gradients_that_are_observed_twice():
+    net, trainer = make()
+    noise = go.monitor.NoiseScale(trainer, net)
+    backward(net, examples()[:1])
+    noise.observe(4, last=False)
+    with pytest.warns(UserWarning, match=r'all parts are the same, as they are where observe is called again without another'
+                                         r' backward\(\)') as warned:
+        noise.observe(4)
+    assert warned[0].filename == __file__
+
+
 def test_parameters_that_change_within_a_batch():
     net, trainer = make()
     noise = go.monitor.NoiseScale(trainer, net)
@@ -974,6 +1021,7 @@ def test_trainers_that_cannot_be_watched():
 @pytest.mark.parametrize('damage', [
     lambda state: state.pop('total'), lambda state: state['total'].pop('g_sq'), lambda state: state['total'].update(g_sq=math.nan),
     lambda state: state['total'].update(g_sq='1'), lambda state: state.update(skipped=-1), lambda state: state.update(parameters=3),
+    lambda state: state.update(rows=[1]), lambda state: state.update(rows=[1, -1]), lambda state: state.update(rows=3),
     lambda state: state['parameters'][0].pop('name'), lambda state: state['parameters'][0].update(name='c', full_name='c')])
 def test_states_that_are_none(damage):
     net, trainer = make()

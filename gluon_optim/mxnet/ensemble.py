@@ -31,6 +31,8 @@ from mxnet.lr_scheduler import LRScheduler
 
 from ..schedules import rate
 from ..schema import check_int, one_of
+from ..states import container
+from ..states.errors import StateFileError
 from .checkpoint import load_checkpoint, parameters
 from .manager import CheckpointManager
 from .trainer import check_trainer
@@ -56,13 +58,13 @@ class Snapshots:
         also those of an earlier process.
     net : gluon.Block
     trainer : gluon.Trainer, optional
-        For `save`: the run can then continue from its checkpoints.
+        For `save`: the run can then continue from its checkpoints, and its updates are counted.
     cycle : int or scheduler, optional
         For `save`, where cycles end: after each ``cycle`` updates, or where the rate of a schedule begins to rise again. That is
         any that `gluon_optim.rate` knows, such as `gluon_optim.lr_scheduler.CosineRestarts`.
     part : str, optional
         The name of ``net`` in checkpoints of several. These are saved by ``manager.save(step, net={...}, trainer={...},
-        keep=snapshots.ends(step))``.
+        keep=snapshots.ends(step))``, where each step is one update.
 
     The paper's rate in cycles of C updates is base_lr / 2 (1 + cos(pi ((t - 1) mod C) / C)): CosineRestarts(step=C, base_lr).
 
@@ -97,6 +99,7 @@ class Snapshots:
         elif cycle is not None:
             cycle = check_int('cycle', cycle, 1)
         self.cycle = cycle
+        self._before: Optional[int] = None      # the number of updates at the last `save`
 
     def __repr__(self) -> str:
         return f'<Snapshots: of steps {", ".join(map(str, self.steps())) or "none yet"} in {self.manager.directory!r}>'
@@ -120,17 +123,41 @@ class Snapshots:
         return step > 0 and step % self.cycle == 0
 
     def save(self, step: int, **options: Any) -> bool:
-        """Call it after each update, instead of `CheckpointManager.save`: it saves what that would, with the same ``options``, and
+        """Call it after each batch, instead of `CheckpointManager.save`: it saves what that would, with the same ``options``, and
         the network for good where a cycle ends. Returns whether it did the latter.
+
+        With a trainer its updates decide, and ``step`` is only the name of the checkpoint: where a batch is no update, because
+        gradients are accumulated or a loss scale was too high, cycles take more steps. Without one ``step`` is the number of the
+        update.
 
         Raises as `CheckpointManager.save` does, and ValueError where there are several nets.
         """
         if self.part is not None:
             raise ValueError(f'`save` is for a single net. Received: one of several, part={self.part!r}. Call manager.save(step, '
                              'net={...}, trainer={...}, keep=snapshots.ends(step)).')
-        ends = self.ends(step)
+        ends = self._is_due(check_int('step', step))
         self.manager.save(step, net=self.net, trainer=self.trainer, keep=ends, **options)
         return ends
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a cycle has ended with a network that has not been kept yet: the batches after it may be no updates."""
+        if self.trainer is None:
+            return self.ends(step)
+        before, self._before = self._before, int(self.trainer._optimizer.num_update)
+        if not self.ends(self._before):
+            return False
+        if before is not None and before < self._before:
+            return True
+        return self._updates_of_newest(step) != self._before  # in a new process, or one that was set back, the files know
+
+    def _updates_of_newest(self, step: int) -> Optional[int]:
+        """After how many updates the newest snapshot before ``step`` was taken."""
+        gone = self.manager._abandoned or ()
+        earlier = [kept for kept in self.steps() if kept < step and kept not in gone]
+        with contextlib.suppress(StateFileError, FileNotFoundError, KeyError):  # damaged, or of several nets: not one of ours
+            if earlier:
+                return int(container.read_manifest(self.manager.path(earlier[-1]))['num_update'])
+        return None
 
     def predict(self, x: Any, last: Optional[int] = None, average: str = 'probabilities', axis: int = -1,
                 batch_size: Optional[int] = None) -> Any:
@@ -141,7 +168,7 @@ class Snapshots:
         x : NDArray or numpy.ndarray
             The input of the net. A NumPy array goes to the net's first device.
         last : int, optional
-            Of the newest so many networks; of all, by default.
+            Of the newest so many networks, or all where there are fewer; of all, by default.
         average : 'probabilities' or 'outputs'
             'probabilities' is the mean of the softmax of the outputs, over ``axis``, for a net that is trained with
             `SoftmaxCrossEntropyLoss`. 'outputs' is that of the outputs as they are: for regression, or probabilities already.
@@ -156,7 +183,8 @@ class Snapshots:
         Networks are loaded one after the other, and the net then has its own parameters again, bit for bit, also after an error. A
         net with shapes left out that has not seen data yet takes them from the files, and keeps the parameters of the newest.
 
-        Raises ValueError if nothing has been kept yet, StateFileError, with the path, for a damaged file.
+        Raises ValueError if nothing has been kept yet, and for probabilities of a net with one output; StateFileError, with the
+        path, for a damaged file.
         """
         if average not in AVERAGES:
             raise ValueError(f'`average` must be one of {one_of(AVERAGES)}. Received: average={average!r}.')
@@ -219,5 +247,10 @@ def _ends(rates: numpy.ndarray) -> numpy.ndarray:
 
 
 def _softmax(outputs: numpy.ndarray, axis: int) -> numpy.ndarray:
-    powers = numpy.exp(outputs - outputs.max(axis=axis, keepdims=True), dtype='float64')
+    highest = outputs.max(axis=axis, keepdims=True)
+    if highest.shape == outputs.shape:
+        raise ValueError('Probabilities must be of two classes at least. Received: outputs of shape '
+                         f'{outputs.shape}, one along axis {axis}, for which a softmax is always 1. '
+                         "Pass average='outputs', or call map.")
+    powers = numpy.exp(outputs - highest, dtype='float64')
     return numpy.asarray(powers / powers.sum(axis=axis, keepdims=True))

@@ -39,7 +39,13 @@ Factors = Callable[[str, ParameterLike], Multipliers]         # the multipliers 
 Rule = Tuple[str, Union[Multipliers, Factors]]
 
 KINDS = ('bias', 'norm', 'embedding', 'matrix')
-NO_DECAY: Tuple[Rule, ...] = (('bias', {'wd_mult': 0.0}), ('norm', {'wd_mult': 0.0}))
+
+
+class _WherePresent(Dict[str, float]):
+    """The multipliers of a ready-made rule, for any net: it may match nothing."""
+
+
+NO_DECAY: Tuple[Rule, ...] = (('bias', _WherePresent(wd_mult=0.0)), ('norm', _WherePresent(wd_mult=0.0)))
 
 _MULTIPLIERS = {name: Hyper(name, 1.0, '[0, inf)') for name in MULTIPLIERS}
 _HEADS = ('lr_mult', 'wd_mult', 'parameters', 'values', 'rules', 'names')
@@ -127,7 +133,7 @@ def param_groups(net: BlockLike, rules: Sequence[Rule]) -> ParamGroups:
     shared parameter is of the kind of its first layer; patterns are compared with all of its names. To freeze a parameter set
     ``grad_req = 'null'``: ``lr_mult`` 0 leaves it in the optimizer.
 
-    Recipes: `NO_DECAY` for biases and normalizations, `layer_decay`, `fan_in`.
+    Recipes: `NO_DECAY` for biases and normalizations, of which a net may have none, `layer_decay`, `fan_in`.
 
     Raises ValueError for a rule that matches nothing, an empty one, a multiplier below 0, infinite or NaN, and where they would not
     reach the optimizer on a parameter server; TypeError for another key or type. Nothing has been set then.
@@ -150,10 +156,12 @@ def param_groups(net: BlockLike, rules: Sequence[Rule]) -> ParamGroups:
     """
     places = _places(net)
     found = [(selector, values, _matching(selector, places)) for selector, values in _checked(rules)]
-    unmatched = [selector for selector, _, matching in found if not matching]
+    unmatched = [selector for (selector, _, matching), (_, values) in zip(found, rules)
+                 if not matching and not isinstance(values, _WherePresent)]
     if unmatched:
         raise ValueError(f'Each rule must match a parameter that is trained. Received: {one_of(unmatched)}, which match none. '
                          f'Kinds: {one_of(KINDS)}; names: {some_of([place.names[0] for place in places])}.')
+    found = [rule for rule in found if rule[2]]
     if found:
         _check_reached(places)
     plan = [_Plan(place, {}, {}, []) for place in places]

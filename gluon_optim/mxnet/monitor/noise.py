@@ -99,7 +99,8 @@ class NoiseScale:
         or of their mean, as ``loss.mean().backward()`` does for ``trainer.step(1)``.
     path : str or os.PathLike, optional
         A CSV file that gets a row for each batch, after those that it has: the number of the update for which the gradients are,
-        the batch size, and the figures, empty where unknown. A resumed run cuts off the rows of updates that it makes again.
+        the batch size, and the figures, empty where unknown. A resumed run cuts off the rows of batches that it makes again.
+        Its folder is made if need be.
     writer : optional
         Anything with ``add_scalar(tag, value, step)``, such as a ``SummaryWriter`` of tensorboardX, torch.utils.tensorboard or
         mxboard; gets the figures that are known, under ``noise/``.
@@ -223,7 +224,8 @@ class NoiseScale:
 
         The gradients stay as they are. With ``grad_req='add'`` they must be zero before the first pass, and what a pass adds is a
         part. Until the batch ends a copy of them is kept on the first device, of those with 'add' on each. At its end the host
-        waits for the device, once. A batch with gradients that are not finite changes nothing but ``skipped``.
+        waits for the device, once. A batch with gradients that are not finite changes nothing but ``skipped``. Warns where those of
+        all parts are the same, which have most likely been observed twice, or after they were summed.
 
         Raises ValueError for sizes that do not fit the devices, a batch that ends with a single part, and a parameter without
         a new gradient; nothing has changed then. A step within a batch is a ValueError too, and the batch is dropped.
@@ -272,9 +274,11 @@ class NoiseScale:
         if not all(map(math.isfinite, sums)):
             self.skipped += 1
             return
-        if sums[0] == 0 < sums[1] and len(contexts_of(self.trainer)) > 1:
-            warnings.warn('The gradients of all parts are the same, as they are on all devices after allreduce_grads. Call observe '
-                          'before it, and before Trainer.step.', stacklevel=3)
+        if sums[0] == 0 < sums[1]:
+            cause = ('on all devices after allreduce_grads. Call observe before it, and before Trainer.step.'
+                     if len(contexts_of(self.trainer)) > 1 else
+                     'where observe is called again without another backward(). Call it once after each backward pass.')
+            warnings.warn(f'The gradients of all parts are the same, as they are {cause}', stacklevel=3)
         for name, estimate in estimates.items():
             self._means.setdefault(name, _Means()).add(self.averaging, *estimate)
         self._total.add(self.averaging, *sums)
@@ -312,7 +316,8 @@ class NoiseScale:
         """
         present = {info.name: info for info in self._infos()}
         interrupted = self._interrupted or self._open is not None
-        return {'skipped': self.skipped, 'interrupted': interrupted, 'total': self._total.record(), 'parameters': [
+        rows = list(self._file.end) if self._file and self._file.end else None
+        return {'skipped': self.skipped, 'interrupted': interrupted, 'rows': rows, 'total': self._total.record(), 'parameters': [
             {'name': name, 'full_name': present[name].full_name, 'shape': list(present[name].shape), **means.record()}
             for name, means in self._means.items()]}
 
@@ -323,10 +328,12 @@ class NoiseScale:
         """
         try:
             skipped, interrupted = check_int('skipped', state['skipped']), bool(state['interrupted'])
+            rows = state.get('rows')  # [update, how many of it]; None without a CSV file
+            end = None if rows is None else (check_int('update', rows[0]), check_int('rows', rows[1]))
             total = _Means.of(state['total'])
             saved = [ParameterInfo(each['name'], each['full_name'], tuple(each['shape']), '') for each in state['parameters']]
             means = [_Means.of(each) for each in state['parameters']]
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f'The state must be one that state_dict() returned. Received: {clipped(state)}, in which '
                              f'{type(error).__name__}: {error}.') from None
         present = self._infos()
@@ -338,7 +345,7 @@ class NoiseScale:
         self._means = {present[i].name: means[pairs[i]] for i in sorted(pairs)}
         self._total, self.skipped, self._open, self._interrupted = total, skipped, None, interrupted
         if self._file:
-            self._file.restart()
+            self._file.restart(end)
 
     def _infos(self) -> List[ParameterInfo]:
         return [ParameterInfo(name, each.parameter.name, shape_of(each.parameter), '')

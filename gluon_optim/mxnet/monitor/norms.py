@@ -63,6 +63,7 @@ class Norms:
     path : str or os.PathLike, optional
         A CSV file that gets a row for each parameter, after those that it has: the number of the update, the parameter, and the
         four figures. A resumed run cuts off the rows of updates that it makes again.
+        Its folder is made if need be.
     every : int
         Look at each update with a number that this divides; others cost nothing.
     params : str, optional
