@@ -19,7 +19,7 @@ from mxnet import autograd, gluon  # noqa: E402
 from mxnet.contrib.amp.loss_scaler import LossScaler  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
-from gluon_optim.mxnet.trainer import export_states  # noqa: E402
+from gluon_optim.mxnet.trainer import export_states, import_states  # noqa: E402
 
 G = go.gradients
 NAN, INF = float('nan'), float('inf')
@@ -1077,6 +1077,12 @@ def test_arguments_of_accumulate():
     G.Accumulate(trainer, 3)
     with pytest.raises(ValueError, match='another Accumulate'):
         accumulate.step(1)
+    accumulate = G.Accumulate(trainer, 2)
+    G.Scaler(trainer)
+    backward(trainer, values_for(trainer))
+    with pytest.raises(ValueError, match=r'accumulate\.step\(\) after update\(\) or nothing'):  # without scaler.scale
+        accumulate.step(1)
+    assert not accumulate.finish()
 
 
 # Checkpoints
@@ -1134,6 +1140,42 @@ def test_accumulated_gradients_move_to_another_number_of_devices(tmp_path, there
     assert resumed[1].optimizer.num_update == 1
     for a, b in zip(weights_of(resumed[1]), weights_of(straight[1])):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('finish', [False, True])
+@pytest.mark.parametrize('there, here', [(1024, None), (None, 1024), (64, 1024), (None, None)])
+def test_a_scaler_may_come_and_go_in_the_middle_of_an_accumulation(tmp_path, there, here, finish):
+    """Powers of two change no bit of the sums."""
+    def run_with(scale):
+        net = classifier()
+        trainer = trainer_for(net, 'sgd', learning_rate=0.1)
+        return net, trainer, G.Accumulate(trainer, 2), scale and G.Scaler(trainer, init_scale=scale)
+
+    def batch(run, x, y):
+        net, trainer, accumulate, scaler = run
+        backward_of(net, trainer, x, y, scaler)
+        return accumulate.step(8)
+
+    (first, second), path = batches(2), str(tmp_path / 'x')
+    saved, straight, resumed = run_with(there), run_with(None), run_with(here)
+    assert not batch(saved, *first) and not batch(straight, *first)
+    go.save_checkpoint(path, net=saved[0], trainer=saved[1])
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='The file holds the state of a loss scaler')
+        go.load_checkpoint(path, net=resumed[0], trainer=resumed[1])
+    for run in (straight, resumed):
+        assert run[2].finish() if finish else batch(run, *second)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(weights_of(resumed[1]), weights_of(straight[1])))
+
+
+def test_accumulated_gradients_without_their_scale(tmp_path):
+    """Files from before it was saved do not say in which units their sums are."""
+    saved, here = scaled_run(), scaled_run()
+    go_on(*saved, batches(1))
+    states = export_states(saved[1])
+    states.variables['accumulated'] = states.variables['accumulated'][:2]
+    with pytest.raises(ValueError, match='three numbers: of batches, their size and the loss scale'):
+        import_states(here[1], states)
 
 
 def test_a_parameter_whose_gradient_came_before_the_checkpoint(tmp_path):

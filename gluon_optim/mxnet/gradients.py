@@ -451,13 +451,16 @@ class Scaler:
             if one.dtype not in (numpy.float32, numpy.float64):
                 raise ValueError(f'`loss` must be float32 or float64. Received: {numpy.dtype(one.dtype).name}, in which a scaled '
                                  "loss overflows. Compute it from net(x).astype('float32').")
+        self._begin_step()
+        with autograd.record(autograd.is_training()):
+            losses = [one * self._loss_scale for one in losses]
+        return type(loss)(losses) if several else losses[0]
+
+    def _begin_step(self) -> None:
         if self._phase == 'idle':
             self._summed = False
             self._trainer._scale = self._trainer._amp_original_scale / self._loss_scale
             self._phase = 'scaled'
-        with autograd.record(autograd.is_training()):
-            losses = [one * self._loss_scale for one in losses]
-        return type(loss)(losses) if several else losses[0]
 
     def unscale(self) -> None:
         """Sum the gradients over the devices, unless that was done, and look for NaN and inf: one synchronisation.
@@ -651,6 +654,7 @@ class Accumulate:
         self._sums: Dict[int, List[Any]] = {}   # of each parameter that had a gradient, by its index: one for each device
         self._batches = 0
         self._size = 0.0        # sum of the batch sizes
+        self._scale = 1.0       # the loss scale that the sums contain
         self._ready = False     # gradients are complete, for an update that has not succeeded yet
         for parameter in trainer._params:
             if parameter.grad_req == 'add':
@@ -681,8 +685,12 @@ class Accumulate:
         self._check(nonfinite)
         if self._ready:
             raise ValueError('The update must be done first, which an error has stopped. Received: another batch. Call finish().')
+        scaler = _scaler(self._trainer)
+        if scaler is not None:
+            scaler._require('accumulate.step', 'scaled')
         _gradients(self._trainer, fresh_only=True)
         with autograd.pause():
+            self._rescale()
             self._take()
         self._batches += 1
         self._size += batch_size
@@ -697,7 +705,10 @@ class Accumulate:
         trainer, scaler = self._trainer, _scaler(self._trainer)
         if not self._ready:
             _check_own_update(trainer)
+            if scaler is not None:
+                scaler._begin_step()  # after a checkpoint was loaded no batch may have followed
             with autograd.pause():
+                self._rescale()
                 self._give()
             (trainer.allreduce_grads if scaler is None else scaler.unscale)()
             self._ready = True
@@ -720,6 +731,14 @@ class Accumulate:
         if nonfinite is not None and _scaler(self._trainer) is None:
             raise ValueError(f'`nonfinite` is for trainers with a Scaler. Received: nonfinite={nonfinite!r} and none. Create '
                              'go.gradients.Scaler(trainer), with init_scale=1, scale_factor=1 and backoff_factor=1 for no scale.')
+
+    def _rescale(self) -> None:
+        """Bring the sums to the present loss scale: a checkpoint may have come from a run with another Scaler, or without."""
+        scale = 1 / unit_of(self._trainer, None)
+        if scale != self._scale:
+            for totals in self._sums.values():
+                multiply(totals, scale / self._scale)
+            self._scale = scale
 
     def _take(self) -> None:
         """Add the new gradients to the sums."""
@@ -744,7 +763,7 @@ class Accumulate:
                 _set_fresh(parameter, True)
 
     def _reset(self) -> None:
-        self._sums, self._batches, self._size, self._ready = {}, 0, 0.0, False
+        self._sums, self._batches, self._size, self._scale, self._ready = {}, 0, 0.0, 1.0, False
 
     def _trained(self) -> List[Tuple[int, ParameterLike]]:
         return [(i, parameter) for i, parameter in enumerate(self._trainer._params)
@@ -753,17 +772,17 @@ class Accumulate:
     # -- saved state ------------------------------------------------------------------------------------------------
 
     def variables(self, copy: Callable[[Any], Any]) -> Dict[str, Any]:
-        """What a checkpoint needs, if there are batches that no update has used: their number and size, and the sums on each
-        device."""
+        """What a checkpoint needs, if there are batches that no update has used: their number and size, the loss scale, and
+        the sums on each device."""
         if not self._batches:
             return {}
         sums = {f'{ACCUMULATED}:{i}:{k}': copy(total) for i, totals in self._sums.items() for k, total in enumerate(totals)}
-        return {ACCUMULATED: numpy.array([self._batches, self._size]), **sums}
+        return {ACCUMULATED: numpy.array([self._batches, self._size, self._scale]), **sums}
 
     def read(self, states: OptimizerStates, pairs: Mapping[int, ParameterInfo]) -> Dict[str, Any]:
         """The attributes that follow from saved `variables`, on the devices of the trainer. ValueError for those that do not
         fit."""
-        batches, size = _checked_progress(states.variables.get(ACCUMULATED), self.k)
+        batches, size, scale = _checked_progress(states.variables.get(ACCUMULATED), self.k)
         saved, sums = {info.name: j for j, info in enumerate(states.parameters)}, {}
         for i, parameter in self._trained():
             copies = _saved_copies(states.variables, saved[pairs[i].name]) if i in pairs else []
@@ -776,18 +795,19 @@ class Accumulate:
                 copies = [sum(copies), *(numpy.zeros_like(copies[0]) for _ in arrays[1:])]
             if copies:
                 sums[i] = [nd.array(copy, array.context, dtype) for copy, array in zip(copies, arrays)]
-        return {'_sums': sums, '_batches': batches, '_size': size, '_ready': False}
+        return {'_sums': sums, '_batches': batches, '_size': size, '_scale': scale, '_ready': False}
 
 
-def _checked_progress(saved: Optional[numpy.ndarray], k: int) -> Tuple[int, float]:
+def _checked_progress(saved: Optional[numpy.ndarray], k: int) -> Tuple[int, float, float]:
     if saved is None:
-        return 0, 0.0
-    if saved.shape != (2,) or saved.dtype != numpy.float64 or not numpy.isfinite(saved).all() or not saved.min() > 0:
-        raise ValueError(f'Accumulation must have two numbers, of batches and their size. Received from the file: {saved!r:.200}.')
+        return 0, 0.0, 1.0
+    if saved.shape != (3,) or saved.dtype != numpy.float64 or not numpy.isfinite(saved).all() or not saved.min() > 0:
+        raise ValueError('Accumulation must have three numbers: of batches, their size and the loss scale. Received from the file: '
+                         f'{saved!r:.200}.')
     if saved[0] >= k:
         raise ValueError(f'The file has the gradients of {saved[0]:g} batches. Received: an Accumulate of k={k}, which would have '
                          'updated before. Create it with the same k as in the run that was saved.')
-    return int(saved[0]), float(saved[1])
+    return int(saved[0]), float(saved[1]), float(saved[2])
 
 
 def _saved_copies(variables: Mapping[str, numpy.ndarray], j: int) -> List[numpy.ndarray]:
