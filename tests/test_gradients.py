@@ -1168,6 +1168,28 @@ def test_a_scaler_may_come_and_go_in_the_middle_of_an_accumulation(tmp_path, the
     assert all(a.tobytes() == b.tobytes() for a, b in zip(weights_of(resumed[1]), weights_of(straight[1])))
 
 
+@pytest.mark.parametrize('number', [2, 3])
+def test_another_number_of_batches_per_update(tmp_path, number):
+    """Between two updates and in the middle of one: the script's applies, and is said to."""
+    path, saved, other, same = str(tmp_path / 'x'), scaled_run(k=2), scaled_run(k=8), scaled_run(k=2)
+    go_on(*saved, batches(number))
+    go.save_states(saved[1], path)
+    assert not go.load_states(same[1], path).warnings
+    with pytest.warns(UserWarning, match="k of Accumulate is 8 in the script and 2 in the file: the script's applies"):
+        go.load_states(other[1], path)
+    assert repr(other[2]) == f'<Accumulate: {number % 2} of 8 batches>'
+    assert go.states_digest(same[1]) == go.states_digest(other[1]) == go.states_digest(saved[1])
+    none = trainer_for(classifier(), learning_rate=0.05)
+    G.Scaler(none, init_scale=64, scale_window=2)
+    with pytest.warns(UserWarning, match='trainer has no Accumulate: ' + ('they are not' if number % 2 else 'each batch is')):
+        go.load_states(none, path)
+    states = go.read_states(path)
+    for wrong in (2.0, 0, [2]):
+        states.variables['accumulated:k'] = np.array(wrong)
+        with pytest.raises(ValueError, match='`k` of Accumulate must be'):
+            import_states(same[1], states)
+
+
 def test_accumulated_gradients_without_their_scale(tmp_path):
     """Files from before it was saved do not say in which units their sums are."""
     saved, here = scaled_run(), scaled_run()

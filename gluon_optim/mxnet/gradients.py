@@ -31,7 +31,7 @@ from mxnet import autograd
 from mxnet import ndarray as nd
 
 from ..schema import Hyper, check_int, compute_type, one_of, some_of
-from ..states.model import ACCUMULATED, OptimizerStates, ParameterInfo
+from ..states.model import ACCUMULATED, BATCHES_PER_UPDATE, OptimizerStates, ParameterInfo
 from .gradient_arrays import Gradient, add, all_finite, clip, fetch_kinds, fetch_norms, fetch_sums, is_sparse, multiply
 from .trainer import check_trainer, contexts_of, start
 from .typing import ParameterLike, TrainerLike
@@ -626,7 +626,8 @@ class Accumulate:
         Batches per update.
 
     Counts and schedule advance by one per update. A checkpoint saved between two updates contains the sums so far, and
-    continues from there, if the trainer that loads it has an Accumulate too.
+    continues from there, if the trainer that loads it has an Accumulate too; if that has another ``k``, it applies, with a
+    warning.
 
     Raises ValueError for a ``k`` below 1, row_sparse gradients and trainers that update on their kvstore.
 
@@ -772,16 +773,22 @@ class Accumulate:
     # -- saved state ------------------------------------------------------------------------------------------------
 
     def variables(self, copy: Callable[[Any], Any]) -> Dict[str, Any]:
-        """What a checkpoint needs, if there are batches that no update has used: their number and size, the loss scale, and
-        the sums on each device."""
-        if not self._batches:
-            return {}
-        sums = {f'{ACCUMULATED}:{i}:{k}': copy(total) for i, totals in self._sums.items() for k, total in enumerate(totals)}
-        return {ACCUMULATED: numpy.array([self._batches, self._size, self._scale]), **sums}
+        """What a checkpoint needs: ``k``, and if there are batches that no update has used, their number and size, the loss scale,
+        and the sums on each device."""
+        found: Dict[str, Any] = {BATCHES_PER_UPDATE: numpy.array(self.k)}
+        if self._batches:
+            found[ACCUMULATED] = numpy.array([self._batches, self._size, self._scale])
+        for i, totals in self._sums.items():
+            found.update((f'{ACCUMULATED}:{i}:{k}', copy(total)) for k, total in enumerate(totals))
+        return found
 
-    def read(self, states: OptimizerStates, pairs: Mapping[int, ParameterInfo]) -> Dict[str, Any]:
-        """The attributes that follow from saved `variables`, on the devices of the trainer. ValueError for those that do not
-        fit."""
+    def read(self, states: OptimizerStates, pairs: Mapping[int, ParameterInfo]) -> Tuple[Dict[str, Any], List[str]]:
+        """The attributes that follow from saved `variables`, on the devices of the trainer, and one sentence if ``k`` differs.
+        ValueError for those that do not fit."""
+        k = states.variables.get(BATCHES_PER_UPDATE, numpy.array(self.k))  # older files do not have it
+        if k.shape != () or k.dtype.kind != 'i' or k < 1:
+            raise ValueError(f'`k` of Accumulate must be a whole number, 1 or more. Received from the file: {k!r:.200}.')
+        notes = [] if k == self.k else [f"k of Accumulate is {self.k} in the script and {k} in the file: the script's applies."]
         batches, size, scale = _checked_progress(states.variables.get(ACCUMULATED), self.k)
         saved, sums = {info.name: j for j, info in enumerate(states.parameters)}, {}
         for i, parameter in self._trained():
@@ -795,7 +802,7 @@ class Accumulate:
                 copies = [sum(copies), *(numpy.zeros_like(copies[0]) for _ in arrays[1:])]
             if copies:
                 sums[i] = [nd.array(copy, array.context, dtype) for copy, array in zip(copies, arrays)]
-        return {'_sums': sums, '_batches': batches, '_size': size, '_scale': scale, '_ready': False}
+        return {'_sums': sums, '_batches': batches, '_size': size, '_scale': scale, '_ready': False}, notes
 
 
 def _checked_progress(saved: Optional[numpy.ndarray], k: int) -> Tuple[int, float, float]:
