@@ -1061,6 +1061,36 @@ def test_an_update_that_an_error_has_stopped_can_be_finished(contexts, scaled):
     assert all(a.tobytes() == b.tobytes() for a, b in zip(*results))
 
 
+@pytest.mark.parametrize('contexts', [1, 2])
+@pytest.mark.parametrize('scaled', [False, True])
+@pytest.mark.parametrize('loaded', [False, True])
+def test_an_update_in_the_middle_of_an_accumulation(tmp_path, contexts, scaled, loaded):
+    """It would be without the batches so far, which would come too late. The error changes nothing: the run can continue."""
+    results = []
+    for wrong in (False, True):
+        net = classifier(contexts)
+        trainer = trainer_for(net, 'sgd', contexts, learning_rate=0.1)
+        accumulate, scaler = G.Accumulate(trainer, 2), G.Scaler(trainer) if scaled else None
+        for i, (x, y) in enumerate(batches(2)):
+            backward_of(net, trainer, x, y, scaler)
+            if wrong and i == 1:
+                with pytest.raises(ValueError, match=r'without the 1 that are accumulated.*accumulate\.finish\(\)'):
+                    (scaler or trainer).step(8)
+                if not scaled:
+                    with pytest.raises(ValueError, match='without the 1'):
+                        trainer.update(8)
+            accumulate.step(8)
+            if loaded and i == 0:
+                go.save_checkpoint(str(tmp_path / 'x'), net=net, trainer=trainer)
+                go.load_checkpoint(str(tmp_path / 'x'), net=net, trainer=trainer)
+        assert trainer.optimizer.num_update == 1
+        results.append(weights_of(trainer))
+        backward_of(net, trainer, x, y, scaler)
+        (scaler or trainer).step(8)  # between two accumulations
+        assert trainer.optimizer.num_update == 2
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*results))
+
+
 def test_arguments_of_accumulate():
     trainer = trainer_of()
     for k in (0, -1, 1.5, None):

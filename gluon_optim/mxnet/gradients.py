@@ -21,6 +21,7 @@ for the devices once, for all parameters together.
 
 docs/GRADIENTS.md has the loops.
 """
+import functools
 import logging
 import math
 import warnings
@@ -490,6 +491,9 @@ class Scaler:
         """
         if nonfinite not in _POLICIES:
             raise ValueError(f'`nonfinite` must be one of {one_of(_POLICIES)}. Received: nonfinite={nonfinite!r}.')
+        accumulate = getattr(self._trainer, '_accumulate', None)
+        if accumulate is not None:
+            accumulate._require_none_waiting()
         if self._phase != 'unscaled':
             self._require('step', 'scaled')
             self.unscale()
@@ -629,7 +633,8 @@ class Accumulate:
     continues from there, if the trainer that loads it has an Accumulate too; if that has another ``k``, it applies, with a
     warning.
 
-    Raises ValueError for a ``k`` below 1, row_sparse gradients and trainers that update on their kvstore.
+    Raises ValueError for a ``k`` below 1, row_sparse gradients and trainers that update on their kvstore. While batches wait for
+    their update, `Trainer.step` and `Scaler.step` raise ValueError.
 
     >>> import mxnet as mx, gluon_optim as go
     >>> net = mx.gluon.nn.Dense(1, in_units=2)
@@ -661,6 +666,8 @@ class Accumulate:
             if parameter.grad_req == 'add':
                 parameter.grad_req = 'write'
         vars(trainer)['_accumulate'] = self
+        for name in ('step', 'update'):
+            vars(trainer)[name] = self._guarded(name)
 
     def __repr__(self) -> str:
         return f'<Accumulate: {self._batches} of {self.k} batches>'
@@ -725,6 +732,22 @@ class Accumulate:
             if scaler._phase == 'stepped':
                 self._reset()
                 scaler.update()
+
+    def _guarded(self, name: str) -> Callable[..., None]:
+        """The method ``name`` of the trainer, with an error where it would leave out batches that wait for their update."""
+        trainer, method = self._trainer, getattr(type(self._trainer), name)
+
+        @functools.wraps(method)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            self._require_none_waiting()
+            method(trainer, *args, **kwargs)
+        return guarded
+
+    def _require_none_waiting(self) -> None:
+        if self._batches and not self._ready:
+            raise ValueError(f'An update must be from all batches so far. Received: one without the {self._batches} that are '
+                             'accumulated. Call accumulate.step(batch_size) for each batch, or accumulate.finish() first. Nothing '
+                             'was updated.')
 
     def _check(self, nonfinite: Optional[str]) -> None:
         if self._trainer._accumulate is not self:
