@@ -390,9 +390,8 @@ def test_a_trainer_that_updates_on_its_kvstore(function):
         scaler.step(1)
     with pytest.raises(ValueError, match='Create it with update_on_kvstore=False'):
         trainer.step(1)
-    accumulate = G.Accumulate(trainer, 1)
     with pytest.raises(ValueError, match='Create it with update_on_kvstore=False'):
-        accumulate.step(1)
+        G.Accumulate(trainer, 1)
     trainer._kvstore_params['update_on_kvstore'] = True
     with pytest.raises(ValueError, match='Create it with update_on_kvstore=False'):
         G.Scaler(trainer)
@@ -1089,6 +1088,22 @@ def test_an_update_in_the_middle_of_an_accumulation(tmp_path, contexts, scaled, 
         (scaler or trainer).step(8)  # between two accumulations
         assert trainer.optimizer.num_update == 2
     assert all(a.tobytes() == b.tobytes() for a, b in zip(*results))
+
+
+def test_accumulation_where_the_kvstore_updates():
+    """The default of a trainer with two devices: the first batch says so, or Accumulate itself where it is decided by then."""
+    net = classifier(2)
+    trainer = gluon.Trainer(net.collect_params(), 'novograd')
+    accumulate = G.Accumulate(trainer, 4)
+    backward_of(net, trainer, *batches(1)[0])
+    with pytest.raises(ValueError, match='updates on its kvstore.*update_on_kvstore=False'):
+        accumulate.step(8)
+    assert repr(accumulate) == '<Accumulate: 0 of 4 batches>'
+    trainer.step(8)
+    net.collect_params().setattr('grad_req', 'add')
+    with pytest.raises(ValueError, match='updates on its kvstore.*update_on_kvstore=False'):
+        G.Accumulate(trainer, 4)
+    assert {parameter.grad_req for parameter in trainer._params} == {'add'}
 
 
 def test_arguments_of_accumulate():

@@ -633,8 +633,8 @@ class Accumulate:
     continues from there, if the trainer that loads it has an Accumulate too; if that has another ``k``, it applies, with a
     warning.
 
-    Raises ValueError for a ``k`` below 1, row_sparse gradients and trainers that update on their kvstore. While batches wait for
-    their update, `Trainer.step` and `Scaler.step` raise ValueError.
+    Raises ValueError for a ``k`` below 1, row_sparse gradients and trainers that update on their kvstore; where MXNet has not
+    decided that yet, the first `step` raises it. While batches wait for their update, `Trainer.step` and `Scaler.step` raise it.
 
     >>> import mxnet as mx, gluon_optim as go
     >>> net = mx.gluon.nn.Dense(1, in_units=2)
@@ -656,6 +656,8 @@ class Accumulate:
         if sparse:
             raise ValueError(f'Accumulated gradients must be dense. Received: row_sparse ones of {some_of(sparse)}. Create the '
                              'layer with sparse_grad=False.')
+        if trainer._kv_initialized:
+            _check_own_update(trainer)  # otherwise in the first `step`: MXNet decides when parameters have their devices
         self._trainer: Any = trainer
         self._sums: Dict[int, List[Any]] = {}   # of each parameter that had a gradient, by its index: one for each device
         self._batches = 0
@@ -693,6 +695,7 @@ class Accumulate:
         self._check(nonfinite)
         if self._ready:
             raise ValueError('The update must be done first, which an error has stopped. Received: another batch. Call finish().')
+        _check_own_update(self._trainer)
         scaler = _scaler(self._trainer)
         if scaler is not None:
             scaler._require('accumulate.step', 'scaled')
