@@ -19,7 +19,7 @@ from mxnet import autograd, gluon  # noqa: E402
 from mxnet.contrib.amp.loss_scaler import LossScaler  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
-from gluon_optim.mxnet.trainer import export_states  # noqa: E402
+from gluon_optim.mxnet.trainer import export_states, import_states  # noqa: E402
 
 G = go.gradients
 NAN, INF = float('nan'), float('inf')
@@ -390,9 +390,8 @@ def test_a_trainer_that_updates_on_its_kvstore(function):
         scaler.step(1)
     with pytest.raises(ValueError, match='Create it with update_on_kvstore=False'):
         trainer.step(1)
-    accumulate = G.Accumulate(trainer, 1)
     with pytest.raises(ValueError, match='Create it with update_on_kvstore=False'):
-        accumulate.step(1)
+        G.Accumulate(trainer, 1)
     trainer._kvstore_params['update_on_kvstore'] = True
     with pytest.raises(ValueError, match='Create it with update_on_kvstore=False'):
         G.Scaler(trainer)
@@ -1061,6 +1060,52 @@ def test_an_update_that_an_error_has_stopped_can_be_finished(contexts, scaled):
     assert all(a.tobytes() == b.tobytes() for a, b in zip(*results))
 
 
+@pytest.mark.parametrize('contexts', [1, 2])
+@pytest.mark.parametrize('scaled', [False, True])
+@pytest.mark.parametrize('loaded', [False, True])
+def test_an_update_in_the_middle_of_an_accumulation(tmp_path, contexts, scaled, loaded):
+    """It would be without the batches so far, which would come too late. The error changes nothing: the run can continue."""
+    results = []
+    for wrong in (False, True):
+        net = classifier(contexts)
+        trainer = trainer_for(net, 'sgd', contexts, learning_rate=0.1)
+        accumulate, scaler = G.Accumulate(trainer, 2), G.Scaler(trainer) if scaled else None
+        for i, (x, y) in enumerate(batches(2)):
+            backward_of(net, trainer, x, y, scaler)
+            if wrong and i == 1:
+                with pytest.raises(ValueError, match=r'without the 1 that are accumulated.*accumulate\.finish\(\)'):
+                    (scaler or trainer).step(8)
+                if not scaled:
+                    with pytest.raises(ValueError, match='without the 1'):
+                        trainer.update(8)
+            accumulate.step(8)
+            if loaded and i == 0:
+                go.save_checkpoint(str(tmp_path / 'x'), net=net, trainer=trainer)
+                go.load_checkpoint(str(tmp_path / 'x'), net=net, trainer=trainer)
+        assert trainer.optimizer.num_update == 1
+        results.append(weights_of(trainer))
+        backward_of(net, trainer, x, y, scaler)
+        (scaler or trainer).step(8)  # between two accumulations
+        assert trainer.optimizer.num_update == 2
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*results))
+
+
+def test_accumulation_where_the_kvstore_updates():
+    """The default of a trainer with two devices: the first batch says so, or Accumulate itself where it is decided by then."""
+    net = classifier(2)
+    trainer = gluon.Trainer(net.collect_params(), 'novograd')
+    accumulate = G.Accumulate(trainer, 4)
+    backward_of(net, trainer, *batches(1)[0])
+    with pytest.raises(ValueError, match='updates on its kvstore.*update_on_kvstore=False'):
+        accumulate.step(8)
+    assert repr(accumulate) == '<Accumulate: 0 of 4 batches>'
+    trainer.step(8)
+    net.collect_params().setattr('grad_req', 'add')
+    with pytest.raises(ValueError, match='updates on its kvstore.*update_on_kvstore=False'):
+        G.Accumulate(trainer, 4)
+    assert {parameter.grad_req for parameter in trainer._params} == {'add'}
+
+
 def test_arguments_of_accumulate():
     trainer = trainer_of()
     for k in (0, -1, 1.5, None):
@@ -1077,6 +1122,12 @@ def test_arguments_of_accumulate():
     G.Accumulate(trainer, 3)
     with pytest.raises(ValueError, match='another Accumulate'):
         accumulate.step(1)
+    accumulate = G.Accumulate(trainer, 2)
+    G.Scaler(trainer)
+    backward(trainer, values_for(trainer))
+    with pytest.raises(ValueError, match=r'accumulate\.step\(\) after update\(\) or nothing'):  # without scaler.scale
+        accumulate.step(1)
+    assert not accumulate.finish()
 
 
 # Checkpoints
@@ -1134,6 +1185,64 @@ def test_accumulated_gradients_move_to_another_number_of_devices(tmp_path, there
     assert resumed[1].optimizer.num_update == 1
     for a, b in zip(weights_of(resumed[1]), weights_of(straight[1])):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('finish', [False, True])
+@pytest.mark.parametrize('there, here', [(1024, None), (None, 1024), (64, 1024), (None, None)])
+def test_a_scaler_may_come_and_go_in_the_middle_of_an_accumulation(tmp_path, there, here, finish):
+    """Powers of two change no bit of the sums."""
+    def run_with(scale):
+        net = classifier()
+        trainer = trainer_for(net, 'sgd', learning_rate=0.1)
+        return net, trainer, G.Accumulate(trainer, 2), scale and G.Scaler(trainer, init_scale=scale)
+
+    def batch(run, x, y):
+        net, trainer, accumulate, scaler = run
+        backward_of(net, trainer, x, y, scaler)
+        return accumulate.step(8)
+
+    (first, second), path = batches(2), str(tmp_path / 'x')
+    saved, straight, resumed = run_with(there), run_with(None), run_with(here)
+    assert not batch(saved, *first) and not batch(straight, *first)
+    go.save_checkpoint(path, net=saved[0], trainer=saved[1])
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='The file holds the state of a loss scaler')
+        go.load_checkpoint(path, net=resumed[0], trainer=resumed[1])
+    for run in (straight, resumed):
+        assert run[2].finish() if finish else batch(run, *second)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(weights_of(resumed[1]), weights_of(straight[1])))
+
+
+@pytest.mark.parametrize('number', [2, 3])
+def test_another_number_of_batches_per_update(tmp_path, number):
+    """Between two updates and in the middle of one: the script's applies, and is said to."""
+    path, saved, other, same = str(tmp_path / 'x'), scaled_run(k=2), scaled_run(k=8), scaled_run(k=2)
+    go_on(*saved, batches(number))
+    go.save_states(saved[1], path)
+    assert not go.load_states(same[1], path).warnings
+    with pytest.warns(UserWarning, match="k of Accumulate is 8 in the script and 2 in the file: the script's applies"):
+        go.load_states(other[1], path)
+    assert repr(other[2]) == f'<Accumulate: {number % 2} of 8 batches>'
+    assert go.states_digest(same[1]) == go.states_digest(other[1]) == go.states_digest(saved[1])
+    none = trainer_for(classifier(), learning_rate=0.05)
+    G.Scaler(none, init_scale=64, scale_window=2)
+    with pytest.warns(UserWarning, match='trainer has no Accumulate: ' + ('they are not' if number % 2 else 'each batch is')):
+        go.load_states(none, path)
+    states = go.read_states(path)
+    for wrong in (2.0, 0, [2]):
+        states.variables['accumulated:k'] = np.array(wrong)
+        with pytest.raises(ValueError, match='`k` of Accumulate must be'):
+            import_states(same[1], states)
+
+
+def test_accumulated_gradients_without_their_scale(tmp_path):
+    """Files from before it was saved do not say in which units their sums are."""
+    saved, here = scaled_run(), scaled_run()
+    go_on(*saved, batches(1))
+    states = export_states(saved[1])
+    states.variables['accumulated'] = states.variables['accumulated'][:2]
+    with pytest.raises(ValueError, match='three numbers: of batches, their size and the loss scale'):
+        import_states(here[1], states)
 
 
 def test_a_parameter_whose_gradient_came_before_the_checkpoint(tmp_path):

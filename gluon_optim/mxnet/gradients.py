@@ -21,6 +21,7 @@ for the devices once, for all parameters together.
 
 docs/GRADIENTS.md has the loops.
 """
+import functools
 import logging
 import math
 import warnings
@@ -31,7 +32,7 @@ from mxnet import autograd
 from mxnet import ndarray as nd
 
 from ..schema import Hyper, check_int, compute_type, one_of, some_of
-from ..states.model import ACCUMULATED, OptimizerStates, ParameterInfo
+from ..states.model import ACCUMULATED, BATCHES_PER_UPDATE, OptimizerStates, ParameterInfo
 from .gradient_arrays import Gradient, add, all_finite, clip, fetch_kinds, fetch_norms, fetch_sums, is_sparse, multiply
 from .trainer import check_trainer, contexts_of, start
 from .typing import ParameterLike, TrainerLike
@@ -451,13 +452,16 @@ class Scaler:
             if one.dtype not in (numpy.float32, numpy.float64):
                 raise ValueError(f'`loss` must be float32 or float64. Received: {numpy.dtype(one.dtype).name}, in which a scaled '
                                  "loss overflows. Compute it from net(x).astype('float32').")
+        self._begin_step()
+        with autograd.record(autograd.is_training()):
+            losses = [one * self._loss_scale for one in losses]
+        return type(loss)(losses) if several else losses[0]
+
+    def _begin_step(self) -> None:
         if self._phase == 'idle':
             self._summed = False
             self._trainer._scale = self._trainer._amp_original_scale / self._loss_scale
             self._phase = 'scaled'
-        with autograd.record(autograd.is_training()):
-            losses = [one * self._loss_scale for one in losses]
-        return type(loss)(losses) if several else losses[0]
 
     def unscale(self) -> None:
         """Sum the gradients over the devices, unless that was done, and look for NaN and inf: one synchronisation.
@@ -487,6 +491,9 @@ class Scaler:
         """
         if nonfinite not in _POLICIES:
             raise ValueError(f'`nonfinite` must be one of {one_of(_POLICIES)}. Received: nonfinite={nonfinite!r}.')
+        accumulate = getattr(self._trainer, '_accumulate', None)
+        if accumulate is not None:
+            accumulate._require_none_waiting()
         if self._phase != 'unscaled':
             self._require('step', 'scaled')
             self.unscale()
@@ -623,9 +630,11 @@ class Accumulate:
         Batches per update.
 
     Counts and schedule advance by one per update. A checkpoint saved between two updates contains the sums so far, and
-    continues from there, if the trainer that loads it has an Accumulate too.
+    continues from there, if the trainer that loads it has an Accumulate too; if that has another ``k``, it applies, with a
+    warning.
 
-    Raises ValueError for a ``k`` below 1, row_sparse gradients and trainers that update on their kvstore.
+    Raises ValueError for a ``k`` below 1, row_sparse gradients and trainers that update on their kvstore; where MXNet has not
+    decided that yet, the first `step` raises it. While batches wait for their update, `Trainer.step` and `Scaler.step` raise it.
 
     >>> import mxnet as mx, gluon_optim as go
     >>> net = mx.gluon.nn.Dense(1, in_units=2)
@@ -647,15 +656,20 @@ class Accumulate:
         if sparse:
             raise ValueError(f'Accumulated gradients must be dense. Received: row_sparse ones of {some_of(sparse)}. Create the '
                              'layer with sparse_grad=False.')
+        if trainer._kv_initialized:
+            _check_own_update(trainer)  # otherwise in the first `step`: MXNet decides when parameters have their devices
         self._trainer: Any = trainer
         self._sums: Dict[int, List[Any]] = {}   # of each parameter that had a gradient, by its index: one for each device
         self._batches = 0
         self._size = 0.0        # sum of the batch sizes
+        self._scale = 1.0       # the loss scale that the sums contain
         self._ready = False     # gradients are complete, for an update that has not succeeded yet
         for parameter in trainer._params:
             if parameter.grad_req == 'add':
                 parameter.grad_req = 'write'
         vars(trainer)['_accumulate'] = self
+        for name in ('step', 'update'):
+            vars(trainer)[name] = self._guarded(name)
 
     def __repr__(self) -> str:
         return f'<Accumulate: {self._batches} of {self.k} batches>'
@@ -681,8 +695,13 @@ class Accumulate:
         self._check(nonfinite)
         if self._ready:
             raise ValueError('The update must be done first, which an error has stopped. Received: another batch. Call finish().')
+        _check_own_update(self._trainer)
+        scaler = _scaler(self._trainer)
+        if scaler is not None:
+            scaler._require('accumulate.step', 'scaled')
         _gradients(self._trainer, fresh_only=True)
         with autograd.pause():
+            self._rescale()
             self._take()
         self._batches += 1
         self._size += batch_size
@@ -697,7 +716,10 @@ class Accumulate:
         trainer, scaler = self._trainer, _scaler(self._trainer)
         if not self._ready:
             _check_own_update(trainer)
+            if scaler is not None:
+                scaler._begin_step()  # after a checkpoint was loaded no batch may have followed
             with autograd.pause():
+                self._rescale()
                 self._give()
             (trainer.allreduce_grads if scaler is None else scaler.unscale)()
             self._ready = True
@@ -714,12 +736,36 @@ class Accumulate:
                 self._reset()
                 scaler.update()
 
+    def _guarded(self, name: str) -> Callable[..., None]:
+        """The method ``name`` of the trainer, with an error where it would leave out batches that wait for their update."""
+        trainer, method = self._trainer, getattr(type(self._trainer), name)
+
+        @functools.wraps(method)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            self._require_none_waiting()
+            method(trainer, *args, **kwargs)
+        return guarded
+
+    def _require_none_waiting(self) -> None:
+        if self._batches and not self._ready:
+            raise ValueError(f'An update must be from all batches so far. Received: one without the {self._batches} that are '
+                             'accumulated. Call accumulate.step(batch_size) for each batch, or accumulate.finish() first. Nothing '
+                             'was updated.')
+
     def _check(self, nonfinite: Optional[str]) -> None:
         if self._trainer._accumulate is not self:
             raise ValueError('The trainer has another Accumulate by now. Received: one that it no longer has. Use the last one.')
         if nonfinite is not None and _scaler(self._trainer) is None:
             raise ValueError(f'`nonfinite` is for trainers with a Scaler. Received: nonfinite={nonfinite!r} and none. Create '
                              'go.gradients.Scaler(trainer), with init_scale=1, scale_factor=1 and backoff_factor=1 for no scale.')
+
+    def _rescale(self) -> None:
+        """Bring the sums to the present loss scale: a checkpoint may have come from a run with another Scaler, or without."""
+        scale = 1 / unit_of(self._trainer, None)
+        if scale != self._scale:
+            for totals in self._sums.values():
+                multiply(totals, scale / self._scale)
+            self._scale = scale
 
     def _take(self) -> None:
         """Add the new gradients to the sums."""
@@ -744,7 +790,7 @@ class Accumulate:
                 _set_fresh(parameter, True)
 
     def _reset(self) -> None:
-        self._sums, self._batches, self._size, self._ready = {}, 0, 0.0, False
+        self._sums, self._batches, self._size, self._scale, self._ready = {}, 0, 0.0, 1.0, False
 
     def _trained(self) -> List[Tuple[int, ParameterLike]]:
         return [(i, parameter) for i, parameter in enumerate(self._trainer._params)
@@ -753,17 +799,23 @@ class Accumulate:
     # -- saved state ------------------------------------------------------------------------------------------------
 
     def variables(self, copy: Callable[[Any], Any]) -> Dict[str, Any]:
-        """What a checkpoint needs, if there are batches that no update has used: their number and size, and the sums on each
-        device."""
-        if not self._batches:
-            return {}
-        sums = {f'{ACCUMULATED}:{i}:{k}': copy(total) for i, totals in self._sums.items() for k, total in enumerate(totals)}
-        return {ACCUMULATED: numpy.array([self._batches, self._size]), **sums}
+        """What a checkpoint needs: ``k``, and if there are batches that no update has used, their number and size, the loss scale,
+        and the sums on each device."""
+        found: Dict[str, Any] = {BATCHES_PER_UPDATE: numpy.array(self.k)}
+        if self._batches:
+            found[ACCUMULATED] = numpy.array([self._batches, self._size, self._scale])
+        for i, totals in self._sums.items():
+            found.update((f'{ACCUMULATED}:{i}:{k}', copy(total)) for k, total in enumerate(totals))
+        return found
 
-    def read(self, states: OptimizerStates, pairs: Mapping[int, ParameterInfo]) -> Dict[str, Any]:
-        """The attributes that follow from saved `variables`, on the devices of the trainer. ValueError for those that do not
-        fit."""
-        batches, size = _checked_progress(states.variables.get(ACCUMULATED), self.k)
+    def read(self, states: OptimizerStates, pairs: Mapping[int, ParameterInfo]) -> Tuple[Dict[str, Any], List[str]]:
+        """The attributes that follow from saved `variables`, on the devices of the trainer, and one sentence if ``k`` differs.
+        ValueError for those that do not fit."""
+        k = states.variables.get(BATCHES_PER_UPDATE, numpy.array(self.k))  # older files do not have it
+        if k.shape != () or k.dtype.kind != 'i' or k < 1:
+            raise ValueError(f'`k` of Accumulate must be a whole number, 1 or more. Received from the file: {k!r:.200}.')
+        notes = [] if k == self.k else [f"k of Accumulate is {self.k} in the script and {k} in the file: the script's applies."]
+        batches, size, scale = _checked_progress(states.variables.get(ACCUMULATED), self.k)
         saved, sums = {info.name: j for j, info in enumerate(states.parameters)}, {}
         for i, parameter in self._trained():
             copies = _saved_copies(states.variables, saved[pairs[i].name]) if i in pairs else []
@@ -776,18 +828,19 @@ class Accumulate:
                 copies = [sum(copies), *(numpy.zeros_like(copies[0]) for _ in arrays[1:])]
             if copies:
                 sums[i] = [nd.array(copy, array.context, dtype) for copy, array in zip(copies, arrays)]
-        return {'_sums': sums, '_batches': batches, '_size': size, '_ready': False}
+        return {'_sums': sums, '_batches': batches, '_size': size, '_scale': scale, '_ready': False}, notes
 
 
-def _checked_progress(saved: Optional[numpy.ndarray], k: int) -> Tuple[int, float]:
+def _checked_progress(saved: Optional[numpy.ndarray], k: int) -> Tuple[int, float, float]:
     if saved is None:
-        return 0, 0.0
-    if saved.shape != (2,) or saved.dtype != numpy.float64 or not numpy.isfinite(saved).all() or not saved.min() > 0:
-        raise ValueError(f'Accumulation must have two numbers, of batches and their size. Received from the file: {saved!r:.200}.')
+        return 0, 0.0, 1.0
+    if saved.shape != (3,) or saved.dtype != numpy.float64 or not numpy.isfinite(saved).all() or not saved.min() > 0:
+        raise ValueError('Accumulation must have three numbers: of batches, their size and the loss scale. Received from the file: '
+                         f'{saved!r:.200}.')
     if saved[0] >= k:
         raise ValueError(f'The file has the gradients of {saved[0]:g} batches. Received: an Accumulate of k={k}, which would have '
                          'updated before. Create it with the same k as in the run that was saved.')
-    return int(saved[0]), float(saved[1])
+    return int(saved[0]), float(saved[1]), float(saved[2])
 
 
 def _saved_copies(variables: Mapping[str, numpy.ndarray], j: int) -> List[numpy.ndarray]:

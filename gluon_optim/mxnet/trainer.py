@@ -21,7 +21,17 @@ from ..models.gluon import facts_of as facts_of_block
 from ..schema import Slot, Values, one_of, some_of
 from ..states import container
 from ..states.matching import completes, match
-from ..states.model import MULTIPLIERS, STATISTICS, Array, OptimizerStates, ParameterInfo, digest, is_accumulated
+from ..states.model import (
+    ACCUMULATED,
+    BATCHES_PER_UPDATE,
+    MULTIPLIERS,
+    STATISTICS,
+    Array,
+    OptimizerStates,
+    ParameterInfo,
+    digest,
+    is_accumulated,
+)
 from ..states.mxnet_files import mxnet2
 from .native import Builtin, Stranger, adapted, to_mxnet_state
 from .old_files import read_for
@@ -697,10 +707,15 @@ def _accumulated(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[int,
     """The attributes that the trainer's `gradients.Accumulate` gets from the file; none if it has no Accumulate."""
     accumulate: Any = getattr(trainer, '_accumulate', None)
     if accumulate is not None:
-        return dict(accumulate.read(states, pairs))
-    if any(map(is_accumulated, states.variables)):
+        attributes, differing = accumulate.read(states, pairs)
+        notes += differing
+        return dict(attributes)
+    if ACCUMULATED in states.variables:
         notes.append('The file holds gradients of batches that were accumulated for the next update, and the trainer has no '
                      'Accumulate: they are not restored. Create go.gradients.Accumulate(trainer, k) before load_states.')
+    elif BATCHES_PER_UPDATE in states.variables:
+        notes.append(f'k of Accumulate is {states.variables[BATCHES_PER_UPDATE]} in the file, and the trainer has no Accumulate: '
+                     'each batch is an update. Create go.gradients.Accumulate(trainer, k) before load_states.')
     return {}
 
 

@@ -11,12 +11,13 @@ from ..rules import Rule
 from ..rules.base import BASE_HYPERS
 from ..schema import Slot, Values, one_of, some_of
 
-__all__ = ['ACCUMULATED', 'MULTIPLIERS', 'NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates', 'ParameterInfo', 'Parts', 'Run',
-           'Weight', 'chunks', 'digest', 'has_rule', 'is_accumulated', 'what_was_accumulated']
+__all__ = ['ACCUMULATED', 'BATCHES_PER_UPDATE', 'MULTIPLIERS', 'NO_OPTIMIZER', 'STATISTICS', 'Array', 'OptimizerStates',
+           'ParameterInfo', 'Parts', 'Run', 'Weight', 'chunks', 'digest', 'has_rule', 'is_accumulated', 'what_was_accumulated']
 
 STATISTICS = ('running_mean', 'running_var', 'moving_mean', 'moving_var')  # name endings of parameters that no optimizer updates
 MULTIPLIERS = ('lr_mult', 'wd_mult')  # of a parameter, as in Gluon
 ACCUMULATED = 'accumulated'  # of variables with gradients summed for the next update: the name, or its part before a colon
+BATCHES_PER_UPDATE = f'{ACCUMULATED}:k'  # the variable with the setting of that name
 NO_OPTIMIZER = 'none'  # the optimizer's name in a checkpoint of a net alone
 Array = Any  # a numpy.ndarray, or anything with `shape`, `dtype` and `chunks()`: a device's array, copied in pieces
 
@@ -195,20 +196,20 @@ def chunks(array: Array) -> Iterator[numpy.ndarray]:
 
 
 def is_accumulated(variable: str) -> bool:
-    """Whether a variable is of the gradients that `gradients.Accumulate` has summed for the next update."""
+    """Whether a variable is of `gradients.Accumulate`: of the gradients that it has summed for the next update, or its k."""
     return variable.partition(':')[0] == ACCUMULATED
 
 
 def what_was_accumulated(states: OptimizerStates) -> List[str]:
     """One phrase if there are gradients of batches that no update has used yet."""
-    found = any(map(is_accumulated, states.variables))
+    found = ACCUMULATED in states.variables
     return ['the gradients of batches that were accumulated for the next update: save after an update instead'] if found else []
 
 
 def digest(states: OptimizerStates) -> str:
     """SHA-256 (hexadecimal) over what determines how training continues: the optimizer's name, ``num_update``, and by sorted
     name the type and shape of the weight, its count, and types, shapes and bytes of slots, master and the optimizer's
-    variables. Hyper-parameters, rates, the order of parameters and anything about devices are not included.
+    variables. Hyper-parameters, rates, batches per update, the order of parameters and anything about devices are not included.
     """
     def add(arrays: Dict[str, Array]) -> None:
         for key, array in sorted(arrays.items()):
@@ -223,7 +224,7 @@ def digest(states: OptimizerStates) -> str:
             slots['master'] = states.master[name]
         sha.update(repr((name, info.dtype, tuple(info.shape), int(states.counts.get(name, 0)), name in states.slots)).encode())
         add(slots)
-    add(states.variables)
+    add({name: array for name, array in states.variables.items() if name != BATCHES_PER_UPDATE})
     return sha.hexdigest()
 
 
