@@ -1,12 +1,10 @@
-"""For all tests: what one registers, the next does not see; none runs for ever; and how a command is run."""
+"""For all tests: none runs for ever; and how a command is run."""
 import faulthandler
 import os
-import sys
 
 import pytest
 
 from gluon_optim import cli
-from gluon_optim.rules import registry
 
 KILL = 900  # seconds; protects the machine from what never ends, and judges no test: those that take long take a tenth of it
 
@@ -21,18 +19,6 @@ def kill_what_never_ends():
     faulthandler.dump_traceback_later(KILL, exit=True, file=stderr)
     yield
     faulthandler.cancel_dump_traceback_later()
-
-
-@pytest.fixture(autouse=True)
-def forget_registered_rules():
-    known = dict(registry.RULES)
-    yield
-    for name in set(registry.RULES) - set(known):
-        del registry.RULES[name]
-        mxnet_registry = sys.modules.get('gluon_optim.mxnet.registry')
-        if mxnet_registry is not None:
-            mxnet_registry._CLASSES.pop(name, None)
-            mxnet_registry.Optimizer.opt_registry.pop(name, None)
 
 
 @pytest.fixture
