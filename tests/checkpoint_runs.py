@@ -20,6 +20,11 @@ from gluon_optim.mxnet.trainer import export_states
 
 def make_net(contexts, half=False, head=4, plain=False):
     """Convolution, batch norm, dropout, two dense layers; or two dense layers only."""
+    with mx.name.NameManager():  # counted from 0: where `dense10_` sorts before `dense9_`, noise is drawn in another order
+        return _make_net(contexts, half, head, plain)
+
+
+def _make_net(contexts, half, head, plain):
     net = gluon.nn.HybridSequential()
     if plain:
         net.add(gluon.nn.Flatten(), gluon.nn.Dense(6, in_units=2 * 6 * 6, activation='tanh'), gluon.nn.Dense(head, in_units=6))

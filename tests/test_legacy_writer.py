@@ -174,10 +174,6 @@ def test_ours_and_drop_ins_load_natively(mx, tmp_path):
     import gluon_optim as go
     from gluon_optim import rules
 
-    def made(config):
-        with mx.name.NameManager():  # names are counted from 0: `dense10_` sorts before `dense9_`, and files go by order
-            return runs.make(config)
-
     def go_on(net, trainer):
         mx.random.seed(5)
         np.random.seed(5)  # noqa: NPY002  training draws its data there
@@ -193,13 +189,13 @@ def test_ours_and_drop_ins_load_natively(mx, tmp_path):
             arguments = {'wd': 0.0 if name == 'rprop' else 0.01, 'multi_precision': True, **momentum}
             config = {'optimizer': name, 'half': half, 'arguments': arguments,
                       'scheduler': ['FactorScheduler', {'step': 2, 'factor': 0.5, 'base_lr': 0.02}]}
-            net, trainer = made(config)
+            net, trainer = runs.make(config)
             runs.train(net, trainer, 3)
             go.save_states(trainer, str(tmp_path / 'ours'), net)
             net.save_parameters(str(tmp_path / 'params'))
             before = runs.facts(net, trainer, noise=False)
             legacy_writer.write_states(tmp_path / 'native', container.read(tmp_path / 'ours'), 1)
-            other, other_trainer = made(config)
+            other, other_trainer = runs.make(config)
             other.load_parameters(str(tmp_path / 'params'))
             other_trainer.load_states(str(tmp_path / 'native'))
             assert runs.facts(other, other_trainer, noise=False) == before, (name, half)

@@ -24,6 +24,13 @@ from gluon_optim import rules  # noqa: E402
 TEMPERATURES = (0.25, 1.0, 4.0)
 
 
+@pytest.fixture(autouse=True)
+def names_are_counted_from_0():
+    """Noise is drawn in the order of names, and `dense10_` sorts before `dense9_`."""
+    with mx.name.NameManager():
+        yield
+
+
 # Moments, and how far they may be from the truth
 
 def effective_size(series):
