@@ -111,9 +111,9 @@ def make(config):
     """Net and trainer; ``config`` has 'optimizer', and may have 'contexts', 'half', 'on_kvstore' and 'scheduler'."""
     mx.random.seed(0)
     contexts = [mx.cpu(k) for k in config.get('contexts', [0])]
+    known = {'in_units': 4} if config.get('half') else {}, {'in_units': 3} if config.get('half') else {}  # it has no forward pass
     with mx.name.NameManager():  # counted from 0: where `dense10_` sorts before `dense9_`, noise is drawn in another order
         net = gluon.nn.HybridSequential()
-        known = {'in_units': 4} if config.get('half') else {}, {'in_units': 3} if config.get('half') else {}  # it has no forward pass
         net.add(gluon.nn.Dense(3, **known[0]), gluon.nn.Dense(2, **known[1]))
     if config.get('half'):
         net.cast('float16')
