@@ -58,7 +58,8 @@ def compare_counts(name):
     """The same for counts and coefficients on the device, as ``capturable`` has them, and for a rate that is a tensor there."""
     hypers = hyper_sets(name)['other']
     usual = run(name, hypers, torch.float64, 'triton')
-    executors.Launches.run = lambda launches, groups: launches._run_there(groups, [g for group in groups for g in group.gradients])
+    executors.Launches.run = lambda launches, groups: launches._run_there(
+        groups, [gradient for group in groups for gradient in group.gradients], launches._counts)
     there = [run(name, hypers, torch.float64, 'triton', True), run(name, hypers, torch.float64, 'triton', True, torch.tensor)]
     far = max(float((p - q).abs().max()) for other in there for p, q in zip(usual[0], other[0]))
     return dict(name=name, dtype='counts', far=far, step=[int(state['step']) for state in there[0][1]])
