@@ -55,12 +55,8 @@ def columns(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
       one        1
       other     20
     """
-    lines = [[clipped(head) for head in heads], *_cells(heads, rows)]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(heads))]
     right = [any(isinstance(row[k], (int, float)) for row in rows) for k in range(len(heads))]
-    return '\n'.join([clipped(title)] + [
-        '  ' + '  '.join(f'{cell:{">" if to_right else "<"}{width}}' for cell, width, to_right in zip(line, widths, right)).rstrip()
-        for line in lines])
+    return _aligned(clipped(title), [list(map(clipped, heads)), *_cells(heads, rows)], right)
 
 
 def columns_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -69,9 +65,15 @@ def columns_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]
     >>> columns_table('A', ['<b>'], [[1]])
     '<div><b>A</b><table><tr><th>&lt;b&gt;</th></tr><tr><td>1</td></tr></table></div>'
     """
-    lines = [f'<tr>{"".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)}</tr>'
-             for tag, cells in [('th', list(map(clipped, heads))), *(('td', cells) for cells in _cells(heads, rows))]]
-    return f'<div><b>{html.escape(clipped(title))}</b><table>{"".join(lines)}</table></div>'
+    return Columns(clipped(title), list(map(clipped, heads)), _cells(heads, rows))._repr_html_()
+
+
+def _aligned(title: str, lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """The title, and under it the lines in columns that are aligned to the right or to the left."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return '\n'.join([title] + [
+        '  ' + '  '.join(f'{cell:{">" if to_right else "<"}{width}}' for cell, width, to_right in zip(line, widths, right)).rstrip()
+        for line in lines])
 
 
 def _cells(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> List[List[str]]:
@@ -105,10 +107,7 @@ class Columns(NamedTuple):
     rows: Sequence[Sequence[str]]
 
     def __repr__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.heading, *self.rows)]
-        lines = ['  '.join([f'{row[0]:{widths[0]}}', *(f'{cell:>{width}}' for cell, width in zip(row[1:], widths[1:]))])
-                 for row in (self.heading, *self.rows)]
-        return '\n'.join([self.title, *('  ' + line.rstrip() for line in lines)])
+        return _aligned(self.title, [self.heading, *self.rows], [False] + [True] * (len(self.heading) - 1))
 
     def _repr_html_(self) -> str:
         def line(row: Sequence[str], tag: str) -> str:

@@ -12,7 +12,7 @@ import numpy
 from ..rules.base import KernelKey, Rule
 from ..rules.graph import WEIGHT, Node
 from . import numba_runtime
-from .plan import HALF, LoopPass, Plan, ScalarPass, Storage, plan, with_coefficients
+from .plan import HALF, LoopPass, Plan, ScalarPass, Storage, plan, variable, with_coefficients
 from .source import load
 
 __all__ = ['Batch', 'Kernel', 'Storage', 'kernel', 'source_of']
@@ -164,21 +164,21 @@ class _Printer:
 
     def _scalar_pass(self, one: ScalarPass) -> List[str]:
         body = ['for i in range(tensor_bounds[0], tensor_bounds[1]):', *self._coefficients(one.body)]
-        body += [f'    {_name(node)} = {self._kept(node)}' for node in one.loads]
+        body += [f'    {variable(node)} = {self._kept(node)}' for node in one.loads]
         for node in one.body:
             if node.op == 'sum':
                 place = [other is node for other in one.sums].index(True)
                 body += ['    total = 0.0', '    for item in range(first_item[i], first_item[i + 1]):',
                          f'        total += partial[item * {self.plan.sums} + {place}]',
-                         f'    {_name(node)} = {self.storage.precision}(total)']
+                         f'    {variable(node)} = {self.storage.precision}(total)']
             elif node.op == 'slot':
-                body.append(f'    {_name(node)} = {self.at}({self._address(node.name)}, 1)[0]')
+                body.append(f'    {variable(node)} = {self.at}({self._address(node.name)}, 1)[0]')
             else:
-                body.append(f'    {_name(node)} = {self._expression(node)}')
+                body.append(f'    {variable(node)} = {self._expression(node)}')
             if node in self.plan.kept:
-                body.append(f'    {self._kept(node)} = {self.storage.precision}({_name(node)})')
+                body.append(f'    {self._kept(node)} = {self.storage.precision}({variable(node)})')
         for slot, node in one.stores.items():
-            body.append(f'    {self.at}({self._address(slot)}, 1)[0] = {_name(node)}')
+            body.append(f'    {self.at}({self._address(slot)}, 1)[0] = {variable(node)}')
         return body
 
     def _loop_pass(self, one: LoopPass) -> List[str]:
@@ -186,7 +186,7 @@ class _Printer:
                 '    i, start, size = items[item], items[n_items + item], items[2 * n_items + item]',
                 *[f'    {role}_at = {self._address(role)} + {self.storage.itemsize(role)} * start' for role in one.roles],
                 *self._coefficients(one.computed),
-                *[f'    {_name(node)} = {self._kept(node)}' for node in one.scalars],
+                *[f'    {variable(node)} = {self._kept(node)}' for node in one.scalars],
                 *[f'    total{k} = 0.0' for k in range(len(one.sums))],
                 f'    for done in range(0, size // {BLOCK} * {BLOCK}, {BLOCK}):',
                 *['    ' + line for line in self._ask_for(one.roles) + self._turn(one, 'done', str(BLOCK))],
@@ -212,8 +212,8 @@ class _Printer:
         body = []
         for node in one.body:
             value = self._load(one.loads[node]) if node in one.loads else self._expression(node)
-            body.append(f'        {_name(node)} = {value}')
-        body += [f'        part{k} = accumulate(part{k}, float64({_name(node.args[0])}))' for k, node in enumerate(one.sums)]
+            body.append(f'        {variable(node)} = {value}')
+        body += [f'        part{k} = accumulate(part{k}, float64({variable(node.args[0])}))' for k, node in enumerate(one.sums)]
         for slot, node in one.stores.items():
             body += self._store(slot, node)
         return body
@@ -229,7 +229,8 @@ class _Printer:
 
     def _store(self, role: str, node: Node) -> List[str]:
         roles = [role, HALF] if role == WEIGHT and self.storage.master else [role]
-        return [f'        {one}_array[j] = ' + _STORES.get(self.storage.element(one), '{0}').format(_name(node)) for one in roles]
+        return [f'        {one}_array[j] = ' + _STORES.get(self.storage.element(one), '{0}').format(variable(node))
+                for one in roles]
 
     def _coefficients(self, nodes: Sequence[Node]) -> List[str]:
         """Load the coefficients that ``nodes`` use, from the row of tensor i."""
@@ -237,18 +238,13 @@ class _Printer:
         lines = [f'    table = {self.at}(words[9] + {self.itemsize * len(names)} * rows[i], {len(names)})']
         for node in with_coefficients(nodes):
             if node.op == 'coefficient':
-                lines.append(f'    {_name(node)} = table[{names.index(node.name)}]')
+                lines.append(f'    {variable(node)} = table[{names.index(node.name)}]')
             else:
-                lines.append(f'    {_name(node)} = {self._expression(node)}')
+                lines.append(f'    {variable(node)} = {self._expression(node)}')
         return lines
 
     def _expression(self, node: Node) -> str:
-        names = [_name(a) for a in node.args]
+        names = [variable(a) for a in node.args]
         if node.op in _FORMATS:
             return _FORMATS[node.op].format(*names, T=self.storage.precision, name=node.name)
         return f'{names[0]} {node.op} {names[1]}'
-
-
-def _name(node: Node) -> str:
-    """A readable variable name: the leaf's own, or a number."""
-    return f'{node.op}_{node.name}' if node.op in ('coefficient', 'slot', 'gradient') else f'x{node.index}'

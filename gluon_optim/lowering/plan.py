@@ -11,7 +11,8 @@ from ..rules.base import KernelKey, Rule
 from ..rules.graph import WEIGHT, Graph, Node, trace
 from ..schema import compute_type
 
-__all__ = ['BYTES', 'GRADIENT', 'HALF', 'LoopPass', 'Plan', 'ScalarPass', 'Stage', 'Storage', 'cut', 'plan', 'with_coefficients']
+__all__ = ['BYTES', 'GRADIENT', 'HALF', 'LoopPass', 'Plan', 'ScalarPass', 'Stage', 'Storage', 'cut', 'plan', 'variable',
+           'with_coefficients']
 
 GRADIENT, HALF = 'gradient', 'half'
 BYTES = {'float16': 2, 'bfloat16': 2, 'float32': 4, 'float64': 8}
@@ -242,3 +243,8 @@ def with_coefficients(nodes: Sequence[Node]) -> List[Node]:
 
 def _sorted(nodes: Set[Node]) -> List[Node]:
     return sorted(nodes, key=lambda node: node.index)
+
+
+def variable(node: Node) -> str:
+    """A readable name for a node in printed source: the leaf's own, or a number."""
+    return f'{node.op}_{node.name}' if node.op in ('coefficient', 'slot', 'gradient') else f'x{node.index}'

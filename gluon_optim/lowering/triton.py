@@ -13,7 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Type
 
 from ..rules.base import KernelKey, Rule
 from ..rules.graph import WEIGHT, Node
-from .plan import HALF, LoopPass, Plan, ScalarPass, Storage, plan, with_coefficients
+from .plan import HALF, LoopPass, Plan, ScalarPass, Storage, plan, variable, with_coefficients
 from .source import load
 
 __all__ = ['BLOCK', 'ITEM', 'Kernel', 'Storage', 'kernel', 'source_of']
@@ -93,7 +93,7 @@ class _Printer:
 
     def _scalar_pass(self, one: ScalarPass) -> List[str]:
         body = ['i = tl.program_id(0)', *self._coefficients(one.body)]
-        body += [f'{_name(node)} = tl.load({self._kept(node)})' for node in one.loads]
+        body += [f'{variable(node)} = tl.load({self._kept(node)})' for node in one.loads]
         if one.sums:
             body += ['begin, end = tl.load(first_item + i), tl.load(first_item + i + 1)',
                      *[f'total{k} = tl.zeros((BLOCK,), tl.float64)' for k in range(len(one.sums))],
@@ -109,17 +109,17 @@ class _Printer:
                 value = f'tl.load({self._pointer(node.name)})'
             else:
                 value = self._expression(node)
-            body.append(f'{_name(node)} = {value}')
+            body.append(f'{variable(node)} = {value}')
             if node in self.plan.kept:
-                body.append(f'tl.store({self._kept(node)}, {_name(node)})')
-        return body + [f'tl.store({self._pointer(slot)}, {_name(node)})' for slot, node in one.stores.items()]
+                body.append(f'tl.store({self._kept(node)}, {variable(node)})')
+        return body + [f'tl.store({self._pointer(slot)}, {variable(node)})' for slot, node in one.stores.items()]
 
     def _loop_pass(self, one: LoopPass) -> List[str]:
         return ['item = tl.program_id(0)',
                 'i, start, size = tl.load(items + item), tl.load(items + n_items + item), tl.load(items + 2 * n_items + item)',
                 *[f'{role}_at = {self._pointer(role)} + start' for role in one.roles],
                 *self._coefficients(one.computed),
-                *[f'{_name(node)} = tl.load({self._kept(node)})' for node in one.scalars],
+                *[f'{variable(node)} = tl.load({self._kept(node)})' for node in one.scalars],
                 *[f'total{k} = tl.zeros((BLOCK,), {self.type})' for k in range(len(one.sums))],
                 'for done in range(0, size, BLOCK):',
                 '    j = done + tl.arange(0, BLOCK)',
@@ -134,11 +134,11 @@ class _Printer:
         for node in one.body:
             value = f'tl.load({one.loads[node]}_at + j, mask=inside, other=0.0).to({self.type})' if node in one.loads \
                 else self._expression(node)
-            body.append(f'{_name(node)} = {value}')
-        body += [f'total{k} += tl.where(inside, {_name(node.args[0])}, 0.0)' for k, node in enumerate(one.sums)]
+            body.append(f'{variable(node)} = {value}')
+        body += [f'total{k} += tl.where(inside, {variable(node.args[0])}, 0.0)' for k, node in enumerate(one.sums)]
         for slot, node in one.stores.items():
             for role in [slot, HALF] if slot == WEIGHT and self.storage.master else [slot]:
-                body.append(f'tl.store({role}_at + j, {_name(node)}.to(tl.{self.storage.element(role)}), mask=inside)')
+                body.append(f'tl.store({role}_at + j, {variable(node)}.to(tl.{self.storage.element(role)}), mask=inside)')
         return body
 
     def _pointer(self, role: str) -> str:
@@ -154,16 +154,11 @@ class _Printer:
         lines = [f'row = table + tl.load(rows + i) * {len(names)}']
         for node in with_coefficients(nodes):
             value = f'tl.load(row + {names.index(node.name)})' if node.op == 'coefficient' else self._expression(node)
-            lines.append(f'{_name(node)} = {value}')
+            lines.append(f'{variable(node)} = {value}')
         return lines
 
     def _expression(self, node: Node) -> str:
-        names = [_name(a) for a in node.args]
+        names = [variable(a) for a in node.args]
         if node.op in self.formats:
             return self.formats[node.op].format(*names, T=self.type, name=node.name)
         return f'{names[0]} {node.op} {names[1]}'
-
-
-def _name(node: Node) -> str:
-    """A readable variable name: the leaf's own, or a number."""
-    return f'{node.op}_{node.name}' if node.op in ('coefficient', 'slot', 'gradient') else f'x{node.index}'

@@ -299,7 +299,7 @@ class StatesPlan(NamedTuple):
 
 
 class StandIn:
-    """Base class of what is saved and restored like a `gluon.Trainer`, has its attributes (`TrainerLike`), but is none."""
+    """Base class of what is saved and restored like a `gluon.Trainer`, and has its attributes (`TrainerLike`)."""
 
     word = 'trainer'  # what errors call it
 
