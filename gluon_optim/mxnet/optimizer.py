@@ -189,7 +189,8 @@ class Runner(mx_optimizer.Optimizer):
         """Look after the trainer whose parameters these are: it keeps its kvstore, and where `reset_ctx` has moved the
         parameters, counts, states and what is shared go with them."""
         parameter = next(iter(self.param_dict.values()), None)
-        contexts = getattr(parameter, '_ctx_list', getattr(parameter, '_device_list', None))  # 1.x, 2.x: another after each `reset_ctx`
+        # in 1.x and 2.x; another list after each `reset_ctx`
+        contexts = getattr(parameter, '_ctx_list', getattr(parameter, '_device_list', None))
         parameters, before = self._followed
         if parameters is self.param_dict and before is contexts:
             return

@@ -56,8 +56,8 @@ def keep_kvstore(trainer: TrainerLike) -> None:
         if trainer._kvstore is None:
             start()
         else:
-            send_weights(trainer._kvstore, [(key, _arrays(parameter)[0]) for key, parameter in zip(store_keys(trainer), trainer._params)
-                                            if parameter not in trainer._params_to_init])
+            started = [one for one in zip(store_keys(trainer), trainer._params) if one[1] not in trainer._params_to_init]
+            send_weights(trainer._kvstore, [(key, _arrays(parameter)[0]) for key, parameter in started])
             trainer._kv_initialized = True
 
     trainer._reset_kvstore, trainer._init_kvstore = reset_kvstore, init_kvstore
