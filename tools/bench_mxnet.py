@@ -91,4 +91,5 @@ FRAMEWORK = Framework(
     needs=('mxnet',), dtypes=('float32', 'float16'), cases=('resnet50', '2000', 'layouts'),
     ours={'gluon_optim': ours},
     others={'mxnet:nothing': nothing, **{f'mxnet:{name}': own(name) for name in NAMES}},
-    beside=('mxnet:nothing', 'mxnet:adam', 'mxnet:sgd', 'mxnet:lamb', 'mxnet:nadam', 'torch_fused:*', '*:novograd'))
+    beside=('mxnet:nothing', 'mxnet:adam', 'mxnet:sgd', 'mxnet:lamb', 'mxnet:nadam', 'torch_fused:*', 'torch_optimizer:*',
+            'pytorch_optimizer:*', 'timm:*', 'optax:novograd'))

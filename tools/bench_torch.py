@@ -80,4 +80,5 @@ FRAMEWORK = Framework(
     needs=('torch',), dtypes=('float32', 'float16', 'bfloat16'), cases=('resnet50', '2000'),
     ours={'gluon_optim.torch': ours(fused=True), 'gluon_optim.torch_operations': ours(fused=False)},
     others={f'{name}:{kind}': make for name, peers in FAMILIES.items() for kind, make in peers.items()},
-    beside=('torch_fused:*', 'torch_default:adamw', 'torch_foreach:adamw', 'torch_optimizer:*', 'pytorch_optimizer:*', 'timm:*'))
+    beside=('torch_fused:*', 'torch_default:adamw', 'torch_foreach:adamw', 'torch_optimizer:*', 'pytorch_optimizer:*', 'timm:*',
+            'optax:novograd'))
