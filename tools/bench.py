@@ -53,8 +53,9 @@ CASES = {
     'one': [(5000, 5000)],
     'tiny': [(1000,), (30, 7), (1,)],  # to check that everything runs
 }
-# cases of MXNet that are no lists of tensors: a module with measure(options), what --json writes, and table(that)
-OTHER_CASES = {'layouts': 'bench_layouts'}
+# cases that are no lists of tensors: the frameworks of which one must be here, and a module with measure(options), which returns
+# what --json writes, and table(of that)
+OTHER_CASES = {'layouts': (('mxnet',), 'bench_layouts')}
 
 
 # Measuring
@@ -383,11 +384,15 @@ def check(parser, options):
 def other_cases(parser, options):
     """{case: its module}; they run in this environment."""
     requested = options.case or [case for name in options.framework for case in FRAMEWORKS[name].cases]
-    found = [case for case in OTHER_CASES if case in requested]
-    if found and ('mxnet' not in options.framework or util.find_spec('mxnet') is None):
-        parser.error(f'--case {found[0]} needs --framework mxnet, in the environment of tools/bench.py. Received: --framework '
-                     f'{" ".join(options.framework)} with {sys.executable}. Name other cases, or run it under another Python.')
-    modules = {case: importlib.import_module(OTHER_CASES[case]) for case in found}
+    modules = {}
+    for case in requested:
+        if case in OTHER_CASES:
+            frameworks, module = OTHER_CASES[case]
+            if not any(name in options.framework and util.find_spec(name) for name in frameworks):
+                parser.error(f'--case {case} needs --framework {" or ".join(frameworks)}, in the environment of tools/bench.py. '
+                             f'Received: --framework {" ".join(options.framework)} with {sys.executable}. Name other cases, or run '
+                             'it under another Python.')
+            modules[case] = importlib.import_module(module)
     if 'layouts' in modules:
         options.nets = chosen(parser, '--nets', options.nets, list(modules['layouts'].NETS))
     return modules

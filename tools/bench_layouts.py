@@ -22,7 +22,7 @@ OPTIMIZERS = ('mxnet:adam', 'gluon_optim:adam', 'mxnet:sgd', 'gluon_optim:sgd', 
 BESIDE = {'gluon_optim:adam': 'mxnet:adam', 'gluon_optim:sgd': 'mxnet:sgd', 'gluon_optim:novograd': 'gluon_optim:adam',
           'gluon_optim:adamw': 'gluon_optim:adam'}  # what each is compared with
 WARM_UP = 3
-STEPS = 4  # of each competitor in a round
+STEPS = 2  # of each competitor in a round
 
 
 def small_cnn():
