@@ -35,7 +35,7 @@ from pathlib import Path
 
 import bench_peers
 import numpy
-from bench_competitors import Competitor, Data, resnet50
+from bench_competitors import Competitor, Data, kind, resnet50
 from bench_peers import FRAMEWORKS
 from tqdm import tqdm
 
@@ -162,11 +162,6 @@ def take_turns(title, competitors, bandwidth, rounds):
 def spread(values, unit):
     low, first, median, third, high = (float(q) * unit for q in numpy.percentile(values, [0, 25, 50, 75, 100]))
     return dict(median=median, quartiles=[first, third], range=[low, high], samples=len(values))
-
-
-def kind(name):
-    """What a competitor computes, whoever made it: 'adamw' of 'torch_fused:adamw'."""
-    return name.partition(':')[2].replace('_torch', '')
 
 
 def is_ours(name):

@@ -36,6 +36,11 @@ class Framework(NamedTuple):
     beside: Sequence[str]
 
 
+def kind(name):
+    """What a competitor computes, whoever made it: 'adamw' of 'torch_fused:adamw'."""
+    return name.partition(':')[2].replace('_torch', '')
+
+
 def arguments_of(name):
     """The arguments with which our optimizer ``name`` is measured."""
     return dict(ARGUMENTS.get(name, {}), learning_rate=RATE)

@@ -6,6 +6,8 @@ tools/make_tables.py writes them.
 import json
 from pathlib import Path
 
+from bench_competitors import kind
+
 DOCS = Path(__file__).resolve().parent.parent / 'docs'
 OURS = ('gluon_optim:novograd', 'gluon_optim:adamw', 'gluon_optim:sgd_torch', 'gluon_optim:lamb')
 MXNETS = ('mxnet:adam', 'mxnet:sgd', 'mxnet:nadam', 'mxnet:lamb')
@@ -95,15 +97,16 @@ def resnet50():
 def half():
     """Weights of half precision with float32 masters, wherever they were measured."""
     keys = 'ms', 'times_floor', 'times_torch_fused_adamw'
-    yield '| ResNet-50, half precision with masters | ms | x floor | x torch fused AdamW in float32 |'
-    yield '|---|---|---|---|'
+    yield '| ResNet-50 in half precision, float32 masters | weights | ms | x floor | x torch fused AdamW in float32 |'
+    yield '|---' * 5 + '|'
     for found in figures()['cases']:
         if found['dtype'] == 'float32' or found['case'] != 'resnet50':
             continue
-        where = f'{found["dtype"]}, {TITLES[found["framework"]]}'
         for row in found['rows']:
-            if row['bytes'] and row['dtype'] == found['dtype'] and row['route'] in ('Trainer', None):
-                yield line(f'{where}: {label(row["name"])}', [row], *keys)
+            shown = row['route'] != 'Updater' and 'operations' not in row['name']
+            if shown and row['bytes'] and row['dtype'] == found['dtype']:
+                where = '' if row['name'].startswith('mxnet:') else f' in {TITLES[found["framework"]]}'
+                yield line(f'{label(row["name"])}{where} | {found["dtype"]}', [row], *keys)
 
 
 def label(name):
@@ -146,29 +149,40 @@ def layouts():
 
 def pytorch():
     """PyTorch on the CPU: our kernels, our operations, and others'."""
-    yield from framework_table('torch', 'resnet50', '2000')
+    def times_best(row, rows):
+        return cell([row], 'times_best_other')
+
+    yield from framework_table('torch', ('resnet50', '2000'), {'x best other of its kind': times_best})
 
 
 def jax():
     """JAX on the CPU: our transformations, and optax's."""
-    yield from framework_table('jax', 'resnet50', '200')
+    def times_optax(row, rows):
+        own = rows.get(('optax:' + kind(row['name']), None))
+        return digits(row['ms']['median'] / own['ms']['median']) if own else ''
+
+    yield from framework_table('jax', ('resnet50', '200'), {'x optax': times_optax})
 
 
 def onnx():
     """ONNX Runtime on the CPU: the exported step."""
-    yield from framework_table('onnx', 'resnet50', '200')
+    yield from framework_table('onnx', ('resnet50', '200'), {})
 
 
-def framework_table(framework, *cases):
-    """All float32 figures of one framework, ordered by what is computed, ours first."""
-    keys = 'ms', 'times_torch_fused_adamw', 'times_best_other'
-    rows = [rows_of(case, framework=framework) for case in cases]
-    yield f'| {TITLES[framework]}, CPU | ' + ' | '.join(
-        f'{CASES[case]}: ms | x torch fused AdamW | x best other of its kind' for case in cases) + ' |'
-    yield '|---' * (1 + len(keys) * len(cases)) + '|'
-    names = dict.fromkeys(name for own in rows for name, _ in own)
-    for name in sorted(names, key=lambda name: (name.split(':')[1].replace('_torch', ''), not name.startswith('gluon_optim'))):
-        cells = [cell([own[name, None]] if (name, None) in own else [], key) for own in rows for key in keys]
+def framework_table(framework, cases, more):
+    """All float32 figures of one framework, ordered by what is computed, ours first.
+
+    ``more`` are columns: the head -> a function of (row, all rows) that returns the cell.
+    """
+    columns = {'ms': lambda row, rows: cell([row], 'ms'),
+               'x torch fused AdamW': lambda row, rows: cell([row], 'times_torch_fused_adamw'), **more}
+    tables = [rows_of(case, framework=framework) for case in cases]
+    heads = [f'{CASES[case]}: {" | ".join(columns)}' for case in cases]
+    yield f'| {TITLES[framework]}, CPU | {" | ".join(heads)} |'
+    yield '|---' * (1 + len(columns) * len(cases)) + '|'
+    names = dict.fromkeys(name for rows in tables for name, _ in rows)
+    for name in sorted(names, key=lambda name: (kind(name), not name.startswith('gluon_optim'))):
+        cells = [text(rows[name, None], rows) if (name, None) in rows else '' for rows in tables for text in columns.values()]
         yield f'| {label(name)} | ' + ' | '.join(cells) + ' |'
 
 
