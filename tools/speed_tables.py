@@ -4,6 +4,7 @@ from docs/speed_gpu.json.
 tools/make_tables.py writes them.
 """
 import json
+import textwrap
 from pathlib import Path
 
 from bench_competitors import kind
@@ -15,6 +16,7 @@ FUSED = ('torch_fused:sgd', 'torch_fused:adam', 'torch_fused:adamw')
 TITLES = {'mxnet': 'MXNet', 'torch': 'PyTorch', 'jax': 'JAX', 'onnx': 'ONNX Runtime'}
 CASES = {'resnet50': 'ResNet-50', '2000': '2000 tensors', '200': '200 tensors'}
 FUSED_ADAMW = 'torch_fused:adamw', None
+WIDTH = 120  # of text between the tables
 
 
 def figures(file='speed.json'):
@@ -53,10 +55,9 @@ def machine():
     """What was measured where, and when."""
     facts, others = figures()['facts'], figures()['cases'][0]['other_versions']
     load = '' if facts['load'] is None else f', load {facts["load"]:.1f} at the start'
-    yield f'{facts["cpu"]}, {facts["cores"]} cores{load}; {facts["date"]}. All tables but that of the GPU are of one run, by'
-    yield f'{versions(facts["versions"])}' + (';' if others else '.')
-    for number, other in enumerate(others, 1):
-        yield f'and, for what that lacks, {versions(other)}' + ('.' if number == len(others) else ';')
+    elsewhere = ''.join(f'; and, for what that lacks, {versions(other)}' for other in others)
+    yield from textwrap.wrap(f'{facts["cpu"]}, {facts["cores"]} cores{load}; {facts["date"]}. All tables but that of the GPU are of '
+                             f'one run, by {versions(facts["versions"])}{elsewhere}.', WIDTH)
 
 
 def versions(found):
@@ -227,10 +228,10 @@ def elsewhere_in_short():
     slow = [row['times_torch_fused_adamw'] for (name, _), row in onnx.items() if name.startswith('gluon_optim')]
     units = f'`adamw` takes {ratio("adamw")}, `novograd` {ratio("novograd")} and `lamb` {ratio("lamb")}'
     longer = f'{digits(min(slow))} to {digits(max(slow))}'
-    yield f'''In JAX, XLA compiles the transformations of `go.optax.create` as it compiles optax's own: on ResNet-50 and in units of
-those, {units}. The model that `go.onnx.export_step` writes
-consists of standard operators. ONNX Runtime executes one after the other, which takes {longer} times as long as torch's
-fused AdamW.'''
+    yield from textwrap.wrap(
+        'In JAX, XLA compiles the transformations of `go.optax.create` as it compiles optax\'s own: on ResNet-50 and in units of '
+        f'those, {units}. The model that `go.onnx.export_step` writes consists of standard operators. ONNX Runtime executes one '
+        f'after the other, which takes {longer} times as long as torch\'s fused AdamW.', WIDTH)
 
 
 def accelerated():
