@@ -56,8 +56,9 @@ def machine():
     facts, others = figures()['facts'], figures()['cases'][0]['other_versions']
     load = '' if facts['load'] is None else f', load {facts["load"]:.1f} at the start'
     elsewhere = ''.join(f'; and, for what that lacks, {versions(other)}' for other in others)
-    yield from textwrap.wrap(f'{facts["cpu"]}, {facts["cores"]} cores{load}; {facts["date"]}. All tables but that of the GPU are of '
-                             f'one run, by {versions(facts["versions"])}{elsewhere}.', WIDTH)
+    yield from textwrap.wrap(
+        f'{facts["cpu"]}, {facts["cores"]} cores{load}; {facts["date"]}. All tables but that of the GPU are of one run, by '
+        f'{versions(facts["versions"])}{elsewhere}.', WIDTH)
 
 
 def versions(found):
@@ -229,9 +230,9 @@ def elsewhere_in_short():
     units = f'`adamw` takes {ratio("adamw")}, `novograd` {ratio("novograd")} and `lamb` {ratio("lamb")}'
     longer = f'{digits(min(slow))} to {digits(max(slow))}'
     yield from textwrap.wrap(
-        'In JAX, XLA compiles the transformations of `go.optax.create` as it compiles optax\'s own: on ResNet-50 and in units of '
+        "In JAX, XLA compiles the transformations of `go.optax.create` as it compiles optax's own: on ResNet-50 and in units of "
         f'those, {units}. The model that `go.onnx.export_step` writes consists of standard operators. ONNX Runtime executes one '
-        f'after the other, which takes {longer} times as long as torch\'s fused AdamW.', WIDTH)
+        f"after the other, which takes {longer} times as long as torch's fused AdamW.", WIDTH)
 
 
 def accelerated():
