@@ -2,6 +2,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 import types
 
 import numpy as np
@@ -12,6 +14,7 @@ pytest.importorskip('numba')
 from gluon_optim import rules
 from gluon_optim.lowering import numba as loops
 from gluon_optim.lowering import numba_runtime as runtime
+from gluon_optim.lowering import source
 from gluon_optim.lowering.plan import cut
 from gluon_optim.rules.base import initial_slot, scalars
 from gluon_optim.rules.graph import trace
@@ -231,3 +234,38 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path):
     result = in_process(tmp_path / 'file' / 'cache')
     assert result.stdout.split() == ['1'], result.stderr
     assert result.stderr.count('not kept for the next process') == 1
+
+
+def compiled_afresh(monkeypatch, folder, patience):
+    """Compile AdamW's kernel with an empty cache in ``folder``; the time when it was ready."""
+    monkeypatch.setenv('GLUON_OPTIM_CACHE', str(folder))
+    monkeypatch.setattr(source, 'PATIENCE', patience)
+    rule = rules.get('adamw')
+    h = rule.hyperparameters()
+    loops.kernel.__wrapped__(rule, rule.static(h), tuple(rule.all_coefficients(scalars, h, 1)), loops.Storage('float32'))
+    return time.time()
+
+
+def announcements(caplog):
+    return [record for record in caplog.records if record.message.startswith('Compiling the kernel of adamw')]
+
+
+def test_a_long_compilation_is_announced_while_it_runs(monkeypatch, tmp_path, caplog):
+    ready = compiled_afresh(monkeypatch, tmp_path, 0.01)
+    [record] = announcements(caplog)
+    assert (record.name, record.levelname) == ('gluon_optim', 'WARNING')
+    assert record.created < ready
+    assert str(tmp_path) in record.message
+
+
+def test_a_compilation_whose_result_is_not_kept_does_not_promise_it(monkeypatch, tmp_path, caplog):
+    (tmp_path / 'file').write_text('in the way')
+    compiled_afresh(monkeypatch, tmp_path / 'file' / 'cache', 0.01)
+    assert [record.message for record in announcements(caplog)] == ['Compiling the kernel of adamw ...']
+
+
+def test_a_short_compilation_is_silent(monkeypatch, tmp_path, caplog):
+    compiled_afresh(monkeypatch, tmp_path, 3600.0)
+    assert announcements(caplog) == []
+    assert not any(isinstance(thread, threading.Timer) and thread.interval == 3600.0 for thread in threading.enumerate()
+                   if not thread.finished.is_set())

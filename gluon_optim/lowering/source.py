@@ -1,4 +1,5 @@
 """Generated source, as a module: kept in a file named by its content, so that what a compiler makes of it can be kept too."""
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -8,11 +9,15 @@ import os
 import pathlib
 import sys
 import tempfile
+import threading
 from types import ModuleType
+from typing import Iterator
 
 __all__ = ['cache_folder', 'load']
 
 log = logging.getLogger('gluon_optim')
+
+PATIENCE = 2.0  # seconds of silence before a line says what is being done
 
 
 def cache_folder() -> pathlib.Path:
@@ -34,13 +39,28 @@ def load(rule: str, text: str, runtime: pathlib.Path) -> ModuleType:
     try:
         if not path.exists():
             _write(path, text.replace('{cache}', 'True'))
-        return _execute(name, path)
+        with _announced(f'Compiling the kernel of {rule}, once: it is kept in {path.parent} ...'):
+            return _execute(name, path)
     except (OSError, RuntimeError) as error:  # RuntimeError: numba found no place to write
         _say_once(f'Compiled kernels are not kept for the next process: {error}. Set GLUON_OPTIM_CACHE to a writable folder.')
     module, text = ModuleType(name), text.replace('{cache}', 'False')
     linecache.cache[f'<{name}>'] = len(text), None, text.splitlines(True), f'<{name}>'  # Triton reads its source again
-    exec(compile(text, f'<{name}>', 'exec'), module.__dict__)
+    with _announced(f'Compiling the kernel of {rule} ...'):
+        exec(compile(text, f'<{name}>', 'exec'), module.__dict__)
     return module
+
+
+@contextlib.contextmanager
+def _announced(message: str) -> Iterator[None]:
+    """Log ``message`` as soon as the block has taken `PATIENCE` seconds, so that a long compilation is not taken for a hang. A
+    warning, because Python shows nothing less where logging is not set up."""
+    timer = threading.Timer(PATIENCE, log.warning, (message,))
+    timer.daemon = True  # never what keeps a process alive
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _execute(name: str, path: pathlib.Path) -> ModuleType:
