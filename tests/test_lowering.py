@@ -1,5 +1,7 @@
 """Kernels compute what the rule says, bit for bit, whatever the threads, the storage and the list of tensors."""
+import gc
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -237,17 +239,17 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path):
 
 
 def compiled_afresh(monkeypatch, folder, patience):
-    """Compile AdamW's kernel with an empty cache in ``folder``; the time when it was ready."""
+    """Compile the kernel of LANS with an empty cache in ``folder``; the time when it was ready."""
     monkeypatch.setenv('GLUON_OPTIM_CACHE', str(folder))
     monkeypatch.setattr(source, 'PATIENCE', patience)
-    rule = rules.get('adamw')
+    rule = rules.get('lans')
     h = rule.hyperparameters()
     loops.kernel.__wrapped__(rule, rule.static(h), tuple(rule.all_coefficients(scalars, h, 1)), loops.Storage('float32'))
     return time.time()
 
 
 def announcements(caplog):
-    return [record for record in caplog.records if record.message.startswith('Compiling the kernel of adamw')]
+    return [record for record in caplog.records if record.message.startswith('Compiling the kernel of lans')]
 
 
 def test_a_long_compilation_is_announced_while_it_runs(monkeypatch, tmp_path, caplog):
@@ -261,11 +263,33 @@ def test_a_long_compilation_is_announced_while_it_runs(monkeypatch, tmp_path, ca
 def test_a_compilation_whose_result_is_not_kept_does_not_promise_it(monkeypatch, tmp_path, caplog):
     (tmp_path / 'file').write_text('in the way')
     compiled_afresh(monkeypatch, tmp_path / 'file' / 'cache', 0.01)
-    assert [record.message for record in announcements(caplog)] == ['Compiling the kernel of adamw ...']
+    assert [record.message for record in announcements(caplog)] == ['Compiling the kernel of lans ...']
 
 
 def test_a_short_compilation_is_silent(monkeypatch, tmp_path, caplog):
     compiled_afresh(monkeypatch, tmp_path, 3600.0)
     assert announcements(caplog) == []
-    assert not any(isinstance(thread, threading.Timer) and thread.interval == 3600.0 for thread in threading.enumerate()
-                   if not thread.finished.is_set())
+    waiting = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and thread.interval == 3600.0]
+    assert all(thread.finished.is_set() for thread in waiting)
+
+
+@pytest.mark.parametrize('collects', [True, False])
+def test_garbage_is_collected_after_a_compilation_as_it_was_before(monkeypatch, tmp_path, collects):
+    during = []
+    execute = source._execute
+    monkeypatch.setattr(source, '_execute', lambda *arguments: during.append(gc.isenabled()) or execute(*arguments))
+    (gc.enable if collects else gc.disable)()
+    try:
+        compiled_afresh(monkeypatch, tmp_path, 3600.0)
+        assert (during, gc.isenabled()) == ([False], collects)
+    finally:
+        gc.enable()
+
+
+def test_a_kernel_that_does_not_compile_leaves_the_collector_on_and_no_announcement_pending(monkeypatch, tmp_path):
+    monkeypatch.setenv('GLUON_OPTIM_CACHE', str(tmp_path))
+    monkeypatch.setattr(source, 'PATIENCE', 3601.0)
+    with pytest.raises(ZeroDivisionError):
+        source.load('broken', '1 / 0  # {cache}', pathlib.Path(runtime.__file__))
+    waiting = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and thread.interval == 3601.0]
+    assert gc.isenabled() and all(thread.finished.is_set() for thread in waiting)

@@ -38,7 +38,8 @@ def measure(options):
 
 def row(framework, rule):
     with tempfile.TemporaryDirectory() as folder:
-        return dict(framework=framework, rule=rule, cold=in_process(framework, rule, folder), warm=in_process(framework, rule, folder))
+        return dict(framework=framework, rule=rule, cold=in_process(framework, rule, folder),
+                    warm=in_process(framework, rule, folder))
 
 
 def in_process(framework, rule, folder):
