@@ -221,8 +221,8 @@ print(len(compiled))
 '''
 
 
-def in_process(cache, code=PROCESS):
-    environment = dict(os.environ, GLUON_OPTIM_CACHE=str(cache))
+def in_process(cache, code=PROCESS, **variables):
+    environment = dict(os.environ, GLUON_OPTIM_CACHE=str(cache), **variables)
     return subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -236,6 +236,35 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path):
     result = in_process(tmp_path / 'file' / 'cache')
     assert result.stdout.split() == ['1'], result.stderr
     assert result.stderr.count('not kept for the next process') == 1
+
+
+COMPILED = '''
+import numba.core.event
+names = []
+class Listener(numba.core.event.Listener):
+    def on_start(self, event):
+        names.append(event.data['dispatcher'].py_func.__qualname__)
+    def on_end(self, event):
+        pass
+numba.core.event.register('numba:compile', Listener())
+import numpy
+from gluon_optim import rules
+from gluon_optim.lowering import numba as loops, numba_runtime as runtime
+from gluon_optim.rules.base import scalars
+rule = rules.get('adamw'); h = rule.hyperparameters()
+kernel = loops.kernel(rule, rule.static(h), tuple(rule.all_coefficients(scalars, h, 1)), loops.Storage('float32'))
+runtime.launch(kernel.address, 0, 1, 0, 0, 0)
+none = numpy.zeros(0, numpy.int64)
+runtime.fetch_addresses(0, none, none)
+runtime.describe(none, none, none.reshape(0, runtime.DESCRIBED))
+print(*sorted(names))
+'''
+
+
+def test_a_first_update_compiles_the_kernel_and_what_it_calls_directly(tmp_path):
+    """Functions of numba or NumPy that a kernel uses would be compiled before it, which can take longer than the kernel."""
+    result = in_process(tmp_path / 'cache', COMPILED, NUMBA_CACHE_DIR=str(tmp_path / 'numba'))
+    assert result.stdout.split() == ['_describe', '_drive_alone', '_fetch_addresses'], result.stderr
 
 
 def compiled_afresh(monkeypatch, folder, patience):
