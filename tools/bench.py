@@ -5,6 +5,7 @@
     python tools/bench.py --case resnet50 --rounds 30
     python tools/bench.py --case 2000 --optimizers novograd --peers 'torch_fused:*' '*:novograd'
     python tools/bench.py --case layouts --nets cnn             Trainer.step with every kvstore, on one context and two
+    python tools/bench.py --case first_step --optimizers '*'    from import to the end of the first update, in new processes
     python tools/bench.py --dtype float16 --json figures.json --plot figures.png
     python tools/bench.py --peer-python other/bin/python        runs peers that this environment lacks under that one
 
@@ -26,6 +27,7 @@ import sys
 import time
 from pathlib import Path
 
+import bench_first
 import bench_layouts
 import bench_peers
 import mxnet as mx
@@ -350,9 +352,10 @@ def chosen(parser, option, patterns, known):
 
 def arguments(given=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [*CASES, 'layouts']
-    parser.add_argument('--case', nargs='+', choices=known, default=[case for case in known if case != 'tiny'],
-                        help='which tensors, or the layouts of kvstores and contexts (default: all but tiny)')
+    known = [*CASES, 'layouts', 'first_step']
+    parser.add_argument('--case', nargs='+', choices=known, default=[case for case in known if case not in ('tiny', 'first_step')],
+                        help='which tensors, the layouts of kvstores and contexts, or first_step: one update in each of two new '
+                             'processes, whatever --rounds says (default: all but tiny and first_step)')
     parser.add_argument('--nets', nargs='+', choices=list(bench_layouts.NETS), default=['cnn', 'mobilenet', '56x3000'],
                         help='the nets of the case layouts (default: %(default)s)')
     parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
@@ -380,18 +383,21 @@ def arguments(given=None):
 
 def main(given=None):
     options = arguments(given)
-    cases, layouts, start = [], [], facts()
+    cases, layouts, first, start = [], [], [], facts()
     show = print if options.json != '-' else lambda *text, **how: None
     show(in_words(start))
     for case in options.case:
         if case == 'layouts':
             layouts = bench_layouts.measure(options.nets, options.rounds)
             show('\n' + bench_layouts.table(layouts), flush=True)
+        elif case == 'first_step':
+            first = bench_first.measure(options)
+            show('\n' + bench_first.table(first), flush=True)
         else:
             cases.append(measure(case, options.dtype, options.optimizers, options.peers, options.rounds, options.peer_python))
             show('\n' + table(cases[-1]), flush=True)
     if options.json:
-        text = json.dumps(dict(facts=start, cases=cases, layouts=layouts), indent=1) + '\n'
+        text = json.dumps(dict(facts=start, cases=cases, layouts=layouts, first_step=first), indent=1) + '\n'
         if options.json == '-':
             sys.stdout.write(text)
         else:

@@ -1,16 +1,10 @@
-#!/usr/bin/env python
 """How long it takes from `import` to the end of the first update: the case `first_step` of tools/bench.py.
-
-    python tools/bench_first.py                                 every rule, in MXNet and in PyTorch: some minutes
-    python tools/bench_first.py lamb adamw --framework torch
-    python tools/bench_first.py --json docs/speed_first.json
 
 Every figure comes from a new process. Cold: nothing that was compiled is kept from before. Warm: the next process, which finds
 what the cold one has compiled. `framework` is what MXNet or PyTorch takes on its own: import, a net, a backward pass, and the
 update of its own SGD; `ours` the rest: `import gluon_optim`, creating the optimizer, and its first update. The net has
 360,600 parameters, so that the update runs on several threads.
 """
-import argparse
 import json
 import os
 import subprocess
@@ -18,9 +12,6 @@ import sys
 import tempfile
 import time
 from importlib import util
-from pathlib import Path
-
-from tqdm import tqdm
 
 SIDE = 600
 FRAMEWORKS = 'mxnet', 'torch'
@@ -28,11 +19,12 @@ FRAMEWORKS = 'mxnet', 'torch'
 
 def measure(options):
     """Figures of the optimizers in ``options``, as `--json` writes them: a row for each framework and rule."""
-    from gluon_optim import rules
+    from tqdm import tqdm
+
+    from gluon_optim import rules  # here, because importing it is part of what is measured
     from gluon_optim.rules.runtimes import runs_on
-    frameworks = getattr(options, 'framework', FRAMEWORKS)
-    pairs = [(framework, rule) for framework in FRAMEWORKS if framework in frameworks and util.find_spec(framework)
-             for rule in options.optimizers if framework == 'mxnet' or runs_on(rules.get(rule), framework)]
+    pairs = [(framework, rule) for framework in FRAMEWORKS if util.find_spec(framework) for rule in options.optimizers
+             if framework == 'mxnet' or runs_on(rules.get(rule), framework)]
     return [row(*pair) for pair in tqdm(pairs, desc='first_step', disable=None, leave=False)]
 
 
@@ -45,26 +37,22 @@ def row(framework, rule):
 def in_process(framework, rule, folder):
     """Seconds and processor seconds of a first update in a new process that keeps compiled code in ``folder``."""
     environment = dict(os.environ, GLUON_OPTIM_CACHE=f'{folder}/kernels', NUMBA_CACHE_DIR=f'{folder}/numba')
-    done = subprocess.run([sys.executable, '-W', 'ignore', __file__, '--child', framework, rule], env=environment, text=True,
+    done = subprocess.run([sys.executable, '-W', 'ignore', __file__, framework, rule], env=environment, text=True,
                           stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
 
 class Clock:
-    """Adds up the seconds of parts, and the processor's: of a busy machine only these mean much."""
+    """The seconds of parts, and the processor's: on a busy machine only these mean much."""
 
     def __init__(self):
-        self.parts, self._last = {}, self._now()
-
-    def _now(self):
-        return time.perf_counter(), time.process_time()
+        self.parts, self._last = {}, (time.perf_counter(), time.process_time())
 
     def stop(self, part):
-        """What has passed since the last call belongs to ``part``."""
-        now, sums = self._now(), self.parts.setdefault(part, dict(seconds=0.0, cpu=0.0))
-        for unit, before, after in zip(sums, self._last, now):
-            sums[unit] += after - before
-        self._last = self._now()
+        """What has passed since the last call is ``part``."""
+        now = time.perf_counter(), time.process_time()
+        seconds, cpu = (after - before for before, after in zip(self._last, now))
+        self.parts[part], self._last = dict(seconds=seconds, cpu=cpu), now
 
 
 def first_update_in_mxnet(rule, clock):
@@ -125,26 +113,5 @@ def table(rows):
     return '\n'.join(lines)
 
 
-def main():
-    import gluon_optim as go
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('optimizers', nargs='*', metavar='NAME', help='rules (default: all)')
-    parser.add_argument('--framework', nargs='+', choices=FRAMEWORKS, default=FRAMEWORKS, help='default: those that are installed')
-    parser.add_argument('--json', metavar='FILE', help='write all figures')
-    options = parser.parse_args()
-    known = go.list_optimizers()
-    for name in options.optimizers:
-        if name not in known:
-            parser.error(f'NAME must be one of {", ".join(known)}. Received: {name!r}.')
-    options.optimizers = options.optimizers or known
-    rows = measure(options)
-    print(table(rows))
-    if options.json:
-        Path(options.json).write_text(json.dumps(dict(first_step=rows), indent=1) + '\n')
-
-
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['--child']:
-        child(*sys.argv[2:])
-    else:
-        main()
+    child(*sys.argv[1:])
