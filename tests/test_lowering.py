@@ -231,6 +231,16 @@ def test_second_process_compiles_nothing(tmp_path):
     assert (first.stdout.split(), second.stdout.split()) == (['1'], ['0']), first.stderr + second.stderr
 
 
+def test_processes_that_compile_at_once_share_what_they_keep(tmp_path):
+    environment = dict(os.environ, GLUON_OPTIM_CACHE=str(tmp_path / 'cache'))
+    running = [subprocess.Popen([sys.executable, '-c', PROCESS], env=environment, stdout=subprocess.PIPE, text=True)
+               for _ in range(3)]
+    assert all(process.communicate(timeout=300)[0].split() in (['1'], ['0']) for process in running)
+    assert not any(process.returncode for process in running)
+    assert in_process(tmp_path / 'cache').stdout.split() == ['0']
+    assert not list((tmp_path / 'cache').glob('*.tmp'))
+
+
 def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path):
     (tmp_path / 'file').write_text('in the way')
     result = in_process(tmp_path / 'file' / 'cache')
