@@ -26,9 +26,9 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 '''
 
 
-def run(*arguments, without='', expect=0):
+def run(*arguments, without='', expect=0, **variables):
     """Standard output and standard error of tools/bench.py."""
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), **variables)
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', WITHOUT, without, str(TOOLS), *arguments], env=environment,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert done.returncode == expect, done.stdout + done.stderr
@@ -143,6 +143,26 @@ def test_layouts_compare_ours_with_mxnets_and_the_others_with_adam(layouts):
         line = next(line.split() for line in output.splitlines() if line.split()[:4] == [
             'cnn', str(row['kvstore']), 'yes' if row['update_on_kvstore'] else 'no', str(row['contexts'])])
         assert line[4:7] == [f'{x:.2f}' for x in (ms['mxnet:adam'], ms['gluon_optim:adam'], row['ratios']['gluon_optim:adam'])]
+
+
+def test_first_updates_are_measured_in_new_processes(tmp_path):
+    pytest.importorskip('numba')
+    path, elsewhere = tmp_path / 'figures.json', tmp_path / 'cache'
+    frameworks = [name for name in ('mxnet', 'torch') if importlib.util.find_spec(name)]
+    if not frameworks:
+        pytest.skip('needs MXNet or PyTorch')
+    output, _ = run('--framework', *frameworks, '--case', 'first_step', '--optimizers', 'sgd_torch', 'dcasgd', '--json', str(path),
+                    GLUON_OPTIM_CACHE=str(elsewhere))
+    found = {(row['framework'], row['rule']): row for row in json.loads(path.read_text())['first_step']}
+    assert set(found) == {(framework, rule) for framework in frameworks for rule in ('sgd_torch', 'dcasgd')}
+    for (framework, rule), row in found.items():
+        parts = [row[state][part] for state in ('cold', 'warm') for part in ('framework', 'ours')]
+        assert min(part[unit] for part in parts for unit in ('seconds', 'cpu')) > 0
+        line = next(line for line in output.splitlines() if line.startswith(f'{framework} {rule} '))
+        assert f'{row["cold"]["ours"]["seconds"]:.2f} (' in line
+    assert not elsewhere.exists()  # the user's own cache is neither used nor filled
+    cold, warm = (found[frameworks[0], 'sgd_torch'][state]['ours']['cpu'] for state in ('cold', 'warm'))
+    assert cold > warm
 
 
 def test_float16_counts_masters(tmp_path):

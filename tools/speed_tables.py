@@ -6,6 +6,7 @@ tools/make_tables.py writes them.
 import json
 import textwrap
 from pathlib import Path
+from statistics import median
 
 from bench_competitors import kind
 
@@ -200,6 +201,21 @@ def gpu():
         own = [rows.get((case, label)) for case in cases]
         cells = [f'{digits(row["ms"])} | {row["times_torch"]:.2f}' if row else ' | ' for row in own]
         yield f'| {label if "(" in label else f"**{label}**"} | ' + ' | '.join(cells) + ' |'
+
+
+def first_step():
+    """From `import` to the end of the first update."""
+    yield '| seconds | rules | framework alone | cold: median | slowest | warm: median | slowest |'
+    yield '|---' * 7 + '|'
+    rows = figures('speed_first.json')['first_step']
+    for framework, label in (('mxnet', 'MXNet'), ('torch', 'PyTorch')):
+        mine = [row for row in rows if row['framework'] == framework]
+        cells = [str(len(mine)), digits(median(row['cold']['framework']['seconds'] for row in mine))]
+        for state in ('cold', 'warm'):
+            seconds = {row['rule']: row[state]['ours']['seconds'] for row in mine}
+            slowest = max(seconds, key=seconds.get)
+            cells += [digits(median(seconds.values())), f'{digits(seconds[slowest])} (`{slowest}`)']
+        yield f'| {label} | ' + ' | '.join(cells) + ' |'
 
 
 def pytorch_in_short():
