@@ -9,7 +9,7 @@
     python tools/bench.py --case 2000 --optimizers novograd --peers 'torch_fused:*' '*:novograd'
     python tools/bench.py --case layouts --nets cnn             Trainer.step with every kvstore, on one context and two
     python tools/bench.py --dtype float16 --json figures.json --plot figures.png
-    python tools/bench.py --framework mxnet torch --case first_step --optimizers '*'    from import to the end of the first update
+    python tools/bench.py --framework mxnet torch --case first_step     from import to the end of the first update
 
 All competitors of a table are measured together, round by round in changing order, each with its own arrays. A competitor
 runs in this environment, or in the first of `--peer-python` that has what it needs. Every round also measures the bandwidth of
@@ -333,7 +333,7 @@ def arguments(given=None):
     parser.add_argument('--framework', nargs='+', choices=[*FRAMEWORKS, 'all'], default=['mxnet'],
                         help='where our optimizers run (default: mxnet)')
     parser.add_argument('--case', nargs='+', choices=[*CASES, *OTHER_CASES],
-                        help='which tensors, or the layouts of kvstores and contexts in MXNet, or first_step: one update in each of '
+                        help='which tensors, the layouts of kvstores and contexts in MXNet, or first_step: one update in each of '
                              'two new processes (default: '
                              + '; '.join(f'{name}: {", ".join(one.cases)}' for name, one in FRAMEWORKS.items()) + ')')
     parser.add_argument('--nets', nargs='+', metavar='PATTERN', default=['cnn', 'mobilenet', '56x3000', '56x100000'],

@@ -81,7 +81,8 @@ TABLES = {'README.md': [optimizers, speed_tables.speed, speed_tables.accelerated
           'docs/CONVERSIONS.md': [conversions, refused],
           'docs/SCHEDULES.md': [schedules],
           'docs/speed.md': [speed_tables.machine, speed_tables.resnet50, speed_tables.half, speed_tables.tensors,
-                            speed_tables.layouts, speed_tables.pytorch, speed_tables.gpu, speed_tables.jax, speed_tables.onnx, speed_tables.first_step]}
+                            speed_tables.layouts, speed_tables.pytorch, speed_tables.gpu, speed_tables.jax, speed_tables.onnx,
+                            speed_tables.first_step]}
 
 
 def updated(text, tables, name):
