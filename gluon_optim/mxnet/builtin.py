@@ -27,11 +27,12 @@ from ..rules.base import BASE_HYPERS, scalars
 from ..rules.mx import DROP_INS
 from ..rules.mx.base import MXRule
 from ..rules.mx.nadam import momentum
-from ..rules.runtimes import runs_on
+from ..rules.runtimes import draws_itself, runs_on
 from ..schema import Hyper, Values, check_known, one_of
 from ..states.model import ParameterInfo
 from ..states.mxnet_files.builtins import BUILTINS, Builtin
 from .executors import Update, check_weight
+from .noise import Sampler
 from .optimizer import Runner
 
 __all__ = ['accelerate', 'accelerated', 'create', 'drop_in', 'restore_builtins']
@@ -259,31 +260,52 @@ class SGD(WithMomentum, mx_optimizer.SGD):
         return max(int(self.__dict__['aggregate_num']), 1)
 
 
-class SGLD(DropIn, mx_optimizer.SGLD):
+class SGLD(Sampler, DropIn, mx_optimizer.SGLD):
     temperature = 1.0
+    noise = 'mxnet'
     _rate: float
 
-    def __init__(self, temperature: float = 1.0, **arguments: Any):
-        self.temperature = temperature
+    def __init__(self, temperature: float = 1.0, noise: str = 'mxnet', **arguments: Any):
+        self.temperature, self.noise = temperature, noise
         super().__init__(**arguments)
 
     def __getstate__(self) -> Dict[str, Any]:
         state = super().__getstate__()
-        if state.get('temperature') == 1:
-            del state['temperature']  # as MXNet has it
+        for name in ('temperature', 'noise'):
+            if state.get(name) == getattr(SGLD, name):
+                del state[name]  # as MXNet has it
         return state
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self.temperature != 1:
             raise ValueError(f"The temperature of an sgld that is pickled must be 1, for MXNet's own has none. Received: "
                              f'temperature={self.temperature!r}. Save with go.save_states or go.save_checkpoint.')
+        if self.noise != 'mxnet':
+            raise ValueError("The noise of an sgld that is pickled must be MXNet's, for MXNet's own knows no other. Received: "
+                             f'noise={self.noise!r}. Save with go.save_states or go.save_checkpoint.')
         return super().__reduce_ex__(protocol)
+
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
+        keys = super()._count(indices)
+        for index, (_, rate, _) in zip(indices, keys):
+            self._check_rate(index, rate)
+        return keys
+
+    def _check_rate(self, index: Any, rate: float) -> None:
+        if not rate >= 0:
+            parameter = self.param_dict.get(index)
+            name = self.idx2name.get(index, index) if parameter is None else parameter.name
+            raise ValueError(f'The learning rate of sgld must be 0 or more. Received: {rate!r} for the parameter '
+                             f'{name!r}. Look at learning_rate, lr_scheduler and lr_mult. It was not updated.')
 
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
                 mixed: bool) -> None:
         """MXNet's, where the rate is not 0. With that a parameter stays, and MXNet fails later: it has no normal distribution
-        of deviation 0. The rule's, at another temperature."""
+        of deviation 0. The rule's, at another temperature and with noise of its own."""
         h = self.hyperparameters()
+        if draws_itself(self.rule, h):
+            Runner._update(self, indices, weights, gradients, states, mixed)
+            return
         for index, weight, gradient, state in zip(indices, weights, gradients, states):
             if self._skips:
                 return
@@ -303,11 +325,7 @@ class SGLD(DropIn, mx_optimizer.SGLD):
                 tempered.run([row], [0])
                 continue
             self._uncount([index], *before)
-            if not self._rate > 0:
-                parameter = self.param_dict.get(index)
-                name = self.idx2name.get(index, index) if parameter is None else parameter.name
-                raise ValueError(f'The learning rate of sgld must be 0 or more. Received: {self._rate!r} for the parameter '
-                                 f'{name!r}. Look at learning_rate, lr_scheduler and lr_mult. It was not updated.')
+            self._check_rate(index, self._rate)
             super()._update([index], [weight], [gradient], [state], mixed)
 
     def _get_lr(self, index: Any) -> float:
