@@ -22,7 +22,7 @@ from ..schema import Values
 
 log = logging.getLogger('gluon_optim')
 
-__all__ = ['Executor', 'Update', 'check_weight']
+__all__ = ['Counter', 'Executor', 'Update', 'check_weight', 'has_kernels']
 
 Counter = Tuple[int, int, int]   # the key, the stream and the update of `Noise`
 
@@ -67,15 +67,19 @@ class Executor:
         self._static: Any = None
         self.coefficients: Tuple[str, ...] = ()  # their names
 
+    def use(self, h: Values) -> None:
+        """Find out what follows from ``h``."""
+        if h is not self._h:
+            self._h, self._static = h, self.rule.static(h)
+            self.coefficients = tuple(self.rule.all_coefficients(scalars, h, 1))
+
     def prepare(self, key: Any, update: Update, h: Values, mixed: bool) -> Any:
         """Check ``update`` and return an object whose ``run(table, rows, noise)`` updates parameter i with the coefficients
         ``table[rows[i]]`` and, where the rule draws it, the noise of the key, the stream and the update ``noise[i]``. ``key`` identifies the list of parameters between steps, ``mixed`` says that states have masters.
 
         Raises TypeError or ValueError before anything is written.
         """
-        if h is not self._h:
-            self._h, self._static = h, self.rule.static(h)
-            self.coefficients = tuple(self.rule.all_coefficients(scalars, h, 1))
+        self.use(h)
         static = self._static
         key = (key, mixed)
         prepared = self._prepared.get(key)
@@ -88,8 +92,7 @@ class Executor:
         slots, masters = zip(*[self._split(state, h, mixed) for state in update.states])
         arrays = Arrays(update.weights, update.gradients, slots, masters if mixed else ())
         _check(self.rule, static, arrays, self._slot_dtype('float32' if mixed else update.weights[0].dtype))
-        on_cpu = update.weights[0].context.device_type.startswith('cpu')
-        kind = _Loops if runs_on(self.rule, 'kernels', h) and on_cpu and _compiler() is not None else _Operators
+        kind = _Loops if runs_on(self.rule, 'kernels', h) and has_kernels(update.weights[0].context) else _Operators
         rule = self.rule.on_masters() if mixed else self.rule
         prepared = self._prepared[key] = kind(rule, static, self.coefficients, arrays)
         prepared.update = Update(*map(tuple, update))  # the caller's lists may change
@@ -97,6 +100,11 @@ class Executor:
         while self._tensors > KEEP and len(self._prepared) > 1:
             self._tensors -= len(self._prepared.popitem(last=False)[1].update.weights)
         return prepared
+
+
+def has_kernels(context: Any) -> bool:
+    """Whether rules run in compiled kernels on ``context``."""
+    return context.device_type.startswith('cpu') and _compiler() is not None
 
 
 def _same(old: Sequence[Any], new: Sequence[Any]) -> bool:

@@ -11,7 +11,7 @@ __all__ = ['CAN', 'draws_itself', 'mirrored', 'needs', 'runs_on', 'where_it_runs
 
 #: runtime -> what it has beyond elementwise functions and sums over the tensor
 CAN: Mapping[str, FrozenSet[str]] = {
-    'kernels': frozenset({'shared state', 'noise'}),     # compiled loops, on MXNet's CPU contexts
+    'kernels': frozenset({'shared state', 'noise', 'several gradients'}),     # compiled loops, on MXNet's CPU contexts
     'numpy': frozenset({'shared state', 'noise', "MXNet's noise", 'several gradients', 'python'}),
     'torch': frozenset(),
     'onnx': frozenset(),
