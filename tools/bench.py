@@ -40,6 +40,8 @@ import gluon_optim as go
 # so that each optimizer keeps its usual state, and none has less to compute than its peers
 ARGUMENTS = {name: dict(momentum=0.9) for name in ('sgd', 'nag', 'signum', 'lars', 'lbsgd', 'sgd_torch')}
 ARGUMENTS['novograd'] = dict(wd=bench_peers.DECAY)
+# names of their own for other arguments
+VARIANTS = {'sgld_philox': ('sgld', dict(noise='philox')), 'lbsgd_of_2': ('lbsgd', dict(batch_scale=2, momentum=0.9))}
 
 MXNET = ('nothing', 'adam', 'sgd', 'lamb', 'nadam', 'adamax', 'ftml', 'adagrad', 'adadelta', 'rmsprop', 'nag', 'signum', 'ftrl',
          'lars')
@@ -124,7 +126,8 @@ def count_slots(state, shape, dtype):
 def create(name, dtype):
     """A name such as 'gluon_optim:novograd' or 'mxnet:adam' as an optimizer."""
     family, name = name.split(':')
-    arguments = dict(ARGUMENTS.get(name, {}), learning_rate=bench_peers.RATE, multi_precision=dtype == 'float16')
+    name, others = VARIANTS.get(name, (name, ARGUMENTS.get(name, {})))
+    arguments = dict(others, learning_rate=bench_peers.RATE, multi_precision=dtype == 'float16')
     if name == 'nothing':
         return Nothing()
     return go.create(name, **arguments) if family == 'gluon_optim' else mx.optimizer.create(name, **arguments)
@@ -373,7 +376,8 @@ def arguments(given=None):
     for python in options.peer_python:
         if shutil.which(python) is None:
             parser.error(f'--peer-python must be an executable Python. Received: {python!r}.')
-    options.optimizers = chosen(parser, '--optimizers', options.optimizers, sorted({*go.list_optimizers(), *MXNET} - {'nothing'}))
+    options.optimizers = chosen(parser, '--optimizers', options.optimizers,
+                                sorted({*go.list_optimizers(), *go.rules.names(samplers=True), *MXNET, *VARIANTS} - {'nothing'}))
     options.peers = chosen(parser, '--peers', options.peers, [f'mxnet:{name}' for name in MXNET] + list(bench_peers.PEERS))
     return options
 
