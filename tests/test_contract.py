@@ -911,6 +911,7 @@ VALUES = {  # where 0.5, 0.25 or 0.75 would show nothing
 }
 BESIDE = {  # what must be set for an option to mean something, or to be seen in a few steps
     ('asgd', 'alpha'): dict(lambd=0.5),
+    ('psgld', 'noise'): dict(temperature=1.0),
     ('larc', 'dampening'): dict(momentum=0.5),
     ('larc', 'learning_rate'): dict(trust_coefficient=0.5),
     ('larc', 'min_update'): dict(variant='openseq2seq'),

@@ -1,4 +1,5 @@
 """Noise from a counter: Philox against its authors' vectors, the distribution, the same numbers everywhere, and their state."""
+import dataclasses
 import math
 import pickle
 import sys
@@ -243,7 +244,8 @@ def test_a_second_draw_of_an_update_is_another():
         np.testing.assert_array_equal(weight, normals(5, 0, 1, 0, 1000, 'float32'))
         np.testing.assert_array_equal(second, normals(5, 0, 1, 1, 1000, 'float32'))
     finally:
-        del rules.registry.RULES['two_draws'], mx.optimizer.Optimizer.opt_registry['two_draws'], go.mxnet.registry._CLASSES['two_draws']
+        for names in (rules.registry.RULES, mx.optimizer.Optimizer.opt_registry, go.mxnet.registry._CLASSES):
+            del names['two_draws']
 
 
 # Seeds, and the state
@@ -318,7 +320,8 @@ def test_files_of_psgld_from_before_there_was_a_choice_continue_with_mxnets_nois
 
 @pytest.mark.parametrize('arguments, match', [
     (dict(seed=-1), '`seed` must be a whole number, 0 or more. Received: seed=-1'),
-    (dict(seed=1.5), '`seed` must be a whole number'), (dict(seed=SEEDS), r'`seed` must be below 2\*\*53. Received: seed=9007199254740992'),
+    (dict(seed=1.5), '`seed` must be a whole number'),
+    (dict(seed=SEEDS), r'`seed` must be below 2\*\*53. Received: seed=9007199254740992'),
     (dict(seed=1, noise='mxnet'), "`seed` is that of noise='philox'. Received: seed=1"),
     (dict(noise='numpy'), "`noise` must be one of 'philox', 'mxnet'. Received: noise='numpy'")])
 @pytest.mark.parametrize('name', SAMPLERS)
@@ -333,7 +336,7 @@ def test_a_file_with_another_key_is_refused(tmp_path):
     states = go.mxnet.trainer.export_states(trainer)
     for name, value in (('seed', np.array(-1)), ('seed', np.array(0.5)), ('stream:p0_weight', np.zeros(2, 'int64'))):
         with pytest.raises(ValueError, match=f'The variable {name!r} of psgld must be one whole number'):
-            go.mxnet.trainer.import_states(trainer, type(states)(**{**vars(states), 'variables': {**states.variables, name: value}}))
+            go.mxnet.trainer.import_states(trainer, dataclasses.replace(states, variables={**states.variables, name: value}))
 
 
 def test_a_negative_rate_names_the_parameter_and_is_not_counted():

@@ -19,7 +19,8 @@ from numba.extending import intrinsic as numba_intrinsic
 from ..rules import noise
 
 __all__ = ['DESCRIBED', 'ITEM', 'accumulate', 'bfloat_to_float', 'describe', 'f32_at', 'f64_at', 'fetch_addresses',
-           'float_to_bfloat', 'float_to_half', 'half_to_float', 'i64_at', 'launch', 'normals_f32', 'normals_f64', 'prefetch', 'u16_at']
+           'float_to_bfloat', 'float_to_half', 'half_to_float', 'i64_at', 'launch', 'normals_f32', 'normals_f64',
+           'prefetch', 'u16_at']
 
 ITEM = 16384       # elements in one piece of work
 SMALL = 2 ** 18    # a launch over fewer elements gains nothing from a second thread, and waits long for it on a busy machine

@@ -399,9 +399,9 @@ class LBSGD(WithMomentum, mx_optimizer.LBSGD):
             members = [i for i, one in enumerate(first) if one is starts]
             if members:
                 sums = [self._own_sums[indices[i], gradients[i].context] for i in members]
-                key = starts, tuple(indices[i] for i in members), gradients[0].context
                 update = Update(sums, [gradients[i] for i in members], [()] * len(members))
-                prepared.append(self._accumulation.prepare(key, update, Accumulation.hyperparameters(first=starts), False))
+                prepared.append(self._accumulation.prepare((starts, tuple(indices[i] for i in members), gradients[0].context), update,
+                                                           Accumulation.hyperparameters(first=starts), False))
         return prepared
 
     def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:

@@ -75,7 +75,8 @@ class Executor:
 
     def prepare(self, key: Any, update: Update, h: Values, mixed: bool) -> Any:
         """Check ``update`` and return an object whose ``run(table, rows, noise)`` updates parameter i with the coefficients
-        ``table[rows[i]]`` and, where the rule draws it, the noise of the key, the stream and the update ``noise[i]``. ``key`` identifies the list of parameters between steps, ``mixed`` says that states have masters.
+        ``table[rows[i]]`` and, where the rule draws it, the noise of the key, the stream and the update ``noise[i]``. ``key``
+        identifies the list of parameters between steps, ``mixed`` says that states have masters.
 
         Raises TypeError or ValueError before anything is written.
         """

@@ -1,7 +1,7 @@
 """The state of an optimizer that draws its own noise: the key, and the stream of each parameter."""
 import hashlib
 import itertools
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy
 
@@ -41,8 +41,8 @@ class Sampler(Runner):
             self.seed = check_seed(seed)
         super().__init__(*args, **kwargs)
         if seed is not None and not draws_itself(self.rule, self.hyperparameters()):
-            raise ValueError(f"`seed` is that of noise='philox'. Received: seed={seed!r} for {self.rule.name}, which draws from MXNet's "
-                             "generator. Use mx.random.seed, or pass noise='philox'.")
+            raise ValueError(f"`seed` is that of noise='philox'. Received: seed={seed!r} for {self.rule.name}, which draws from "
+                             "MXNet's generator. Use mx.random.seed, or pass noise='philox'.")
 
     def __getstate__(self) -> Dict[str, Any]:
         state = super().__getstate__()
@@ -86,8 +86,8 @@ class Sampler(Runner):
     def variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
         if self.seed is None or not draws_itself(self.rule, self.hyperparameters()):
             return {}
-        return {'seed': numpy.array(self.seed, 'int64'),
-                **{_STREAM + names[index]: numpy.array(stream, 'int64') for index, stream in self.streams.items() if index in names}}
+        streams = {_STREAM + names[index]: numpy.array(stream, 'int64') for index, stream in self.streams.items() if index in names}
+        return {'seed': numpy.array(self.seed, 'int64'), **streams}
 
     def read_variables(self, variables: Mapping[str, numpy.ndarray], pairs: Mapping[Any, ParameterInfo]) -> Dict[str, Any]:
         self._check_variables([_STREAM[:-1] if name.startswith(_STREAM) else name for name in variables], ('seed', 'stream'))

@@ -20,8 +20,8 @@ import numpy
 
 from ..schema import Hyper, Slot, Values, check_known, compute_type
 
-__all__ = ['BASE_HYPERS', 'NOISE', 'TEMPERATURE', 'KernelKey', 'Rule', 'bias_correction', 'clipped', 'divided', 'initial_slot', 'norm',
-           'scalar', 'scalars', 'standard_normal', 'trust_ratio']
+__all__ = ['BASE_HYPERS', 'NOISE', 'TEMPERATURE', 'KernelKey', 'Rule', 'bias_correction', 'clipped', 'divided', 'initial_slot',
+           'norm', 'scalar', 'scalars', 'standard_normal', 'trust_ratio']
 
 BASE_HYPERS = (
     Hyper('rescale_grad', 1.0, '(-inf, inf)', 'factor on the gradient; `Trainer.step(batch_size)` sets it to 1/batch_size'),

@@ -5,8 +5,8 @@
     x_2k   = r_k cos(angle_k),  x_2k+1 = r_k sin(angle_k)
 
 ``key`` is the run's seed, ``stream`` the parameter's number, ``update`` the number of its update, ``draw`` that of the request
-within the update, 0 for the first. Of the elements 64 n, ..., 64 n + 63 of a parameter, number 16 k + l is x_k of i = 16 n + l: so a
-processor computes many counters side by side. In single precision every operation is rounded on its own, in one order, so
+within the update, 0 for the first. Of the elements 64 n, ..., 64 n + 63 of a parameter, number 16 k + l is x_k of i = 16 n + l,
+so that a processor computes many counters side by side. In single precision every operation is rounded on its own, in one order, so
 compiled kernels, Triton and NumPy give the same bits; logarithm, cosine and sine are the polynomials below. In double
 precision they are the library's.
 
@@ -16,8 +16,8 @@ from typing import Any, Callable, Optional, Sequence, Tuple
 
 import numpy
 
-__all__ = ['BLOCK', 'COSINE', 'LANES', 'LN2', 'LOGARITHM', 'MULTIPLIERS', 'ROUNDS', 'SEEDS', 'SINE', 'STREAMS', 'TWO_THIRDS', 'WEYL',
-           'Noise', 'normals', 'pair', 'philox']
+__all__ = ['BLOCK', 'COSINE', 'LANES', 'LN2', 'LOGARITHM', 'MULTIPLIERS', 'ROUNDS', 'SEEDS', 'SINE', 'STREAMS', 'TWO_THIRDS',
+           'WEYL', 'Noise', 'normals', 'pair', 'philox']
 
 ROUNDS = 10
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
