@@ -79,7 +79,8 @@ def compare_noise(name, dtype):
         kernel = module.kernel(rule, rule.static(h), names, numba.Storage(dtype, dtype == 'float16'))
         sizes = (300, 1, 64, 65, 0)
         batch = module.Batch(kernel, sizes)
-        types = {role: getattr(torch, dtype if role in ('gradient', 'half') else precision) for role in kernel.roles if role not in NOISE}
+        types = {role: getattr(torch, dtype if role in ('gradient', 'half') else precision)
+                 for role in kernel.roles if role not in NOISE}
         tensors = {role: [torch.rand(size, generator=random).to(one) for size in sizes] for role, one in types.items()}
         numbers = dict(noise_key=[2 ** 53 - 5] * 5, noise_stream=[0, 1, 2, 2 ** 32 - 1, 4], noise_update=[1, 2, 2 ** 31, 4, 5])
         for role, row in zip(kernel.roles, batch.addresses):

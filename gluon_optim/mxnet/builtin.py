@@ -400,8 +400,9 @@ class LBSGD(WithMomentum, mx_optimizer.LBSGD):
             if members:
                 sums = [self._own_sums[indices[i], gradients[i].context] for i in members]
                 update = Update(sums, [gradients[i] for i in members], [()] * len(members))
-                prepared.append(self._accumulation.prepare((starts, tuple(indices[i] for i in members), gradients[0].context), update,
-                                                           Accumulation.hyperparameters(first=starts), False))
+                h = Accumulation.hyperparameters(first=starts)
+                prepared.append(self._accumulation.prepare((starts, tuple(map(indices.__getitem__, members)), gradients[0].context),
+                                                           update, h, False))
         return prepared
 
     def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
