@@ -370,10 +370,11 @@ class LBSGD(WithMomentum, mx_optimizer.LBSGD):
         first = [not (one and one['num_cums'] > 0 and isinstance(one['cum_grad'], NDArray)) for one in held]
         numbers = [one['num_cums'] + 1 if one and one['num_cums'] > 0 else self.init_updates + 1 for one in held]
         due = [i for i, number in enumerate(numbers) if number % self.batch_scale == 0]
-        adding = self._adding(indices, gradients, held, first) if h.batch_scale > 1 else []
-        sums = [self._own_sums[index, gradients[0].context] for index in indices] if adding else gradients
+        context = weights[0].context   # a kvstore leaves gradients on others
+        adding = self._adding(indices, gradients, held, first, context) if h.batch_scale > 1 else []
+        sums = [self._own_sums[index, context] for index in indices] if adding else gradients
         own = [[values[i] for i in due] for values in (indices, weights, sums, states)]
-        update = self._executor.prepare((tuple(own[0]), weights[0].context), Update(*own[1:]), h, mixed) if due else None
+        update = self._executor.prepare((tuple(own[0]), context), Update(*own[1:]), h, mixed) if due else None
         self._executor.use(h)
         self._numbers = dict(zip(indices, numbers))
         table, rows = self._coefficients(h, indices, weights[0].dtype)
@@ -384,25 +385,24 @@ class LBSGD(WithMomentum, mx_optimizer.LBSGD):
         self.cumgrads.update((index, {'cum_grad': 0 if number % self.batch_scale == 0 else total, 'num_cums': number})
                              for index, number, total in zip(indices, numbers, sums))
 
-    def _adding(self, indices: Sequence[Any], gradients: Sequence[NDArray], held: Sequence[Dict[str, Any]], first: Sequence[bool]
-                ) -> List[Any]:
+    def _adding(self, indices: Sequence[Any], gradients: Sequence[NDArray], held: Sequence[Dict[str, Any]], first: Sequence[bool],
+                context: Any) -> List[Any]:
         """What adds the gradients to the sums of their parameters: those that start one, and those that have one."""
         for index, gradient, one, starts in zip(indices, gradients, held, first):
-            key = index, gradient.context
+            key = index, context
             own, total = self._own_sums.get(key), None if starts else one['cum_grad']
             if own is None or own.shape != gradient.shape or own.dtype != gradient.dtype:
-                own = self._own_sums[key] = nd.zeros(gradient.shape, gradient.context, gradient.dtype)
+                own = self._own_sums[key] = nd.zeros(gradient.shape, context, gradient.dtype)
             if total is not None and total is not own:
                 total.copyto(own)   # one that was loaded, perhaps on another device
         prepared = []
         for starts in (True, False):
             members = [i for i, one in enumerate(first) if one is starts]
             if members:
-                sums = [self._own_sums[indices[i], gradients[i].context] for i in members]
+                sums = [self._own_sums[indices[i], context] for i in members]
                 update = Update(sums, [gradients[i] for i in members], [()] * len(members))
                 h = Accumulation.hyperparameters(first=starts)
-                prepared.append(self._accumulation.prepare((starts, tuple(map(indices.__getitem__, members)), gradients[0].context),
-                                                           update, h, False))
+                prepared.append(self._accumulation.prepare((starts, tuple(map(indices.__getitem__, members)), context), update, h, False))
         return prepared
 
     def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
