@@ -389,10 +389,9 @@ class LBSGD(WithMomentum, mx_optimizer.LBSGD):
                 context: Any) -> List[Any]:
         """What adds the gradients to the sums of their parameters: those that start one, and those that have one."""
         for index, gradient, one, starts in zip(indices, gradients, held, first):
-            key = index, context
-            own, total = self._own_sums.get(key), None if starts else one['cum_grad']
+            own, total = self._own_sums.get((index, context)), None if starts else one['cum_grad']
             if own is None or own.shape != gradient.shape or own.dtype != gradient.dtype:
-                own = self._own_sums[key] = nd.zeros(gradient.shape, context, gradient.dtype)
+                own = self._own_sums[index, context] = nd.zeros(gradient.shape, context, gradient.dtype)
             if total is not None and total is not own:
                 total.copyto(own)   # one that was loaded, perhaps on another device
         prepared = []
@@ -401,8 +400,8 @@ class LBSGD(WithMomentum, mx_optimizer.LBSGD):
             if members:
                 sums = [self._own_sums[indices[i], context] for i in members]
                 update = Update(sums, [gradients[i] for i in members], [()] * len(members))
-                h = Accumulation.hyperparameters(first=starts)
-                prepared.append(self._accumulation.prepare((starts, tuple(map(indices.__getitem__, members)), context), update, h, False))
+                key = starts, tuple(map(indices.__getitem__, members)), context
+                prepared.append(self._accumulation.prepare(key, update, Accumulation.hyperparameters(first=starts), False))
         return prepared
 
     def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
