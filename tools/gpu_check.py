@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from bench_peers import resnet50
+from bench_competitors import resnet50
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
