@@ -18,6 +18,7 @@ from mxnet import autograd, gluon
 import gluon_optim as go
 
 WIDTH = 16
+NOISES = {'sgld philox': ('sgld', 'philox'), 'psgld mxnet': ('psgld', 'mxnet')}   # those that are not the default
 
 
 def make(folder, optimizer='sgld', contexts=(0,), seed=0, temperature=2.0, thin=2, **options):
@@ -30,7 +31,8 @@ def make(folder, optimizer='sgld', contexts=(0,), seed=0, temperature=2.0, thin=
     if optimizer == "MXNet's sgld":
         sampler, temperature = mx.optimizer.SGLD(learning_rate=1e-4, wd=1.0), 1.0
     else:
-        sampler = go.create(optimizer, learning_rate=1e-4, wd=1.0)
+        name, noise = NOISES.get(optimizer, (optimizer, None))
+        sampler = go.create(name, learning_rate=1e-4, wd=1.0, **({'noise': noise} if noise else {}))
     trainer = gluon.Trainer(net.collect_params(), sampler, **options)
     return net, trainer, go.sampling.Chain(trainer, folder + '/chain', burn_in=3, thin=thin, temperature=temperature, net=net)
 

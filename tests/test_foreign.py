@@ -458,8 +458,8 @@ def test_decay_that_a_class_lacks_can_be_done_by_hand(name, extra, decay):
     ('adamax', 'torch', dict(clip_gradient=0.5), 'MXNet clips the sum of gradient and decay, which cannot be done from outside'),
     ('adamax', 'torch', dict(clip_gradient=0.5, wd=0.0), 'clip each element of the gradients yourself'),
     ('ftrl', 'torch', {}, "no equivalent in target='torch': no class elsewhere computes it. Available: target='mirror'"),
-    ('sgld', 'torch', {}, "it draws MXNet's random numbers.*Available: no target at all"),
-    ('psgld', 'torch', {}, "it draws MXNet's random numbers.*Available: no target at all"),
+    ('sgld', 'torch', {}, 'it draws random numbers, which no class elsewhere.*Available: no target at all'),
+    ('psgld', 'torch', {}, 'it draws random numbers, which no class elsewhere.*Available: no target at all'),
     ('nadam', 'torch', {}, 'm_schedule=1, which torch.optim.NAdam has separately for each parameter: continue in MXNet until'),
     ('rmsprop', 'apex', {}, "no equivalent in target='apex'. Available: target='mirror', target='timm', target='torch'"),
 ])

@@ -108,11 +108,11 @@ def discretised(temperature, rate, scales=(1.0, 1.0)):
     return temperature * np.linalg.inv(HESSIAN - rate / 4 * HESSIAN @ np.diag(scales) @ HESSIAN)
 
 
-@pytest.mark.parametrize('temperature', TEMPERATURES)
-def test_sgld_has_the_posterior_of_a_regression(tmp_path, temperature):
+@pytest.mark.parametrize('temperature, noise', [*[(temperature, 'mxnet') for temperature in TEMPERATURES], (1.0, 'philox')])
+def test_sgld_has_the_posterior_of_a_regression(tmp_path, temperature, noise):
     """With its discretisation, which is a third of the variance here: so the rate, the noise and the decay are all felt."""
     rate = 1.6 / np.linalg.eigvalsh(HESSIAN).max()
-    draws = regression('sgld', tmp_path, temperature, 3000, 40, 4, 20, learning_rate=rate)
+    draws = regression('sgld', tmp_path, temperature, 3000, 40, 4, 20, learning_rate=rate, noise=noise)
     expected = discretised(temperature, rate)
     assert (np.diag(expected) / np.diag(temperature * np.linalg.inv(HESSIAN))).max() > 1.2
     assert_moments(draws, MEAN, expected)
@@ -253,7 +253,7 @@ def test_a_trainer_computes_the_rule(name, dtype):
     hypers = {'wd': 0.07, 'temperature': 1.7, **({'epsilon': 0.5} if name == 'psgld' else {})}
     p = gluon.Parameter('w', shape=(5, 7), dtype=dtype)
     p.initialize(mx.init.Normal(1.0))
-    trainer = gluon.Trainer([p], go.create(name, learning_rate=0.1, multi_precision=True, **hypers))
+    trainer = gluon.Trainer([p], go.create(name, learning_rate=0.1, multi_precision=True, noise='mxnet', **hypers))
     rule, exact = rules.get(name), 'float64' if dtype == 'float64' else 'float32'
     h, w, slots = rule.hyperparameters(learning_rate=0.1, **hypers), p.data().asnumpy().astype('float64'), None
     for t in range(1, 4):
@@ -309,8 +309,9 @@ def test_psgld_is_no_optimizer_of_the_list():
     assert 'psgld' not in go.list_optimizers() and 'psgld' not in rules.names(drop_ins=True)
     assert 'psgld' in rules.names(samplers=True)
     info = go.optimizer_info('psgld')
-    assert info.runtimes == ('mxnet (operators only)', 'numpy') and [hyper.name for hyper in info.hypers][:5] == [
-        'learning_rate', 'wd', 'rho', 'epsilon', 'temperature']
+    assert info.runtimes == ('mxnet', 'numpy') and [hyper.name for hyper in info.hypers][:6] == [
+        'learning_rate', 'wd', 'rho', 'epsilon', 'temperature', 'noise']
+    assert go.optimizer_info('sgld').runtimes == ('mxnet (operators only)', 'numpy')  # by default MXNet draws
     with pytest.raises(ValueError, match="`base` must be one of.*Received: base='psgld'"):
         go.create('larc', base='psgld')
     with pytest.raises(ValueError, match="'psgld' is an optimizer of gluon_optim"):
@@ -328,7 +329,7 @@ def advance(net, trainer, chain, steps, manager=None):
             manager.save(chain.position, net, trainer)
 
 
-@pytest.mark.parametrize('name', ['sgld', 'psgld'])
+@pytest.mark.parametrize('name', ['sgld', 'psgld', 'sgld philox'])
 def test_a_killed_chain_draws_the_same_samples(tmp_path, name):
     """Killed with SIGKILL at random instants, and resumed each time from the newest checkpoint."""
     done = subprocess.run([sys.executable, str(Path(sampling_runs.__file__)), str(tmp_path / 'run'), '4', name], timeout=120,
@@ -342,7 +343,7 @@ OPTIONS = {'one': {}, 'two': {'contexts': (0, 1), 'update_on_kvstore': True}}
 
 
 @pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize('name', ['sgld', 'psgld', "MXNet's sgld"])
+@pytest.mark.parametrize('name', ['sgld', 'psgld', "MXNet's sgld", *sampling_runs.NOISES])
 def test_a_resumed_chain_draws_the_same_samples(tmp_path, name, options):
     """In a new net and trainer, with dropout and noise, from a checkpoint between two samples; V is in it."""
     first, second = str(tmp_path / 'straight'), str(tmp_path / 'resumed')
@@ -571,13 +572,13 @@ def test_bad_arguments_are_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize('name', ['sgld', 'psgld'])
+@pytest.mark.parametrize('name', ['sgld', 'psgld mxnet'])
 def test_copies_that_would_drift_apart_are_refused(tmp_path, name):
     net, trainer, chain = sampling_runs.make(str(tmp_path), name, contexts=(0, 1), update_on_kvstore=False)
     before = net[0].weight.data(mx.cpu(0)).asnumpy()
     with pytest.raises(ValueError, match='must get the same noise.*update_on_kvstore=True'):
         sampling_runs.step(net, trainer, chain)
-    if name == 'psgld':  # without a chain too
+    if name == 'psgld mxnet':  # without a chain too
         with pytest.raises(ValueError, match='psgld must draw one noise.*update_on_kvstore=True'):
             trainer.step(4)
     np.testing.assert_array_equal(before, net[0].weight.data(mx.cpu(0)).asnumpy())

@@ -40,10 +40,16 @@ def test_counts_on_the_device_give_the_same_steps():
         assert row['far'] < 1e-14 and row['step'] == [4] * 5, row
 
 
+def test_noise_is_what_it_is_on_the_cpu():
+    """Bit for bit in single precision; in double precision logarithm, cosine and sine are another library's."""
+    for row in results('noise', 'sgld', 'psgld'):
+        assert row['equal'] or (row['dtype'] == 'float64' and row['far'] < 1e-14), row
+
+
 def test_kernels_compile_for_gpus():
     """They contract no multiplication with an addition, and round divisions and roots correctly."""
-    found = results('compile', 'adamw', 'novograd')
-    passes = {'adamw': 1, 'novograd': 3}
+    found = results('compile', 'adamw', 'novograd', 'psgld')
+    passes = {'adamw': 1, 'novograd': 3, 'psgld': 1}
     assert [(row['name'], row['capability']) for row in found] == [
         (name, capability) for name, number in passes.items() for capability in (80, 90) for _ in range(number)]
     assert not any(row['approximate'] for row in found), found

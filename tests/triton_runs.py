@@ -1,7 +1,7 @@
 """Steps by Triton's interpreter beside the same steps by numba's kernels, one JSON object per line. Run by test_triton.py in a
 process of its own: TRITON_INTERPRET must be set before Triton is imported.
 
-    python triton_runs.py float32|float64|float16|counts|compile [NAME ...]
+    python triton_runs.py float32|float64|float16|counts|compile|noise [NAME ...]
 """
 import json
 import os
@@ -65,10 +65,38 @@ def compare_counts(name):
     return dict(name=name, dtype='counts', far=far, step=[int(state['step']) for state in there[0][1]])
 
 
+def compare_noise(name, dtype):
+    """The same steps of a rule that draws noise, in both: on tensors of several items, of one element, and of none."""
+    from gluon_optim.lowering import numba
+    from gluon_optim.lowering.plan import NOISE
+    rule = rules.get(name)
+    h = rule.hyperparameters(learning_rate=0.1, temperature=1.7, wd=0.07)
+    names = tuple(rule.all_coefficients(scalars, h, 1))
+    precision = 'float64' if dtype == 'float64' else 'float32'
+    results = []
+    for module in (triton_batch, numba):
+        random = torch.Generator().manual_seed(0)
+        kernel = module.kernel(rule, rule.static(h), names, numba.Storage(dtype, dtype == 'float16'))
+        sizes = (300, 1, 64, 65, 0)
+        batch = module.Batch(kernel, sizes)
+        types = {role: getattr(torch, dtype if role in ('gradient', 'half') else precision)
+                 for role in kernel.roles if role not in NOISE}
+        tensors = {role: [torch.rand(size, generator=random).to(one) for size in sizes] for role, one in types.items()}
+        numbers = dict(noise_key=[2 ** 53 - 5] * 5, noise_stream=[0, 1, 2, 2 ** 32 - 1, 4], noise_update=[1, 2, 2 ** 31, 4, 5])
+        for role, row in zip(kernel.roles, batch.addresses):
+            row[:] = numbers[role] if role in NOISE else [tensor.data_ptr() for tensor in tensors[role]]
+        c = rule.all_coefficients(scalars, h, 1)
+        batch.run([[c[one] for one in names]], [0] * 5)
+        results.append([tensor for role in tensors for tensor in tensors[role]])
+    pairs = [(a, b) for a, b in zip(*results) if a.numel()]
+    return dict(name=name, dtype=dtype, equal=all(torch.equal(a, b) for a, b in pairs),
+                far=max(float((a.double() - b.double()).abs().max()) for a, b in pairs))
+
+
 def compile_for(name, capability):
     """What Triton makes of a rule's passes for a GPU: that needs none."""
     rule = rules.get(name)
-    h = rule.hyperparameters(**hyper_sets(name)['other'])
+    h = rule.hyperparameters(**(hyper_sets(name)['other'] if name in NAMES else {}))
     coefficients = tuple(rule.all_coefficients(scalars, h, 1))
     kernel = lowering.kernel(rule, rule.static(h), coefficients, lowering.Storage('bfloat16', True))
     pointers = dict.fromkeys(('addresses', 'items', 'first_item', 'rows'), '*i64')
@@ -86,6 +114,11 @@ def main(mode, *names):
                 for ptx in compile_for(name, capability):
                     approximate = [one for one in ('fma.rn.f32', 'div.full', 'div.approx', 'sqrt.approx') if one in ptx]
                     print(json.dumps(dict(name=name, capability=capability, approximate=approximate)))
+        return
+    if mode == 'noise':
+        for name in names:
+            for dtype in ('float32', 'float64', 'float16'):
+                print(json.dumps(compare_noise(name, dtype)), flush=True)
         return
     for name in names or NAMES:
         if mode == 'counts':

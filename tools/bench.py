@@ -364,7 +364,7 @@ def check(parser, options):
         if shutil.which(python) is None:
             parser.error(f'--peer-python must be an executable Python. Received: {python!r}.')
     options.framework = list(FRAMEWORKS) if 'all' in options.framework else list(dict.fromkeys(options.framework))
-    options.optimizers = chosen(parser, '--optimizers', options.optimizers, go.list_optimizers())
+    options.optimizers = chosen(parser, '--optimizers', options.optimizers, sorted({*go.list_optimizers(), 'psgld'}))
     if options.peers is not None:
         options.peers = chosen(parser, '--peers', options.peers, list(bench_peers.OTHERS))
     for dtype in options.dtype:

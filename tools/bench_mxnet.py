@@ -6,7 +6,8 @@ NAMES = ('adam', 'sgd', 'lamb', 'nadam', 'adamax', 'ftml', 'adagrad', 'adadelta'
 
 def ours(name, data, dtype):
     import gluon_optim as go
-    return routes(go.create(name, multi_precision=dtype == 'float16', **arguments_of(name)), data, dtype)
+    noise = {'noise': 'philox'} if name == 'sgld' else {}  # MXNet's own draws with MXNet's generator
+    return routes(go.create(name, multi_precision=dtype == 'float16', **arguments_of(name), **noise), data, dtype)
 
 
 def own(name):

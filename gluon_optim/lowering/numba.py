@@ -12,7 +12,7 @@ import numpy
 from ..rules.base import KernelKey, Rule
 from ..rules.graph import WEIGHT, Node
 from . import numba_runtime
-from .plan import HALF, LoopPass, Plan, ScalarPass, Storage, plan, variable, with_coefficients
+from .plan import HALF, NOISE, LoopPass, Plan, ScalarPass, Storage, plan, variable, with_coefficients
 from .source import load
 
 __all__ = ['Batch', 'Kernel', 'Storage', 'kernel', 'source_of']
@@ -115,7 +115,8 @@ from math import exp, sqrt
 from numba import cfunc, float32, float64, int64
 
 from gluon_optim.lowering.numba_runtime import (accumulate, bfloat_to_float, f32_at, f64_at, float_to_bfloat, float_to_half,
-                                                half_to_float, i64_at, prefetch_2, prefetch_4, prefetch_8, u16_at)
+                                                half_to_float, i64_at, normals_f32, normals_f64, prefetch_2, prefetch_4, prefetch_8,
+                                                u16_at)
 
 
 @cfunc('int64(int64, int64, int64)', error_model='numpy', cache={cache})
@@ -203,6 +204,7 @@ class _Printer:
         """The loop over ``size`` elements from ``start`` on."""
         return [*[f'    {role}_array = {_ARRAYS[self.storage.element(role)]}'
                   f'({role}_at + {self.storage.itemsize(role)} * {start}, {size})' for role in one.roles],
+                *[f'    {variable(node)}_array = {self._normals(node, start)}' for node in one.draws],
                 *[f'    part{k} = 0.0' for k in range(len(one.sums))],
                 f'    for j in range({size}):', *self._elements(one),
                 *[f'    total{k} += part{k}' for k in range(len(one.sums))]]
@@ -211,7 +213,8 @@ class _Printer:
         """The computation for element j of each array."""
         body = []
         for node in one.body:
-            value = self._load(one.loads[node]) if node in one.loads else self._expression(node)
+            value = (self._load(one.loads[node]) if node in one.loads else f'{variable(node)}_array[j]' if node.op == 'noise'
+                     else self._expression(node))
             body.append(f'        {variable(node)} = {value}')
         body += [f'        part{k} = accumulate(part{k}, float64({variable(node.args[0])}))' for k, node in enumerate(one.sums)]
         for slot, node in one.stores.items():
@@ -220,6 +223,10 @@ class _Printer:
 
     def _address(self, role: str) -> str:
         return f'addresses[{self.plan.roles.index(role)} * n + i]'
+
+    def _normals(self, node: Node, start: str) -> str:
+        """The samples for BLOCK elements from ``start`` on."""
+        return f'normals_{self.at[:3]}({", ".join(map(self._address, NOISE))}, {node.name}, start + {start})'
 
     def _kept(self, node: Node) -> str:
         return f'kept[i * {self.columns} + {self.plan.kept[node]}]'

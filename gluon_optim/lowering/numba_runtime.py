@@ -5,6 +5,7 @@ int64 values, most of them addresses (`Words`). Kernels contain no parallelism: 
 kernel's passes one after the other, the lanes of a pass side by side. The work is cut into the same items for any
 number of lanes, and partial sums belong to items, so results do not depend on the number of threads.
 """
+import functools
 import os
 import threading
 from typing import Any, Callable, Sequence, Tuple, TypeVar
@@ -16,8 +17,10 @@ from numba import njit, prange, types
 from numba.extending import intrinsic as numba_intrinsic
 from numba.np.arrayobj import populate_array
 
+from ..rules import noise
+
 __all__ = ['DESCRIBED', 'ITEM', 'accumulate', 'bfloat_to_float', 'describe', 'f32_at', 'f64_at', 'fetch_addresses',
-           'float_to_bfloat', 'float_to_half', 'half_to_float', 'i64_at', 'launch', 'prefetch_2',
+           'float_to_bfloat', 'float_to_half', 'half_to_float', 'i64_at', 'launch', 'normals_f32', 'normals_f64', 'prefetch_2',
            'prefetch_4', 'prefetch_8', 'u16_at']
 
 ITEM = 16384       # elements in one piece of work
@@ -58,19 +61,22 @@ def compiled(**options: Any) -> Callable[[F], F]:
     return decorate
 
 
+def _array(context: Any, builder: ir.IRBuilder, array_type: types.Array, data: ir.Value, size: ir.Value) -> ir.Value:
+    """The array of ``size`` elements at the pointer ``data``."""
+    array, itemsize = context.make_array(array_type)(context, builder), _I64(array_type.dtype.bitwidth // 8)
+    populate_array(array, data=data, shape=[size], strides=[itemsize], itemsize=itemsize, meminfo=None)
+    return array._getvalue()
+
+
 def _pointer(numba_type: types.Type, llvm_type: ir.Type) -> Callable[[int, int], numpy.ndarray]:
     """A function of an address and a size that returns the array there, as `numba.carray` does; that one would be compiled, and
     inlined again and again, which is half of the time that a kernel takes to compile."""
     array_type = types.Array(numba_type, 1, 'C')
-    itemsize = ir.Constant(_I64, numba_type.bitwidth // 8)
 
     @intrinsic
     def array_at(typing_context: Any, address: types.Type, size: types.Type) -> Typed:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-            array = context.make_array(array_type)(context, builder)
-            data = builder.inttoptr(args[0], llvm_type.as_pointer())
-            populate_array(array, data=data, shape=[args[1]], strides=[itemsize], itemsize=itemsize, meminfo=None)
-            return array._getvalue()
+            return _array(context, builder, array_type, builder.inttoptr(args[0], llvm_type.as_pointer()), args[1])
         return array_type(types.int64, types.int64), generate
     return array_at
 
@@ -266,6 +272,125 @@ def describe(functions: numpy.ndarray, handles: numpy.ndarray, found: numpy.ndar
     """
     answer = numpy.zeros(5, numpy.int64)
     return _describe(functions.ctypes.data, handles.size, handles.ctypes.data, found.ctypes.data, answer.ctypes.data)
+
+
+# Noise ---------------------------------------------------------------------------------------------------------------
+
+_LLVM = {'bool': ir.IntType(1), 'int32': ir.IntType(32), 'uint32': ir.IntType(32), 'uint64': _I64, 'float32': ir.FloatType(),
+         'float64': ir.DoubleType()}
+
+
+class _Vector:
+    """`noise.LANES` numbers of one type as a value of LLVM, with the operators and methods of NumPy's arrays that
+    `noise.philox` and `noise.pair` use."""
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value, dtype: str):
+        self.builder, self.value, self.dtype = builder, value, dtype
+
+    def _made(self, value: ir.Value, dtype: str = '') -> '_Vector':
+        return _Vector(self.builder, value, dtype or self.dtype)
+
+    def _with(self, other: '_Vector', integer: str, real: str = '') -> '_Vector':
+        operation = real if self.dtype.startswith('float') else integer
+        return self._made(getattr(self.builder, operation)(self.value, other.value))
+
+    def __add__(self, other: '_Vector') -> '_Vector': return self._with(other, 'add', 'fadd')
+    def __sub__(self, other: '_Vector') -> '_Vector': return self._with(other, 'sub', 'fsub')
+    def __mul__(self, other: '_Vector') -> '_Vector': return self._with(other, 'mul', 'fmul')
+    def __and__(self, other: '_Vector') -> '_Vector': return self._with(other, 'and_')
+    def __xor__(self, other: '_Vector') -> '_Vector': return self._with(other, 'xor')
+    def __lshift__(self, other: '_Vector') -> '_Vector': return self._with(other, 'shl')
+    def __rshift__(self, other: '_Vector') -> '_Vector': return self._with(other, 'lshr')
+    def __invert__(self) -> '_Vector': return self._made(self.builder.not_(self.value))
+    def __neg__(self) -> '_Vector': return self._made(self.builder.fneg(self.value))
+
+    def __ge__(self, other: '_Vector') -> '_Vector':
+        compare = self.builder.icmp_unsigned if self.dtype.startswith('u') else self.builder.icmp_signed
+        return self._made(compare('>=', self.value, other.value), 'bool')
+
+    def view(self, dtype: str) -> '_Vector':
+        return self._made(self.builder.bitcast(self.value, _vector(dtype)), dtype)
+
+    def astype(self, dtype: str) -> '_Vector':
+        convert = {'uint64': self.builder.trunc, 'uint32': self.builder.uitofp, 'int32': self.builder.sitofp}[self.dtype]
+        return self._made(convert(self.value, _vector(dtype)), dtype)
+
+
+class _Vectors:
+    """The namespace of `_Vector`."""
+
+    def __init__(self, builder: ir.IRBuilder):
+        self.builder = builder
+
+    def __getattr__(self, name: str) -> Callable[[Any], _Vector]:
+        if name in _LLVM:   # a number
+            return lambda x: _Vector(self.builder, ir.Constant(_vector(name), [ir.Constant(_LLVM[name], x)] * noise.LANES), name)
+        return functools.partial(self._call, name)
+
+    def _call(self, name: str, x: _Vector) -> _Vector:
+        """A function that LLVM has, or gets from the library of C."""
+        name = f'llvm.{name}.v{noise.LANES}f{x.dtype[-2:]}'
+        known = self.builder.module.globals
+        if name not in known:
+            ir.Function(self.builder.module, ir.FunctionType(x.value.type, [x.value.type]), name)
+        return _Vector(self.builder, self.builder.call(known[name], [x.value]), x.dtype)
+
+    def where(self, condition: _Vector, x: _Vector, y: _Vector) -> _Vector:
+        return _Vector(self.builder, self.builder.select(condition.value, x.value, y.value), x.dtype)
+
+    def repeated(self, x: ir.Value) -> _Vector:
+        """The number ``x`` of 64 bits in all lanes."""
+        undefined = ir.Constant(_vector('uint64'), ir.Undefined)
+        one = self.builder.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(_vector('uint32'), [ir.Constant(ir.IntType(32), 0)] * noise.LANES)
+        return _Vector(self.builder, self.builder.shuffle_vector(one, undefined, zeros), 'uint64')
+
+
+def _vector(dtype: str) -> ir.VectorType:
+    return ir.VectorType(_LLVM[dtype], noise.LANES)
+
+
+def _fill(module: ir.Module, precision: str) -> ir.Function:
+    """A function of LLVM, void (out, key, stream, update, draw, start), that writes the samples of `noise.BLOCK` elements."""
+    name = f'normals_{precision}'
+    if name in module.globals:
+        return module.globals[name]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [_LLVM[precision].as_pointer(), *[_I64] * 5]), name)
+    function.linkage = 'internal'
+    function.attributes.add('noinline')
+    builder = ir.IRBuilder(function.append_basic_block())
+    xp = _Vectors(builder)
+    out, key, stream, update, draw, start = function.args
+    lanes = ir.Constant(_vector('uint64'), [ir.Constant(_I64, lane) for lane in range(noise.LANES)])
+    first = xp.repeated(builder.lshr(start, ir.Constant(_I64, 2))) + _Vector(builder, lanes, 'uint64')
+    key_low, key_high = builder.and_(key, ir.Constant(_I64, 0xffffffff)), builder.lshr(key, ir.Constant(_I64, 32))
+    words = noise.philox((first, *map(xp.repeated, (update, stream, draw))), (xp.repeated(key_low), xp.repeated(key_high)), xp)
+    samples = [sample for k in (0, 2) for sample in noise.pair(precision, words[k], words[k + 1], xp)]
+    for k, sample in enumerate(samples):
+        place = builder.gep(out, [ir.Constant(_I64, k * noise.LANES)])
+        builder.store(sample.value, builder.bitcast(place, sample.value.type.as_pointer()), align=8)
+    builder.ret_void()
+    return function
+
+
+def _normals(numba_type: types.Type, precision: str) -> Callable[..., numpy.ndarray]:
+    array_type = types.Array(numba_type, 1, 'C')
+
+    @intrinsic
+    def normals(typing_context: Any, key: types.Type, stream: types.Type, update: types.Type, draw: types.Type, start: types.Type
+                ) -> Typed:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+            with builder.goto_entry_block():
+                out = builder.alloca(_LLVM[precision], noise.BLOCK)
+                out.align = 64
+            builder.call(_fill(builder.module, precision), [out, *args])
+            return _array(context, builder, array_type, out, _I64(noise.BLOCK))
+        return array_type(*[types.int64] * 5), generate
+    return normals
+
+
+# `noise.normals` for `noise.BLOCK` elements from ``start`` on, a multiple of it, on the stack of the caller
+normals_f32, normals_f64 = _normals(types.float32, 'float32'), _normals(types.float64, 'float64')
 
 
 _home = os.getpid()

@@ -11,10 +11,11 @@ from ..rules.base import KernelKey, Rule
 from ..rules.graph import WEIGHT, Graph, Node, trace
 from ..schema import compute_type
 
-__all__ = ['BYTES', 'GRADIENT', 'HALF', 'LoopPass', 'Plan', 'ScalarPass', 'Stage', 'Storage', 'cut', 'plan', 'variable',
+__all__ = ['BYTES', 'GRADIENT', 'HALF', 'NOISE', 'LoopPass', 'Plan', 'ScalarPass', 'Stage', 'Storage', 'cut', 'plan', 'variable',
            'with_coefficients']
 
 GRADIENT, HALF = 'gradient', 'half'
+NOISE = 'noise_key', 'noise_stream', 'noise_update'   # roles of a rule that draws: numbers of a tensor in the place of addresses
 BYTES = {'float16': 2, 'bfloat16': 2, 'float32': 4, 'float64': 8}
 
 
@@ -80,6 +81,11 @@ class LoopPass(NamedTuple):
         """Nodes that are not read from memory."""
         return [node for node in self.body if node not in self.loads]
 
+    @property
+    def draws(self) -> List[Node]:
+        """Samples of the standard normal distribution (`rules.noise`), by the number of the draw."""
+        return [node for node in self.body if node.op == 'noise']
+
 
 Pass = Union[ScalarPass, LoopPass]
 
@@ -88,7 +94,7 @@ class Plan(NamedTuple):
     """The update of a list of tensors.
 
     ``roles``         what a tensor is to the update: weight (its master, where there is one, and then half, the
-                      weight of half precision that follows it), gradient, and the slots
+                      weight of half precision that follows it), gradient, the slots, and where it draws noise, `NOISE`
     ``coefficients``  names, in the order of a row of the table that the kernel gets
     ``passes``        in the order of execution
     ``kept``          node -> its column in the table of numbers that are used outside the pass that computes them
@@ -193,8 +199,10 @@ def _order(roots: Set[Node], stop: Any) -> List[Node]:
 
 def plan(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage) -> Plan:
     """Trace ``rule`` and divide it into passes for tensors that are stored as ``storage``."""
-    stages = cut(trace(rule, static, coefficients))
-    roles = (WEIGHT, *([HALF] if storage.master else []), GRADIENT, *(s.name for s in static.slots))
+    graph = trace(rule, static, coefficients)
+    stages = cut(graph)
+    roles = (WEIGHT, *([HALF] if storage.master else []), GRADIENT, *(s.name for s in static.slots),
+             *(NOISE if any(node.op == 'noise' for node in graph.nodes) else ()))
     passes: List[Pass] = []
     for k, stage in enumerate(stages):
         if stage.scalars:
@@ -205,7 +213,8 @@ def plan(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], sto
 
 
 def _loop_pass(stage: 'Stage', roles: Sequence[str], storage: Storage) -> LoopPass:
-    loads = {node: stage.loads.get(node, node.name) for node in stage.body if node in stage.loads or not node.args}
+    loads = {node: stage.loads.get(node, node.name) for node in stage.body
+             if node in stage.loads or (not node.args and node.op != 'noise')}
     used = {*loads.values(), *stage.stores}
     if WEIGHT in stage.stores and storage.master:
         used.add(HALF)

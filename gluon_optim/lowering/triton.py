@@ -13,7 +13,8 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Type
 
 from ..rules.base import KernelKey, Rule
 from ..rules.graph import WEIGHT, Node
-from .plan import HALF, LoopPass, Plan, ScalarPass, Storage, plan, variable, with_coefficients
+from . import noise
+from .plan import HALF, NOISE, LoopPass, Plan, ScalarPass, Storage, plan, variable, with_coefficients
 from .source import load
 
 __all__ = ['BLOCK', 'ITEM', 'Kernel', 'Storage', 'kernel', 'source_of']
@@ -68,6 +69,18 @@ _FORMATS = {
     'minimum': 'tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})', 'maximum': 'tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})',
     'sign': '({0} > 0).to({T}) - ({0} < 0).to({T})', 'where': 'tl.where({0}, {1}, {2})',
 }
+_NORMALS = """
+
+@triton.jit
+def normals(key, stream, update, draw, element):
+    key, stream, update = key.to(tl.uint64), stream.to(tl.uint64), update.to(tl.uint64)
+    draw, element = tl.full((), draw, tl.uint64), element.to(tl.uint64)
+    {lines}
+    return {result}
+"""
+_NOISE = {'assign': '{name} = {value}', 'number': 'tl.full((), {0!r}, tl.{T})', 'astype': '{0}.to(tl.{T})',
+          'view': '{0}.to(tl.{T}, bitcast=True)', 'where': 'tl.where({0}, {1}, {2})', 'sqrt float32': 'tl.sqrt_rn({0})',
+          'sqrt float64': 'tl.sqrt({0})', 'log': 'tl.log({0})', 'cos': 'tl.cos({0})', 'sin': 'tl.sin({0})'}
 # in single precision Triton's own are approximations
 _ROUNDED: Dict[str, Dict[str, str]] = {
     'float32': {'sqrt': 'tl.sqrt_rn({0})', '/': 'tl.div_rn({0}, {1})'},
@@ -86,6 +99,9 @@ class _Printer:
     @property
     def text(self) -> str:
         parts = [_HEAD]
+        if NOISE[0] in self.plan.roles:
+            lines, result = noise.normals(self.storage.precision, _NOISE)
+            parts.append(_NORMALS.format(lines='\n    '.join(lines), result=result))
         for k, one in enumerate(self.plan.passes):
             body = self._scalar_pass(one) if isinstance(one, ScalarPass) else self._loop_pass(one)
             parts += [_PASS.format(k=k), '\n'.join('    ' + line for line in body), '\n']
@@ -121,6 +137,7 @@ class _Printer:
                 *self._coefficients(one.computed),
                 *[f'{variable(node)} = tl.load({self._kept(node)})' for node in one.scalars],
                 *[f'total{k} = tl.zeros((BLOCK,), {self.type})' for k in range(len(one.sums))],
+                *([f'{role} = tl.load(addresses + {self.plan.roles.index(role)} * n + i)' for role in NOISE] if one.draws else []),
                 'for done in range(0, size, BLOCK):',
                 '    j = done + tl.arange(0, BLOCK)',
                 '    inside = j < size',
@@ -132,8 +149,8 @@ class _Printer:
         """The computation for a block of elements."""
         body = []
         for node in one.body:
-            value = f'tl.load({one.loads[node]}_at + j, mask=inside, other=0.0).to({self.type})' if node in one.loads \
-                else self._expression(node)
+            value = (f'tl.load({one.loads[node]}_at + j, mask=inside, other=0.0).to({self.type})' if node in one.loads
+                     else f'normals({", ".join(NOISE)}, {node.name}, start + j)' if node.op == 'noise' else self._expression(node))
             body.append(f'{variable(node)} = {value}')
         body += [f'total{k} += tl.where(inside, {variable(node.args[0])}, 0.0)' for k, node in enumerate(one.sums)]
         for slot, node in one.stores.items():

@@ -448,8 +448,8 @@ REASONS: Dict[str, str] = {
     'lars': 'parameter names decide what is adapted, and MXNet corrects only some momenta; continue with larc, clip=False',
     'lbsgd': 'it accumulates gradients on its own, and its rate depends on what it has seen',
     'noise_adaptive_sgd': 'no class elsewhere computes it',
-    'psgld': "it draws MXNet's random numbers",
-    'sgld': "it draws MXNet's random numbers",
+    'psgld': 'it draws random numbers, which no class elsewhere draws alike',
+    'sgld': 'it draws random numbers, which no class elsewhere draws alike',
     'signum': 'no class elsewhere computes it',
     'sngd': 'no class elsewhere computes it',
 }

@@ -12,11 +12,12 @@ import inspect
 import logging
 import numbers
 import weakref
-from typing import Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Type
+from typing import Any, ClassVar, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Type
 
 import numpy
 
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
+from mxnet import ndarray as nd
 from mxnet.ndarray import sparse
 from mxnet.ndarray.ndarray import NDArray
 from mxnet.ndarray.ndarray import array as nd_array
@@ -26,12 +27,14 @@ from .. import rules
 from ..rules.base import BASE_HYPERS, scalars
 from ..rules.mx import DROP_INS
 from ..rules.mx.base import MXRule
+from ..rules.mx.lbsgd import Accumulation
 from ..rules.mx.nadam import momentum
-from ..rules.runtimes import runs_on
+from ..rules.runtimes import draws_itself, runs_on
 from ..schema import Hyper, Values, check_known, one_of
 from ..states.model import ParameterInfo
 from ..states.mxnet_files.builtins import BUILTINS, Builtin
-from .executors import Update, check_weight
+from .executors import Executor, Update, check_weight, has_kernels
+from .noise import Sampler
 from .optimizer import Runner
 
 __all__ = ['accelerate', 'accelerated', 'create', 'drop_in', 'restore_builtins']
@@ -191,16 +194,21 @@ class DropIn(Runner):
             super()._update(indices, weights, gradients, states, mixed)
             return
         self.hyperparameters()  # checked here too
-        update = self.replaces.update_multi_precision if mixed else self.replaces.update
         dense = []
         for one in zip(indices, weights, gradients, states):
             if runs_on(self.rule, 'kernels') and not any(isinstance(array, sparse.BaseSparseNDArray) for array in one[1:3]):
                 dense.append(one)
             else:
-                update(self, *one)
+                self._by_mxnet([one], mixed)
         if dense:
             indices, weights, gradients, states = zip(*dense)
             super()._update(indices, weights, gradients, states, mixed)
+
+    def _by_mxnet(self, ones: Iterable[Tuple[Any, ...]], mixed: bool) -> None:
+        """Hand index, weight, gradient and state of each parameter to MXNet's own update."""
+        update = self.replaces.update_multi_precision if mixed else self.replaces.update
+        for one in ones:
+            update(self, *one)
 
     def _take_begin(self) -> None:
         if not self.begin_num_update:
@@ -250,31 +258,52 @@ class SGD(WithMomentum, mx_optimizer.SGD):
         return max(int(self.__dict__['aggregate_num']), 1)
 
 
-class SGLD(DropIn, mx_optimizer.SGLD):
+class SGLD(Sampler, DropIn, mx_optimizer.SGLD):
     temperature = 1.0
+    noise = 'mxnet'
     _rate: float
 
-    def __init__(self, temperature: float = 1.0, **arguments: Any):
-        self.temperature = temperature
+    def __init__(self, temperature: float = 1.0, noise: str = 'mxnet', **arguments: Any):
+        self.temperature, self.noise = temperature, noise
         super().__init__(**arguments)
 
     def __getstate__(self) -> Dict[str, Any]:
         state = super().__getstate__()
-        if state.get('temperature') == 1:
-            del state['temperature']  # as MXNet has it
+        for name in ('temperature', 'noise'):
+            if state.get(name) == getattr(SGLD, name):
+                del state[name]  # as MXNet has it
         return state
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self.temperature != 1:
             raise ValueError(f"The temperature of an sgld that is pickled must be 1, for MXNet's own has none. Received: "
                              f'temperature={self.temperature!r}. Save with go.save_states or go.save_checkpoint.')
+        if self.noise != 'mxnet':
+            raise ValueError("The noise of an sgld that is pickled must be MXNet's, for MXNet's own knows no other. Received: "
+                             f'noise={self.noise!r}. Save with go.save_states or go.save_checkpoint.')
         return super().__reduce_ex__(protocol)
+
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
+        keys = super()._count(indices)
+        for index, (_, rate, _) in zip(indices, keys):
+            self._check_rate(index, rate)
+        return keys
+
+    def _check_rate(self, index: Any, rate: float) -> None:
+        if not rate >= 0:
+            parameter = self.param_dict.get(index)
+            name = self.idx2name.get(index, index) if parameter is None else parameter.name
+            raise ValueError(f'The learning rate of sgld must be 0 or more. Received: {rate!r} for the parameter '
+                             f'{name!r}. Look at learning_rate, lr_scheduler and lr_mult. It was not updated.')
 
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
                 mixed: bool) -> None:
         """MXNet's, where the rate is not 0. With that a parameter stays, and MXNet fails later: it has no normal distribution
-        of deviation 0. The rule's, at another temperature."""
+        of deviation 0. The rule's, at another temperature and with noise of its own."""
         h = self.hyperparameters()
+        if draws_itself(self.rule, h):
+            Runner._update(self, indices, weights, gradients, states, mixed)
+            return
         for index, weight, gradient, state in zip(indices, weights, gradients, states):
             if self._skips:
                 return
@@ -294,11 +323,7 @@ class SGLD(DropIn, mx_optimizer.SGLD):
                 tempered.run([row], [0])
                 continue
             self._uncount([index], *before)
-            if not self._rate > 0:
-                parameter = self.param_dict.get(index)
-                name = self.idx2name.get(index, index) if parameter is None else parameter.name
-                raise ValueError(f'The learning rate of sgld must be 0 or more. Received: {self._rate!r} for the parameter '
-                                 f'{name!r}. Look at learning_rate, lr_scheduler and lr_mult. It was not updated.')
+            self._check_rate(index, self._rate)
             super()._update([index], [weight], [gradient], [state], mixed)
 
     def _get_lr(self, index: Any) -> float:
@@ -306,7 +331,84 @@ class SGLD(DropIn, mx_optimizer.SGLD):
         return self._rate
 
 
-class LBSGD(DropIn, mx_optimizer.LBSGD):
+class LBSGD(WithMomentum, mx_optimizer.LBSGD):
+    _process_only = (*DropIn._process_only, '_accumulation', '_own_sums', '_numbers')
+
+    def _set_up(self) -> None:
+        super()._set_up()
+        self._accumulation = Executor(Accumulation, lambda state, h, mixed: ((), None), self.slot_dtype)
+        self._numbers: Dict[Any, int] = {}        # of gradients, with those of the update that is being counted
+        self._own_sums: Dict[Any, NDArray] = {}   # by parameter and device: only these arrays are added to in place
+
+    def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
+                mixed: bool) -> None:
+        """Add the gradients up, and update those parameters that have got the last one of batch_scale."""
+        if not indices or self._skips:
+            return
+        h = self.hyperparameters()
+        half = any(weight.dtype == numpy.float16 for weight in weights) and not mixed
+        plain = {*map(type, weights), *map(type, gradients)} <= {NDArray} and has_kernels(weights[0].context)
+        if not plain or (half and h.warmup_strategy == 'lars'):   # MXNet squares in float16 for the norms
+            self._by_mxnet(zip(indices, weights, gradients, states), mixed)
+            return
+        if mixed and h.batch_scale > 1:   # MXNet adds up in float32
+            slots, masters = zip(*[self.split_state(state, h, mixed) for state in states])
+            self._update(indices, masters, [g.astype('float32') for g in gradients], [s[0] if s else None for s in slots], False)
+            for weight, master in zip(weights, masters):
+                nd.cast(master, dtype='float16', out=weight)
+            return
+        held = [self._get_cum_gradient(index) for index in indices]
+        first = [not (one and one['num_cums'] > 0 and isinstance(one['cum_grad'], NDArray)) for one in held]
+        numbers = [one['num_cums'] + 1 if one and one['num_cums'] > 0 else self.init_updates + 1 for one in held]
+        due = [i for i, number in enumerate(numbers) if number % self.batch_scale == 0]
+        context = weights[0].context   # a kvstore leaves gradients on others
+        adding = self._adding(indices, gradients, held, first, context) if h.batch_scale > 1 else []
+        sums = [self._own_sums[index, context] for index in indices] if adding else gradients
+        own = [[values[i] for i in due] for values in (indices, weights, sums, states)]
+        update = self._executor.prepare((tuple(own[0]), context), Update(*own[1:]), h, mixed) if due else None
+        self._executor.use(h)
+        self._numbers = dict(zip(indices, numbers))
+        table, rows = self._coefficients(h, indices, weights[0].dtype)
+        for prepared in adding:
+            prepared.run([{'rescale_grad': 1.0}], [0] * len(prepared.update.weights))
+        if update is not None:
+            update.run(table, [rows[i] for i in due])
+        self.cumgrads.update((index, {'cum_grad': 0 if number % self.batch_scale == 0 else total, 'num_cums': number})
+                             for index, number, total in zip(indices, numbers, sums))
+
+    def _adding(self, indices: Sequence[Any], gradients: Sequence[NDArray], held: Sequence[Dict[str, Any]], first: Sequence[bool],
+                context: Any) -> List[Any]:
+        """What adds the gradients to the sums of their parameters: those that start one, and those that have one."""
+        for index, gradient, one, starts in zip(indices, gradients, held, first):
+            own, total = self._own_sums.get((index, context)), None if starts else one['cum_grad']
+            if own is None or own.shape != gradient.shape or own.dtype != gradient.dtype:
+                own = self._own_sums[index, context] = nd.zeros(gradient.shape, context, gradient.dtype)
+            if total is not None and total is not own:
+                total.copyto(own)   # one that was loaded, perhaps on another device
+        prepared = []
+        for starts in (True, False):
+            members = [i for i, one in enumerate(first) if one is starts]
+            if members:
+                sums = [self._own_sums[indices[i], context] for i in members]
+                update = Update(sums, [gradients[i] for i in members], [()] * len(members))
+                key = starts, tuple(map(indices.__getitem__, members)), context
+                prepared.append(self._accumulation.prepare(key, update, Accumulation.hyperparameters(first=starts), False))
+        return prepared
+
+    def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
+        keys = super()._count(indices)
+        # t of the rule counts gradients
+        return [(number - self.init_updates, rate, wd) for number, (_, rate, wd) in
+                zip(map(self._numbers.__getitem__, indices), keys)]
+
+    def _rates(self, indices: Sequence[Any]) -> List[float]:
+        """Each parameter's before it is counted."""
+        rates = []
+        for index in indices:
+            rates.append(self._get_lr(index))
+            self._update_count(index)
+        return rates
+
     @property
     def begin_epoch(self) -> float:
         return float(self.init_updates / self.updates_per_epoch)

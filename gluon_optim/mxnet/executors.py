@@ -7,7 +7,7 @@ import ctypes
 import functools
 import logging
 import operator
-from typing import Any, Callable, Dict, NamedTuple, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Type
 
 import numpy
 
@@ -16,12 +16,15 @@ from mxnet import base as mx_base
 from mxnet import ndarray as nd
 
 from ..rules.base import KernelKey, Rule, scalars
+from ..rules.noise import Noise
 from ..rules.runtimes import runs_on
 from ..schema import Values
 
 log = logging.getLogger('gluon_optim')
 
-__all__ = ['Executor', 'Update', 'check_weight']
+__all__ = ['Counter', 'Executor', 'Update', 'check_weight', 'has_kernels']
+
+Counter = Tuple[int, int, int]   # the key, the stream and the update of `Noise`
 
 KEEP = 16384  # number of tensors to keep prepared between steps
 
@@ -64,15 +67,20 @@ class Executor:
         self._static: Any = None
         self.coefficients: Tuple[str, ...] = ()  # their names
 
-    def prepare(self, key: Any, update: Update, h: Values, mixed: bool) -> Any:
-        """Check ``update`` and return an object whose ``run(table, rows)`` updates parameter i with the coefficients
-        ``table[rows[i]]``. ``key`` identifies the list of parameters between steps, ``mixed`` says that states have masters.
-
-        Raises TypeError or ValueError before anything is written.
-        """
+    def use(self, h: Values) -> None:
+        """Find out what follows from ``h``."""
         if h is not self._h:
             self._h, self._static = h, self.rule.static(h)
             self.coefficients = tuple(self.rule.all_coefficients(scalars, h, 1))
+
+    def prepare(self, key: Any, update: Update, h: Values, mixed: bool) -> Any:
+        """Check ``update`` and return an object whose ``run(table, rows, noise)`` updates parameter i with the coefficients
+        ``table[rows[i]]`` and, where the rule draws it, the noise of the key, the stream and the update ``noise[i]``. ``key``
+        identifies the list of parameters between steps, ``mixed`` says that states have masters.
+
+        Raises TypeError or ValueError before anything is written.
+        """
+        self.use(h)
         static = self._static
         key = (key, mixed)
         prepared = self._prepared.get(key)
@@ -85,8 +93,7 @@ class Executor:
         slots, masters = zip(*[self._split(state, h, mixed) for state in update.states])
         arrays = Arrays(update.weights, update.gradients, slots, masters if mixed else ())
         _check(self.rule, static, arrays, self._slot_dtype('float32' if mixed else update.weights[0].dtype))
-        on_cpu = update.weights[0].context.device_type.startswith('cpu')
-        kind = _Loops if runs_on(self.rule, 'kernels') and on_cpu and _compiler() is not None else _Operators
+        kind = _Loops if runs_on(self.rule, 'kernels', h) and has_kernels(update.weights[0].context) else _Operators
         rule = self.rule.on_masters() if mixed else self.rule
         prepared = self._prepared[key] = kind(rule, static, self.coefficients, arrays)
         prepared.update = Update(*map(tuple, update))  # the caller's lists may change
@@ -94,6 +101,11 @@ class Executor:
         while self._tensors > KEEP and len(self._prepared) > 1:
             self._tensors -= len(self._prepared.popitem(last=False)[1].update.weights)
         return prepared
+
+
+def has_kernels(context: Any) -> bool:
+    """Whether rules run in compiled kernels on ``context``."""
+    return context.device_type.startswith('cpu') and _compiler() is not None
 
 
 def _same(old: Sequence[Any], new: Sequence[Any]) -> bool:
@@ -147,7 +159,9 @@ class _Loops:
             return _same_kind(self._handles, self._described)
         return True
 
-    def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int]) -> None:
+    def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int], noise: Optional[Sequence[Counter]] = None) -> None:
+        if noise is not None:
+            self._batch.addresses[-3:] = numpy.transpose(noise)   # NOISE, the last roles
         coefficients = [[c[name] for name in self._names] for c in table]
         nd.waitall()  # gradients are complete, and nothing reads the weights any more
         _fetch(self._handles, self._fetched)
@@ -216,6 +230,11 @@ class _Namespace:
                           else a if a.shape == full.shape else a.broadcast_to(full.shape) for a in (condition, x, y)))
 
 
+def _like(values: numpy.ndarray, x: Any) -> Any:
+    """NumPy's ``values`` as an array like ``x``."""
+    return nd.array(values, ctx=x.context, dtype=values.dtype)
+
+
 class _Operators:
     """A list of parameters for MXNet's operators: nothing waits for a result, and temporaries are not kept."""
 
@@ -228,17 +247,18 @@ class _Operators:
         """Whether ``update`` has the arrays of the last one."""
         return all(map(_same, self.update, update))
 
-    def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int]) -> None:
+    def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int], noise: Optional[Sequence[Counter]] = None) -> None:
         weights, gradients, slots, masters = self._arrays
         for i, row in enumerate(rows):
-            self._one(table[row], weights[i], gradients[i], slots[i], masters[i] if masters else None)
+            xp = _Namespace if noise is None else Noise(_Namespace, *noise[i], array=_like)
+            self._one(xp, table[row], weights[i], gradients[i], slots[i], masters[i] if masters else None)
 
-    def _one(self, c: Dict[str, float], weight: Any, gradient: Any, slots: Tuple[Any, ...], master: Any) -> None:
+    def _one(self, xp: Any, c: Dict[str, float], weight: Any, gradient: Any, slots: Tuple[Any, ...], master: Any) -> None:
         named = dict(zip((slot.name for slot in self.static.slots), slots))
         precision = 'float64' if weight.dtype == numpy.float64 else 'float32'
         exact = weight.astype(precision, copy=False) if master is None else master
         wide = {name: array.astype(precision, copy=False) for name, array in named.items()}
-        new_weight, new_slots = self.rule.apply(_Namespace, self.static, c, exact, gradient.astype(precision, copy=False), wide)
+        new_weight, new_slots = self.rule.apply(xp, self.static, c, exact, gradient.astype(precision, copy=False), wide)
         for name, value in new_slots.items():
             value.astype(named[name].dtype, copy=False).copyto(named[name])
         if exact is weight or exact is master:

@@ -14,9 +14,10 @@ from mxnet import ndarray as nd
 from mxnet.optimizer import optimizer as mx_optimizer
 
 from ..rules.base import BASE_HYPERS, Rule, scalars
+from ..rules.runtimes import needs
 from ..schema import Values, check_known, one_of
 from ..states.model import MULTIPLIERS, ParameterInfo
-from .executors import Executor, Update, check_weight
+from .executors import Counter, Executor, Update, check_weight
 from .typing import TrainerLike
 from .weights import keep_kvstore, trainer_of
 
@@ -301,7 +302,11 @@ class Runner(mx_optimizer.Optimizer):
         h = self.hyperparameters()
         key = (tuple(indices), weights[0].context)
         prepared = self._executor.prepare(key, Update(weights, gradients, states), h, mixed)
-        prepared.run(*self._coefficients(h, indices, weights[0].dtype))
+        prepared.run(*self._coefficients(h, indices, weights[0].dtype), self._noise(h, indices))
+
+    def _noise(self, h: Values, indices: Sequence[Any]) -> Optional[Sequence[Counter]]:
+        """What the update that was just counted draws its noise from, for each parameter; None for a rule that draws none."""
+        return None
 
     def _coefficients(self, h: Values, indices: Sequence[Any], dtype: Any) -> Tuple[List[Dict[str, float]], List[int]]:
         """Count one update of each parameter. Returns the coefficients for each distinct `_count`, and for each parameter which
@@ -465,9 +470,10 @@ class RuleOptimizer(Runner):
 
     def _check_copies(self, trainer: TrainerLike, contexts: Sequence[Any]) -> None:
         super()._check_copies(trainer, contexts)
-        if 'noise' in self.rule.needs and len(contexts) > 1:
+        if "MXNet's noise" in needs(self.rule, self.hyperparameters()) and len(contexts) > 1:
             raise ValueError(f'{self.rule.name} must draw one noise for all copies of a parameter. Received: parameters on '
-                             f'{contexts}, each updated where it is. Create the trainer with update_on_kvstore=True.')
+                             f"{contexts}, each updated where it is. Create the optimizer with noise='philox' where it has that, "
+                             'or the trainer with update_on_kvstore=True.')
 
     def _given(self) -> Dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}
@@ -520,6 +526,7 @@ def _check_begin(begin: Any) -> None:
 def _signature(rule: Type[Rule]) -> inspect.Signature:
     """The signature that ``help`` shows: MXNet's name for each argument, and its default."""
     own = [(hyper.name, None if hyper.name == 'learning_rate' else hyper.default) for hyper in rule.hypers + BASE_HYPERS]
+    own += [('seed', None)] if 'noise' in rule.needs else []
     base = [('lr_scheduler', None), ('begin_num_update', 0), ('multi_precision', False)]
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Signature([inspect.Parameter(name, keyword, default=default) for name, default in own + base])

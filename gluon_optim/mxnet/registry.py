@@ -10,6 +10,7 @@ from mxnet.optimizer.optimizer import Optimizer
 from .. import rules
 from ..rules.mx import DROP_INS
 from ..schema import check_known, lower_name
+from .noise import Sampler
 from .optimizer import RuleOptimizer
 
 __all__ = ['create', 'register']
@@ -56,7 +57,8 @@ def _register(cls: Any, name: Optional[str]) -> Any:
     if issubclass(cls, rules.Rule):
         rules.add(cls, name)
         path = {'__module__': cls.__module__, '__qualname__': cls.__qualname__}
-        optimizer = type(cls.__name__, (UserOptimizer,), {'rule': cls, **path})
+        bases = (Sampler, UserOptimizer) if 'noise' in cls.needs else (UserOptimizer,)
+        optimizer = type(cls.__name__, bases, {'rule': cls, **path})
     _CLASSES[name] = Optimizer.opt_registry[name] = optimizer
     return cls
 
@@ -169,7 +171,7 @@ class NovoGrad(RuleOptimizer):
 
 
 @_ours
-class PSGLD(RuleOptimizer):
+class PSGLD(Sampler, RuleOptimizer):
     rule = rules.get('psgld')
 
 

@@ -24,7 +24,7 @@ from mxnet.ndarray.ndarray import NDArray
 from mxnet.ndarray.ndarray import array as nd_array
 
 from ..rules.base import TEMPERATURE
-from ..rules.runtimes import needs
+from ..rules.runtimes import draws_itself, needs
 from ..schema import check_int, one_of, some_of
 from ..states import atomic, container
 from ..states.errors import StateFileError
@@ -165,8 +165,8 @@ class Chain(Samples):
     Parameters
     ----------
     trainer : gluon.Trainer
-        With the optimizer 'sgld' or 'psgld', or a rule of your own that draws noise. Where parameters are on several devices,
-        the kvstore must update them: otherwise each copy would get a noise of its own.
+        With the optimizer 'sgld' or 'psgld', or a rule of your own that draws noise. Where parameters are on several devices and
+        MXNet draws the noise, the kvstore must update them: otherwise each copy would get a noise of its own.
     directory : str or os.PathLike
         For this chain alone; created when the first sample is kept. A sample appears when it is complete.
     burn_in : int
@@ -314,9 +314,11 @@ class Chain(Samples):
                              "or load states with hyperparameters='current'.")
         start(self.trainer)
         contexts = contexts_of(self.trainer)
-        if len(contexts) > 1 and not self.trainer._update_on_kvstore:
+        optimizer: Any = self.trainer._optimizer
+        alike = hasattr(optimizer, 'rule') and draws_itself(optimizer.rule, optimizer.hyperparameters())
+        if len(contexts) > 1 and not self.trainer._update_on_kvstore and not alike:
             raise ValueError(f'The copies of a parameter must get the same noise. Received: parameters on {contexts}, each updated '
-                             'where it is. Create the trainer with update_on_kvstore=True.')
+                             "where it is. Create the optimizer with noise='philox', or the trainer with update_on_kvstore=True.")
 
     def _look_around(self, position: int) -> None:
         """Before the first sample after a start or a resumption, which may be that of ``position``: what does the folder hold?"""

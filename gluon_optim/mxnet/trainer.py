@@ -633,7 +633,7 @@ def _hyperparameters(optimizer: Any, states: OptimizerStates, mode: str) -> Valu
     if mode == 'current':
         return now
     try:
-        saved: Values = optimizer.rule.hyperparameters(**states.hypers)
+        saved: Values = optimizer.rule.hyperparameters(**{**optimizer.rule.older, **states.hypers})
     except (TypeError, ValueError) as error:
         raise ValueError(f'The hyper-parameters in the file must be those of {optimizer.rule.name}. {error} '
                          'Pass hyperparameters="current" to keep the trainer\'s.') from error

@@ -20,14 +20,15 @@ import numpy
 
 from ..schema import Hyper, Slot, Values, check_known, compute_type
 
-__all__ = ['BASE_HYPERS', 'TEMPERATURE', 'KernelKey', 'Rule', 'bias_correction', 'clipped', 'divided', 'initial_slot', 'norm',
-           'scalar', 'scalars', 'standard_normal', 'trust_ratio']
+__all__ = ['BASE_HYPERS', 'NOISE', 'TEMPERATURE', 'KernelKey', 'Rule', 'bias_correction', 'clipped', 'divided', 'initial_slot',
+           'norm', 'scalar', 'scalars', 'standard_normal', 'trust_ratio']
 
 BASE_HYPERS = (
     Hyper('rescale_grad', 1.0, '(-inf, inf)', 'factor on the gradient; `Trainer.step(batch_size)` sets it to 1/batch_size'),
     Hyper('clip_gradient', None, '(0, inf)', 'bound on each element of the rescaled gradient', optional=True),
 )
 TEMPERATURE = Hyper('temperature', 1.0, '(0, inf)', 'samplers draw from exp(-U / temperature); 1 is the posterior')
+NOISE = Hyper('noise', 'philox', ('philox', 'mxnet'), "who draws: a counter, inside compiled kernels, or MXNet's generator")
 
 
 class _Scalars:
@@ -73,7 +74,8 @@ def trust_ratio(xp: Any, numerator: Any, denominator: Any) -> Any:
 
 
 def standard_normal(xp: Any, like: Any) -> Any:
-    """Samples of the standard normal distribution in the form of ``like``; NumPy's come from its global generator."""
+    """Samples of the standard normal distribution in the form of ``like``; NumPy's come from its global generator. For those of
+    a trainer pass `gluon_optim.rules.noise.Noise(numpy, ...)` as ``xp``."""
     if xp is numpy:
         return numpy.random.standard_normal(like.shape).astype(like.dtype)  # noqa: NPY002
     return xp.standard_normal(like)
@@ -122,6 +124,8 @@ class Rule:
         What else a runtime must have; `gluon_optim.rules.runtimes` lists the possible values.
     ``supplied``
         Values other than hyper-parameters that belong to the optimizer as a whole; ``h`` has them where they are kept.
+    ``older``
+        Hyper-parameters that came later, and the values of which states from before are.
     ``peers``
         Names of implementations that compute the same, as tests prove.
 
@@ -144,6 +148,7 @@ class Rule:
     lowerable: ClassVar[bool] = True
     needs: ClassVar[FrozenSet[str]] = frozenset()
     supplied: ClassVar[Tuple[str, ...]] = ()
+    older: ClassVar[Mapping[str, Any]] = {}
 
     slots: ClassVar[Callable[[Values], Tuple[Slot, ...]]]
     coefficients: ClassVar[Callable[[Any, Values, Any], Dict[str, Any]]]

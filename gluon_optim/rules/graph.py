@@ -75,6 +75,12 @@ class Graph:
             raise TypeError('xp.sum sums a tensor with the shape of the weight. Received: a scalar.')
         return self._node('sum', (x,), None, 'scalar')
 
+    def standard_normal(self, like: Node) -> Node:
+        """The next samples of `rules.noise`, one for each element; their name is the number of the draw."""
+        if not isinstance(like, Node) or like.size != 'tensor':
+            raise TypeError('xp.standard_normal draws for each element of a tensor of the shape of the weight. Received: a scalar.')
+        return self._node('noise', (), sum(node.op == 'noise' for node in self.nodes), 'tensor')
+
     def sqrt(self, x: Any) -> Node: return self.apply('sqrt', x)
     def exp(self, x: Any) -> Node: return self.apply('exp', x)
     def abs(self, x: Any) -> Node: return self.apply('abs', x)

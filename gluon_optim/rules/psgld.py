@@ -1,6 +1,6 @@
 """Preconditioned stochastic gradient Langevin dynamics (Li, Chen, Carlson, Carin, AAAI 2016, arXiv:1512.07666), Algorithm 1."""
 from ..schema import Hyper, Slot
-from .base import TEMPERATURE, Rule, standard_normal
+from .base import NOISE, TEMPERATURE, Rule, standard_normal
 
 
 class PSGLD(Rule):
@@ -13,6 +13,10 @@ class PSGLD(Rule):
     x is a standard normal sample for each element, g an estimate of the gradient of the sum of the losses of all N examples, wd w
     the gradient of the prior. The path of w samples from a distribution near exp(-U(w) / temperature). Algorithm 1 also adds Gamma,
     the derivative of G. It needs second derivatives and is left out here; docs/SAMPLING.md says what that costs.
+
+    noise='philox' draws x from a counter (`gluon_optim.rules.noise`): the key is the optimizer's `seed`, an argument or drawn once
+    from MXNet's generator, and the counter is the parameter, the number of its update and the element. It is computed in
+    compiled kernels, and the same for all copies of a parameter. noise='mxnet' draws with MXNet's operator.
 
     The paper's V is of the mean gradient, g / N: its lambda, 1e-5, is epsilon / N here, and its step size learning_rate / N.
     """
@@ -27,7 +31,9 @@ class PSGLD(Rule):
         Hyper('rho', 0.99, '[0, 1)', 'decay of the mean of squared gradients (alpha in the paper)'),
         Hyper('epsilon', 1.0, '(0, inf)', 'added to the root (N lambda in the paper): no element moves faster than 1 / epsilon'),
         TEMPERATURE,
+        NOISE,
     )
+    older = {'noise': 'mxnet'}
 
     @staticmethod
     def slots(h):

@@ -2,34 +2,42 @@
 
 Every runtime has elementwise functions and sums over the tensor. ``Rule.needs`` declares what a rule needs beyond them.
 """
-from typing import FrozenSet, Mapping, Tuple, Type
+from typing import FrozenSet, Mapping, Optional, Tuple, Type
 
+from ..schema import Values
 from .base import Rule
 
-__all__ = ['CAN', 'mirrored', 'needs', 'runs_on', 'where_it_runs']
+__all__ = ['CAN', 'draws_itself', 'mirrored', 'needs', 'runs_on', 'where_it_runs']
 
 #: runtime -> what it has beyond elementwise functions and sums over the tensor
 CAN: Mapping[str, FrozenSet[str]] = {
-    'kernels': frozenset({'shared state'}),     # compiled loops, on MXNet's CPU contexts
-    'numpy': frozenset({'shared state', 'noise', 'several gradients', 'python'}),
+    'kernels': frozenset({'shared state', 'noise', 'several gradients'}),     # compiled loops, on MXNet's CPU contexts
+    'numpy': frozenset({'shared state', 'noise', "MXNet's noise", 'several gradients', 'python'}),
     'torch': frozenset(),
     'onnx': frozenset(),
     'optax': frozenset(),
 }
 
 
-def needs(rule: Type[Rule]) -> FrozenSet[str]:
-    """What ``rule`` needs beyond elementwise functions and sums over the tensor.
+def needs(rule: Type[Rule], h: Optional[Values] = None) -> FrozenSet[str]:
+    """What ``rule`` needs beyond elementwise functions and sums over the tensor, with the hyper-parameters ``h`` or its defaults.
 
-    'shared state': numbers that belong to the optimizer as a whole; 'noise': random numbers; 'several gradients': those of
-    earlier calls; 'python': arbitrary Python, which cannot be traced.
+    'shared state': numbers that belong to the optimizer as a whole; 'noise': random numbers; "MXNet's noise": those of its
+    generator; 'several gradients': those of earlier calls; 'python': arbitrary Python, which cannot be traced.
     """
-    return frozenset(rule.needs) | ({'shared state'} if rule.supplied else set()) | (set() if rule.lowerable else {'python'})
+    found = frozenset(rule.needs) | ({'shared state'} if rule.supplied else set()) | (set() if rule.lowerable else {'python'})
+    return found if draws_itself(rule, h) or 'noise' not in found else found | {"MXNet's noise"}
 
 
-def runs_on(rule: Type[Rule], runtime: str) -> bool:
+def draws_itself(rule: Type[Rule], h: Optional[Values] = None) -> bool:
+    """Whether ``rule`` draws the noise of `rules.noise`; one that does not say where from has that of MXNet's generator."""
+    given = {hyper.name: hyper.default for hyper in rule.hypers} if h is None else h.asdict()
+    return 'noise' in rule.needs and given.get('noise') == 'philox'
+
+
+def runs_on(rule: Type[Rule], runtime: str, h: Optional[Values] = None) -> bool:
     """Whether ``runtime`` can do everything that ``rule`` needs."""
-    return needs(rule) <= CAN[runtime]
+    return needs(rule, h) <= CAN[runtime]
 
 
 def mirrored(rule: Type[Rule]) -> bool:

@@ -240,7 +240,7 @@ class _Reader:
         scheduled = self.attributes.get('lr_scheduler') is not None
         given['learning_rate'] = self._base_lr() if scheduled else self._scalar(self.attributes.get('lr'), 'lr')
         try:
-            return rule.hyperparameters(**given).asdict()
+            return rule.hyperparameters(**{**rule.older, **given}).asdict()
         except (KeyError, TypeError, ValueError) as error:
             self.source.fail(f'the hyper-parameters must be those of {rule.name}. {error}')
 
@@ -306,6 +306,11 @@ class _Reader:
     def _variables(self, names: Mapping[Any, str]) -> Dict[str, numpy.ndarray]:
         """State of the optimizer as a whole: numbers, and for lbsgd a dictionary of numbers and arrays per parameter."""
         found: Dict[str, numpy.ndarray] = {}
+        if self.ours is not None and type(self.attributes.get('seed')) is int:   # of one that draws noise
+            streams = self.attributes.get('streams')
+            found['seed'] = numpy.array(self.attributes['seed'])
+            found.update((f'stream:{names.get(key, key)}', numpy.array(stream)) for key, stream in
+                         (streams if type(streams) is dict else {}).items())
         for variable in self.builtin.variables if self.builtin else ():
             value = self.attributes.get(variable)
             tables = value if type(value) is dict else {None: {variable: value}}

@@ -84,7 +84,7 @@ def _written_by(states: OptimizerStates) -> int:
 
 BASE = ('learning_rate', 'wd', 'rescale_grad', 'clip_gradient', 'begin_epoch')
 # values that need no such argument
-NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0), ('temperature', 1.0)]
+NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0), ('temperature', 1.0), ('noise', 'mxnet')]
 SCHEDULERS = ('mxnet.lr_scheduler.', 'gluon_optim.mxnet.lr_scheduler.')
 
 
@@ -178,8 +178,10 @@ def _variables(states: OptimizerStates, target: MXNetClass, index: Mapping[str, 
     for variable, array in states.variables.items():
         value = array.item() if array.ndim == 0 else array
         part, _, name = variable.partition(':')
-        if not name and part in target.attributes:
+        if not name and (part in target.attributes or part == 'seed'):
             found[part] = value
+        elif name in index and part == 'stream':
+            found.setdefault('streams', {})[index[name]] = value
         elif name in index and 'cumgrads' in target.attributes:
             found.setdefault('cumgrads', {}).setdefault(index[name], {})[part] = value
     return found
