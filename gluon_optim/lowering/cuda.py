@@ -19,7 +19,7 @@ from ..rules.base import KernelKey, Rule
 from ..rules.graph import WEIGHT, Node
 from .plan import HALF, LoopPass, Pass, Plan, ScalarPass, Storage, plan, variable, with_coefficients
 
-__all__ = ['BYTES_OF_ARGUMENTS', 'ITEM', 'OPTIONS', 'THREADS', 'Batch', 'Kernel', 'Printed', 'Storage', 'kernel']
+__all__ = ['BYTES_OF_ARGUMENTS', 'ITEM', 'OPTIONS', 'THREADS', 'Batch', 'Kernel', 'Printed', 'Storage', 'capacity', 'evenly', 'kernel']
 
 THREADS = 256               # of a block, a power of two
 ITEM = 4096                 # elements that a block updates
@@ -63,35 +63,32 @@ class Kernel(NamedTuple):
     kept: int
 
 
-def kernel(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage, count: int) -> Kernel:
-    """Print ``rule`` for ``count`` tensors stored as ``storage``, divided among as few launches as possible, evenly.
+@functools.lru_cache(maxsize=None)
+def kernel(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage, tensors: int) -> Kernel:
+    """Print ``rule`` for launches of ``tensors`` tensors stored as ``storage``; a second call returns the same kernel.
 
     Raises NotImplementedError for a rule with an operation that has no text here.
     """
-    return _kernel(rule, static, coefficients, storage, _evenly(count, _capacity(rule, static, coefficients, storage)))
-
-
-def _evenly(count: int, most: int) -> int:
-    """The size of as few parts as possible, of at most ``most``.
-
-    >>> _evenly(161, 60)
-    54
-    """
-    return -(-count // -(-count // most))
-
-
-@functools.lru_cache(maxsize=None)
-def _capacity(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage) -> int:
-    printer = _Printer(plan(rule, static, coefficients, storage), 1)
-    return min((BYTES_OF_ARGUMENTS - 16) // printer.bytes_of(one) for one in printer.passes)
-
-
-@functools.lru_cache(maxsize=None)
-def _kernel(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage, tensors: int) -> Kernel:
     planned = plan(rule, static, coefficients, storage)
     printer = _Printer(planned, tensors)
     return Kernel(printer.text, tuple(printer.passes), tensors, planned.roles, coefficients, storage, planned.sums,
                   len(planned.kept))
+
+
+@functools.lru_cache(maxsize=None)
+def capacity(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: Storage) -> int:
+    """How many tensors a launch can take: those with arguments of 4096 bytes in the pass that needs most for each."""
+    printer = _Printer(plan(rule, static, coefficients, storage), 1)
+    return min((BYTES_OF_ARGUMENTS - 16) // printer.bytes_of(one) for one in printer.passes)
+
+
+def evenly(count: int, most: int) -> int:
+    """The size of as few parts of ``count`` as possible, of at most ``most`` each.
+
+    >>> evenly(161, 60)
+    54
+    """
+    return -(-count // -(-count // most))
 
 
 class Batch:
@@ -330,8 +327,8 @@ class _Printer:
     def _arguments(self, one: Pass, printed: Printed) -> List[_Argument]:
         """Those of each tensor."""
         written = {*one.stores, *([HALF] if WEIGHT in one.stores else [])}
-        found = [_Argument(f'{"" if role in written else "const "}{_TYPES[self.storage.element(role)]} *', f'at_{role}', f'{role}_at')
-                 for role in printed.roles]
+        found = [_Argument(('' if role in written else 'const ') + _TYPES[self.storage.element(role)] + ' *', f'at_{role}',
+                           f'{role}_at') for role in printed.roles]
         if printed.sized:
             found += [_Argument('long long', 'size', 'size'), _Argument('int', 'first', 'first')]
         return found + [_Argument(self.type, f'c_{name}', f'coefficient_{name}') for name in printed.coefficients]

@@ -54,7 +54,8 @@ def batch(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], st
           context: Any) -> Optional[Batch]:
     """A `Batch`, or None where kernels cannot be compiled, which is said once."""
     try:
-        return Batch(cuda.kernel(rule, static, coefficients, storage, len(sizes)), sizes, context)
+        tensors = cuda.evenly(len(sizes), cuda.capacity(rule, static, coefficients, storage))
+        return Batch(cuda.kernel(rule, static, coefficients, storage, tensors), sizes, context)
     except (NotImplementedError, mx_base.MXNetError) as error:
         _say_once(rule.name, f'{error}'.strip().splitlines()[-1])
         return None
