@@ -251,3 +251,25 @@ def test_a_rule_with_another_operation_is_refused():
     h = Other.hyperparameters()
     with pytest.raises(NotImplementedError, match='tangent'):
         cuda.kernel(Other, Other.static(h), tuple(Other.all_coefficients(scalars, h, 1)), cuda.Storage('float32'), 1)
+
+
+# -- tools/gpu_check.py ---------------------------------------------------------------------------------------------
+
+
+@needs_compiler
+@pytest.mark.parametrize('dtype', ['float32', 'float64', 'float16', 'bfloat16'])
+def test_the_check_for_gpus(monkeypatch, tmp_path, dtype):
+    """All of it but the driver's calls."""
+    pytest.importorskip('torch')
+    cuda_check, gpu_check = (pytest.importorskip(name) for name in ('cuda_check', 'gpu_check'))
+
+    def loaded(kernel):
+        library = emulate({f'x{len(kept)}': kernel}, tmp_path)
+        kept.append(library)
+        return [getattr(library, f'launch_x{len(kept) - 1}_{one.name}') for one in kernel.passes]
+
+    kept = []
+    monkeypatch.setattr(cuda_check, 'loaded', functools.lru_cache(maxsize=None)(loaded))
+    monkeypatch.setattr(cuda_check, 'launch', lambda function, *arguments: function(*arguments, False))
+    row = gpu_check.check_kernels(cuda_check.TorchSteps, 'novograd', dtype, 'cpu')
+    assert row['holds'] and row['launches'] == 3, row

@@ -18,17 +18,17 @@ from mxnet import ndarray as nd
 from ..lowering import cuda
 from ..rules.base import KernelKey, Rule
 
-__all__ = ['Batch', 'are_apart', 'batch']
+__all__ = ['Batch', 'are_alike', 'are_apart', 'batch']
 
 log = logging.getLogger('gluon_optim')
 
 
 class Batch(cuda.Batch):
-    """A list of tensors on ``context``: ``arrays`` are handles of NDArrays."""
+    """A list of tensors on ``context``, updated by ``functions``, the compiled passes: ``arrays`` are handles of NDArrays."""
 
-    def __init__(self, kernel: cuda.Kernel, sizes: Sequence[int], context: Any):
-        self._context, self._own = context, []  # type: Any, List[Any]
-        self._functions = _compiled(kernel, context)
+    def __init__(self, kernel: cuda.Kernel, sizes: Sequence[int], context: Any, functions: Sequence[Any]):
+        self._context, self._functions = context, functions
+        self._own: List[Any] = []
         super().__init__(kernel, sizes)
         for role, handles in zip(kernel.roles, self.arrays):
             handles[len(sizes):] = [self._allocate(1, kernel.storage.element(role)) for _ in handles[len(sizes):]]
@@ -43,7 +43,7 @@ class Batch(cuda.Batch):
 
 
 def _launch(function: Any, context: Any, blocks: int, threads: int, arguments: int) -> None:
-    # not function.launch: it makes an array of each number
+    # not function.launch, which makes a NumPy array of each number
     one = mx_base.mx_uint(1)
     mx_base.check_call(mx_base._LIB.MXRtcCudaKernelCall(
         function.handle, context.device_id, ctypes.c_void_p(arguments), mx_base.mx_uint(blocks), one, one,
@@ -52,13 +52,18 @@ def _launch(function: Any, context: Any, blocks: int, threads: int, arguments: i
 
 def batch(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], storage: cuda.Storage, sizes: Sequence[int],
           context: Any) -> Optional[Batch]:
-    """A `Batch`, or None where kernels cannot be compiled, which is said once."""
+    """A `Batch`, or None where its kernels cannot be compiled, which is said once."""
     try:
-        tensors = cuda.evenly(len(sizes), cuda.capacity(rule, static, coefficients, storage))
-        return Batch(cuda.kernel(rule, static, coefficients, storage, tensors), sizes, context)
-    except (NotImplementedError, mx_base.MXNetError) as error:
-        _say_once(rule.name, f'{error}'.strip().splitlines()[-1])
+        tensors = cuda.evenly(len(sizes), cuda.capacity(rule, static, coefficients, storage))  # type: ignore[arg-type]
+        kernel = cuda.kernel(rule, static, coefficients, storage, tensors)  # type: ignore[arg-type]
+    except NotImplementedError as error:
+        _say_once(rule.name, str(error))
         return None
+    functions, reason = _compiled(kernel, context)
+    if reason:
+        _say_once(rule.name, reason)
+        return None
+    return Batch(kernel, sizes, context, functions)
 
 
 @functools.lru_cache(maxsize=None)
@@ -67,18 +72,26 @@ def _say_once(name: str, reason: str) -> None:
 
 
 @functools.lru_cache(maxsize=None)
-def _compiled(kernel: cuda.Kernel, context: Any) -> List[Any]:
-    """The compiled passes, loaded onto the device: it may be of another architecture than the first, for which MXNet compiles."""
-    functions = _functions(kernel)
+def _compiled(kernel: cuda.Kernel, context: Any) -> Tuple[List[Any], str]:
+    """The compiled passes, or none and why.
+
+    They are loaded onto the device, which may be of another architecture than the first, for which MXNet compiles.
+    """
     number = numpy.zeros(1, numpy.int32)
     pointers = numpy.array([number.ctypes.data])
-    _launch(functions['nothing'], context, 1, 1, pointers.ctypes.data)
-    return [functions[one.name] for one in kernel.passes]
+    try:
+        functions = _functions(kernel)
+        _launch(functions['nothing'], context, 1, 1, pointers.ctypes.data)
+    except (NotImplementedError, mx_base.MXNetError) as error:
+        return [], str(error)
+    return [functions[one.name] for one in kernel.passes], ''
 
 
 @functools.lru_cache(maxsize=None)
 def _functions(kernel: cuda.Kernel) -> Dict[str, Any]:
-    from mxnet import rtc
+    from mxnet import rtc, runtime
+    if not runtime.Features().is_enabled('CUDA_RTC'):
+        raise NotImplementedError('This MXNet is built without mx.rtc.')
     module = rtc.CudaModule(kernel.source, cuda.OPTIONS)
     signatures = {'nothing': 'int', **{one.name: one.signature for one in kernel.passes}}
     return {name: module.get_kernel(name, signature) for name, signature in signatures.items()}
