@@ -81,22 +81,23 @@ def intact(buffer):
 
 
 class Device:
-    """What MXNet built with CUDA has and the one here lacks, at its C API: kernels that a GPU would run are emulated, on the memory of
-    CPU contexts. As src/common/rtc.cc has it: arrays of other types than the signature says are refused; one that is there twice
-    would make the engine wait for itself.
+    """What MXNet built with CUDA has and the one here lacks, at its C API: kernels that a GPU would run are emulated, on the memory
+    of CPU contexts. As src/common/rtc.cc has it: arrays of other types than the signature says are refused; one that is there
+    twice would make the engine wait for itself.
 
     ``launches``  name of the kernel, and how many arrays it was given to read and to write
     ``waits``     calls that wait for the device, or copy to or from it
     """
 
-    WAITS = ('MXNDArrayWaitToRead', 'MXNDArrayWaitToWrite', 'MXNDArrayWaitAll', 'MXNDArraySyncCopyFromCPU', 'MXNDArraySyncCopyToCPU',
-             'MXNDArraySyncCopyFromNDArray')
+    WAITS = ('MXNDArrayWaitToRead', 'MXNDArrayWaitToWrite', 'MXNDArrayWaitAll', 'MXNDArraySyncCopyFromCPU',
+             'MXNDArraySyncCopyToCPU', 'MXNDArraySyncCopyFromNDArray')
 
     def __init__(self, library, monkeypatch, folder):
         self.library, self._folder, self._libraries, self._kernels = library, folder, {}, {}
         self.launches, self.waits, self.sources = [], [], []
         self.fails = False   # to compile
-        self._real = {name: getattr(library, name) for name in (*self.WAITS, 'MXNDArrayGetDType', 'MXNDArrayGetData', 'MXRtcCudaModuleCreate')}
+        needed = 'MXNDArrayGetDType', 'MXNDArrayGetData', 'MXRtcCudaModuleCreate'
+        self._real = {name: getattr(library, name) for name in (*self.WAITS, *needed)}
         for name in self.WAITS:
             monkeypatch.setattr(library, name, self._counted(name))
         for name in ('ModuleCreate', 'ModuleFree', 'KernelCreate', 'KernelFree', 'KernelCall'):

@@ -17,12 +17,12 @@ from test_lowering import Run as NumbaRun
 
 from gluon_optim import rules
 from gluon_optim.lowering import cuda
-from gluon_optim.lowering.plan import GRADIENT, plan
+from gluon_optim.lowering.plan import LoopPass, plan
 from gluon_optim.rules.base import scalars
 from gluon_optim.rules.runtimes import runs_on
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tools'))
-import nvrtc  # noqa: E402
+import nvrtc
 
 NAMES = [name for name in rules.names(drop_ins=True, samplers=True) if runs_on(rules.get(name), 'kernels')]
 STORAGES = [('float32', False, False), ('float64', False, False), ('float16', True, False), ('float16', False, False),
@@ -167,8 +167,9 @@ class Run(NumbaRun):
 
     def half_slots_between_passes(self):
         """Whether a pass reads back what an earlier one has rounded to half precision, which the rule does not say."""
-        loops = [one for one in plan(self.rule, self.static, self.kernel.coefficients, self.storage).passes if hasattr(one, 'scalars')]
-        return self.storage.half_slots and any(role not in (GRADIENT, node.name) for one in loops for node, role in one.loads.items())
+        passes = plan(self.rule, self.static, self.kernel.coefficients, self.storage).passes
+        loads = [load for one in passes if isinstance(one, LoopPass) for load in one.loads.items()]
+        return self.storage.half_slots and any(role != node.name for node, role in loads)
 
     def check_beside_numba(self):
         other = NumbaRun(self.rule, self.h, self.storage.dtype, self.storage.master, SHAPES, self.storage.half_slots)
@@ -209,12 +210,13 @@ def test_every_rule_is_what_it_is_in_numpy(library, storage):
 
 @needs_compiler
 def test_conversions_are_those_of_numpy(tmp_path):
-    """Those of the header, as PTX's cvt has them, and bfloat16's in the source, which has no NumPy type: the upper half of a float32."""
+    """Those of the header, as PTX's cvt has them, and bfloat16's in the source: the upper half of a float32."""
     source = tmp_path / 'conversions.cpp'
     head = printed(rules.get('adamw'), hypers_of('adamw'), cuda.Storage('float32'), 1).source.partition('\n#define PARAMETERS_0')[0]
-    loops = ''.join(f'extern "C" void all_{name}(const {a} *x, {b} *y, int n) {{ for (int i = 0; i < n; i++) y[i] = {name}(x[i]); }}\n'
-                    for name, a, b in (('half_to_float', 'unsigned short', 'float'), ('float_to_half', 'float', 'unsigned short'),
-                                       ('bfloat_to_float', 'unsigned short', 'float'), ('float_to_bfloat', 'float', 'unsigned short')))
+    loop = 'extern "C" void all_{0}(const {1} *x, {2} *y, int n) {{ for (int i = 0; i < n; i++) y[i] = {0}(x[i]); }}\n'
+    bits = 'unsigned short'
+    loops = ''.join(loop.format(f'{half}_to_float', bits, 'float') + loop.format(f'float_to_{half}', 'float', bits)
+                    for half in ('half', 'bfloat'))
     source.write_text(f'#include "{HEADER}"\n{head}\n{loops}')
     library = compiled(source)
 
@@ -261,7 +263,8 @@ def test_a_rule_with_another_operation_is_refused():
 def test_the_check_for_gpus(monkeypatch, tmp_path, dtype):
     """All of it but the driver's calls."""
     pytest.importorskip('torch')
-    cuda_check, gpu_check = (pytest.importorskip(name) for name in ('cuda_check', 'gpu_check'))
+    import cuda_check
+    import gpu_check
 
     def loaded(kernel):
         library = emulate({f'x{len(kept)}': kernel}, tmp_path)

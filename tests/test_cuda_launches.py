@@ -1,5 +1,5 @@
-"""CUDA kernels on MXNet's arrays: the executor, the arguments of launches and what a step calls, with an emulated GPU behind MXNet's
-C API."""
+"""CUDA kernels on MXNet's arrays: the executor, the arguments of launches and what a step calls, with an emulated GPU behind
+MXNet's C API."""
 import gc
 import logging
 
@@ -13,7 +13,6 @@ from mxnet import gluon, nd  # noqa: E402
 from test_cuda import hyper_sets  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
-from gluon_optim import rules  # noqa: E402
 from gluon_optim.lowering import cuda  # noqa: E402
 from gluon_optim.mxnet import cuda_batch, executors  # noqa: E402
 
@@ -65,7 +64,9 @@ class Run:
 
     def arrays(self):
         def flat(state):
-            return [] if state is None else [a for part in state for a in flat(part)] if isinstance(state, (tuple, list)) else [state]
+            if isinstance(state, (tuple, list)):
+                return [a for part in state for a in flat(part)]
+            return [] if state is None else [state]
         return [a.asnumpy() for a in (*self.weights, *(a for state in self.states for a in flat(state)))]
 
 
@@ -76,9 +77,10 @@ def on_loops(monkeypatch, *arguments, **options):
         return Run(*arguments, **options).steps().arrays()
 
 
-CASES = [('adamw', 'float32', {}), ('adamw', 'float16', dict(multi_precision=True)), ('adamw', 'float64', {}), ('adamw', 'float16', {}),
-         ('novograd', 'float32', {}), ('lans', 'float32', {}), ('lamb', 'float16', dict(multi_precision=True)), ('adam', 'float16', {}),
-         ('nadam', 'float32', {}), ('lars', 'float16', dict(multi_precision=True)), ('sgd_torch', 'float32', {})]
+MIXED = {'multi_precision': True}
+CASES = [('adamw', 'float32', {}), ('adamw', 'float16', MIXED), ('adamw', 'float64', {}), ('adamw', 'float16', {}),
+         ('novograd', 'float32', {}), ('lans', 'float32', {}), ('lamb', 'float16', MIXED), ('adam', 'float16', {}),
+         ('nadam', 'float32', {}), ('lars', 'float16', MIXED), ('sgd_torch', 'float32', {})]
 
 
 def passes(optimizer):
@@ -124,7 +126,8 @@ def test_a_trainer_makes_few_launches(device):
 def test_what_is_only_read_is_constant(device):
     """MXNet's engine lets operators that only read an array run side by side."""
     Run('novograd', shapes=SHAPES[:3]).steps(1)
-    # 'partial' written, gradients read; 'partial' read, norms and 'kept' written; gradients and 'kept' read, weights and means written
+    # gradients read, 'partial' written; 'partial' read, norms and 'kept' written; gradients and 'kept' read, weights and means
+    # written
     assert device.launches == [('pass_0', 3, 1), ('pass_1', 1, 4), ('pass_2', 4, 6)]
 
 
@@ -204,7 +207,7 @@ def test_a_loaded_state_is_taken(device, monkeypatch):
 def test_the_check_for_gpus(device, monkeypatch):
     """tools/gpu_check.py where MXNet runs on the GPU."""
     pytest.importorskip('torch')
-    gpu_check = pytest.importorskip('gpu_check')
+    import gpu_check
     row = gpu_check.check_kernels(gpu_check.MXNetSteps, 'lamb', 'float16', mx.cpu())
     assert row['holds'] and row['by'] == 'mx.rtc' and row['launches'] == 6, row
     assert device.launches

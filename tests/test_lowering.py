@@ -27,7 +27,8 @@ def namespace(dtype):
         return np.where(condition, *(np.asarray(v, dtype) for v in (x, y)))
     names = {name: getattr(np, name) for name in ('sqrt', 'exp', 'abs', 'minimum', 'maximum')}
     return types.SimpleNamespace(sum=lambda x: np.sum(x, dtype=np.float64).astype(dtype), where=where,
-                                 half=lambda x: x.astype(np.float16).astype(x.dtype), sign=lambda x: np.nan_to_num(np.sign(x)), **names)
+                                 half=lambda x: x.astype(np.float16).astype(x.dtype),
+                                 sign=lambda x: np.nan_to_num(np.sign(x)), **names)
 
 
 def hypers_of(rule):

@@ -30,7 +30,8 @@ class TorchSteps:
 
     by = "NVRTC and the CUDA driver, on PyTorch's memory"
 
-    def __init__(self, rule, h, weights, device='cuda'):
+    def __init__(self, rule, h, weights, device=None):
+        device = device or 'cuda'
         dtype = str(weights[0].dtype).partition('.')[2]
         storage = cuda.Storage(dtype, master=dtype in ('float16', 'bfloat16'))
         if storage.master and dtype == 'float16':
@@ -120,7 +121,7 @@ class MXNetSteps:
         import mxnet as mx
 
         import gluon_optim
-        self.nd, self.context = mx.nd, mx.gpu() if device is None else device
+        self.nd, self.context = mx.nd, device or mx.gpu()
         mixed = weights[0].dtype == torch.float16
         self.optimizer = gluon_optim.create(rule.name, multi_precision=mixed, **h.asdict())
         self.weights = [self.array(w) for w in weights]

@@ -240,7 +240,7 @@ def resumed(name, dtype, straight):
 def check_kernels(kind, name, dtype, device=None):
     """What steps of the class ``kind`` do, as a row of figures."""
     def steps():
-        made = kind(rules.get(name), rules.get(name).hyperparameters(**hypers_of(name)), data.weights, *([device] if device else []))
+        made = kind(rules.get(name), rules.get(name).hyperparameters(**hypers_of(name)), data.weights, device)
         for t in range(STEPS):
             made.step(t + 1, data._gradients[t])
         return made

@@ -19,7 +19,8 @@ from ..rules.base import KernelKey, Rule
 from ..rules.graph import WEIGHT, Node
 from .plan import HALF, LoopPass, Pass, Plan, ScalarPass, Storage, plan, variable, with_coefficients
 
-__all__ = ['BYTES_OF_ARGUMENTS', 'ITEM', 'OPTIONS', 'THREADS', 'Batch', 'Kernel', 'Printed', 'Storage', 'capacity', 'evenly', 'kernel']
+__all__ = ['BYTES_OF_ARGUMENTS', 'ITEM', 'OPTIONS', 'THREADS', 'Batch', 'Kernel', 'Printed', 'Storage', 'capacity', 'evenly',
+           'kernel']
 
 THREADS = 256               # of a block, a power of two
 ITEM = 4096                 # elements that a block updates
