@@ -197,7 +197,7 @@ static __device__ unsigned short float_to_bfloat(float x)
     return x == x ? (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16 : 0x7fc0u;
 }}
 
-// the sum of the numbers of all threads of a block
+// the sum of the numbers of all threads of a block, for the first of them
 static __device__ double sum_of_block(double x)
 {{
     __shared__ double values[THREADS];
@@ -207,7 +207,6 @@ static __device__ double sum_of_block(double x)
         if (threadIdx.x < n)
             values[threadIdx.x] += values[threadIdx.x + n];
     }}
-    __syncthreads();
     x = values[0];
     __syncthreads();  // before the next sum
     return x;
