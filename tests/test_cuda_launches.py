@@ -88,6 +88,7 @@ def passes(optimizer):
     return len(prepared._batch.kernel.passes)
 
 
+@pytest.mark.filterwarnings('ignore:.*without a float32 master')
 @pytest.mark.parametrize('name, dtype, options', CASES)
 def test_steps_are_those_of_the_loops_and_nothing_waits(device, monkeypatch, name, dtype, options):
     run = Run(name, dtype, **options).steps(1)

@@ -240,6 +240,7 @@ _COMPARISONS = ('<', '<=', '>', '>=', '==', '!=')
 _FORMATS = {
     **{op: f'{{0}} {op} {{1}}' for op in ('+', '-', '*', '/', *_COMPARISONS)},
     'constant': '({T}){name}', 'neg': '-{0}', 'half': '({T})half_to_float(float_to_half({0}))',
+    'bfloat': '({T})bfloat_to_float(float_to_bfloat({0}))',
     # NaN passes through minimum and maximum, as in MXNet
     'minimum': '{0} < {1} || {0} != {0} ? {0} : {1}', 'maximum': '{0} > {1} || {0} != {0} ? {0} : {1}',
     'sign': '({T})(({0} > 0) - ({0} < 0))', 'where': '{0} ? {1} : {2}',
