@@ -12,7 +12,19 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon, nd
 
-import gluon_optim  # noqa: F401 (its optimizers' names)
+import gluon_optim as go
+
+NEWER = hasattr(mx, 'npx') and not hasattr(mx, 'mod')  # MXNet 2.x
+if NEWER:
+    mx.npx.set_np()
+array = mx.np.array if NEWER else nd.array   # what parameters and gradients are
+
+
+
+def optimizer_named(name, **arguments):
+    """What MXNet makes of a name; in 2.x, which means its own by some of them, what `create` makes of it."""
+    return (go.create if NEWER else mx.optimizer.create)(name, **arguments)
+
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ((3, 4), (1,), (2, 3, 5))
@@ -45,6 +57,8 @@ class Run:
 
     def __init__(self, name, arguments=None, dtype='float32', contexts=(0,), shapes=SHAPES, kvstore=None, update_on_kvstore=None,
                  weights=None, **attributes):
+        if NEWER:
+            mx.npx.set_np()  # in this thread too
         arguments = dict(COLD.get(name, {}), **(arguments or {}))
         if 'lr_scheduler' not in arguments:
             arguments.setdefault('learning_rate', RATE)
@@ -54,8 +68,9 @@ class Run:
                            for i, shape in enumerate(shapes)]
         for i, p in enumerate(self.parameters):
             p.initialize(ctx=self.contexts)
-            p.set_data(nd.array(numbers(i, p.shape) if weights is None else weights[i], dtype=dtype))
-        self.trainer = gluon.Trainer(self.parameters, name, arguments, kvstore=kvstore, update_on_kvstore=update_on_kvstore)
+            p.set_data(array(numbers(i, p.shape) if weights is None else weights[i], dtype=dtype))
+        optimizer = [go.create(name, **arguments)] if NEWER and isinstance(name, str) else [name, arguments]
+        self.trainer = gluon.Trainer(self.parameters, *optimizer, kvstore=kvstore, update_on_kvstore=update_on_kvstore)
         self.shapes = shapes
         self.steps = 0
 
@@ -67,7 +82,7 @@ class Run:
         """Compute the gradients ``given`` (those of this step by default), times ``scale``; None leaves a parameter out."""
         given = gradients(self.steps, self.shapes) if given is None else given
         with autograd.record():  # without a cast, whose backward overwrites gradients that should be added up
-            losses = [(p.data(context) * nd.array(share * g, context, p.dtype)).sum() * scale
+            losses = [(p.data(context) * array(share * g, ctx=context, dtype=p.dtype)).sum() * scale
                       for p, g in zip(self.parameters, given) if g is not None and p.grad_req != 'null'
                       for context, share in zip(self.contexts, self.shares)]
         autograd.backward(losses)

@@ -17,7 +17,22 @@ mx = pytest.importorskip('mxnet')
 from mxnet import gluon, nd  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-from contract_nets import COLD, RATE, SHAPES, Run, assert_same, differ, environment, flat, gradients, in_process, numbers  # noqa: E402
+from contract_nets import (  # noqa: E402
+    COLD,
+    NEWER,
+    RATE,
+    SHAPES,
+    Run,
+    array,
+    assert_same,
+    differ,
+    environment,
+    flat,
+    gradients,
+    in_process,
+    numbers,
+    optimizer_named,
+)
 
 import gluon_optim as go  # noqa: E402
 from gluon_optim import cli, rules  # noqa: E402
@@ -95,7 +110,7 @@ def test_the_registry_is_that_of_the_contract():
 
 @each
 def test_defaults(name):
-    optimizer = mx.optimizer.create(name)
+    optimizer = optimizer_named(name)
     assert type(go.create(name)) is type(optimizer)
     expected = dict(wd=0, rescale_grad=1, clip_gradient=None, learning_rate=rules.get(name).hyper('learning_rate').default)
     expected.update(DEFAULTS[name])
@@ -121,11 +136,11 @@ def test_every_base_argument_is_accepted(name):
 @each
 def test_the_rate_is_the_users_or_the_schedulers_or_the_default(name, capsys, recwarn):
     default = rules.get(name).hyper('learning_rate').default
-    assert mx.optimizer.create(name).learning_rate == default
-    assert mx.optimizer.create(name, learning_rate=0.5).learning_rate == 0.5
+    assert optimizer_named(name).learning_rate == default
+    assert optimizer_named(name, learning_rate=0.5).learning_rate == 0.5
     for given, rate in [({}, 0.25), (dict(learning_rate=0.5), 0.5), (dict(learning_rate=default), default)]:
         scheduler = mx.lr_scheduler.FactorScheduler(step=10, base_lr=0.25)
-        assert mx.optimizer.create(name, lr_scheduler=scheduler, **given).learning_rate == rate
+        assert optimizer_named(name, lr_scheduler=scheduler, **given).learning_rate == rate
         assert scheduler.base_lr == rate
     assert capsys.readouterr().out == '' and not recwarn.list  # MXNet prints a UserWarning object
 
@@ -259,7 +274,7 @@ def test_single_keys_and_lists_are_counted_and_updated_alike(name):
     arrays = [(nd.array(numbers(i, shape)), nd.array(g)) for i, (shape, g) in enumerate(zip(SHAPES, gradients(0)))]
     results = []
     for single in (True, False):
-        optimizer = mx.optimizer.create(name, learning_rate=RATE, **decay_of(name))
+        optimizer = optimizer_named(name, learning_rate=RATE, **decay_of(name))
         weights, given = [w.copy() for w, _ in arrays], [g for _, g in arrays]
         states = [optimizer.create_state(i, w) for i, w in enumerate(weights)]
         for t in range(1, 4):
@@ -372,6 +387,7 @@ def test_gradients_are_never_modified(name, options, path):
 
 
 @each
+@pytest.mark.skipif(NEWER, reason="MXNet 2.0.0b1's Parameter.zero_grad fails for np arrays")
 def test_accumulated_gradients(name):
     """grad_req='add': four quarters of a batch are the batch."""
     whole, parts = Run(name, decay_of(name)), Run(name, decay_of(name), grad_req='add')
@@ -489,7 +505,7 @@ def test_20000_steps():
     weights, targets = nd.array([[2.0, -1.0]] * len(names)), nd.array([[1.0, 0.5]] * len(names))
     distances = weights - targets  # which are the gradients; all rows at once
     start = nd.norm(distances[0]).asscalar()
-    problems = [(mx.optimizer.create(name), i, weights[i], distances[i]) for i, name in enumerate(names)]
+    problems = [(optimizer_named(name), i, weights[i], distances[i]) for i, name in enumerate(names)]
     problems = [(optimizer, i, w, g, optimizer.create_state(i, w)) for optimizer, i, w, g in problems]
     for _ in range(20000):
         nd.elemwise_sub(weights, targets, out=distances)
@@ -561,7 +577,7 @@ def test_native_states_on_another_device(name, options, saved_on, tmp_path):
     for contexts in [(2,), (0,), (1, 3)]:
         other = make(contexts)
         for p in other.parameters:
-            p.set_data(nd.array(saved[p.name], dtype=p.dtype))
+            p.set_data(array(saved[p.name], dtype=p.dtype))
         other.trainer.load_states(str(tmp_path / 'states'))
         other.steps = 3
         assert_same(straight.facts(), other.train(3).facts())
@@ -578,7 +594,7 @@ def continued(optimizer, weights, given, states, steps=3):
 
 def pickle_case(name, steps):
     """An optimizer after some steps, with what it needs to go on."""
-    optimizer = mx.optimizer.create(name, rescale_grad=0.5, begin_num_update=5, multi_precision=True,
+    optimizer = optimizer_named(name, rescale_grad=0.5, begin_num_update=5, multi_precision=True,
                                     lr_scheduler=mx.lr_scheduler.FactorScheduler(7, 0.5, base_lr=RATE), **decay_of(name))
     weights = [nd.array(numbers(i, shape), dtype='float16') for i, shape in enumerate(SHAPES)]
     given = [nd.array(g, dtype='float16') for g in gradients(0)]
@@ -759,7 +775,7 @@ def test_double_weights_are_computed_in_double(name):
 
 @each
 def test_weights_and_gradients_of_other_kinds_are_refused(name):
-    optimizer = mx.optimizer.create(name)
+    optimizer = optimizer_named(name)
     bfloat16 = np.dtype([('bfloat16', np.uint16)])
     ones = nd.ones((2, 3))
     state = optimizer.create_state(0, ones)
@@ -779,6 +795,7 @@ def test_weights_and_gradients_of_other_kinds_are_refused(name):
     assert optimizer.update_counts() == {} and (ones.asnumpy() == 1).all()
 
 
+@pytest.mark.skipif(NEWER, reason='MXNet 2.0 has no sparse Embedding')
 def test_a_sparse_gradient_in_a_trainer_is_refused():
     embedding = gluon.nn.Embedding(5, 3, sparse_grad=True)
     embedding.initialize()
@@ -809,7 +826,7 @@ def test_an_updater_takes_lists_of_mixed_types(name):
     dtypes = ['float16', 'float32', 'float16', 'float64', 'float32', 'float16']
     results = []
     for together in (True, False):
-        optimizer = mx.optimizer.create(name, learning_rate=RATE, multi_precision=True, **decay_of(name))
+        optimizer = optimizer_named(name, learning_rate=RATE, multi_precision=True, **decay_of(name))
         updater = mx.optimizer.get_updater(optimizer)
         weights, given = mixed_arrays(dtypes)
         for _ in range(3):
@@ -827,10 +844,10 @@ def test_one_launch_for_all_parameters_of_a_type(monkeypatch):
     pytest.importorskip('numba')
     launched, run = [], executors._Loops.run
     monkeypatch.setattr(executors._Loops, 'run', lambda self, *args: launched.append(len(self.update.weights)) or run(self, *args))
-    updater = mx.optimizer.get_updater(mx.optimizer.create('novograd', multi_precision=True))
+    updater = mx.optimizer.get_updater(optimizer_named('novograd', multi_precision=True))
     weights, given = mixed_arrays(['float16', 'float32', 'float16', 'float64', 'float32', 'float16'])
     updater(list(range(6)), given, weights)
-    assert sorted(launched) == [1, 2, 3]
+    assert sorted(launched) == ([1] * 6 if NEWER else [1, 2, 3])  # in 2.x those of a Trainer are together
 
 
 @each
@@ -842,7 +859,7 @@ def test_lists_that_change_from_step_to_step(name, dtype, monkeypatch):
     subsets = [list(range(6))] + [list(random.permutation(6)[:random.randint(1, 7)]) for _ in range(8)] + [[5, 4, 3, 2, 1, 0]]
     results = []
     for together in (True, False):
-        optimizer = mx.optimizer.create(name, learning_rate=RATE, multi_precision=True, **decay_of(name))
+        optimizer = optimizer_named(name, learning_rate=RATE, multi_precision=True, **decay_of(name))
         updater = mx.optimizer.get_updater(optimizer)
         weights, given = mixed_arrays([dtype] * 6)
         for subset in subsets:
@@ -862,7 +879,7 @@ def test_lists_that_change_from_step_to_step(name, dtype, monkeypatch):
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])
 def test_arrays_that_are_replaced_between_steps_are_picked_up(name, dtype):
     """States by Updater.set_states, weights and gradients by other arrays under the same index."""
-    updater = mx.optimizer.get_updater(mx.optimizer.create(name, learning_rate=RATE, multi_precision=True, **decay_of(name)))
+    updater = mx.optimizer.get_updater(optimizer_named(name, learning_rate=RATE, multi_precision=True, **decay_of(name)))
     weights, given = mixed_arrays([dtype] * 3)
     indices = list(range(3))
     updater(indices, given, weights)
@@ -889,7 +906,7 @@ def test_arrays_that_are_replaced_between_steps_are_picked_up(name, dtype):
 
 @each
 def test_states_that_do_not_fit_are_refused(name):
-    optimizer = mx.optimizer.create(name, multi_precision=True)
+    optimizer = optimizer_named(name, multi_precision=True)
     weight = nd.array(numbers(0, (2, 3)))
     good = optimizer.create_state(0, weight)
     bad = [None, (*good, weight.copy()), tuple(nd.ones((7,)) for _ in good) or (weight.copy(),)]

@@ -1,7 +1,11 @@
 """Kernels compute what the rule says, bit for bit, whatever the threads, the storage and the list of tensors."""
+import gc
 import os
+import pathlib
 import subprocess
 import sys
+import threading
+import time
 import types
 
 import numpy as np
@@ -12,6 +16,7 @@ pytest.importorskip('numba')
 from gluon_optim import rules
 from gluon_optim.lowering import numba as loops
 from gluon_optim.lowering import numba_runtime as runtime
+from gluon_optim.lowering import source
 from gluon_optim.lowering.plan import cut
 from gluon_optim.rules.base import initial_slot, scalars
 from gluon_optim.rules.graph import trace
@@ -225,8 +230,8 @@ print(len(compiled))
 '''
 
 
-def in_process(cache, code=PROCESS):
-    environment = dict(os.environ, GLUON_OPTIM_CACHE=str(cache))
+def in_process(cache, code=PROCESS, **variables):
+    environment = dict(os.environ, GLUON_OPTIM_CACHE=str(cache), **variables)
     return subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -235,8 +240,117 @@ def test_second_process_compiles_nothing(tmp_path):
     assert (first.stdout.split(), second.stdout.split()) == (['1'], ['0']), first.stderr + second.stderr
 
 
+def test_processes_that_compile_at_once_share_what_they_keep(tmp_path):
+    environment = dict(os.environ, GLUON_OPTIM_CACHE=str(tmp_path / 'cache'))
+    running = [subprocess.Popen([sys.executable, '-c', PROCESS], env=environment, stdout=subprocess.PIPE, text=True)
+               for _ in range(3)]
+    assert all(process.communicate(timeout=300)[0].split() in (['1'], ['0']) for process in running)
+    assert not any(process.returncode for process in running)
+    assert in_process(tmp_path / 'cache').stdout.split() == ['0']
+    assert not list((tmp_path / 'cache').glob('*.tmp'))
+
+
 def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path):
     (tmp_path / 'file').write_text('in the way')
     result = in_process(tmp_path / 'file' / 'cache')
     assert result.stdout.split() == ['1'], result.stderr
     assert result.stderr.count('not kept for the next process') == 1
+
+
+COMPILED = '''
+import numba.core.event
+names = []
+class Listener(numba.core.event.Listener):
+    def on_start(self, event):
+        names.append(event.data['dispatcher'].py_func.__qualname__)
+    def on_end(self, event):
+        pass
+numba.core.event.register('numba:compile', Listener())
+import numpy
+from gluon_optim import rules
+from gluon_optim.lowering import numba as loops, numba_runtime as runtime
+from gluon_optim.rules.base import scalars
+rule = rules.get('adamw'); h = rule.hyperparameters()
+kernel = loops.kernel(rule, rule.static(h), tuple(rule.all_coefficients(scalars, h, 1)), loops.Storage('float32'))
+runtime.launch(kernel.address, 0, 1, 0, 0, 0)
+none = numpy.zeros(0, numpy.int64)
+runtime.fetch_addresses(0, none, none)
+runtime.describe(none, none, none.reshape(0, runtime.DESCRIBED))
+print(*sorted(names))
+'''
+
+
+def test_a_first_update_compiles_the_kernel_and_what_it_calls_directly(tmp_path):
+    """Functions of numba or NumPy that a kernel uses would be compiled before it, which can take longer than the kernel."""
+    result = in_process(tmp_path / 'cache', COMPILED, NUMBA_CACHE_DIR=str(tmp_path / 'numba'))
+    assert result.stdout.split() == ['_describe', '_drive_alone', '_fetch_addresses'], result.stderr
+
+
+def compiled_afresh(monkeypatch, folder, patience):
+    """Compile the kernel of LANS with an empty cache in ``folder``; the time when it was ready."""
+    monkeypatch.setenv('GLUON_OPTIM_CACHE', str(folder))
+    monkeypatch.setattr(source, 'PATIENCE', patience)
+    rule = rules.get('lans')
+    h = rule.hyperparameters()
+    loops.kernel.__wrapped__(rule, rule.static(h), tuple(rule.all_coefficients(scalars, h, 1)), loops.Storage('float32'))
+    return time.time()
+
+
+def announcements(caplog):
+    return [record for record in caplog.records if record.message.startswith('Compiling the kernel of lans')]
+
+
+def wait_for_announcement(caplog):
+    """A thread that only waits may get its turn late on a busy machine."""
+    for _ in range(6000):
+        if announcements(caplog):
+            return
+        time.sleep(0.01)
+
+
+def test_a_long_compilation_is_announced_while_it_runs(monkeypatch, tmp_path, caplog):
+    execute = source._execute
+    monkeypatch.setattr(source, '_execute', lambda *arguments: (execute(*arguments), wait_for_announcement(caplog))[0])
+    ready = compiled_afresh(monkeypatch, tmp_path, 0.01)
+    [record] = announcements(caplog)
+    assert (record.name, record.levelname) == ('gluon_optim', 'WARNING')
+    assert record.created < ready
+    assert str(tmp_path) in record.message
+
+
+def test_a_compilation_whose_result_is_not_kept_does_not_promise_it(monkeypatch, tmp_path, caplog):
+    (tmp_path / 'file').write_text('in the way')
+    monkeypatch.setenv('GLUON_OPTIM_CACHE', str(tmp_path / 'file' / 'cache'))
+    monkeypatch.setattr(source, 'PATIENCE', 0.01)
+    monkeypatch.setitem(sys.modules, 'waiting', types.SimpleNamespace(wait=lambda: wait_for_announcement(caplog)))
+    source.load('lans', 'import waiting; waiting.wait()  # {cache}', pathlib.Path(runtime.__file__))
+    assert [record.message for record in announcements(caplog)] == ['Compiling the kernel of lans ...']
+
+
+def test_a_short_compilation_is_silent(monkeypatch, tmp_path, caplog):
+    compiled_afresh(monkeypatch, tmp_path, 3600.0)
+    assert announcements(caplog) == []
+    waiting = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and thread.interval == 3600.0]
+    assert all(thread.finished.is_set() for thread in waiting)
+
+
+@pytest.mark.parametrize('collects', [True, False])
+def test_garbage_is_collected_after_a_compilation_as_it_was_before(monkeypatch, tmp_path, collects):
+    during = []
+    execute = source._execute
+    monkeypatch.setattr(source, '_execute', lambda *arguments: during.append(gc.isenabled()) or execute(*arguments))
+    (gc.enable if collects else gc.disable)()
+    try:
+        compiled_afresh(monkeypatch, tmp_path, 3600.0)
+        assert (during, gc.isenabled()) == ([False], collects)
+    finally:
+        gc.enable()
+
+
+def test_a_kernel_that_does_not_compile_leaves_the_collector_on_and_no_announcement_pending(monkeypatch, tmp_path):
+    monkeypatch.setenv('GLUON_OPTIM_CACHE', str(tmp_path))
+    monkeypatch.setattr(source, 'PATIENCE', 3601.0)
+    with pytest.raises(ZeroDivisionError):
+        source.load('broken', '1 / 0  # {cache}', pathlib.Path(runtime.__file__))
+    waiting = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and thread.interval == 3601.0]
+    assert gc.isenabled() and all(thread.finished.is_set() for thread in waiting)

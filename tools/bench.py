@@ -1,133 +1,62 @@
 #!/usr/bin/env python
-"""Measure how long one update takes: our optimizers, MXNet's own, PyTorch's, and other packages' NovoGrads.
+"""Measure how long one update takes: our optimizers in MXNet, PyTorch, JAX and ONNX Runtime, beside those of others.
 
-    python tools/bench.py                                       all cases, some minutes
+    python tools/bench.py                                       in MXNet; minutes
+    python tools/bench.py --framework torch                     go.torch.create; needs no MXNet
+    python tools/bench.py --framework jax onnx                  go.optax.create, and the step that go.onnx.export_step writes
+    python tools/bench.py --framework all --dtype float32 float16 bfloat16 --peer-python other/bin/python --json docs/speed.json
     python tools/bench.py --case resnet50 --rounds 30
     python tools/bench.py --case 2000 --optimizers novograd --peers 'torch_fused:*' '*:novograd'
     python tools/bench.py --case layouts --nets cnn             Trainer.step with every kvstore, on one context and two
     python tools/bench.py --dtype float16 --json figures.json --plot figures.png
-    python tools/bench.py --peer-python other/bin/python        runs peers that this environment lacks under that one
+    python tools/bench.py --framework mxnet torch --case first_step --optimizers '*'    from import to the end of the first update
 
-All competitors are measured in one run, round by round in changing order, each with its own arrays. Every round also
-measures the bandwidth of an in-place addition: `floor` is the time that the bytes an optimizer must move would take at that
-rate. It reads the gradient, and reads and writes the weight and each slot of the weight's size (for float16 weights with
-masters: the float16 weight is written, the float32 master read and written).
+All competitors of a table are measured together, round by round in changing order, each with its own arrays. A competitor
+runs in this environment, or in the first of `--peer-python` that has what it needs. Every round also measures the bandwidth of
+an in-place addition: `floor` is the time that the bytes an optimizer must move would take at that rate. It reads the gradient,
+and reads and writes the weight and each slot of the weight's size (for weights of half precision with float32 masters: the
+weight is written, the master read and written).
 
-Exit codes: 0 measured, 1 a competitor did not update its weights, 2 unusable arguments.
+Exit codes: 0 measured, 1 a competitor did not update its weights, 2 unusable arguments, or a framework is not installed.
 """
 import argparse
+import datetime
 import fnmatch
+import importlib
 import json
 import os
 import platform
 import random
 import shutil
+import subprocess
 import sys
 import time
+from importlib import util
 from pathlib import Path
 
-import bench_layouts
 import bench_peers
-import mxnet as mx
-import numba
 import numpy
-from bench_peers import Competitor, Data, resnet50
-from mxnet import gluon
+from bench_competitors import Competitor, Data, kind, resnet50
+from bench_peers import FRAMEWORKS
 from tqdm import tqdm
 
 import gluon_optim as go
 
-# so that each optimizer keeps its usual state, and none has less to compute than its peers
-ARGUMENTS = {name: dict(momentum=0.9) for name in ('sgd', 'nag', 'signum', 'lars', 'lbsgd', 'sgd_torch')}
-ARGUMENTS['novograd'] = dict(wd=bench_peers.DECAY)
-
-MXNET = ('nothing', 'adam', 'sgd', 'lamb', 'nadam', 'adamax', 'ftml', 'adagrad', 'adadelta', 'rmsprop', 'nag', 'signum', 'ftrl',
-         'lars')
 REFERENCE = 'torch_fused:adamw'
+HALF_PEERS = (REFERENCE, 'mxnet:nothing', 'mxnet:adam', 'mxnet:sgd')  # beside weights of half precision
 PAUSE = 0.005  # seconds before each turn: the threads of the previous one are still spinning
-
+BYTES = {'float32': 4, 'float16': 2, 'bfloat16': 2}
 
 CASES = {
     'resnet50': resnet50(),
     '2000': [(1000,)] * 2000,
     '200': [(1000,)] * 200,
     'one': [(5000, 5000)],
-    'tiny': [(1000,), (30, 7), (1,)],  # to check that everything runs; left out unless requested
+    'tiny': [(1000,), (30, 7), (1,)],  # to check that everything runs
 }
-
-
-# Competitors in MXNet
-
-class Nothing(mx.optimizer.Optimizer):
-    """Updates nothing: what is left is the cost of MXNet's own lists."""
-
-    def __init__(self, **arguments):
-        super().__init__(**arguments)
-        self.aggregate_num = 2 ** 31 - 1
-
-    def create_state_multi_precision(self, index, weight):
-        return ()
-
-    def update_multi_precision(self, index, weight, grad, state):
-        pass
-
-
-def in_mxnet(optimizer, data, dtype):
-    """{route: Competitor} of one optimizer, on the same parameters."""
-    parameters = []
-    for i, (weight, gradient) in enumerate(zip(data.weights(), data.gradients())):
-        parameter = gluon.Parameter(f'parameter{i}', shape=weight.shape, dtype=dtype)
-        parameter.initialize(mx.init.Zero())
-        parameter.set_data(mx.nd.array(weight, dtype=dtype))
-        parameter.grad()[:] = mx.nd.array(gradient, dtype=dtype)
-        parameters.append(parameter)
-    trainer = gluon.Trainer(parameters, optimizer)
-    mark_fresh(parameters)
-    trainer.update(1)
-    mx.nd.waitall()
-    updater = trainer._updaters[0]
-    lists = list(range(len(parameters))), [p.grad() for p in parameters], [p.data() for p in parameters]
-
-    def by_trainer():
-        trainer.update(1)
-        mx.nd.waitall()
-
-    def by_updater():
-        updater(*lists)
-        mx.nd.waitall()
-
-    slots = count_slots(updater.states[0], parameters[0].shape, dtype)
-    first = lambda: parameters[0].data().asnumpy()  # noqa: E731
-    return {'Trainer': Competitor(by_trainer, first, slots, lambda: mark_fresh(parameters)),
-            'Updater': Competitor(by_updater, first, slots)}
-
-
-def mark_fresh(parameters):
-    """Mark the gradients as fresh, as a backward pass does: `Trainer.update` refuses stale ones."""
-    for parameter in parameters:
-        for data in parameter.list_data():
-            data._fresh_grad = True
-
-
-def count_slots(state, shape, dtype):
-    """The number of arrays of the weight's size in a state, not counting its master."""
-    arrays, pending = 0, [state]
-    while pending:
-        one = pending.pop()
-        if isinstance(one, (tuple, list)):
-            pending.extend(one)
-        elif one is not None:
-            arrays += one.shape == shape
-    return max(arrays - (dtype == 'float16'), 0)
-
-
-def create(name, dtype):
-    """A name such as 'gluon_optim:novograd' or 'mxnet:adam' as an optimizer."""
-    family, name = name.split(':')
-    arguments = dict(ARGUMENTS.get(name, {}), learning_rate=bench_peers.RATE, multi_precision=dtype == 'float16')
-    if name == 'nothing':
-        return Nothing()
-    return go.create(name, **arguments) if family == 'gluon_optim' else mx.optimizer.create(name, **arguments)
+# cases that are no lists of tensors: the frameworks of which one must be here, and a module with measure(options), which returns
+# what --json writes, and table(of that)
+OTHER_CASES = {'layouts': (('mxnet',), 'bench_layouts'), 'first_step': (('mxnet', 'torch'), 'bench_first')}
 
 
 # Measuring
@@ -136,7 +65,7 @@ class Bandwidth:
     """An in-place addition over as many bytes as NovoGrad keeps, on all of numba's threads."""
 
     def __init__(self, elements):
-        self._array = numpy.zeros(3 * elements, numpy.float32)
+        self._array, add_one = numpy.zeros(3 * elements, numpy.float32), addition()
         self._competitor = Competitor(lambda: add_one(self._array), None, 0)
         self._competitor.step()
 
@@ -145,77 +74,78 @@ class Bandwidth:
         return [2 * self._array.nbytes / seconds for seconds in self._competitor.turn()]
 
 
-@numba.njit(parallel=True)
-def add_one(array):
-    lanes = numba.get_num_threads()
-    for lane in numba.prange(lanes):
-        part = array[lane * array.size // lanes:(lane + 1) * array.size // lanes]
-        for i in range(part.size):
-            part[i] += numpy.float32(1)
+def addition():
+    """A compiled function that adds 1 to an array."""
+    import numba
+
+    @numba.njit(parallel=True)
+    def add_one(array):
+        lanes = numba.get_num_threads()
+        for lane in numba.prange(lanes):
+            part = array[lane * array.size // lanes:(lane + 1) * array.size // lanes]
+            for i in range(part.size):
+                part[i] += numpy.float32(1)
+    return add_one
 
 
 def bytes_per_element(slots, dtype):
-    return (2 + 2 + 8 if dtype == 'float16' else 4 + 8) + 8 * slots
+    """What an update must move for each element of a weight; 0 for one that updates nothing."""
+    if slots is None:
+        return 0
+    half = BYTES[dtype] < 4
+    return BYTES[dtype] + (BYTES[dtype] if half else 0) + 8 + 8 * slots
 
 
-def measure(case, dtype, ours, peers, rounds, pythons):
-    """All figures of one case, as `--json` writes them."""
+def measure(framework, case, dtype, names, rounds, pythons):
+    """The figures of one table, as `--json` writes them."""
     data = Data(CASES[case])
     servers = []
     try:
-        with tqdm(desc=f'{case}: preparing', disable=None, leave=False, bar_format='{desc} {postfix}') as bar:
+        with tqdm(desc=f'{framework} {case}: preparing', disable=None, leave=False, bar_format='{desc} {postfix}') as bar:
             servers += [bench_peers.Server(python, data) for python in pythons]
-            competitors, information, missing = prepare(data, dtype, ours, peers, servers, bar.set_postfix_str)
-        seconds, bandwidth = take_turns(case, competitors, Bandwidth(data.elements), rounds)
+            competitors, information, missing = prepare(data, dtype, names, servers, bar.set_postfix_str)
+        seconds, bandwidth = take_turns(f'{framework} {case} {dtype}', competitors, Bandwidth(data.elements), rounds)
     finally:
         for server in servers:
             server.close()
     rate = float(numpy.median(bandwidth))
     rows = [dict(information[label], ms=spread(seconds[label], 1e3), floor_ms=information[label]['bytes'] / rate * 1e3)
             for label in competitors]
-    return dict(case=case, dtype=dtype, tensors=len(data.shapes), elements=data.elements, rounds=rounds,
+    return dict(framework=framework, case=case, dtype=dtype, tensors=len(data.shapes), elements=data.elements, rounds=rounds,
                 gigabytes_per_second=spread(bandwidth, 1e-9), rows=add_ratios(rows), missing=missing,
-                other_versions={server.python: server.versions for server in servers})
+                other_versions=[server.versions for server in servers])
 
 
-def prepare(data, dtype, ours, peers, servers, say):
+def prepare(data, dtype, names, servers, say):
     """({label: competitor}, {label: its name, route, dtype and bytes}, {name: why it is not measured}).
 
-    A peer runs here, or under the first of the other Pythons that has it.
+    A competitor runs here, or under the first of the other Pythons that has it.
     """
     competitors, information, missing = {}, {}, {}
-
-    def enter(name, competitor, route=None, storage='float32'):
-        label = f'{name} {route}' if route else name
-        competitors[label] = competitor
-        per_element = 0 if name == 'mxnet:nothing' else bytes_per_element(competitor.slots, storage)
-        information[label] = dict(name=name, route=route, dtype=storage, bytes=per_element * data.elements)
-
-    for name in [f'gluon_optim:{name}' for name in ours] + peers:
+    for name in names:
         say(name)
-        if name.startswith(('gluon_optim:', 'mxnet:')):
-            for route, competitor in in_mxnet(create(name, dtype), data, dtype).items():
-                enter(name, competitor, route, dtype)
-            continue
-        competitor, why = bench_peers.build(name, data)
-        for server in servers:
-            if competitor is None:
-                competitor, reason = server.build(name)
-                why += f'; under {server.python} {reason}'
-        if competitor is None:
+        routes, why = bench_peers.build(name, data, dtype)
+        for number, server in enumerate(servers, 1):
+            if not routes:
+                routes, reason = server.build(name, dtype)
+                why += f'; with --peer-python {number} {reason}'
+        if not routes:
             missing[name] = why
-        else:
-            enter(name, competitor)
+        for route, competitor in routes.items():
+            label = f'{name} {route}' if route else name
+            competitors[label] = competitor
+            information[label] = dict(name=name, route=route, dtype=competitor.dtype,
+                                      bytes=bytes_per_element(competitor.slots, competitor.dtype) * data.elements)
     return competitors, information, missing
 
 
-def take_turns(case, competitors, bandwidth, rounds):
+def take_turns(title, competitors, bandwidth, rounds):
     """({label: seconds of all steps}, bytes per second of all additions)."""
     before = {label: competitor.weight() for label, competitor in competitors.items()}
     seconds, rates = {label: [] for label in competitors}, []
     order = list(competitors)
     shuffle = random.Random(0).shuffle
-    with tqdm(total=rounds * len(order), desc=case, disable=None, leave=False) as bar:
+    with tqdm(total=rounds * len(order), desc=title, disable=None, leave=False) as bar:
         for _ in range(rounds):
             rates += bandwidth.turn()
             shuffle(order)  # so that none always follows the same one
@@ -224,7 +154,7 @@ def take_turns(case, competitors, bandwidth, rounds):
                 seconds[label] += competitors[label].turn()
                 bar.update()
     for label, competitor in competitors.items():
-        problem = '' if label.startswith('mxnet:nothing') else competitor.problem(before[label])
+        problem = competitor.problem(before[label])
         if problem:
             raise SystemExit(f'{label}: {problem}. Its figures are meaningless.')
     return seconds, rates
@@ -235,30 +165,38 @@ def spread(values, unit):
     return dict(median=median, quartiles=[first, third], range=[low, high], samples=len(values))
 
 
+def is_ours(name):
+    return name.startswith('gluon_optim')
+
+
 def add_ratios(rows):
     """Each row with how its median compares; None where there is nothing to compare with."""
     def median(row):
         return row['ms']['median']
 
     reference = [median(row) for row in rows if row['name'] == REFERENCE]
-    novograds = [median(row) for row in rows if row['name'].endswith(':novograd') and not row['name'].startswith('gluon_optim')]
+    others = {}  # the best that is not ours
+    for row in rows:
+        if row['bytes'] and not is_ours(row['name']):
+            others[kind(row['name'])] = min(median(row), others.get(kind(row['name']), float('inf')))
     return [dict(row,
                  times_floor=median(row) / row['floor_ms'] if row['floor_ms'] else None,
                  times_torch_fused_adamw=median(row) / reference[0] if reference else None,
-                 times_best_other_novograd=median(row) / min(novograds) if novograds else None) for row in rows]
+                 times_best_other=median(row) / others[kind(row['name'])] if kind(row['name']) in others else None)
+            for row in rows]
 
 
 # Reporting
 
 def facts():
-    """The machine and the versions that figures depend on."""
+    """The date, the machine and the versions that figures depend on."""
+    import numba
     return dict(
-        cpu=processor(), system=platform.platform(),
+        date=datetime.date.today().isoformat(), cpu=processor(), system=platform.platform(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
         load=os.getloadavg()[0] if hasattr(os, 'getloadavg') else None,
         threads=dict(numba=numba.get_num_threads(), OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', 'unset')),
-        versions=dict(python=platform.python_version(), gluon_optim=go.__version__,
-                      **bench_peers.versions(('mxnet', 'numba', *bench_peers.PACKAGES))))
+        versions=dict(bench_peers.versions(), gluon_optim=go.__version__))
 
 
 def in_words(facts):
@@ -279,20 +217,21 @@ def processor():
 def table(figures):
     """The figures as text."""
     rate = figures['gigabytes_per_second']
-    lines = [f"{figures['case']}, {figures['dtype']}: {figures['tensors']} tensors, {figures['elements']:,} elements; "
-             f"in-place addition {rate['median']:.1f} GB/s ({rate['quartiles'][0]:.1f} to {rate['quartiles'][1]:.1f})",
-             f'{"":42}{"ms":>9}  {"quartiles":>17}  {"x floor":>8}  {"x torch":>8}  {"x best other":>12}',
-             f'{"":42}{"":>9}  {"":>17}  {"":>8}  {"fused":>8}  {"NovoGrad":>12}',
-             f'{"":42}{"":>9}  {"":>17}  {"":>8}  {"AdamW":>8}']
-    for row in sorted(figures['rows'], key=lambda row: (not row['name'].startswith('gluon_optim:'), row['ms']['median'])):
+    lines = [f"{figures['framework']}, {figures['case']}, {figures['dtype']}: {figures['tensors']} tensors, "
+             f"{figures['elements']:,} elements; in-place addition {rate['median']:.1f} GB/s "
+             f"({rate['quartiles'][0]:.1f} to {rate['quartiles'][1]:.1f})",
+             f'{"":42}{"ms":>9}  {"quartiles":>17}  {"x floor":>8}  {"x torch":>8}  {"x best":>8}',
+             f'{"":42}{"":>9}  {"":>17}  {"":>8}  {"fused":>8}  {"other of":>8}',
+             f'{"":42}{"":>9}  {"":>17}  {"":>8}  {"AdamW":>8}  {"its kind":>8}']
+    for row in sorted(figures['rows'], key=lambda row: (not is_ours(row['name']), row['ms']['median'])):
         ratios = [('-' if row[key] is None else f'{row[key]:.2f}') for key in
-                  ('times_floor', 'times_torch_fused_adamw', 'times_best_other_novograd')]
+                  ('times_floor', 'times_torch_fused_adamw', 'times_best_other')]
         quartiles = '{:.2f} to {:.2f}'.format(*row['ms']['quartiles'])
         lines.append(f'{label_of(row, figures["dtype"]):42}{row["ms"]["median"]:9.2f}  {quartiles:>17}  '
-                     f'{ratios[0]:>8}  {ratios[1]:>8}  {ratios[2]:>12}')
+                     f'{ratios[0]:>8}  {ratios[1]:>8}  {ratios[2]:>8}')
     lines += [f'not measured: {name} ({why})' for name, why in figures['missing'].items()]
-    lines += [f'{python}: ' + ', '.join(f'{package} {version}' for package, version in versions.items())
-              for python, versions in figures['other_versions'].items()]
+    lines += [f'--peer-python {number}: ' + ', '.join(f'{package} {version}' for package, version in versions.items())
+              for number, versions in enumerate(figures['other_versions'], 1)]
     return '\n'.join(lines)
 
 
@@ -314,7 +253,7 @@ def plot(cases, path):
     figure, axes = pyplot.subplots(len(cases), 1, figsize=(9, sum(heights)), squeeze=False, gridspec_kw=dict(height_ratios=heights))
     for axis, rows, figures in zip(axes[:, 0], panels, cases):
         ratios = [row['times_floor'] for row in rows]
-        colours = ['tab:orange' if row['name'].startswith('gluon_optim:') else 'tab:blue' if row['name'].startswith('mxnet:')
+        colours = ['tab:orange' if is_ours(row['name']) else 'tab:blue' if row['name'].startswith('mxnet:')
                    else 'tab:gray' for row in rows]
         bars = axis.barh([label_of(row, figures['dtype']) for row in rows], ratios, color=colours)
         axis.bar_label(bars, [f'{digits(row["times_floor"])} ({digits(row["ms"]["median"])} ms)' for row in rows],
@@ -326,8 +265,8 @@ def plot(cases, path):
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.tick_params(labelsize=8)
         axis.spines[['top', 'right']].set_visible(False)
-        axis.set_title(f"{figures['case']}, {figures['dtype']}: {figures['tensors']} tensors, {figures['elements']:,} elements",
-                       fontsize=10, loc='left')
+        axis.set_title(f"{figures['framework']}, {figures['case']}, {figures['dtype']}: {figures['tensors']} tensors, "
+                       f"{figures['elements']:,} elements", fontsize=10, loc='left')
         axis.set_xlabel(f"times the floor ({figures['gigabytes_per_second']['median']:.0f} GB/s), logarithmic", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
@@ -339,59 +278,137 @@ def digits(value):
 
 # Command line
 
+def names_of(framework, case, dtype, options):
+    """The competitors of one table."""
+    ours = [f'{family}:{rule}' for family in FRAMEWORKS[framework].ours for rule in options.optimizers]
+    return ours + (peers_of(framework, case, dtype) if options.peers is None else options.peers)
+
+
+def peers_of(framework, case, dtype):
+    """The peers of one table unless ``--peers`` names others."""
+    left_out = 'optax:*' if case == '2000' and framework != 'jax' else ''  # XLA would compile for 40 s
+    return [name for name in bench_peers.OTHERS if matches(name, FRAMEWORKS[framework].beside)
+            and (dtype == 'float32' or name in HALF_PEERS) and not matches(name, [left_out])]
+
+
+def matches(name, patterns):
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def chosen(parser, option, patterns, known):
     """The names that match; an error where a pattern matches none."""
-    found = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     for pattern in patterns:
         if not fnmatch.filter(known, pattern):
             parser.error(f'{option}: nothing matches {pattern!r}. Known: {", ".join(known)}.')
-    return found
+    return [name for name in known if matches(name, patterns)]
+
+
+def check_installed(parser, framework, pythons):
+    """Some environment must have it."""
+    needs = FRAMEWORKS[framework].needs
+    lacking = [package for package in needs if util.find_spec(package) is None]
+    if lacking and all(lacks(python, needs) for python in pythons):
+        parser.error(f'--framework {framework} needs {" and ".join(needs)}. Received: {sys.executable}, which lacks '
+                     f'{" and ".join(lacking)}. Install what is missing, or name the Python of an environment that has all: '
+                     '--peer-python PATH.')
+
+
+def lacks(python, packages):
+    program = 'import importlib.util as util, sys; sys.exit(any(util.find_spec(name) is None for name in sys.argv[1:]))'
+    return subprocess.run([python, '-c', program, *packages], stderr=subprocess.DEVNULL).returncode != 0
+
+
+def tables(options):
+    """What is to be measured: (framework, case, dtype); all cases in float32, of other types the first one unless requested."""
+    for framework in options.framework:
+        known = FRAMEWORKS[framework]
+        for dtype in options.dtype:
+            for case in options.case or (known.cases if dtype == 'float32' else known.cases[:1]):
+                if dtype in known.dtypes and case in CASES:
+                    yield framework, case, dtype
 
 
 def arguments(given=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [*CASES, 'layouts']
-    parser.add_argument('--case', nargs='+', choices=known, default=[case for case in known if case != 'tiny'],
-                        help='which tensors, or the layouts of kvstores and contexts (default: all but tiny)')
-    parser.add_argument('--nets', nargs='+', choices=list(bench_layouts.NETS), default=['cnn', 'mobilenet', '56x3000'],
+    parser.add_argument('--framework', nargs='+', choices=[*FRAMEWORKS, 'all'], default=['mxnet'],
+                        help='where our optimizers run (default: mxnet)')
+    parser.add_argument('--case', nargs='+', choices=[*CASES, *OTHER_CASES],
+                        help='which tensors, or the layouts of kvstores and contexts in MXNet, or first_step: one update in each of '
+                             'two new processes (default: '
+                             + '; '.join(f'{name}: {", ".join(one.cases)}' for name, one in FRAMEWORKS.items()) + ')')
+    parser.add_argument('--nets', nargs='+', metavar='PATTERN', default=['cnn', 'mobilenet', '56x3000', '56x100000'],
                         help='the nets of the case layouts (default: %(default)s)')
-    parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32',
-                        help='type of weights and gradients in MXNet; float16 has float32 masters, and peers run in float32')
-    parser.add_argument('--optimizers', nargs='*', default=['novograd', 'adamw', 'sgd_torch'], metavar='PATTERN',
+    parser.add_argument('--dtype', nargs='+', choices=list(BYTES), default=['float32'],
+                        help='type of weights and gradients (bfloat16: PyTorch and JAX); those of half precision have float32 '
+                             'masters, and peers outside MXNet run in float32')
+    parser.add_argument('--optimizers', nargs='*', default=['novograd', 'adamw', 'sgd_torch', 'lamb'], metavar='PATTERN',
                         help='ours, as names or patterns (default: %(default)s)')
     parser.add_argument('--peers', nargs='*', metavar='PATTERN',
-                        default=['mxnet:nothing', 'mxnet:adam', 'mxnet:sgd', 'mxnet:lamb', 'mxnet:nadam', 'gluon_optim.torch:*',
-                                 'torch_fused:*', 'torch_default:*', '*:novograd'], help='the others (default: %(default)s)')
+                        help='the others, of any framework (default: '
+                             + '; '.join(f'{name}: {", ".join(one.beside)}' for name, one in FRAMEWORKS.items()) + ')')
     parser.add_argument('--peer-python', action='append', default=[], metavar='PATH',
-                        help='the Python of another environment, for peers that this one lacks; may be repeated')
+                        help='the Python of another environment, for competitors that this one lacks; may be repeated')
     parser.add_argument('--rounds', type=int, default=15, help='turns of each competitor (default: %(default)s)')
     parser.add_argument('--json', metavar='FILE', help='write all figures; - is standard output, instead of the tables')
     parser.add_argument('--plot', metavar='FILE', help='draw the ratios to the floor')
     options = parser.parse_args(given)
+    check(parser, options)
+    return options
+
+
+def check(parser, options):
+    """Errors for what cannot be measured; patterns become names."""
     if options.rounds < 1:
         parser.error(f'--rounds must be at least 1. Received: {options.rounds}.')
     for python in options.peer_python:
         if shutil.which(python) is None:
             parser.error(f'--peer-python must be an executable Python. Received: {python!r}.')
-    options.optimizers = chosen(parser, '--optimizers', options.optimizers, sorted({*go.list_optimizers(), *MXNET} - {'nothing'}))
-    options.peers = chosen(parser, '--peers', options.peers, [f'mxnet:{name}' for name in MXNET] + list(bench_peers.PEERS))
-    return options
+    options.framework = list(FRAMEWORKS) if 'all' in options.framework else list(dict.fromkeys(options.framework))
+    options.optimizers = chosen(parser, '--optimizers', options.optimizers, go.list_optimizers())
+    if options.peers is not None:
+        options.peers = chosen(parser, '--peers', options.peers, list(bench_peers.OTHERS))
+    for dtype in options.dtype:
+        if not any(dtype in FRAMEWORKS[name].dtypes for name in options.framework):
+            parser.error(f'--dtype {dtype} is no type of weights in {" or ".join(options.framework)}. It is in '
+                         f'{", ".join(name for name, one in FRAMEWORKS.items() if dtype in one.dtypes)}: pass --framework.')
+    if util.find_spec('numba') is None:
+        parser.error(f'The rate of memory is measured with numba, which {sys.executable} lacks. Install numba.')
+    for framework in options.framework:
+        check_installed(parser, framework, options.peer_python)
+    options.other_cases = other_cases(parser, options)
+
+
+def other_cases(parser, options):
+    """{case: its module}; they run in this environment."""
+    requested = options.case or [case for name in options.framework for case in FRAMEWORKS[name].cases]
+    modules = {}
+    for case in requested:
+        if case in OTHER_CASES:
+            frameworks, module = OTHER_CASES[case]
+            if not any(name in options.framework and util.find_spec(name) for name in frameworks):
+                parser.error(f'--case {case} needs --framework {" or ".join(frameworks)}, in the environment of tools/bench.py. '
+                             f'Received: --framework {" ".join(options.framework)} with {sys.executable}. Name other cases, or run '
+                             'it under another Python.')
+            modules[case] = importlib.import_module(module)
+    if 'layouts' in modules:
+        options.nets = chosen(parser, '--nets', options.nets, list(modules['layouts'].NETS))
+    return modules
 
 
 def main(given=None):
     options = arguments(given)
-    cases, layouts, start = [], [], facts()
+    cases, others, start = [], {}, facts()
     show = print if options.json != '-' else lambda *text, **how: None
     show(in_words(start))
-    for case in options.case:
-        if case == 'layouts':
-            layouts = bench_layouts.measure(options.nets, options.rounds)
-            show('\n' + bench_layouts.table(layouts), flush=True)
-        else:
-            cases.append(measure(case, options.dtype, options.optimizers, options.peers, options.rounds, options.peer_python))
-            show('\n' + table(cases[-1]), flush=True)
+    for framework, case, dtype in tables(options):
+        names = names_of(framework, case, dtype, options)
+        cases.append(measure(framework, case, dtype, names, options.rounds, options.peer_python))
+        show('\n' + table(cases[-1]), flush=True)
+    for case, module in options.other_cases.items():
+        others[case] = module.measure(options)
+        show('\n' + module.table(others[case]), flush=True)
     if options.json:
-        text = json.dumps(dict(facts=start, cases=cases, layouts=layouts), indent=1) + '\n'
+        text = json.dumps(dict(facts=start, cases=cases, **others), indent=1) + '\n'
         if options.json == '-':
             sys.stdout.write(text)
         else:

@@ -9,7 +9,7 @@ import time
 
 import mxnet as mx
 import numpy
-from bench_peers import RATE, Competitor
+from bench_competitors import RATE, Competitor
 from mxnet import autograd, gluon, nd
 from mxnet.gluon import nn
 from tqdm import tqdm
@@ -22,7 +22,7 @@ OPTIMIZERS = ('mxnet:adam', 'gluon_optim:adam', 'mxnet:sgd', 'gluon_optim:sgd', 
 BESIDE = {'gluon_optim:adam': 'mxnet:adam', 'gluon_optim:sgd': 'mxnet:sgd', 'gluon_optim:novograd': 'gluon_optim:adam',
           'gluon_optim:adamw': 'gluon_optim:adam'}  # what each is compared with
 WARM_UP = 3
-STEPS = 4  # of each competitor in a round
+STEPS = 2  # of each competitor in a round
 
 
 def small_cnn():
@@ -85,17 +85,17 @@ def competitor(make_net, optimizer, kvstore, on_kvstore, contexts):
         trainer.step(1)
         nd.waitall()
 
-    return Competitor(step, lambda: first.list_data()[0].asnumpy(), 0, backward)
+    return Competitor(step, lambda: first.list_data()[0].asnumpy(), 0, prepare=backward)
 
 
-def measure(names, rounds):
+def measure(options):
     """A row for each net and layout: medians of milliseconds by optimizer, and their ratios."""
     rows = []
-    with tqdm(total=len(names) * len(LAYOUTS), desc='layouts', disable=None, leave=False) as bar:
-        for net in names:
+    with tqdm(total=len(options.nets) * len(LAYOUTS), desc='layouts', disable=None, leave=False) as bar:
+        for net in options.nets:
             for kvstore, on_kvstore, contexts in LAYOUTS:
                 bar.set_postfix_str(net)
-                milliseconds = _measure(NETS[net], kvstore, on_kvstore, contexts, rounds)
+                milliseconds = _measure(NETS[net], kvstore, on_kvstore, contexts, options.rounds)
                 ratios = {name: milliseconds[name] / milliseconds[other] for name, other in BESIDE.items()}
                 rows.append(dict(net=net, kvstore=kvstore, update_on_kvstore=on_kvstore, contexts=contexts, ms=milliseconds,
                                  ratios=ratios))

@@ -1,207 +1,49 @@
-"""The peers of tools/bench.py: the optimizers of PyTorch, torch_optimizer, pytorch_optimizer, timm and optax.
+"""All competitors of tools/bench.py by name, in this environment and in others.
 
 tools/bench.py imports this file. With `--peer-python` it also runs it in another environment, where it steps on request:
-one JSON object per line comes in on standard input, one answer goes out on standard output. Neither MXNet nor gluon_optim
-is needed there.
+one JSON object per line comes in on standard input, one answer goes out on standard output. That environment needs NumPy and
+the frameworks that it is to measure.
 """
-import functools
-import importlib
 import json
 import os
+import platform
 import subprocess
 import sys
-import time
-import types
-from importlib import metadata, util
-from pathlib import Path
+from importlib import metadata
 
-import numpy
+import bench_jax
+import bench_mxnet
+import bench_onnx
+import bench_torch
+from bench_competitors import Data
 
-RATE, DECAY, NOVOGRAD_BETAS = 1e-4, 1e-4, (0.95, 0.98)
-STEPS, TURN = 10, 0.05  # a competitor's turn is at most this many steps and about this many seconds
-PACKAGES = ('numpy', 'torch', 'torch_optimizer', 'pytorch_optimizer', 'timm', 'jax', 'optax')
-
-
-def resnet50():
-    """The 161 trainable tensors of ResNet-50 (25.6 million elements): convolutions without biases, batch norms, one dense layer."""
-    def convolution(inputs, outputs, kernel):
-        return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]  # with the scale and shift of its batch norm
-
-    shapes, inputs = convolution(3, 64, 7), 64
-    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
-        for block in range(blocks):
-            shapes += convolution(inputs, width, 1) + convolution(width, width, 3) + convolution(width, 4 * width, 1)
-            if block == 0:
-                shapes += convolution(inputs, 4 * width, 1)
-            inputs = 4 * width
-    return [*shapes, (1000, inputs), (1000,)]
+FRAMEWORKS = {'mxnet': bench_mxnet.FRAMEWORK, 'torch': bench_torch.FRAMEWORK, 'jax': bench_jax.FRAMEWORK,
+              'onnx': bench_onnx.FRAMEWORK}
+OURS = {family: make for framework in FRAMEWORKS.values() for family, make in framework.ours.items()}
+OTHERS = {name: make for framework in FRAMEWORKS.values() for name, make in framework.others.items()}
+PACKAGES = ('mxnet', 'numba', 'numpy', 'torch', 'torch_optimizer', 'pytorch_optimizer', 'timm', 'jax', 'optax', 'onnx',
+            'onnxruntime')
 
 
-class Data:
-    """Weights and gradients that every competitor copies: the same numbers in separate memory."""
+def build(name, data, dtype='float32'):
+    """({route: Competitor}, '') with one step done, so that everything is compiled, or ({}, why this environment lacks it).
 
-    def __init__(self, shapes):
-        self.shapes = [tuple(shape) for shape in shapes]
-        self.elements = sum(int(numpy.prod(shape)) for shape in self.shapes)
-        random = numpy.random.default_rng(0)
-        self._weights = random.random(self.elements, numpy.float32) - numpy.float32(0.5)
-        self._gradients = random.standard_normal(self.elements, numpy.float32) * numpy.float32(1e-3)
-
-    def weights(self):
-        return self._split(self._weights)
-
-    def gradients(self):
-        return self._split(self._gradients)
-
-    def _split(self, flat):
-        ends = numpy.cumsum([int(numpy.prod(shape)) for shape in self.shapes])
-        return [part.reshape(shape) for part, shape in zip(numpy.split(flat, ends[:-1]), self.shapes)]
-
-
-class Competitor:
-    """One optimizer with its own arrays.
-
-    Parameters
-    ----------
-    step : callable
-        One update of all tensors, complete when it returns.
-    weight : callable
-        The first weight, as a NumPy array.
-    slots : int
-        Number of arrays of the weight's size that it keeps.
-    prepare : callable
-        What must be done before each step but is not part of it.
+    ``name`` is one of `OTHERS`, or a family of `OURS`, a colon and a rule.
     """
-
-    def __init__(self, step, weight, slots, prepare=lambda: None):
-        self.step, self.weight, self.slots, self.prepare = step, weight, slots, prepare
-
-    def turn(self):
-        """Seconds of each of some steps."""
-        seconds = []
-        while len(seconds) < STEPS and sum(seconds) < TURN:
-            self.prepare()
-            begin = time.perf_counter()
-            self.step()
-            seconds.append(time.perf_counter() - begin)
-        return seconds
-
-    def problem(self, before):
-        """Why the measured steps were not updates, or '' if they were."""
-        after = self.weight()
-        if not numpy.isfinite(after).all():
-            return 'the weights are not finite'
-        return 'the weights have not changed' if numpy.array_equal(after, before) else ''
-
-
-# Peers: `make(data)` returns a Competitor
-
-def _torch(create, slots):
-    """``create(torch, parameters)`` returns an optimizer; ``slots`` as in `Competitor`."""
-    def make(data):
-        import torch
-        parameters = [torch.nn.Parameter(torch.from_numpy(weight.copy())) for weight in data.weights()]
-        for parameter, gradient in zip(parameters, data.gradients()):
-            parameter.grad = torch.from_numpy(gradient.copy())
-        return Competitor(create(torch, parameters).step, lambda: parameters[0].detach().numpy().copy(), slots)
-    return make
-
-
-def _torch_family(**options):
-    return {
-        'adamw': _torch(lambda torch, p: torch.optim.AdamW(p, RATE, **options), 2),
-        'adam': _torch(lambda torch, p: torch.optim.Adam(p, RATE, **options), 2),
-        'sgd': _torch(lambda torch, p: torch.optim.SGD(p, RATE, momentum=0.9, **options), 1),
-    }
-
-
-def _of(module, name, slots, **options):
-    """An optimizer of a package that follows torch's interface."""
-    return _torch(lambda torch, p: getattr(importlib.import_module(module), name)(p, lr=RATE, weight_decay=DECAY, **options), slots)
-
-
-def _timm(name, slots, **options):
-    def make(data):
-        # timm's own __init__ imports every model, and torchvision with them; its optimizers need neither
-        if 'timm' not in sys.modules:
-            spec = util.find_spec('timm')
-            if spec is None:
-                raise ModuleNotFoundError("No module named 'timm'")
-            for package, folder in (('timm', ''), ('timm.optim', 'optim')):
-                sys.modules[package] = types.ModuleType(package)
-                sys.modules[package].__path__ = [str(Path(spec.origin).parent / folder)]
-        return _of(f'timm.optim.{name.lower()}', name, slots, **options)(data)
-    return make
-
-
-def _optax(create, slots):
-    """``create(optax)`` returns a GradientTransformation, which runs compiled, in place where JAX can."""
-    def make(data):
-        import jax
-        import optax
-        weights = [jax.numpy.array(weight) for weight in data.weights()]
-        gradients = [jax.numpy.array(gradient) for gradient in data.gradients()]
-        transformation = create(optax)
-        now = [weights, jax.jit(transformation.init)(weights)]
-
-        @functools.partial(jax.jit, donate_argnums=(0, 1))
-        def update(weights, state, gradients):
-            updates, state = transformation.update(gradients, state, weights)
-            return optax.apply_updates(weights, updates), state
-
-        def step():
-            now[:] = jax.block_until_ready(update(*now, gradients))
-        return Competitor(step, lambda: numpy.array(now[0][0]), slots)
-    return make
-
-
-def _ours(fused):
-    """Our own optimizers in PyTorch: by kernels on its memory, or by its operations."""
-    def made(name, slots, **options):
-        def create(torch, parameters):
-            from gluon_optim.torch import create
-            return create(name, parameters, lr=RATE, fused=fused, **options)
-        return _torch(create, slots)
-    return {'adamw': made('adamw', 2), 'novograd': made('novograd', 1, beta1=NOVOGRAD_BETAS[0], beta2=NOVOGRAD_BETAS[1], wd=DECAY),
-            'lamb': made('lamb', 2), 'sgd_torch': made('sgd_torch', 1, momentum=0.9)}
-
-
-_FAMILIES = {
-    'gluon_optim.torch': _ours(fused=True),
-    'gluon_optim.torch_operations': _ours(fused=False),
-    'torch_fused': _torch_family(fused=True),
-    'torch_default': _torch_family(),
-    'torch_foreach': _torch_family(foreach=True),
-    'torch_optimizer': {
-        'novograd': _of('torch_optimizer', 'NovoGrad', 1, betas=NOVOGRAD_BETAS),
-        'lamb': _of('torch_optimizer', 'Lamb', 2)},
-    'pytorch_optimizer': {
-        'novograd': _of('pytorch_optimizer', 'NovoGrad', 1, betas=NOVOGRAD_BETAS),
-        'lamb': _of('pytorch_optimizer', 'Lamb', 2)},
-    'timm': {
-        'novograd': _timm('NvNovoGrad', 1, betas=NOVOGRAD_BETAS),
-        'lamb': _timm('Lamb', 2)},
-    'optax': {
-        'novograd': _optax(lambda optax: optax.novograd(RATE, *NOVOGRAD_BETAS, weight_decay=DECAY), 1),
-        'adamw': _optax(lambda optax: optax.adamw(RATE), 2),
-        'lamb': _optax(lambda optax: optax.lamb(RATE), 2)},
-}
-
-PEERS = {f'{family}:{name}': make for family, peers in _FAMILIES.items() for name, make in peers.items()}
-
-
-def build(name, data):
-    """(Competitor, '') with one step done, so that everything is compiled, or (None, why this environment lacks it)."""
     try:
-        competitor = PEERS[name](data)
-        competitor.step()
-        return competitor, ''
+        family, _, rule = name.partition(':')
+        made = OURS[family](rule, data, dtype) if family in OURS else OTHERS[name](data, dtype)
+        competitors = made if isinstance(made, dict) else {None: made}
+        for competitor in competitors.values():
+            competitor.prepare()
+            competitor.step()
+        return competitors, ''
     except Exception as error:  # whatever a package of another version raises explains why there is no figure
-        return None, f'{type(error).__name__}: {error}'.splitlines()[0]
+        return {}, f'{type(error).__name__}: {error}'.splitlines()[0]
 
 
 def versions(packages=PACKAGES):
-    found = {}
+    found = {'python': platform.python_version()}
     for package in packages:
         try:
             found[package] = metadata.version(package)
@@ -220,10 +62,10 @@ class Server:
         self._process = subprocess.Popen([python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.versions = self.ask(shapes=data.shapes)
 
-    def build(self, name):
+    def build(self, name, dtype='float32'):
         """As `build`."""
-        slots, why = self.ask(build=name)
-        return (None if why else Remote(self, name, slots)), why
+        routes, why = self.ask(build=[name, dtype])
+        return {route: Remote(self, [name, route], slots, storage) for route, slots, storage in routes}, why
 
     def ask(self, **request):
         try:
@@ -243,17 +85,17 @@ class Server:
 class Remote:
     """A competitor in another process, which measures its own time."""
 
-    def __init__(self, server, name, slots):
-        self._server, self._name, self.slots = server, name, slots
+    def __init__(self, server, key, slots, dtype):
+        self._server, self._key, self.slots, self.dtype = server, key, slots, dtype
 
     def turn(self):
-        return self._server.ask(turn=self._name)
+        return self._server.ask(turn=self._key)
 
     def weight(self):
         return None  # the server remembers it
 
     def problem(self, before):
-        return self._server.ask(problem=self._name)
+        return self._server.ask(problem=self._key)
 
 
 def serve():
@@ -265,14 +107,15 @@ def serve():
         if what == 'shapes':
             data, answer = Data(value), versions()
         elif what == 'build':
-            competitor, why = build(value, data)
-            if not why:
-                competitors[value], before[value] = competitor, competitor.weight()
-            answer = competitor.slots if not why else None, why
+            name, dtype = value
+            made, why = build(name, data, dtype)
+            competitors.update({(name, route): competitor for route, competitor in made.items()})
+            before.update({(name, route): competitor.weight() for route, competitor in made.items()})
+            answer = [(route, competitor.slots, competitor.dtype) for route, competitor in made.items()], why
         elif what == 'turn':
-            answer = competitors[value].turn()
+            answer = competitors[tuple(value)].turn()
         else:
-            answer = competitors[value].problem(before[value])
+            answer = competitors[tuple(value)].problem(before[tuple(value)])
         answers.write(json.dumps(answer) + '\n')
         answers.flush()
 

@@ -34,7 +34,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from bench_peers import resnet50
+from bench_competitors import resnet50
 from cuda_check import MXNetSteps, TorchSteps, mxnet_runs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

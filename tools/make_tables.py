@@ -76,11 +76,12 @@ def schedules():
         yield f'| `{name}({arguments})` | {rate} | `{schedule.counterpart}` |'
 
 
-TABLES = {'README.md': [optimizers, speed_tables.speed, speed_tables.accelerated, speed_tables.pytorch_in_short],
+TABLES = {'README.md': [optimizers, speed_tables.speed, speed_tables.accelerated, speed_tables.pytorch_in_short,
+                        speed_tables.elsewhere_in_short],
           'docs/CONVERSIONS.md': [conversions, refused],
           'docs/SCHEDULES.md': [schedules],
-          'docs/speed.md': [speed_tables.resnet50, speed_tables.half, speed_tables.tensors, speed_tables.layouts,
-                            speed_tables.pytorch, speed_tables.gpu]}
+          'docs/speed.md': [speed_tables.machine, speed_tables.resnet50, speed_tables.half, speed_tables.tensors,
+                            speed_tables.layouts, speed_tables.pytorch, speed_tables.gpu, speed_tables.jax, speed_tables.onnx, speed_tables.first_step]}
 
 
 def updated(text, tables, name):

@@ -1,24 +1,32 @@
-"""The tables of README.md and docs/speed.md that show figures of tools/bench.py and tools/gpu_check.py: from docs/speed*.json,
-which these wrote.
+"""The tables of README.md and docs/speed.md that show figures of tools/bench.py, from docs/speed.json, and of tools/gpu_check.py,
+from docs/speed_gpu.json.
 
 tools/make_tables.py writes them.
 """
 import json
+import textwrap
 from pathlib import Path
+from statistics import median
+
+from bench_competitors import kind
 
 DOCS = Path(__file__).resolve().parent.parent / 'docs'
-OURS = ('gluon_optim:novograd', 'gluon_optim:adamw', 'gluon_optim:sgd_torch')
+OURS = ('gluon_optim:novograd', 'gluon_optim:adamw', 'gluon_optim:sgd_torch', 'gluon_optim:lamb')
 MXNETS = ('mxnet:adam', 'mxnet:sgd', 'mxnet:nadam', 'mxnet:lamb')
 FUSED = ('torch_fused:sgd', 'torch_fused:adam', 'torch_fused:adamw')
+TITLES = {'mxnet': 'MXNet', 'torch': 'PyTorch', 'jax': 'JAX', 'onnx': 'ONNX Runtime'}
+CASES = {'resnet50': 'ResNet-50', '2000': '2000 tensors', '200': '200 tensors'}
+FUSED_ADAMW = 'torch_fused:adamw', None
+WIDTH = 120  # of text between the tables
 
 
 def figures(file='speed.json'):
     return json.loads((DOCS / file).read_text(encoding='utf-8'))
 
 
-def rows_of(case, dtype='float32', file='speed.json'):
-    """{(name, route): row} of one case."""
-    found = next(one for one in figures(file)['cases'] if (one['case'], one['dtype']) == (case, dtype))
+def rows_of(case, dtype='float32', framework='mxnet'):
+    """{(name, route): row} of one table of tools/bench.py."""
+    found = next(one for one in figures()['cases'] if (one['framework'], one['case'], one['dtype']) == (framework, case, dtype))
     return {(row['name'], row['route']): row for row in found['rows']}
 
 
@@ -44,57 +52,86 @@ def other_novograds(rows):
     return sorted(found, key=lambda row: row['ms']['median'])
 
 
+def machine():
+    """What was measured where, and when."""
+    facts, others = figures()['facts'], figures()['cases'][0]['other_versions']
+    load = '' if facts['load'] is None else f', load {facts["load"]:.1f} at the start'
+    elsewhere = ''.join(f'; and, for what that lacks, {versions(other)}' for other in others)
+    yield from textwrap.wrap(
+        f'{facts["cpu"]}, {facts["cores"]} cores{load}; {facts["date"]}. All tables but that of the GPU are of one run, by '
+        f'{versions(facts["versions"])}{elsewhere}.', WIDTH)
+
+
+def versions(found):
+    words = dict(TITLES, python='Python', onnx='ONNX', onnxruntime='ONNX Runtime', numpy='NumPy')
+    return ', '.join(f'{words.get(package, package)} {version}' for package, version in found.items() if package != 'gluon_optim')
+
+
 def speed():
     """ResNet-50, in short."""
     keys = 'ms', 'times_floor', 'times_torch_fused_adamw'
-    rows = rows_of('resnet50')
+    rows, torch = rows_of('resnet50'), rows_of('resnet50', framework='torch')
     yield '| | ms | x bandwidth floor | x torch fused AdamW |'
     yield '|---|---|---|---|'
-    for name in OURS[:2]:
-        yield line(f'`{name.split(":")[1]}`', [rows[name, 'Trainer']], *keys)
-    yield line('torch fused AdamW', [rows['torch_fused:adamw', None]], *keys)
+    for rule in ('novograd', 'adamw'):
+        yield line(f'`{rule}` in MXNet', [rows[f'gluon_optim:{rule}', 'Trainer']], *keys)
+    for rule in ('novograd', 'adamw'):
+        yield line(f'`{rule}` in PyTorch', [torch[f'gluon_optim.torch:{rule}', None]], *keys)
+    yield line('torch fused AdamW', [rows[FUSED_ADAMW]], *keys)
     best = other_novograds(rows)[0]
     yield line(f'best NovoGrad elsewhere ({best["name"].split(":")[0]})', [best], *keys)
     yield line('MXNet adam / sgd / nadam / lamb', [rows[name, 'Trainer'] for name in MXNETS], *keys)
 
 
 def resnet50():
-    """ResNet-50, everybody."""
-    keys = 'ms', 'times_floor', 'times_torch_fused_adamw', 'times_best_other_novograd'
+    """ResNet-50 in MXNet."""
+    keys = 'ms', 'times_floor', 'times_torch_fused_adamw', 'times_best_other'
     rows = rows_of('resnet50')
-    yield '| ResNet-50, float32 | ms | x floor | x torch fused AdamW | x best other NovoGrad |'
+    yield '| ResNet-50, float32, in MXNet | ms | x floor | x torch fused AdamW | x best other of its kind |'
     yield '|---|---|---|---|---|'
     for name in OURS:
         yield line(f'**{name.split(":")[1]}**, Trainer', [rows[name, 'Trainer']], *keys)
     yield line('torch fused SGD / Adam / AdamW', [rows[name, None] for name in FUSED], *keys)
     others = other_novograds(rows)
     yield line(' / '.join(row['name'].split(':')[0] for row in others) + ' NovoGrad', others, *keys)
-    yield line('torch default AdamW', [rows['torch_default:adamw', None]], *keys)
     yield line('MXNet adam / sgd / nadam / lamb, Trainer', [rows[name, 'Trainer'] for name in MXNETS], *keys)
 
 
 def half():
-    """float16 weights with float32 masters."""
-    rows = rows_of('resnet50', 'float16')
-    yield '| ResNet-50, float16 with masters | ms | x floor |'
-    yield '|---|---|---|'
-    for name in OURS:
-        yield line(f'**{name.split(":")[1]}**, Trainer', [rows[name, 'Trainer']], 'ms', 'times_floor')
-    yield line('MXNet adam, Trainer', [rows['mxnet:adam', 'Trainer']], 'ms', 'times_floor')
+    """Weights of half precision with float32 masters, wherever they were measured."""
+    keys = 'ms', 'times_floor', 'times_torch_fused_adamw'
+    yield '| ResNet-50 in half precision, float32 masters | weights | ms | x floor | x torch fused AdamW in float32 |'
+    yield '|---' * 5 + '|'
+    for found in figures()['cases']:
+        if found['dtype'] == 'float32' or found['case'] != 'resnet50':
+            continue
+        for row in found['rows']:
+            shown = row['route'] != 'Updater' and 'operations' not in row['name']
+            if shown and row['bytes'] and row['dtype'] == found['dtype']:
+                where = '' if row['name'].startswith('mxnet:') else f' in {TITLES[found["framework"]]}'
+                yield line(f'{label(row["name"])}{where} | {found["dtype"]}', [row], *keys)
+
+
+def label(name):
+    """A competitor as the tables name it: ours in bold type."""
+    family, _, rule = name.partition(':')
+    if family == 'gluon_optim.torch_operations':
+        return f'{rule}, `fused=False`'
+    return f'**{rule}**' if family.startswith('gluon_optim') else f'{TITLES.get(family, family)} {rule}'
 
 
 def tensors():
     """2000 small tensors."""
     keys = 'ms', 'times_torch_fused_adamw'
     rows = rows_of('2000')
-    yield '| 2000 tensors of 1000 | ms | x torch fused AdamW |'
+    yield '| 2000 tensors of 1000, in MXNet | ms | x torch fused AdamW |'
     yield '|---|---|---|'
-    for name in (*OURS[:2], 'mxnet:nothing', 'mxnet:adam'):
-        ours = name.startswith('gluon_optim:')
-        label = f'**{name.split(":")[1]}**' if ours else name.replace('mxnet:nothing', 'nothing').replace('mxnet:', 'MXNet ')
-        yield line(f'{label}, Updater / Trainer', [rows[name, 'Updater'], rows[name, 'Trainer']], *keys)
-    yield line('torch fused AdamW', [rows['torch_fused:adamw', None]], *keys)
-    yield line('optax NovoGrad', [rows['optax:novograd', None]], *keys)
+    for name in (*OURS, 'mxnet:nothing', 'mxnet:adam'):
+        title = 'nothing' if name == 'mxnet:nothing' else label(name)
+        yield line(f'{title}, Updater / Trainer', [rows[name, 'Updater'], rows[name, 'Trainer']], *keys)
+    yield line('torch fused AdamW', [rows[FUSED_ADAMW]], *keys)
+    for best in other_novograds(rows)[:1]:
+        yield line(f'best NovoGrad elsewhere ({best["name"].split(":")[0]})', [best], *keys)
 
 
 def layouts():
@@ -115,16 +152,41 @@ def layouts():
 
 def pytorch():
     """PyTorch on the CPU: our kernels, our operations, and others'."""
-    cases = {case: rows_of(case, file='speed_torch.json') for case in ('resnet50', '2000')}
-    yield '| PyTorch, CPU | ' + ' | '.join(f'{case}: ms | x torch fused AdamW' for case in ('ResNet-50', '2000 tensors')) + ' |'
-    yield '|---' * 5 + '|'
-    names = dict.fromkeys(name for rows in cases.values() for name, _ in rows if not name.startswith('gluon_optim:'))
-    for name in sorted(names, key=lambda name: (name.split(':')[1], not name.startswith('gluon_optim'))):
-        family, _, rule = name.partition(':')
-        label = {'gluon_optim.torch': f'**{rule}**', 'gluon_optim.torch_operations': f'{rule}, `fused=False`'}.get(
-            family, f'{family} {rule}')
-        cells = [[rows[name, None]] if (name, None) in rows else [] for rows in cases.values()]
-        yield f'| {label} | ' + ' | '.join(cell(row, key) for row in cells for key in ('ms', 'times_torch_fused_adamw')) + ' |'
+    def times_best(row, rows):
+        return cell([row], 'times_best_other')
+
+    yield from framework_table('torch', ('resnet50', '2000'), {'x best other of its kind': times_best})
+
+
+def jax():
+    """JAX on the CPU: our transformations, and optax's."""
+    def times_optax(row, rows):
+        own = rows.get(('optax:' + kind(row['name']), None))
+        return digits(row['ms']['median'] / own['ms']['median']) if own else ''
+
+    yield from framework_table('jax', ('resnet50', '200'), {'x optax': times_optax})
+
+
+def onnx():
+    """ONNX Runtime on the CPU: the exported step."""
+    yield from framework_table('onnx', ('resnet50', '200'), {})
+
+
+def framework_table(framework, cases, more):
+    """All float32 figures of one framework, ordered by what is computed, ours first.
+
+    ``more`` are columns: the head -> a function of (row, all rows) that returns the cell.
+    """
+    columns = {'ms': lambda row, rows: cell([row], 'ms'),
+               'x torch fused AdamW': lambda row, rows: cell([row], 'times_torch_fused_adamw'), **more}
+    tables = [rows_of(case, framework=framework) for case in cases]
+    heads = [f'{CASES[case]}: {" | ".join(columns)}' for case in cases]
+    yield f'| {TITLES[framework]}, CPU | {" | ".join(heads)} |'
+    yield '|---' * (1 + len(columns) * len(cases)) + '|'
+    names = dict.fromkeys(name for rows in tables for name, _ in rows)
+    for name in sorted(names, key=lambda name: (kind(name), not name.startswith('gluon_optim'))):
+        cells = [text(rows[name, None], rows) if (name, None) in rows else '' for rows in tables for text in columns.values()]
+        yield f'| {label(name)} | ' + ' | '.join(cells) + ' |'
 
 
 def gpu():
@@ -141,10 +203,25 @@ def gpu():
         yield f'| {label if "(" in label else f"**{label}**"} | ' + ' | '.join(cells) + ' |'
 
 
+def first_step():
+    """From `import` to the end of the first update."""
+    yield '| seconds | rules | framework alone | cold: median | slowest | warm: median | slowest |'
+    yield '|---' * 7 + '|'
+    rows = figures('speed_first.json')['first_step']
+    for framework, label in (('mxnet', 'MXNet'), ('torch', 'PyTorch')):
+        mine = [row for row in rows if row['framework'] == framework]
+        cells = [str(len(mine)), digits(median(row['cold']['framework']['seconds'] for row in mine))]
+        for state in ('cold', 'warm'):
+            seconds = {row['rule']: row[state]['ours']['seconds'] for row in mine}
+            slowest = max(seconds, key=seconds.get)
+            cells += [digits(median(seconds.values())), f'{digits(seconds[slowest])} (`{slowest}`)']
+        yield f'| {label} | ' + ' | '.join(cells) + ' |'
+
+
 def pytorch_in_short():
     """One sentence on PyTorch."""
     def ratio(case):
-        return rows_of(case, file='speed_torch.json')['gluon_optim.torch:adamw', None]['times_torch_fused_adamw']
+        return rows_of(case, framework='torch')['gluon_optim.torch:adamw', None]['times_torch_fused_adamw']
 
     found = figures('speed_gpu.json')
     there = {(row['case'], row['optimizer']): row['times_torch'] for row in found['timings'] if row['dtype'] == 'float32'}
@@ -155,6 +232,23 @@ def pytorch_in_short():
     yield f'''In PyTorch, `go.torch.create` runs the same kernels on CPUs, and Triton's on GPUs. In units of torch's fused AdamW,
 `adamw` takes {here} on these two cores; on an {card} {eager}, in a CUDA graph
 {graph} ([all figures](docs/speed.md#in-pytorch)).'''
+
+
+def elsewhere_in_short():
+    """One sentence each on JAX and ONNX Runtime."""
+    jax, onnx = (rows_of('resnet50', framework=framework) for framework in ('jax', 'onnx'))
+
+    def ratio(rule):
+        ours, own = (jax[f'{family}:{rule}', None]['ms']['median'] for family in ('gluon_optim.optax', 'optax'))
+        return digits(ours / own)
+
+    slow = [row['times_torch_fused_adamw'] for (name, _), row in onnx.items() if name.startswith('gluon_optim')]
+    units = f'`adamw` takes {ratio("adamw")}, `novograd` {ratio("novograd")} and `lamb` {ratio("lamb")}'
+    longer = f'{digits(min(slow))} to {digits(max(slow))}'
+    yield from textwrap.wrap(
+        "In JAX, XLA compiles the transformations of `go.optax.create` as it compiles optax's own: on ResNet-50 and in units of "
+        f'those, {units}. The model that `go.onnx.export_step` writes consists of standard operators. ONNX Runtime executes one '
+        f"after the other, which takes {longer} times as long as torch's fused AdamW.", WIDTH)
 
 
 def accelerated():

@@ -115,7 +115,7 @@ from math import exp, sqrt
 from numba import cfunc, float32, float64, int64
 
 from gluon_optim.lowering.numba_runtime import (accumulate, bfloat_to_float, f32_at, f64_at, float_to_bfloat, float_to_half,
-                                                half_to_float, i64_at, prefetch, u16_at)
+                                                half_to_float, i64_at, prefetch_2, prefetch_4, prefetch_8, u16_at)
 
 
 @cfunc('int64(int64, int64, int64)', error_model='numpy', cache={cache})
@@ -196,8 +196,8 @@ class _Printer:
 
     def _ask_for(self, roles: Sequence[str]) -> List[str]:
         """Prefetch a later block: on its own, a processor has too few reads in flight to keep the memory busy."""
-        return [f'    prefetch({role}_at + {self.storage.itemsize(role)} * (done + {AHEAD}) + {line})'
-                for role in roles for line in range(0, self.storage.itemsize(role) * BLOCK, 64)]
+        sizes = {role: self.storage.itemsize(role) for role in roles}
+        return [f'    prefetch_{size * BLOCK // 64}({role}_at + {size} * (done + {AHEAD}))' for role, size in sizes.items()]
 
     def _turn(self, one: LoopPass, start: str, size: str) -> List[str]:
         """The loop over ``size`` elements from ``start`` on."""

@@ -12,11 +12,13 @@ from typing import Any, Callable, Sequence, Tuple, TypeVar
 import numba
 import numpy
 from llvmlite import binding, ir
-from numba import carray, njit, prange, types
+from numba import njit, prange, types
 from numba.extending import intrinsic as numba_intrinsic
+from numba.np.arrayobj import populate_array
 
 __all__ = ['DESCRIBED', 'ITEM', 'accumulate', 'bfloat_to_float', 'describe', 'f32_at', 'f64_at', 'fetch_addresses',
-           'float_to_bfloat', 'float_to_half', 'half_to_float', 'i64_at', 'launch', 'prefetch', 'u16_at']
+           'float_to_bfloat', 'float_to_half', 'half_to_float', 'i64_at', 'launch', 'prefetch_2',
+           'prefetch_4', 'prefetch_8', 'u16_at']
 
 ITEM = 16384       # elements in one piece of work
 SMALL = 2 ** 18    # a launch over fewer elements gains nothing from a second thread, and waits long for it on a busy machine
@@ -57,15 +59,19 @@ def compiled(**options: Any) -> Callable[[F], F]:
 
 
 def _pointer(numba_type: types.Type, llvm_type: ir.Type) -> Callable[[int, int], numpy.ndarray]:
-    @intrinsic
-    def pointer(typing_context: Any, address: types.Type) -> Typed:
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-            return builder.inttoptr(args[0], llvm_type.as_pointer())
-        return types.CPointer(numba_type)(types.int64), generate
+    """A function of an address and a size that returns the array there, as `numba.carray` does; that one would be compiled, and
+    inlined again and again, which is half of the time that a kernel takes to compile."""
+    array_type = types.Array(numba_type, 1, 'C')
+    itemsize = ir.Constant(_I64, numba_type.bitwidth // 8)
 
-    @inlined
-    def array_at(address: int, size: int) -> numpy.ndarray:
-        return carray(pointer(address), size)
+    @intrinsic
+    def array_at(typing_context: Any, address: types.Type, size: types.Type) -> Typed:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+            array = context.make_array(array_type)(context, builder)
+            data = builder.inttoptr(args[0], llvm_type.as_pointer())
+            populate_array(array, data=data, shape=[args[1]], strides=[itemsize], itemsize=itemsize, meminfo=None)
+            return array._getvalue()
+        return array_type(types.int64, types.int64), generate
     return array_at
 
 
@@ -85,17 +91,24 @@ def accumulate(typing_context: Any, total: types.Type, value: types.Type) -> Typ
     return types.float64(types.float64, types.float64), generate
 
 
-@intrinsic
-def prefetch(typing_context: Any, address: types.Type) -> Typed:
-    """Start fetching the cache line at ``address`` into the second-level cache (the first level can wait for only a few at a
-    time). Any address is allowed, even one past the end."""
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = builder.module.declare_intrinsic('llvm.prefetch', [pointer], kind)
-        builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(2), number(1)])
-        return context.get_dummy_value()
-    return types.void(types.int64), generate
+def _prefetch(lines: int) -> Callable[[int], None]:
+    @intrinsic
+    def prefetch(typing_context: Any, address: types.Type) -> Typed:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+            number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+            kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+            function = builder.module.declare_intrinsic('llvm.prefetch', [pointer], kind)
+            for line in range(lines):
+                at = builder.inttoptr(builder.add(args[0], _I64(64 * line)), pointer)
+                builder.call(function, [at, number(0), number(2), number(1)])
+            return context.get_dummy_value()
+        return types.void(types.int64), generate
+    return prefetch
+
+
+# Start fetching so many cache lines from an address on into the second-level cache (the first level can wait for only a few
+# at a time). Any address is allowed, even one past the end.
+prefetch_2, prefetch_4, prefetch_8 = map(_prefetch, (2, 4, 8))
 
 
 @intrinsic
@@ -212,15 +225,39 @@ def _drive_alone(kernel: int, passes: int, groups: int, words: int, stride: int)
 
 
 @compiled()
-def fetch_addresses(get_data: int, handles: numpy.ndarray, addresses: numpy.ndarray) -> int:
-    """Call ``int get_data(handle, void **out)`` for each handle; the index of the first failure, or -1."""
-    for i in range(handles.size):
-        if _get(get_data, handles[i], addresses.ctypes.data + 8 * i) != 0:
+def _fetch_addresses(get_data: int, count: int, handles_at: int, addresses_at: int) -> int:
+    handles = i64_at(handles_at, count)
+    for i in range(count):
+        if _get(get_data, handles[i], addresses_at + 8 * i) != 0:
             return i
     return -1
 
 
+def fetch_addresses(get_data: int, handles: numpy.ndarray, addresses: numpy.ndarray) -> int:
+    """Call ``int get_data(handle, void **out)`` for each handle; the index of the first failure, or -1."""
+    return _fetch_addresses(get_data, handles.size, handles.ctypes.data, addresses.ctypes.data)
+
+
 @compiled()
+def _describe(functions_at: int, count: int, handles_at: int, found_at: int, answer_at: int) -> bool:
+    functions, handles, answer = i64_at(functions_at, 4), i64_at(handles_at, count), i64_at(answer_at, 5)
+    same = True
+    for i in range(count):
+        failed = _get(functions[0], handles[i], answer_at) | _get(functions[1], handles[i], answer_at + 8)
+        failed |= _get_two(functions[2], handles[i], answer_at + 16, answer_at + 20)
+        failed |= _get_two(functions[3], handles[i], answer_at + 24, answer_at + 32)
+        found = i64_at(found_at + 8 * DESCRIBED * i, DESCRIBED)
+        if failed or not 0 <= answer[3] <= DIMENSIONS:
+            found[3] = -1  # equal to none
+            return False
+        shape = i32_at(answer[4], DIMENSIONS)
+        for k in range(DESCRIBED):
+            value = answer[k] if k < 4 else shape[k - 4] if k - 4 < answer[3] else 0
+            same &= found[k] == value
+            found[k] = value
+    return same
+
+
 def describe(functions: numpy.ndarray, handles: numpy.ndarray, found: numpy.ndarray) -> bool:
     """Write the storage type, type, device, number of dimensions and shape of each array into a row of ``found``.
 
@@ -228,20 +265,7 @@ def describe(functions: numpy.ndarray, handles: numpy.ndarray, found: numpy.ndar
     the rows are what they were before; False also where one of them fails, or an array has too many dimensions.
     """
     answer = numpy.zeros(5, numpy.int64)
-    at = answer.ctypes.data
-    same = True
-    for i in range(handles.size):
-        failed = _get(functions[0], handles[i], at) | _get(functions[1], handles[i], at + 8)
-        failed |= _get_two(functions[2], handles[i], at + 16, at + 20) | _get_two(functions[3], handles[i], at + 24, at + 32)
-        if failed or not 0 <= answer[3] <= DIMENSIONS:
-            found[i, 3] = -1  # equal to none
-            return False
-        shape = i32_at(answer[4], DIMENSIONS)
-        for k in range(DESCRIBED):
-            value = answer[k] if k < 4 else shape[k - 4] if k - 4 < answer[3] else 0
-            same &= found[i, k] == value
-            found[i, k] = value
-    return same
+    return _describe(functions.ctypes.data, handles.size, handles.ctypes.data, found.ctypes.data, answer.ctypes.data)
 
 
 _home = os.getpid()

@@ -1,5 +1,7 @@
 """Generated source, as a module: kept in a file named by its content, so that what a compiler makes of it can be kept too."""
+import contextlib
 import functools
+import gc
 import hashlib
 import importlib.util
 import linecache
@@ -8,11 +10,15 @@ import os
 import pathlib
 import sys
 import tempfile
+import threading
 from types import ModuleType
+from typing import Iterator
 
 __all__ = ['cache_folder', 'load']
 
 log = logging.getLogger('gluon_optim')
+
+PATIENCE = 2.0  # seconds of silence before a line says what is being done
 
 
 def cache_folder() -> pathlib.Path:
@@ -34,13 +40,33 @@ def load(rule: str, text: str, runtime: pathlib.Path) -> ModuleType:
     try:
         if not path.exists():
             _write(path, text.replace('{cache}', 'True'))
-        return _execute(name, path)
+        with _compiling(f'Compiling the kernel of {rule}, once: it is kept in {path.parent} ...'):
+            return _execute(name, path)
     except (OSError, RuntimeError) as error:  # RuntimeError: numba found no place to write
         _say_once(f'Compiled kernels are not kept for the next process: {error}. Set GLUON_OPTIM_CACHE to a writable folder.')
     module, text = ModuleType(name), text.replace('{cache}', 'False')
     linecache.cache[f'<{name}>'] = len(text), None, text.splitlines(True), f'<{name}>'  # Triton reads its source again
-    exec(compile(text, f'<{name}>', 'exec'), module.__dict__)
+    with _compiling(f'Compiling the kernel of {rule} ...'):
+        exec(compile(text, f'<{name}>', 'exec'), module.__dict__)
     return module
+
+
+@contextlib.contextmanager
+def _compiling(message: str) -> Iterator[None]:
+    """Log ``message`` as soon as the block has taken `PATIENCE` seconds, so that a long compilation is not taken for a hang: as a
+    warning, because Python shows nothing less where logging is not set up. Garbage is not collected meanwhile: a compiler makes
+    so many objects that Python would look through all those of the process, which takes a tenth of the time or more."""
+    timer = threading.Timer(PATIENCE, log.warning, (message,))
+    timer.daemon = True  # never what keeps a process alive
+    collects = gc.isenabled()
+    timer.start()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+        timer.cancel()
 
 
 def _execute(name: str, path: pathlib.Path) -> ModuleType:

@@ -110,15 +110,6 @@ class DropIn(Runner):
     def __deepcopy__(self, memo: Dict[int, Any]) -> 'DropIn':
         return _restored(type(self), copy.deepcopy(self.__getstate__(), memo))
 
-    @property
-    def aggregate_num(self) -> int:
-        """The number of parameters that the updater passes at once: all. MXNet's own number is the one that is pickled."""
-        return 2 ** 31 - 1
-
-    @aggregate_num.setter
-    def aggregate_num(self, number: int) -> None:
-        self.__dict__['aggregate_num'] = number
-
     # -- hyper-parameters -------------------------------------------------------------------------------------------
 
     def _given(self) -> Dict[str, Any]:
@@ -181,8 +172,8 @@ class DropIn(Runner):
         self._device: Any = None                                            # the device they belong to; None: not known yet
         self._parked: Dict[Any, Dict[str, Any]] = {None: self.shared_state()}  # those of other devices; None: those for a new one
 
-    def _set_current_context(self, device_id: int) -> None:
-        super()._set_current_context(device_id)
+    def _enter_device(self, device_id: int) -> None:
+        super()._enter_device(device_id)
         if self.declared.variables and device_id != self._device:
             if self._device is not None:
                 self._parked[self._device] = self.shared_state()

@@ -174,7 +174,8 @@ def _fetch(handles: numpy.ndarray, addresses: numpy.ndarray) -> None:
 
 def _same_kind(handles: numpy.ndarray, described: numpy.ndarray) -> bool:
     """Whether the arrays have the device, type and shape that ``described`` says; afterwards it says theirs."""
-    functions = _functions('GetStorageType', 'GetDType', 'GetContext', 'GetShapeEx')
+    shape = 'GetShapeEx' if hasattr(mx_base._LIB, 'MXNDArrayGetShapeEx') else 'GetShape'  # 1.x, 2.x
+    functions = _functions('GetStorageType', 'GetDType', 'GetContext', shape)
     return bool(_compiler().numba_runtime.describe(functions, handles, described))
 
 

@@ -31,6 +31,7 @@ from ..states.model import MULTIPLIERS, STATISTICS
 from .optimizer import Runner
 from .trainer import shape_of
 from .typing import BlockLike, ParameterLike
+from .weights import trainer_of
 
 __all__ = ['KINDS', 'NO_DECAY', 'Group', 'ParamGroups', 'fan_in', 'layer_decay', 'param_groups']
 
@@ -260,7 +261,7 @@ def _multipliers(selector: str, values: Any, name: str = '') -> Dict[str, float]
 
 def _check_reached(places: Sequence[_Place]) -> None:
     """ValueError where weights are updated on parameter servers, and the optimizer there would not get the multipliers."""
-    for trainer in {place.parameter._trainer for place in places} - {None}:
+    for trainer in {trainer_of(place.parameter) for place in places} - {None}:
         why = _not_reached(trainer)
         if why:
             raise ValueError('The multipliers must reach the optimizer. Received: a trainer that updates weights on parameter '

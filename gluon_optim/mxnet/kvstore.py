@@ -1,9 +1,13 @@
-"""One list of parameters per step where `gluon.Trainer` or `Module` updates on its kvstore.
+"""One list of parameters per step, wherever `gluon.Trainer` or `Module` updates them.
 
-MXNet pushes one gradient, has its parameter updated and pulls the new weight before it pushes the next. With an optimizer of
-this package it pushes all gradients, has all parameters updated by one call, and pulls all weights. Errors of the
+On a kvstore MXNet pushes one gradient, has its parameter updated and pulls the new weight before it pushes the next. With an
+optimizer of this package it pushes all gradients, has all parameters updated by one call, and pulls all weights. Errors of the
 optimizer reach the caller that way; out of a push they could not, which calls the updater through C.
+
+MXNet 2.x refuses updates on a kvstore, and with them dist_async, to an optimizer that says at the outset that it takes lists:
+there its updaters learn of it at the first update.
 """
+import contextlib
 import ctypes
 import functools
 from typing import Any, List, Sequence, Tuple
@@ -12,29 +16,47 @@ from mxnet import model
 from mxnet.base import _LIB, NDArrayHandle, c_array, c_handle_array, c_str_array, check_call, mx_uint
 from mxnet.gluon import Trainer
 from mxnet.kvstore import KVStore
-from mxnet.module import module
 from mxnet.ndarray import NDArray
+
+try:
+    from mxnet.module import module
+except ImportError:  # MXNet 2.x has none
+    module = None
+
+from .weights import store_keys
 
 __all__ = ['update_together']
 
-_allreduce_grads, _update_params_on_kvstore = Trainer._allreduce_grads, model._update_params_on_kvstore  # MXNet's
+# MXNet's
+_allreduce_grads, _update, _update_params_on_kvstore = Trainer._allreduce_grads, Trainer._update, model._update_params_on_kvstore
 
 
 def update_together() -> None:
     """Let trainers and modules that update on their kvstore do so by one call of the optimizer, where it is of this package."""
     Trainer._allreduce_grads = _allreduce_grads_together
+    if module is None:
+        Trainer._update = _update_together
+        return
     model._update_params_on_kvstore = module._update_params_on_kvstore = _update_params_together
 
 
 @functools.wraps(_allreduce_grads)
 def _allreduce_grads_together(self: Trainer) -> None:
-    trained = [(i, parameter) for i, parameter in enumerate(self._params) if parameter.grad_req != 'null']
+    trained = [one for one in zip(store_keys(self), self._params) if one[1].grad_req != 'null']
     dense = not self._contains_sparse_weight and not self._contains_sparse_grad
-    if not (trained and dense and self._update_on_kvstore and _can_update_together(self._kvstore, self._contexts[0])):
+    if not (trained and dense and self._update_on_kvstore
+            and _can_update_together(self._kvstore, trained[0][1].list_data()[0].context)):
         _allreduce_grads(self)
         return
-    indices, parameters = zip(*trained)
-    _push_update_pull(self._kvstore, indices, [p.list_grad() for p in parameters], [p.list_data() for p in parameters])
+    keys, parameters = zip(*trained)
+    _push_update_pull(self._kvstore, keys, [p.list_grad() for p in parameters], [p.list_data() for p in parameters])
+
+
+@functools.wraps(_update)
+def _update_together(self: Trainer, ignore_stale_grad: bool = False) -> None:
+    take_lists = getattr(self._optimizer, 'taking_lists', None)
+    with contextlib.nullcontext() if take_lists is None else take_lists(*self._updaters):
+        _update(self, ignore_stale_grad)
 
 
 @functools.wraps(_update_params_on_kvstore)
@@ -72,8 +94,9 @@ def _push_update_pull(store: KVStore, keys: Sequence[Any], gradients: Sequence[L
         _call('MXKVStorePush', store, keys, gradients)
     finally:
         _set_updater(store, store._updater_func, store._str_updater_func)
-    with store._updater.optimizer.counting_singly():
-        store._updater(*map(list, zip(*pushed)))
+    updater = store._updater
+    with updater.optimizer.counting_singly(), updater.optimizer.taking_lists(updater):
+        updater(*map(list, zip(*pushed)))
     _call('MXKVStorePullWithSparse', store, keys, weights, ctypes.c_bool(True))
 
 

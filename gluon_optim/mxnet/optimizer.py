@@ -18,11 +18,14 @@ from ..schema import Values, check_known, one_of
 from ..states.model import MULTIPLIERS, ParameterInfo
 from .executors import Executor, Update, check_weight
 from .typing import TrainerLike
-from .weights import keep_kvstore
+from .weights import keep_kvstore, trainer_of
 
 __all__ = ['RuleOptimizer', 'Runner']
 
 ROWS = 256  # sets of coefficients that are kept
+ALL = 2 ** 31 - 1  # an `aggregate_num` with which an updater passes all parameters of a dtype at once
+#: MXNet 2.x refuses to update on a kvstore, and with it dist_async, where the number is more than 1
+LISTS_AT_ONCE = not hasattr(mx_optimizer.Optimizer, 'fused_step')
 
 # accepted by every MXNet optimizer, but not declared by rules
 BASE_ARGUMENTS = ('lr_scheduler', 'begin_num_update', 'multi_precision', 'param_idx2name', 'param_dict', 'sym')
@@ -38,10 +41,11 @@ class Runner(mx_optimizer.Optimizer):
     rule: ClassVar[Type[Rule]]
     _process_only: ClassVar[Tuple[str, ...]] = (  # never saved
         '_executor', '_read', '_checked', '_warned', '_followed', '_rows', '_rows_of', '_singly', '_skips', '_created',
-        '_loaded_at')
+        '_loaded_at', '_takes_lists')
     _checked: Tuple[Any, Values]
     begin_num_update: int
     _skips = False  # updates, until there is a finite `rescale_grad`
+    _takes_lists = False  # for now, where MXNet must not see that it does
 
     def _set_up(self) -> None:
         """Create what lives as long as the process."""
@@ -73,6 +77,26 @@ class Runner(mx_optimizer.Optimizer):
         self._created = None
         # saved on some devices, continued on others
         self.set_update_counts(self.update_counts(), self.num_update)
+
+    @property
+    def aggregate_num(self) -> int:
+        """The number of parameters that an updater passes at once: all. What is set here, MXNet's own number, is only pickled."""
+        return ALL if LISTS_AT_ONCE or self._takes_lists else 1
+
+    @aggregate_num.setter
+    def aggregate_num(self, number: int) -> None:
+        self.__dict__['aggregate_num'] = number
+
+    @contextlib.contextmanager
+    def taking_lists(self, *updaters: Any) -> Iterator[None]:
+        """Let ``updaters`` pass all parameters of a dtype at once, in MXNet 2.x too."""
+        before, self._takes_lists = self._takes_lists, True
+        for updater in updaters:
+            updater.aggregate_updates = True
+        try:
+            yield
+        finally:
+            self._takes_lists = before
 
     def __repr__(self) -> str:
         scheduler = self.lr_scheduler
@@ -147,22 +171,30 @@ class Runner(mx_optimizer.Optimizer):
         self._index_update_count = self._all_index_update_counts[0]
         self.num_update = num_update
 
-    def _set_current_context(self, device_id: int) -> None:
+    def _enter_device(self, device_id: int) -> None:
+        """What precedes updates on a device; called by MXNet, under one of the names below."""
         self._follow_parameters()
         # MXNet starts a new device at begin_num_update, but a run resumed on it is further along
         if device_id not in self._all_index_update_counts:
             self._all_index_update_counts[device_id] = dict(self._restored_counts)
-        super()._set_current_context(device_id)
+        self._index_update_count = self._all_index_update_counts[device_id]
+
+    def _set_current_context(self, device_id: int) -> None:  # in MXNet 1.x
+        self._enter_device(device_id)
+
+    def _set_current_device(self, device_id: int) -> None:  # in 2.x
+        self._enter_device(device_id)
 
     def _follow_parameters(self) -> None:
         """Look after the trainer whose parameters these are: it keeps its kvstore, and where `reset_ctx` has moved the
         parameters, counts, states and what is shared go with them."""
         parameter = next(iter(self.param_dict.values()), None)
-        contexts = getattr(parameter, '_ctx_list', None)  # another list after each `reset_ctx`
+        # in 1.x and 2.x; another list after each `reset_ctx`
+        contexts = getattr(parameter, '_ctx_list', getattr(parameter, '_device_list', None))
         parameters, before = self._followed
         if parameters is self.param_dict and before is contexts:
             return
-        trainer = getattr(parameter, '_trainer', None)
+        trainer = None if parameter is None else trainer_of(parameter)
         if trainer is not None and trainer._optimizer is self:
             keep_kvstore(trainer)
             if contexts is not None and not trainer._update_on_kvstore:
@@ -425,7 +457,7 @@ class RuleOptimizer(Runner):
         self._names = tuple(name for name in h.asdict() if name != 'learning_rate')
         for name in self._names:
             setattr(self, name, getattr(h, name))
-        self.aggregate_num = 2 ** 31 - 1  # the updater passes all parameters of a dtype at once
+        self.aggregate_num = ALL
         self._restored_counts: Dict[Any, int] = {}
         self._set_up()
         if isinstance(factor, nd.NDArray):

@@ -1,7 +1,8 @@
 """Setting weights without losing the states on a kvstore, and with a way to undo it."""
 import contextlib
 import ctypes
-from typing import Any, Iterable, Sequence, Tuple
+import weakref
+from typing import Any, Iterable, List, Optional, Sequence, Tuple
 
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet import base as mx_base
@@ -12,13 +13,27 @@ from mxnet.util import is_np_array
 
 from .typing import KVStoreLike, ParameterLike, TrainerLike
 
-__all__ = ['initialize', 'keep_kvstore', 'remember', 'send_weights', 'write_weight']
+__all__ = ['initialize', 'keep_kvstore', 'remember', 'send_weights', 'store_keys', 'trainer_of',
+           'write_weight']
 
 
 def initialize(parameter: ParameterLike, value: Any) -> None:
     """Initialize a deferred parameter with the NumPy array ``value``, on all its devices."""
     make = mx_numpy.array if is_np_array() else nd_array
     parameter._load_init(make(value, dtype=value.dtype), None)
+
+
+def trainer_of(parameter: ParameterLike) -> Optional[TrainerLike]:
+    """The trainer that updates ``parameter``."""
+    trainer: Any = parameter._trainer
+    return trainer() if isinstance(trainer, weakref.ref) else trainer  # MXNet 2.x, 1.x
+
+
+def store_keys(trainer: TrainerLike) -> List[int]:
+    """The key in the kvstore of each of the trainer's parameters."""
+    numbers = getattr(trainer, '_param2idx', {})
+    # in 1.x their places; in 2.x, where a parameter that is given twice is left out, those of the list that was given
+    return [numbers.get(getattr(parameter, '_uuid', None), i) for i, parameter in enumerate(trainer._params)]
 
 
 def keep_kvstore(trainer: TrainerLike) -> None:
@@ -41,8 +56,8 @@ def keep_kvstore(trainer: TrainerLike) -> None:
         if trainer._kvstore is None:
             start()
         else:
-            send_weights(trainer._kvstore, [(index, _arrays(parameter)[0]) for index, parameter in enumerate(trainer._params)
-                                            if parameter not in trainer._params_to_init])
+            started = [one for one in zip(store_keys(trainer), trainer._params) if one[1] not in trainer._params_to_init]
+            send_weights(trainer._kvstore, [(key, _arrays(parameter)[0]) for key, parameter in started])
             trainer._kv_initialized = True
 
     trainer._reset_kvstore, trainer._init_kvstore = reset_kvstore, init_kvstore
@@ -65,7 +80,7 @@ def write_weight(parameter: ParameterLike, values: Sequence[Any]) -> None:
 
     Like `Parameter.set_data`, but nothing is allocated, and errors are raised here rather than at a later step.
     """
-    trainer = parameter._trainer
+    trainer = trainer_of(parameter)
     if trainer and trainer._kv_initialized and trainer._update_on_kvstore and parameter not in trainer._params_to_init:
         keep_kvstore(trainer)
         trainer._reset_kvstore()
