@@ -32,6 +32,7 @@ def namespace(dtype):
         return np.where(condition, *(np.asarray(v, dtype) for v in (x, y)))
     names = {name: getattr(np, name) for name in ('sqrt', 'exp', 'abs', 'minimum', 'maximum')}
     return types.SimpleNamespace(sum=lambda x: np.sum(x, dtype=np.float64).astype(dtype), where=where,
+                                 half=lambda x: x.astype(np.float16).astype(x.dtype),
                                  sign=lambda x: np.nan_to_num(np.sign(x)), **names)
 
 
@@ -45,20 +46,28 @@ def hypers_of(rule):
 class Run:
     """The same updates by a kernel and by NumPy, one operation after the other."""
 
-    def __init__(self, rule, h, dtype='float32', master=False, shapes=SHAPES):
-        self.rule, self.h, self.storage = rule, h, loops.Storage(dtype, master)
+    def __init__(self, rule, h, dtype='float32', master=False, shapes=SHAPES, half_slots=False):
+        self.rule, self.h, self.storage = rule, h, loops.Storage(dtype, master, half_slots)
         self.precision = np.dtype(self.storage.precision)
         self.static = rule.static(h)
         self.random = np.random.default_rng(3)
         self.weights = [self.random.normal(size=shape).astype(dtype) for shape in shapes]
         self.masters = [w.astype(np.float32) for w in self.weights] if master else []
         exact = self.masters or self.weights
-        self.slots = [{s.name: np.atleast_1d(initial_slot(s, w.astype(self.precision))).astype(self.precision)
+        self.slots = [{s.name: np.atleast_1d(initial_slot(s, w.astype(self.precision))).astype(self.storage.element(s.name))
                        for s in self.static.slots} for w in exact]
-        self.expected = [(w.astype(self.precision), {k: v.copy() for k, v in s.items()}) for w, s in zip(exact, self.slots)]
-        names = tuple(rule.all_coefficients(scalars, h, 1))
-        self.kernel = loops.kernel(rule, self.static, names, self.storage)
-        self.batch = loops.Batch(self.kernel, [w.size for w in self.weights])
+        self.expected = [tuple(values) for values in zip([w.astype(self.precision) for w in exact], map(self.wide, self.slots))]
+        self.kernel, self.batch = self.compile(tuple(rule.all_coefficients(scalars, h, 1)), [w.size for w in self.weights])
+
+    def compile(self, names, sizes):
+        kernel = loops.kernel(self.rule, self.static, names, self.storage)
+        return kernel, loops.Batch(kernel, sizes)
+
+    def wide(self, slots):
+        return {name: value.astype(self.storage.element(name)).astype(self.precision) for name, value in slots.items()}
+
+    def point(self, i, arrays):
+        self.batch.addresses[:, i] = [arrays[role].ctypes.data for role in self.kernel.roles]
 
     def step(self, t, gradients=None):
         gradients = gradients or [self.random.normal(size=w.shape).astype(w.dtype) for w in self.weights]
@@ -68,7 +77,7 @@ class Run:
         for i in range(len(self.weights)):
             arrays = dict(self.slots[i], weight=self.masters[i] if self.masters else self.weights[i], gradient=gradients[i],
                           half=self.weights[i])
-            self.batch.addresses[:, i] = [arrays[role].ctypes.data for role in self.kernel.roles]
+            self.point(i, arrays)
         self.batch.run([[c[name] for name in self.kernel.coefficients] for c in table], rows)
         xp = namespace(self.precision)
         for i, (w, slots) in enumerate(self.expected):
@@ -77,7 +86,7 @@ class Run:
                 new, new_slots = self.rule.apply(xp, self.static, c, w, gradients[i].astype(self.precision), slots)
             if self.storage.dtype == 'float16' and not self.storage.master:
                 new = new.astype(np.float16).astype(np.float32)
-            self.expected[i] = new, new_slots
+            self.expected[i] = new, self.wide(new_slots)
 
     def check(self):
         for i, (w, slots) in enumerate(self.expected):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check PyTorch optimizers on this machine's GPU, and measure them. Needs PyTorch with CUDA, Triton and NumPy; not MXNet.
+"""Check optimizers on this machine's GPU, and measure them. Needs PyTorch with CUDA, Triton and NumPy; not MXNet.
 
     python tools/gpu_check.py                        all rules, then the timings; a few minutes
     python tools/gpu_check.py --rules adamw novograd --no-timing
@@ -15,6 +15,9 @@ eight steps by kernels and checks
     launches  as many kernels of ours in a step as the plan has passes
     graph     with capturable=True, replays of a CUDA graph do what steps do
     resumed   a state_dict through a file and on, bit for bit
+
+Then the CUDA kernels that MXNet launches: by MXNet, where its wheel runs on this GPU (up to compute capability 8.6), else the same
+source by NVRTC and the CUDA driver, on PyTorch's memory. It says which. They are held to rule and again, and timed.
 
 Exit codes: 0 all hold, 1 one does not, 2 there is no GPU to use.
 """
@@ -32,6 +35,7 @@ from pathlib import Path
 import numpy
 import torch
 from bench_competitors import resnet50
+from cuda_check import MXNetSteps, TorchSteps, mxnet_runs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -64,15 +68,22 @@ def hypers_of(name):
     return given
 
 
-class Run:
-    """Some steps of one optimizer on the GPU."""
+class Data:
+    """Weights, and gradients for each step."""
 
-    def __init__(self, name, dtype, **options):
+    def __init__(self, dtype):
         self.dtype, random = getattr(torch, dtype), numpy.random.default_rng(1)
         self.weights = [torch.tensor(random.normal(size=shape)).to(self.dtype) for shape in SHAPES]
         self._gradients = [[torch.tensor(random.normal(size=shape) * 10.0 ** -(t % 3)).to(self.dtype) for shape in SHAPES]
                            for t in range(2 * STEPS)]
         self.gradients = [[g.double().numpy() for g in gradients] for gradients in self._gradients]
+
+
+class Run(Data):
+    """Some steps of one optimizer on the GPU."""
+
+    def __init__(self, name, dtype, **options):
+        super().__init__(dtype)
         self.params = [torch.nn.Parameter(weight.cuda()) for weight in self.weights]
         for p in self.params:
             p.grad = torch.zeros_like(p)
@@ -223,6 +234,64 @@ def resumed(name, dtype, straight):
     return all(map(torch.equal, straight.all(), second.all()))
 
 
+# The CUDA kernels of MXNet's GPU contexts
+
+
+def check_kernels(kind, name, dtype, device=None):
+    """What steps of the class ``kind`` do, as a row of figures."""
+    def steps():
+        made = kind(rules.get(name), rules.get(name).hyperparameters(**hypers_of(name)), data.weights, device)
+        for t in range(STEPS):
+            made.step(t + 1, data._gradients[t])
+        return made
+
+    data = Data(dtype)
+    first, second = steps(), steps()
+    far = max(distance(w, e, way) for w, (e, way) in zip(first.exact(), by_rule(name, data)))
+    again = all(map(numpy.array_equal, first.exact(), second.exact()))
+    right = far <= LIMITS[dtype] or (name == 'signum' and dtype != 'float64')
+    return dict(name=name, dtype=dtype, by=first.by, rule=far, again=again, launches=first.launches(), holds=bool(right and again))
+
+
+def measure_kernels(kind, name, case):
+    """Milliseconds of a step with float32 weights; with MXNet those of the host, which waits for all of several steps."""
+    weights = [torch.randn(shape) * 0.1 for shape in CASES[case]]
+    steps = kind(rules.get(name), rules.get(name).hyperparameters(learning_rate=1e-4), weights)
+    steps.step(1)
+    if kind is TorchSteps:
+        return statistics.median(timed(lambda: steps.step(2)) for _ in range(ROUNDS)) * 1e3
+    steps.nd.waitall()
+    start = time.perf_counter()
+    for t in range(ROUNDS):
+        steps.step(t + 2)
+    steps.nd.waitall()
+    return (time.perf_counter() - start) / ROUNDS * 1e3
+
+
+def mxnet_kernels(names, options):
+    """Rows of both, printed too."""
+    kind = MXNetSteps if mxnet_runs() else TorchSteps
+    print(f"\nthe CUDA kernels of MXNet's GPU contexts, by {kind.by}")
+    checked, timings = [], []
+    for name in () if options.no_check else names:
+        for dtype in options.dtypes:
+            if dtype == 'bfloat16' and kind is MXNetSteps:
+                continue   # which MXNet does not have
+            try:
+                row = check_kernels(kind, name, dtype)
+                print(f'{name:<20}{dtype:<10}{row["rule"]:9.1e}  {row["again"]!s:5} {row["launches"]} launches'
+                      f'{"" if row["holds"] else "   DOES NOT HOLD"}', flush=True)
+            except Exception as error:
+                row = dict(name=name, dtype=dtype, by=kind.by, holds=False, error=f'{type(error).__name__}: {error}')
+                print(f'{name:<20}{dtype:<10}{row["error"][:300]}', flush=True)
+            checked.append(row)
+    for case in () if options.no_timing else options.cases:
+        for name in options.optimizers:
+            timings.append(dict(case=case, optimizer=name, by=kind.by, ms=measure_kernels(kind, name, case)))
+            print(f'{case:<10}{name:<20}{timings[-1]["ms"]:8.3f} ms', flush=True)
+    return checked, timings
+
+
 # Timings
 
 CASES = {'resnet50': resnet50(), '2000': [(1000,)] * 2000, 'one': [(16384, 16384)]}
@@ -359,10 +428,12 @@ def main():
                       f'{row["host_ms"]:9.3f}', flush=True)
             timings += rows
             torch.cuda.empty_cache()
+    more, kernel_timings = mxnet_kernels(names, options)
+    checked += more
     failed = [row for row in checked if not row['holds']]
     print(f'\n{len(checked) - len(failed)} of {len(checked)} hold')
     if options.json:
-        figures = dict(card=card, torch=torch.__version__, checked=checked, timings=timings)
+        figures = dict(card=card, torch=torch.__version__, checked=checked, timings=timings, mxnet_kernels=kernel_timings)
         Path(options.json).write_text(json.dumps(figures, indent=1))
     return 1 if failed else 0
 

@@ -1,13 +1,14 @@
-"""Two ways to run a rule on MXNet arrays: compiled loops on CPU contexts, MXNet's own operators anywhere.
+"""Ways to run a rule on MXNet arrays: compiled loops on CPU contexts, CUDA kernels on GPU contexts, MXNet's own operators anywhere.
 
-Both compute the same numbers: elementwise arithmetic rounds after every operation, sums are accumulated in float64.
+`KERNELS` says which contexts have kernels. All compute the same numbers: elementwise arithmetic rounds after every operation, sums
+are accumulated in float64.
 """
 import collections
 import ctypes
 import functools
 import logging
 import operator
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
 import numpy
 
@@ -15,14 +16,16 @@ import numpy
 from mxnet import base as mx_base
 from mxnet import ndarray as nd
 
+from ..lowering.plan import GRADIENT, HALF, Storage
 from ..rules.base import KernelKey, Rule, scalars
+from ..rules.graph import WEIGHT
 from ..rules.noise import Noise
 from ..rules.runtimes import runs_on
 from ..schema import Values
 
 log = logging.getLogger('gluon_optim')
 
-__all__ = ['Counter', 'Executor', 'Update', 'check_weight', 'has_kernels']
+__all__ = ['Counter', 'Executor', 'KERNELS', 'Update', 'check_weight', 'has_kernels']
 
 Counter = Tuple[int, int, int]   # the key, the stream and the update of `Noise`
 
@@ -93,9 +96,12 @@ class Executor:
         slots, masters = zip(*[self._split(state, h, mixed) for state in update.states])
         arrays = Arrays(update.weights, update.gradients, slots, masters if mixed else ())
         _check(self.rule, static, arrays, self._slot_dtype('float32' if mixed else update.weights[0].dtype))
-        kind = _Loops if runs_on(self.rule, 'kernels', h) and has_kernels(update.weights[0].context) else _Operators
         rule = self.rule.on_masters() if mixed else self.rule
-        prepared = self._prepared[key] = kind(rule, static, self.coefficients, arrays)
+        kernels = KERNELS.get(update.weights[0].context.device_type) if runs_on(self.rule, 'kernels', h) else None
+        prepared = kernels(rule, static, self.coefficients, arrays) if kernels is not None else None
+        if prepared is None:
+            prepared = _Operators(rule, static, self.coefficients, arrays)
+        self._prepared[key] = prepared
         prepared.update = Update(*map(tuple, update))  # the caller's lists may change
         self._tensors += len(update.weights)
         while self._tensors > KEEP and len(self._prepared) > 1:
@@ -126,9 +132,7 @@ class _Loops:
     def __init__(self, rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], arrays: Arrays):
         loops = _compiler()
         weights, gradients, slots, masters = arrays
-        half_slots = bool(static.slots) and slots[0][0].dtype == numpy.float16
-        storage = loops.Storage(_name(weights[0].dtype), bool(masters), half_slots)
-        kernel = loops.kernel(rule, static, coefficients, storage)
+        kernel = loops.kernel(rule, static, coefficients, _storage(static, arrays))
         self.static, self._names = static, coefficients
         self._batch = loops.Batch(kernel, [weight.size for weight in weights])
         roles = dict(zip((slot.name for slot in static.slots), zip(*slots)), weight=masters)
@@ -168,6 +172,11 @@ class _Loops:
         self._batch.run(coefficients, rows)
 
 
+def _storage(static: KernelKey, arrays: Arrays) -> Storage:
+    half_slots = bool(static.slots) and arrays.slots[0][0].dtype == numpy.float16
+    return Storage(_name(arrays.weights[0].dtype), bool(arrays.masters), half_slots)
+
+
 def _handles(arrays: Sequence[Any]) -> numpy.ndarray:
     return numpy.array([array.handle.value for array in arrays], numpy.int64)
 
@@ -201,6 +210,69 @@ def _compiler() -> Any:
     except ImportError as error:
         log.warning('Optimizers run on MXNet operators, several times slower: %s. `pip install numba` makes them fast.', error)
         return None
+
+
+class _Launches:
+    """A list of parameters for CUDA kernels, in as many launches as their arguments need. Nothing waits for a result."""
+
+    update: Update
+
+    def __init__(self, static: KernelKey, coefficients: Tuple[str, ...], arrays: Arrays, batch: Any):
+        self.static, self._names, self._batch = static, coefficients, batch
+        self._own = [array for slots in arrays.slots for array in slots] + list(arrays.masters)
+        weights, gradients, slots, masters = arrays
+        roles = {**dict(zip((slot.name for slot in static.slots), zip(*slots))), WEIGHT: masters or weights, HALF: weights}
+        for role, handles in zip(batch.kernel.roles, batch.arrays):
+            if role != GRADIENT:
+                handles[:len(weights)] = _handles(roles[role])
+        self._point(weights, gradients)
+
+    def _point(self, weights: Sequence[Any], gradients: Sequence[Any]) -> None:
+        roles, arrays = self._batch.kernel.roles, self._batch.arrays
+        for role, found in ((HALF if HALF in roles else WEIGHT, weights), (GRADIENT, gradients)):
+            arrays[roles.index(role), :len(found)] = _handles(found)
+        self._batch.point()
+
+    def takes(self, update: Update) -> bool:
+        """As `_Loops.takes`."""
+        weights, gradients, states = update
+        if not _same(self.update.states, states):
+            return False
+        if not (_same(self.update.weights, weights) and _same(self.update.gradients, gradients)):
+            old = [*self.update.weights, *self.update.gradients]
+            if not _cuda_batch().are_alike(old, [*weights, *gradients]) \
+                    or not _cuda_batch().are_apart([*weights, *gradients, *self._own]):
+                return False
+            self._point(weights, gradients)
+            self.update = Update(tuple(weights), tuple(gradients), tuple(states))
+        return True
+
+    def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int], noise: None = None) -> None:
+        self._batch.run([[c[name] for name in self._names] for c in table], rows)
+
+
+def _loops(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], arrays: Arrays) -> Optional[_Loops]:
+    return _Loops(rule, static, coefficients, arrays) if _compiler() is not None else None
+
+
+def _launches(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], arrays: Arrays) -> Optional[_Launches]:
+    weights, gradients, slots, masters = arrays
+    if not _cuda_batch().are_apart([*weights, *gradients, *masters, *(array for each in slots for array in each)]):
+        return None
+    batch = _cuda_batch().batch(rule, static, coefficients, _storage(static, arrays), [weight.size for weight in weights],
+                                weights[0].context)
+    return None if batch is None else _Launches(static, coefficients, arrays, batch)
+
+
+def _cuda_batch() -> Any:
+    """Imported where there is a GPU."""
+    from . import cuda_batch
+    return cuda_batch
+
+
+#: type of context -> what prepares a list of parameters for kernels there, or returns None where operators must run it
+KERNELS: Mapping[str, Callable[[Type[Rule], KernelKey, Tuple[str, ...], Arrays], Any]] = {
+    'cpu': _loops, 'cpu_pinned': _loops, 'cpu_shared': _loops, 'gpu': _launches}
 
 
 class _Namespace:

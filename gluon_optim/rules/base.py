@@ -2,7 +2,7 @@
 
 A rule is independent of any framework. ``coefficients`` turns hyper-parameters and the step number into scalars (float64, once per
 step); ``step`` turns weight, gradient and slots into new ones. Everything else is derived: kernels for MXNet's CPU
-contexts and updates on ``mx.nd`` (`gluon_optim.mxnet`), PyTorch, ONNX and optax mirrors, and float64 NumPy for people
+and GPU contexts and updates on ``mx.nd`` (`gluon_optim.mxnet`), PyTorch, ONNX and optax mirrors, and float64 NumPy for people
 and tests.
 
 >>> import numpy as np
