@@ -8,6 +8,7 @@ import numpy
 
 from ..rules import Rule
 from ..rules.base import initial_slot
+from ..rules.compensated import COMPENSATION, ROUND
 from ..schema import Slot, Values, compute_type, one_of
 from ..states.model import STATISTICS, OptimizerStates, ParameterInfo
 from .classes import APPROXIMATE, EXACT, VANISHED, Foreign
@@ -72,6 +73,11 @@ def check_entry(foreign: Foreign, slots: Sequence[Slot], where: str, shape: Sequ
     types = dict.fromkeys(shapes, dtype)
     if foreign.masters and 'master' in entry:
         shapes['master'], types['master'] = tuple(shape), 'float32'
+    if foreign.compensations and COMPENSATION.torch in entry:
+        shapes[COMPENSATION.torch], types[COMPENSATION.torch] = tuple(shape), type_name(entry[COMPENSATION.torch])
+        if types[COMPENSATION.torch] not in ROUND:
+            raise ValueError(f'{COMPENSATION.torch!r} of {where} must be of the type of the parameter, one of {one_of(ROUND)}. '
+                             f'Received: {types[COMPENSATION.torch]}. Keep it as the optimizer has made it.')
     for key, wanted in shapes.items():
         if tuple(entry[key].shape) != wanted:
             raise ValueError(f'{key!r} of {where} must have shape {wanted}. Received: {tuple(entry[key].shape)}. '
