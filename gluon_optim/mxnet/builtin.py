@@ -24,6 +24,7 @@ from mxnet.optimizer import optimizer as mx_optimizer
 
 from .. import rules
 from ..rules.base import BASE_HYPERS, scalars
+from ..rules.compensated import KAHAN
 from ..rules.mx import DROP_INS
 from ..rules.mx.base import MXRule
 from ..rules.mx.nadam import momentum
@@ -84,6 +85,10 @@ class DropIn(Runner):
         CLASSES[cls.rule.name] = cls
 
     def __init__(self, *args: Any, **kwargs: Any):
+        if kwargs.get('multi_precision') == KAHAN:
+            raise ValueError(f"{self.rule.name} is MXNet's optimizer, and its state has MXNet's form: `multi_precision` must be True, "
+                             f"for float32 masters, or False. Received: multi_precision={KAHAN!r}. Create one that is not MXNet's, "
+                             "such as 'adamw' or 'sgd_torch'; gluon_optim.list_optimizers() names them.")
         super().__init__(*args, **kwargs)
         self._restored_counts: Dict[Any, int] = {}
         self._set_up()
@@ -152,7 +157,7 @@ class DropIn(Runner):
     def slot_dtype(self, dtype: Any) -> str:
         return 'float32' if self.single_slots and dtype == numpy.float16 else numpy.dtype(dtype).name
 
-    def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
+    def split_state(self, state: Any, h: Values, mixed: Any) -> Tuple[Tuple[Any, ...], Any]:
         master = None
         if mixed:
             if not (isinstance(state, (tuple, list)) and len(state) == 2):
@@ -193,7 +198,7 @@ class DropIn(Runner):
     # -- updates ----------------------------------------------------------------------------------------------------
 
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
-                mixed: bool) -> None:
+                mixed: Any) -> None:
         if self._skips:
             return
         if runs_on(self.rule, 'kernels') and {*map(type, weights), *map(type, gradients)} <= {NDArray}:
@@ -249,7 +254,7 @@ CLASSES: Dict[str, Type[DropIn]] = {}
 # The drop-ins --------------------------------------------------------------------------------------------------------
 
 class WithMomentum(DropIn):
-    def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
+    def split_state(self, state: Any, h: Values, mixed: Any) -> Tuple[Tuple[Any, ...], Any]:
         slots, master = super().split_state(state, h, mixed)
         return (slots if h.momentum > 0 else ()), master  # it may have been set to 0 since
 
@@ -280,7 +285,7 @@ class SGLD(DropIn, mx_optimizer.SGLD):
         return super().__reduce_ex__(protocol)
 
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
-                mixed: bool) -> None:
+                mixed: Any) -> None:
         """MXNet's, where the rate is not 0. With that a parameter stays, and MXNet fails later: it has no normal distribution
         of deviation 0. The rule's, at another temperature."""
         h = self.hyperparameters()

@@ -20,12 +20,15 @@ Because all of this is in the rule, every runtime that can round a number to the
 of kernels.
 """
 import functools
-from typing import Any, Dict, Mapping, Tuple, Type
+from typing import Any, Dict, Iterable, Mapping, Tuple, Type
+
+import numpy
 
 from ..schema import Hyper, Slot, Values, compute_type
 from .base import KernelKey, Rule
 
-__all__ = ['COMPENSATION', 'KAHAN', 'MULTI_PRECISION', 'ROUND', 'check_multi_precision', 'compensated', 'slot_type', 'with_compensation']
+__all__ = ['COMPENSATION', 'KAHAN', 'MULTI_PRECISION', 'ROUND', 'check_multi_precision', 'compensated', 'is_compensated',
+           'mode_of', 'slot_type', 'with_compensation']
 
 KAHAN = 'kahan'
 COMPENSATION = Slot('compensation', torch='compensation', doc="what the rounded weight lacks, of the weight's type")
@@ -38,6 +41,16 @@ FINITE = 1e38  # no rounding error is that large
 def check_multi_precision(value: Any) -> Any:
     """`MULTI_PRECISION` in MXNet, where anything that is not a text may stand for True or False."""
     return MULTI_PRECISION._replace(default=False).check(value if isinstance(value, str) else bool(value))
+
+
+def mode_of(multi_precision: Any, dtype: str) -> Any:
+    """What a weight of type ``dtype`` has besides its slots: True, a float32 master; 'kahan', a compensation; False, neither."""
+    return dtype in ROUND and (KAHAN if multi_precision == KAHAN else bool(multi_precision))
+
+
+def is_compensated(slots: Iterable[str]) -> bool:
+    """Whether the compensation is among the names ``slots``."""
+    return COMPENSATION.name in slots
 
 
 def with_compensation(slots: Tuple[Slot, ...]) -> Tuple[Slot, ...]:
@@ -66,7 +79,8 @@ def compensated(rule: Type[Rule], dtype: str) -> Type[Rule]:
             own = {name: slot for name, slot in slots.items() if name != COMPENSATION.name}
             inner = static._replace(slots=tuple(slot for slot in static.slots if slot.name in own))
             new, new_slots = rule.apply(xp, inner, c, w + slots[COMPENSATION.name], g, own)
-            rounded = getattr(xp, rounding)(new)
+            # numpy.half is a type
+            rounded = getattr(xp, rounding)(new) if xp is not numpy else new.astype(dtype).astype(new.dtype)
             lost = new - rounded
             return rounded, {**new_slots, COMPENSATION.name: xp.where(xp.abs(lost) < FINITE, lost, 0.0)}
 
