@@ -35,7 +35,8 @@ class Storage(NamedTuple):
 
     def element(self, role: str) -> str:
         """The type of the elements of the tensors of that role."""
-        if role in (GRADIENT, HALF, COMPENSATION.name) or (role == WEIGHT and not self.master) or (role != WEIGHT and self.half_slots):
+        halves = (GRADIENT, HALF, COMPENSATION.name)
+        if role in halves or (role == WEIGHT and not self.master) or (role != WEIGHT and self.half_slots):
             return self.dtype
         return self.precision
 

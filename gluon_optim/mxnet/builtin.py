@@ -86,9 +86,9 @@ class DropIn(Runner):
 
     def __init__(self, *args: Any, **kwargs: Any):
         if kwargs.get('multi_precision') == KAHAN:
-            raise ValueError(f"{self.rule.name} is MXNet's optimizer, and its state has MXNet's form: `multi_precision` must be True, "
-                             f"for float32 masters, or False. Received: multi_precision={KAHAN!r}. Create one that is not MXNet's, "
-                             "such as 'adamw' or 'sgd_torch'; gluon_optim.list_optimizers() names them.")
+            raise ValueError(f"`multi_precision` of {self.rule.name} must be False or True, because its state is MXNet's own. "
+                             f"Received: multi_precision={KAHAN!r}. Pass True, for float32 masters, or create an optimizer of "
+                             "gluon_optim, such as 'adamw' or 'sgd_torch': gluon_optim.list_optimizers() names them.")
         super().__init__(*args, **kwargs)
         self._restored_counts: Dict[Any, int] = {}
         self._set_up()

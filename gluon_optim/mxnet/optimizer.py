@@ -231,8 +231,8 @@ class Runner(mx_optimizer.Optimizer):
     # -- states -----------------------------------------------------------------------------------------------------
 
     def split_state(self, state: Any, h: Values, mixed: Any) -> Tuple[Tuple[Any, ...], Any]:
-        """The slots in the state of a parameter, in the order of ``rule.slots(h)``, and its float32 master. ``mixed`` is False for a
-        state without a master, and 'kahan' for one that has a compensation, the last of the slots.
+        """The slots in the state of a parameter, in the order of ``rule.slots(h)``, and its float32 master. ``mixed`` is False for
+        a state without a master, and 'kahan' for one that has a compensation, the last of the slots.
 
         Raises ValueError for a state of a different form.
         """

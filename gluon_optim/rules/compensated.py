@@ -27,13 +27,13 @@ import numpy
 from ..schema import Hyper, Slot, Values, compute_type
 from .base import KernelKey, Rule
 
-__all__ = ['COMPENSATION', 'KAHAN', 'MULTI_PRECISION', 'ROUND', 'check_multi_precision', 'compensated', 'is_compensated',
-           'mode_of', 'slot_type', 'with_compensation']
+__all__ = ['COMPENSATION', 'KAHAN', 'MULTI_PRECISION', 'ROUND', 'check_multi_precision', 'compensated', 'exact_weight',
+           'is_compensated', 'mode_of', 'slot_type', 'with_compensation']
 
 KAHAN = 'kahan'
 COMPENSATION = Slot('compensation', torch='compensation', doc="what the rounded weight lacks, of the weight's type")
 MULTI_PRECISION = Hyper('multi_precision', True, (False, True, KAHAN),
-                        "keep float32 masters of float16 and bfloat16 parameters, or with 'kahan' their rounding errors in half of that")
+                        "keep float32 masters of float16 and bfloat16 parameters, or with 'kahan' their rounding errors")
 ROUND = {'float16': 'half', 'bfloat16': 'bfloat'}  # type of weights -> the function of array namespaces that rounds to it
 FINITE = 1e38  # no rounding error is that large
 
@@ -63,12 +63,17 @@ def slot_type(slot: Slot, dtype: str) -> str:
     return dtype if slot.name == COMPENSATION.name else compute_type(dtype)
 
 
+def exact_weight(weight: numpy.ndarray, slots: Mapping[str, numpy.ndarray]) -> numpy.ndarray:
+    """The float32 weight of which ``weight`` is the rounded one, and the compensation in ``slots`` the rest."""
+    return numpy.asarray(weight.astype('float32') + slots[COMPENSATION.name].astype('float32'))
+
+
 @functools.lru_cache(maxsize=None)
-def compensated(rule: Type[Rule], dtype: str) -> Type[Rule]:
+def compensated(rule: Any, dtype: str) -> Type[Rule]:
     """``rule`` for weights of type ``dtype``, 'float16' or 'bfloat16', that keeps what rounding them loses."""
     rounding = ROUND[dtype]
 
-    class Compensated(rule):  # type: ignore[misc,valid-type]
+    class Compensated(rule):  # type: ignore[misc]
         @staticmethod
         def slots(h: Values) -> Tuple[Slot, ...]:
             return with_compensation(rule.slots(h))
@@ -80,9 +85,11 @@ def compensated(rule: Type[Rule], dtype: str) -> Type[Rule]:
             inner = static._replace(slots=tuple(slot for slot in static.slots if slot.name in own))
             new, new_slots = rule.apply(xp, inner, c, w + slots[COMPENSATION.name], g, own)
             # numpy.half is a type
-            rounded = getattr(xp, rounding)(new) if xp is not numpy else new.astype(dtype).astype(new.dtype)
+            rounded_to = getattr(xp, rounding) if xp is not numpy else lambda x: x.astype(dtype).astype(x.dtype)
+            rounded = rounded_to(new)
             lost = new - rounded
-            return rounded, {**new_slots, COMPENSATION.name: xp.where(xp.abs(lost) < FINITE, lost, 0.0)}
+            return rounded, {**new_slots, COMPENSATION.name: rounded_to(xp.where(xp.abs(lost) < FINITE, lost, 0.0))}
 
-    Compensated.__name__, Compensated.__doc__ = rule.__name__, rule.__doc__
-    return Compensated
+    made: Type[Rule] = Compensated
+    made.__name__, made.__doc__ = rule.__name__, rule.__doc__
+    return made

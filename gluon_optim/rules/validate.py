@@ -28,8 +28,8 @@ def validate(rule: Type[Rule], name: str) -> None:
     for what in ('slots', 'coefficients', 'step'):
         trial.expect(callable(getattr(rule, what, None)), what, 'a function', repr(getattr(rule, what, None)))
 
-    expected = ("a function of h that returns a tuple of Slots: names other than 'weight', 'master' and 'compensation', like='weight' or 'scalar', "
-                "or where lowerable is False one of " + one_of(SHAPES))
+    expected = (f"a function of h that returns a tuple of Slots: names other than {one_of(RESERVED)}, like='weight' or 'scalar', "
+                'or where lowerable is False one of ' + one_of(SHAPES))
     slots = trial.attempt('slots', expected, lambda: rule.slots(h))
     sound = isinstance(slots, tuple) and all(map(_is_slot, slots)) and len({slot.name for slot in slots}) == len(slots)
     trial.expect(sound, 'slots', expected, repr(slots))

@@ -198,8 +198,9 @@ def missing(states: OptimizerStates, names: Optional[List[str]] = None) -> List[
         kept = {COMPENSATION.name} if needed is not None and some_compensated and halves[info.name] else set()
         if needed is not None and set(slots) != {*needed, *kept}:
             found.append(f'{info.name} must have the slots {sorted({*needed, *kept})}, but has {sorted(slots)}')
+        alike = {*kept, *(slot for slot, like in (needed or {}).items() if like == 'weight')}
         found += [f'{info.name}/{slot} has the shape {list(array.shape)}, but the weight has {list(info.shape)}'
-                  for slot, array in slots.items() if {**(needed or {}), **dict.fromkeys(kept, 'weight')}.get(slot) == 'weight' and array.shape != tuple(info.shape)]
+                  for slot, array in slots.items() if slot in alike and array.shape != tuple(info.shape)]
         if some_master and halves[info.name] and info.name not in states.master:
             found.append(f'{info.name} is float16 and has no master, although others have one')
     return found

@@ -341,19 +341,14 @@ def _current(device: torch.device) -> ContextManager[Any]:
 
 def _takes(param: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, Any], static: KernelKey) -> bool:
     """Whether a kernel can update ``param``: all its tensors are dense and lie in the same order."""
-    kinds = [(state[key_of(slot)], slot_type(slot, _name(param.dtype)), slot) for slot in static.slots]
-    like = [tensor for tensor, _, slot in kinds if slot.like == 'weight']
-    like += [state['master']] if 'master' in state else []
-    others = [(tensor, slot) for tensor, _, slot in kinds if slot.like != 'weight']
-    typed = [(tensor, getattr(torch, name)) for tensor, name, _ in kinds]
-    typed += [(state['master'], torch.float32)] if 'master' in state else []
+    held = [(state[key_of(slot)], slot.like, slot_type(slot, _name(param.dtype)), slot.shape(param.shape)) for slot in static.slots]
+    held += [(state['master'], 'weight', 'float32', param.shape)] if 'master' in state else []
     return (type(param) in (torch.Tensor, torch.nn.Parameter) and not param.is_neg() and _is_dense(param)
             and type(gradient) is torch.Tensor and gradient.shape == param.shape and gradient.dtype == param.dtype
             and gradient.device == param.device and not gradient.is_neg()
-            and all(x.shape == param.shape and _lies_so(x, param.stride()) for x in like)
-            and all(x.shape == slot.shape(param.shape) for x, slot in others)
-            and all(type(x) is torch.Tensor and not x.is_neg() and x.device == param.device and x.dtype == dtype
-                    for x, dtype in typed) and all(x.data_ptr() or not x.numel() for x in (param, gradient, *(x for x, _ in typed))))
+            and all(type(x) is torch.Tensor and not x.is_neg() and x.device == param.device and x.dtype == getattr(torch, dtype)
+                    and x.shape == shape and (like != 'weight' or _lies_so(x, param.stride())) for x, like, dtype, shape in held)
+            and all(x.data_ptr() or not x.numel() for x in (param, gradient, *(x for x, *_ in held))))
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:

@@ -208,8 +208,9 @@ class RuleOptimizer(Optimizer):
         kahan = group['multi_precision'] == KAHAN
         if ('master' in entry) > (not kahan) or (COMPENSATION.torch in entry) > kahan:
             has = 'a master' if kahan else 'a compensation'
-            raise ValueError(f'Parameter {key} must have a master for multi_precision=True, or a compensation for {KAHAN!r}. Received: '
-                             f"{has} in a group with multi_precision={group['multi_precision']!r}. Load it with the other setting.")
+            raise ValueError(f'Parameter {key} must have a master for multi_precision=True, or a compensation for {KAHAN!r}. '
+                             f"Received: {has} in a group with multi_precision={group['multi_precision']!r}. Leave the group as it "
+                             'was saved.')
         if COMPENSATION.torch in entry and loaded[COMPENSATION.torch].dtype != param.dtype:
             raise ValueError(_cannot_compensate(f'Parameter {key}', param, entry))
         if group['multi_precision'] and param.dtype in HALVES:

@@ -50,8 +50,9 @@ class Norms:
             trainer.step(batch_size)
 
     Norms are Euclidean, over all elements of a parameter, computed in float64. Of float16 weights with ``multi_precision`` the
-    float32 master is looked at, or the weight with its compensation, which moves where the rounded weight does not (not of an
-    optimizer that is neither ours nor MXNet's: there it is the float16 weight). Where devices have weights of their own, without a kvstore, those of the first.
+    float32 master is looked at, or the weight with its compensation, which move where the rounded weight does not (not of an
+    optimizer that is neither ours nor MXNet's: there it is the float16 weight). Where devices have weights of their own, without
+    a kvstore, those of the first.
 
     Parameters
     ----------
