@@ -128,7 +128,7 @@ def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Se
     if foreign.masters and any(info.name in states.master for info in chosen):
         lines.append("float32 masters are in the state as 'master': half-precision parameters follow them from the next step on")
     if foreign.compensations and any(is_compensated(states.slots.get(info.name, {})) for info in chosen):
-        lines.append("compensations are in the state as 'compensation': they go with the float16 weights of this run, and no others")
+        lines.append("compensations are in the state as 'compensation': they go with the float16 weights of this run only")
     param_groups, by = split(foreign, states, chosen), list(groups(chosen))
     if len(param_groups) > 1:
         counted = ' and number of updates' * (len(param_groups) > len(by))

@@ -19,7 +19,6 @@ The compensation of a NaN is 0 too.
 Because all of this is in the rule, every runtime that can round a number to the type has it; nothing else is needed of a printer
 of kernels.
 """
-import functools
 from typing import Any, Dict, Iterable, Mapping, Tuple, Type
 
 import numpy
@@ -68,9 +67,18 @@ def exact_weight(weight: numpy.ndarray, slots: Mapping[str, numpy.ndarray]) -> n
     return numpy.asarray(weight.astype('float32') + slots[COMPENSATION.name].astype('float32'))
 
 
-@functools.lru_cache(maxsize=None)
-def compensated(rule: Any, dtype: str) -> Type[Rule]:
-    """``rule`` for weights of type ``dtype``, 'float16' or 'bfloat16', that keeps what rounding them loses."""
+_made: Dict[Tuple[Type[Rule], str], Type[Rule]] = {}
+
+
+def compensated(rule: Type[Rule], dtype: str) -> Type[Rule]:
+    """``rule`` for weights of type ``dtype``, 'float16' or 'bfloat16', that keeps what rounding them loses. A second call returns
+    the same class, as kernels are kept by it."""
+    if (rule, dtype) not in _made:
+        _made[rule, dtype] = _around(rule, dtype)
+    return _made[rule, dtype]
+
+
+def _around(rule: Any, dtype: str) -> Type[Rule]:
     rounding = ROUND[dtype]
 
     class Compensated(rule):  # type: ignore[misc]
