@@ -1,7 +1,7 @@
 """Steps by Triton's interpreter beside the same steps by numba's kernels, one JSON object per line. Run by test_triton.py in a
 process of its own: TRITON_INTERPRET must be set before Triton is imported.
 
-    python triton_runs.py float32|float64|float16|counts|compile [NAME ...]
+    python triton_runs.py float32|float64|float16|kahan-float16|kahan-bfloat16|counts|compile [NAME ...]
 """
 import json
 import os
@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 from gluon_optim import rules
 from gluon_optim.lowering import triton as lowering
 from gluon_optim.rules.base import scalars
+from gluon_optim.rules.compensated import compensated
 from gluon_optim.torch import create, executors, triton_batch
 
 SHAPES = [(5, 3), (7,), (), (40, 9), (1,)]
@@ -44,13 +45,21 @@ def run(name, hypers, dtype, backend, capturable=False, number=float):
     return params, [optimizer.state[p] for p in params]
 
 
-def compare(name, dtype):
+def exact(param, state):
+    """A parameter, with its compensation where it has one, and the rest of its state."""
+    compensation = state.get('compensation', 0.0)
+    return [param.detach().float() + compensation, *(value for key, value in state.items() if key != 'compensation')]
+
+
+def compare(name, dtype, **options):
     """The largest difference of anything, in units of the largest number."""
-    hypers = hyper_sets(name)['other']
+    hypers = dict(hyper_sets(name)['other'], **options)
     (params, states), (others, theirs) = (run(name, hypers, dtype, backend) for backend in ('triton', 'numba'))
     pairs = [(state[key], other[key]) for state, other in zip(states, theirs) for key in state]
     pairs += [(p.detach(), q.detach()) for p, q in zip(params, others)]
-    far = max(float((a.double() - b.double()).abs().max() / max(float(b.double().abs().max()), 1e-30)) for a, b in pairs)
+    near = pairs if not options else [
+        pair for p, s, q, r in zip(params, states, others, theirs) for pair in zip(exact(p, s), exact(q, r))]
+    far = max(float((a.double() - b.double()).abs().max() / max(float(b.double().abs().max()), 1e-30)) for a, b in near)
     return dict(name=name, dtype=str(dtype)[6:], far=far, equal=all(torch.equal(a, b) for a, b in pairs))
 
 
@@ -70,10 +79,12 @@ def compile_for(name, capability):
     rule = rules.get(name)
     h = rule.hyperparameters(**hyper_sets(name)['other'])
     coefficients = tuple(rule.all_coefficients(scalars, h, 1))
-    kernel = lowering.kernel(rule, rule.static(h), coefficients, lowering.Storage('bfloat16', True))
+    around = compensated(rule, 'bfloat16')
+    kernels = [lowering.kernel(rule, rule.static(h), coefficients, lowering.Storage('bfloat16', True)),
+               lowering.kernel(around, around.static(h), coefficients, lowering.Storage('bfloat16'))]
     pointers = dict.fromkeys(('addresses', 'items', 'first_item', 'rows'), '*i64')
     signature = dict(pointers, partial='*fp64', kept='*fp32', table='*fp32', n='i32', n_items='i32', BLOCK='constexpr')
-    for function, _ in kernel.passes:
+    for function, _ in (one for kernel in kernels for one in kernel.passes):
         source = ASTSource(fn=function, signature=signature, constexprs={'BLOCK': 1024})
         made = triton.compile(source, target=GPUTarget('cuda', capability, 32), options={'enable_fp_fusion': False})
         yield made.asm['ptx']
@@ -91,7 +102,8 @@ def main(mode, *names):
         if mode == 'counts':
             print(json.dumps(compare_counts(name)), flush=True)
             continue
-        print(json.dumps(compare(name, getattr(torch, mode))), flush=True)
+        kahan, _, dtype = mode.rpartition('-')
+        print(json.dumps(compare(name, getattr(torch, dtype), **({'multi_precision': kahan} if kahan else {}))), flush=True)
 
 
 if __name__ == '__main__':
