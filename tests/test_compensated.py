@@ -20,6 +20,7 @@ from gluon_optim.states.model import digest  # noqa: E402
 from gluon_optim.torch import create  # noqa: E402
 
 HALVES = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
+DIGITS = {'float16': 11, 'bfloat16': 8}   # significant bits
 
 
 def rounded(x, dtype):
@@ -111,22 +112,23 @@ def test_operations_do_what_kernels_do(name, dtype):
 
 @pytest.mark.parametrize('fused', [True, False])
 @pytest.mark.parametrize('dtype', HALVES)
-def test_a_weight_that_overflows_is_infinite_and_not_nan(dtype, fused):
+def test_a_weight_that_overflows_is_as_without_a_master(dtype, fused):
+    """Its compensation is 0; and what rounds down to the largest number is kept."""
     largest = torch.finfo(HALVES[dtype]).max
-    param = torch.nn.Parameter(torch.tensor([largest, 1.0, 1.0]).to(HALVES[dtype]))
-    optimizer = create('sgd_torch', [param], lr=1.0, fused=fused, multi_precision='kahan')
-    for gradient in ([-largest / 4, 0.0, float('nan')], [-1.0, 0.0, 0.0], [1.0, 0.25, 0.0]):
-        param.grad = torch.tensor(gradient).to(HALVES[dtype])
-        optimizer.step()
-        assert optimizer.state[param]['compensation'].tolist() == [0, 0, 0]
-    assert param[0] == float('inf') and param[1] == 0.75 and torch.isnan(param[2])
-    # what rounds down to the largest number is not lost: 65504 and 8 more
-    if dtype == 'float16':
-        param = torch.nn.Parameter(torch.tensor([largest]).half())
-        optimizer = create('sgd_torch', [param], lr=1.0, fused=fused, multi_precision='kahan')
-        param.grad = torch.tensor([-8.0]).half()
-        optimizer.step()
-        assert param.item() == largest and optimizer.state[param]['compensation'].item() == 8
+    little = 2.0 ** (np.floor(np.log2(largest)) - DIGITS[dtype] - 1)   # a quarter of the distance to the number before
+    ends = []
+    for mode in ('kahan', False):
+        param = torch.nn.Parameter(torch.tensor([largest, largest, 1.0, 1.0]).to(HALVES[dtype]))
+        optimizer = create('sgd_torch', [param], lr=1.0, fused=fused, multi_precision=mode)
+        for t, gradient in enumerate(([-largest / 4, -little, 0.0, float('nan')], [-1.0, 0, 0, 0], [1.0, 0, 0.25, 0])):
+            param.grad = torch.tensor(gradient).to(HALVES[dtype])
+            optimizer.step()
+            if t == 0:
+                np.testing.assert_array_equal(param.detach().double().numpy(), [np.inf, largest, 1, np.nan])
+            if mode == 'kahan':
+                assert optimizer.state[param]['compensation'].tolist() == [0, little, 0, 0]
+        ends.append(param.detach().double().numpy())
+    np.testing.assert_array_equal(*ends)
 
 
 def test_memory_is_half_of_what_masters_take():
@@ -157,7 +159,7 @@ def quadratic(dtype, mode, updates=2000):
 
 @pytest.mark.parametrize('dtype', HALVES)
 def test_a_quadratic_ends_where_it_ends_with_masters(dtype):
-    """bfloat16: 2.6e-8 with masters and with compensations, 1.0e-4 without either."""
+    """bfloat16: 1.50e-5 with masters, 1.52e-5 with compensations, 1.0e-2 without either. float16: 1.455e-5 twice, and 3.3e-4."""
     ends = {mode: quadratic(HALVES[dtype], mode) for mode in (True, 'kahan', False)}
     print(dtype, ends)
     assert ends['kahan'] <= 1.05 * ends[True] + 1e-12
@@ -188,6 +190,7 @@ def digits(dtype, mode, epochs=15):
 
 
 def test_digits_end_where_they_end_with_masters():
+    """Loss and accuracy are 0.1808 and 88.2% with masters and with compensations, 0.306 without either."""
     ends = {mode: digits(torch.bfloat16, mode) for mode in (True, 'kahan', False)}
     print(ends)
     assert abs(ends['kahan'][0] - ends[True][0]) < 0.02 * ends[True][0]
@@ -271,7 +274,7 @@ def test_layouts_and_views():
 
 def test_scaled_gradients_and_skipped_steps():
     """What PyTorch's GradScaler does needs no more than it did: a step with an infinite gradient changes nothing."""
-    params = parameters(torch.float16)
+    params = parameters(torch.bfloat16)   # PyTorch unscales no float16 gradients
     optimizer = create('adamw', params, multi_precision='kahan')
     scaler = torch.amp.GradScaler('cpu', init_scale=8.0) if hasattr(torch.amp, 'GradScaler') else pytest.skip('of PyTorch 2.3')
     for t, spoiled in ((1, False), (2, True), (3, False)):

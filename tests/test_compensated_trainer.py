@@ -9,6 +9,7 @@ mx = pytest.importorskip('mxnet')
 from mxnet import autograd, gluon, nd  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
+from gluon_optim import rules  # noqa: E402
 from gluon_optim.mxnet import executors  # noqa: E402
 from gluon_optim.mxnet.trainer import export_states, import_states  # noqa: E402
 from gluon_optim.states.mxnet_files import writer  # noqa: E402
@@ -42,7 +43,7 @@ def updated(name, single=False, **arguments):
     return [[array.asnumpy() for array in (weight, *state)] for weight, state in zip(weights, states)]
 
 
-@pytest.mark.parametrize('name', go.list_optimizers())
+@pytest.mark.parametrize('name', rules.names())
 def test_operators_compute_what_kernels_do(name, monkeypatch):
     compiled, alone = updated(name), updated(name, single=True)
     monkeypatch.setattr(executors, '_compiler', lambda: None)
@@ -73,17 +74,25 @@ def test_an_update_is_the_rules_between_a_sum_and_two_roundings(compiled, monkey
         assert np.count_nonzero(compensation) > 0.9 * compensation.size - 1
 
 
+@pytest.mark.filterwarnings('ignore:sgd_torch updates float16')
 @pytest.mark.parametrize('compiled', [True, False], ids=['compiled', 'operators'])
-def test_a_weight_that_overflows_is_infinite_and_not_nan(compiled, monkeypatch):
+def test_a_weight_that_overflows_is_as_without_a_master(compiled, monkeypatch):
+    """Its compensation is 0; and what rounds down to the largest float16 is kept."""
     if not compiled:
         monkeypatch.setattr(executors, '_compiler', lambda: None)
-    optimizer = go.create('sgd_torch', learning_rate=1.0, multi_precision='kahan')
-    weight = nd.array([65504, 65504, 1, 1], dtype='float16')
-    state = optimizer.create_state_multi_precision(0, weight)
-    for gradient in ([-16384, -8, 0, np.nan], [-1, 0, 0, 0], [1, 0, 0.25, 0]):
-        optimizer.update_multi_precision(0, weight, nd.array(gradient, dtype='float16'), state)
-    np.testing.assert_array_equal(weight.asnumpy(), np.float16([np.inf, 65504, 0.75, np.nan]))
-    np.testing.assert_array_equal(state[-1].asnumpy(), np.float16([0, 8, 0, 0]))
+    ends = []
+    for mode in ('kahan', False):
+        optimizer = go.create('sgd_torch', learning_rate=1.0, multi_precision=mode)
+        weight = nd.array([65504, 65504, 1, 1], dtype='float16')
+        state = optimizer.create_state_multi_precision(0, weight)
+        for t, gradient in enumerate(([-16384, -8, 0, np.nan], [-1, 0, 0, 0], [1, 0, 0.25, 0])):
+            optimizer.update_multi_precision(0, weight, nd.array(gradient, dtype='float16'), state)
+            if t == 0:
+                np.testing.assert_array_equal(weight.asnumpy(), np.float16([np.inf, 65504, 1, np.nan]))
+            if mode == 'kahan':
+                np.testing.assert_array_equal(state[-1].asnumpy(), np.float16([0, 8, 0, 0]))
+        ends.append(weight.asnumpy())
+    np.testing.assert_array_equal(*ends)
 
 
 def test_memory_is_half_of_what_masters_take():
@@ -104,7 +113,7 @@ def test_memory_is_half_of_what_masters_take():
     ({'contexts': [0]}, {}, 'native'),
     ({'contexts': [0, 1], 'kvstore': 'local', 'update_on_kvstore': True}, {'contexts': [3, 2]}, 'go'),
     ({'contexts': [0, 1], 'update_on_kvstore': False}, {'contexts': [0, 1], 'update_on_kvstore': True}, 'go'),
-    ({'optimizer': 'sgd_torch', 'contexts': [1], 'update_on_kvstore': True}, {'contexts': [0], 'kvstore': None}, 'go'),
+    ({'optimizer': 'sgd_torch', 'contexts': [1], 'update_on_kvstore': True}, {'contexts': [0], 'kvstore': None, 'update_on_kvstore': None}, 'go'),
 ], ids=['other-device', 'native', 'two-on-kvstore', 'two', 'no-slots'])
 def test_a_resumed_run_equals_the_straight_one_bit_for_bit(tmp_path, saved, resumed, loader):
     saved, path = {**KAHAN, **saved}, str(tmp_path / 'run')
@@ -177,7 +186,7 @@ def test_norms_are_those_of_exact_weights():
         loss.backward()
         with norms:
             trainer.step(1)
-    assert norms.latest['weight'].update == pytest.approx(2 * 2.0 ** -20, rel=1e-6)
+    assert norms.latest['weight'].update_norm == pytest.approx(2 * 2.0 ** -20, rel=1e-6)
     np.testing.assert_array_equal(weight.data().asnumpy(), 1)
 
 
@@ -216,6 +225,7 @@ def quadratic(mode, updates=2000):
 
 @pytest.mark.filterwarnings('ignore:adamw updates float16')
 def test_a_quadratic_ends_where_it_ends_with_masters():
+    """1.455e-5 with masters and with compensations, 3.3e-4 without either."""
     ends = {mode: quadratic(mode) for mode in (True, 'kahan', False)}
     print(ends)
     assert ends['kahan'] <= 1.05 * ends[True] + 1e-12
@@ -244,6 +254,7 @@ def digits(mode, epochs=15):
 
 @pytest.mark.filterwarnings('ignore:sgd_torch updates float16')
 def test_digits_end_where_they_end_with_masters():
+    """Loss and accuracy are 0.1693 and 88.9% with either; so large are the updates that float16 alone comes to 0.1691."""
     ends = {mode: digits(mode) for mode in (True, 'kahan', False)}
     print(ends)
     assert abs(ends['kahan'][0] - ends[True][0]) < 0.002 * ends[True][0]

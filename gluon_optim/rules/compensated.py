@@ -13,13 +13,12 @@ That takes 2 bytes per weight where a master takes 4. Slots are float32, as they
 - float16: 23 significant bits, one less than float32, and nothing below 2^-25 = 3e-8, because the compensation is a multiple of
   2^-24, the smallest float16. Of weights below 0.125 it is subnormal. At a weight of 0.01, an update below 3e-6 of it may be lost.
 
-A weight that overflows is infinite from then on, as without a master; its compensation is 0, so that it does not become NaN.
-The compensation of a NaN is 0 too.
+A weight that overflows is infinite, and continues as one without a master would: its compensation is 0, and so is that of a NaN.
 
 Because all of this is in the rule, every runtime that can round a number to the type has it; nothing else is needed of a printer
 of kernels.
 """
-from typing import Any, Dict, Iterable, Mapping, Tuple, Type
+from typing import Any, Callable, Dict, Iterable, Mapping, Tuple, Type
 
 import numpy
 
@@ -67,6 +66,15 @@ def exact_weight(weight: numpy.ndarray, slots: Mapping[str, numpy.ndarray]) -> n
     return numpy.asarray(weight.astype('float32') + slots[COMPENSATION.name].astype('float32'))
 
 
+def _bfloat(x: numpy.ndarray) -> numpy.ndarray:
+    """``x`` rounded to bfloat16, the first half of a float32, to nearest even."""
+    bits = x.astype('float32').view('uint32')
+    bits = (bits + 0x7fff + (bits >> 16 & 1) & 0xffff0000).astype('uint32')
+    return numpy.where(numpy.isnan(x), x, bits.view('float32').astype(x.dtype))
+
+
+_ROUND_IN_NUMPY: Mapping[str, Callable[[numpy.ndarray], numpy.ndarray]] = {
+    'float16': lambda x: x.astype('float16').astype(x.dtype), 'bfloat16': _bfloat}
 _made: Dict[Tuple[Type[Rule], str], Type[Rule]] = {}
 
 
@@ -92,8 +100,7 @@ def _around(rule: Any, dtype: str) -> Type[Rule]:
             own = {name: slot for name, slot in slots.items() if name != COMPENSATION.name}
             inner = static._replace(slots=tuple(slot for slot in static.slots if slot.name in own))
             new, new_slots = rule.apply(xp, inner, c, w + slots[COMPENSATION.name], g, own)
-            # numpy.half is a type
-            rounded_to = getattr(xp, rounding) if xp is not numpy else lambda x: x.astype(dtype).astype(x.dtype)
+            rounded_to = getattr(xp, rounding) if xp is not numpy else _ROUND_IN_NUMPY[dtype]   # numpy.half is a type
             rounded = rounded_to(new)
             lost = new - rounded
             return rounded, {**new_slots, COMPENSATION.name: rounded_to(xp.where(xp.abs(lost) < FINITE, lost, 0.0))}
