@@ -113,7 +113,8 @@ def test_memory_is_half_of_what_masters_take():
     ({'contexts': [0]}, {}, 'native'),
     ({'contexts': [0, 1], 'kvstore': 'local', 'update_on_kvstore': True}, {'contexts': [3, 2]}, 'go'),
     ({'contexts': [0, 1], 'update_on_kvstore': False}, {'contexts': [0, 1], 'update_on_kvstore': True}, 'go'),
-    ({'optimizer': 'sgd_torch', 'contexts': [1], 'update_on_kvstore': True}, {'contexts': [0], 'kvstore': None, 'update_on_kvstore': None}, 'go'),
+    ({'optimizer': 'sgd_torch', 'contexts': [1], 'update_on_kvstore': True},
+     {'contexts': [0], 'kvstore': None, 'update_on_kvstore': None}, 'go'),
 ], ids=['other-device', 'native', 'two-on-kvstore', 'two', 'no-slots'])
 def test_a_resumed_run_equals_the_straight_one_bit_for_bit(tmp_path, saved, resumed, loader):
     saved, path = {**KAHAN, **saved}, str(tmp_path / 'run')
