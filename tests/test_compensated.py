@@ -378,6 +378,8 @@ def test_weights_of_a_model_are_exact():
     for key, p in net.named_parameters():
         np.testing.assert_array_equal(model.weights[key], exact(optimizer, p).numpy())
     assert 'compensation' not in model.states().slots['0.weight']
+    with pytest.raises(ValueError, match=r"weight '0.weight' must have the type and shape of its compensation, float16\[3, 5\]"):
+        model_to_torch({key: array.astype('float32') for key, array in arrays.items()}, states=states)
     half = model_to_torch(arrays, like=net, states=states)
     np.testing.assert_array_equal(half.states().master['0.weight'], exact(optimizer, net[0].weight).numpy())
 

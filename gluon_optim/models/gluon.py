@@ -160,8 +160,12 @@ def with_states(source: Source, states: OptimizerStates) -> Source:
     frozen = {info.name for info in states.parameters if info.grad_req == 'null' and info.name in source.arrays}
     source.facts.frozen = list(dict.fromkeys([*source.facts.frozen, *(name for name in source.arrays if name in frozen)]))
     arrays = {name: states.master.get(name, array) for name, array in source.arrays.items()}
-    arrays.update((name, exact_weight(array, states.slots[name])) for name, array in source.arrays.items()
-                  if is_compensated(states.slots.get(name, {})) and states.slots[name][COMPENSATION.name].shape == array.shape)
+    for name in [name for name in arrays if is_compensated(states.slots.get(name, {}))]:
+        array, compensation = source.arrays[name], states.slots[name][COMPENSATION.name]
+        if (array.shape, array.dtype) != (compensation.shape, compensation.dtype):
+            raise ValueError(f'The weight {name!r} must have the type and shape of its compensation, {compensation.dtype}'
+                             f'{list(compensation.shape)}. Received: {array.dtype}{list(array.shape)}. Pass the weights of the run.')
+        arrays[name] = exact_weight(array, states.slots[name])
     wrong = [name for name, array in arrays.items() if array.shape != source.arrays[name].shape]
     if wrong:
         name, shape = wrong[0], source.arrays[wrong[0]].shape
