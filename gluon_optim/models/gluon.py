@@ -164,7 +164,7 @@ def with_states(source: Source, states: OptimizerStates) -> Source:
         array, compensation = source.arrays[name], states.slots[name][COMPENSATION.name]
         if (array.shape, array.dtype) != (compensation.shape, compensation.dtype):
             raise ValueError(f'The weight {name!r} must have the type and shape of its compensation, {compensation.dtype}'
-                             f'{list(compensation.shape)}. Received: {array.dtype}{list(array.shape)}. Pass the weights of the run.')
+                             f'{list(compensation.shape)}. Received: {array.dtype}{list(array.shape)}. Pass those of the run.')
         arrays[name] = exact_weight(array, states.slots[name])
     wrong = [name for name, array in arrays.items() if array.shape != source.arrays[name].shape]
     if wrong:
