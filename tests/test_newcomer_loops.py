@@ -307,7 +307,7 @@ def test_the_recipes_run_and_run_again(tmp_path, monkeypatch):
     pytest.importorskip('torch')
     monkeypatch.chdir(tmp_path)
     begin, *blocks = re.findall('```python\n(.*?)```', (ROOT / 'docs/RECIPES.md').read_text(encoding='utf-8'), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for _ in range(2):
         names = {}
         for block in [begin, *blocks]:

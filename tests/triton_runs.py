@@ -1,7 +1,7 @@
 """Steps by Triton's interpreter beside the same steps by numba's kernels, one JSON object per line. Run by test_triton.py in a
 process of its own: TRITON_INTERPRET must be set before Triton is imported.
 
-    python triton_runs.py float32|float64|float16|counts|compile|noise [NAME ...]
+    python triton_runs.py float32|float64|float16|kahan-float16|kahan-bfloat16|counts|compile|noise [NAME ...]
 """
 import json
 import os
@@ -12,16 +12,31 @@ if __name__ == '__main__' and sys.argv[1] != 'compile':  # pytest imports this f
 
 import torch
 import triton
+import triton.language as tl
 from conversion_runs import NAMES, hyper_sets, rate
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime import interpreter
 
 from gluon_optim import rules
 from gluon_optim.lowering import triton as lowering
 from gluon_optim.rules.base import scalars
+from gluon_optim.rules.compensated import compensated
 from gluon_optim.torch import create, executors, triton_batch
 
 SHAPES = [(5, 3), (7,), (), (40, 9), (1,)]
+CONVERT = interpreter._convert_float
+
+
+def convert_float(data, source, target, mode):
+    """Triton's interpreter cuts off what bfloat16 lacks. GPUs round to nearest even."""
+    if (source, target) != (tl.float32, tl.bfloat16):
+        return CONVERT(data, source, target, mode)
+    numbers = torch.frombuffer(bytearray(data.tobytes()), dtype=torch.float32)
+    return numbers.bfloat16().view(torch.int16).numpy().view('uint16').reshape(data.shape)
+
+
+interpreter._convert_float = convert_float
 KERNELS = {'triton': {'cpu': ('gluon_optim.torch.triton_batch', 'triton')},
            'numba': {'cpu': ('gluon_optim.lowering.numba', 'numba')}}
 # several items, several blocks in an item, and neither a divisor of the other
@@ -44,13 +59,21 @@ def run(name, hypers, dtype, backend, capturable=False, number=float):
     return params, [optimizer.state[p] for p in params]
 
 
-def compare(name, dtype):
+def exact(param, state):
+    """A parameter, with its compensation where it has one, and the rest of its state."""
+    compensation = state.get('compensation', 0.0)
+    return [param.detach().float() + compensation, *(value for key, value in state.items() if key != 'compensation')]
+
+
+def compare(name, dtype, **options):
     """The largest difference of anything, in units of the largest number."""
-    hypers = hyper_sets(name)['other']
+    hypers = dict(hyper_sets(name)['other'], **options)
     (params, states), (others, theirs) = (run(name, hypers, dtype, backend) for backend in ('triton', 'numba'))
     pairs = [(state[key], other[key]) for state, other in zip(states, theirs) for key in state]
     pairs += [(p.detach(), q.detach()) for p, q in zip(params, others)]
-    far = max(float((a.double() - b.double()).abs().max() / max(float(b.double().abs().max()), 1e-30)) for a, b in pairs)
+    near = pairs if not options else [
+        pair for p, s, q, r in zip(params, states, others, theirs) for pair in zip(exact(p, s), exact(q, r))]
+    far = max(float((a.double() - b.double()).abs().max() / max(float(b.double().abs().max()), 1e-30)) for a, b in near)
     return dict(name=name, dtype=str(dtype)[6:], far=far, equal=all(torch.equal(a, b) for a, b in pairs))
 
 
@@ -98,10 +121,12 @@ def compile_for(name, capability):
     rule = rules.get(name)
     h = rule.hyperparameters(**(hyper_sets(name)['other'] if name in NAMES else {}))
     coefficients = tuple(rule.all_coefficients(scalars, h, 1))
-    kernel = lowering.kernel(rule, rule.static(h), coefficients, lowering.Storage('bfloat16', True))
+    around = compensated(rule, 'bfloat16')
+    kernels = [lowering.kernel(rule, rule.static(h), coefficients, lowering.Storage('bfloat16', True)),
+               lowering.kernel(around, around.static(h), coefficients, lowering.Storage('bfloat16'))]
     pointers = dict.fromkeys(('addresses', 'items', 'first_item', 'rows'), '*i64')
     signature = dict(pointers, partial='*fp64', kept='*fp32', table='*fp32', n='i32', n_items='i32', BLOCK='constexpr')
-    for function, _ in kernel.passes:
+    for function, _ in (one for kernel in kernels for one in kernel.passes):
         source = ASTSource(fn=function, signature=signature, constexprs={'BLOCK': 1024})
         made = triton.compile(source, target=GPUTarget('cuda', capability, 32), options={'enable_fp_fusion': False})
         yield made.asm['ptx']
@@ -124,7 +149,8 @@ def main(mode, *names):
         if mode == 'counts':
             print(json.dumps(compare_counts(name)), flush=True)
             continue
-        print(json.dumps(compare(name, getattr(torch, mode))), flush=True)
+        kahan, _, dtype = mode.rpartition('-')
+        print(json.dumps(compare(name, getattr(torch, dtype), **({'multi_precision': kahan} if kahan else {}))), flush=True)
 
 
 if __name__ == '__main__':

@@ -240,7 +240,7 @@ def state(info):
     rows = [[f'`{slot.name}`', SHAPES[slot.like], 'the weight' if slot.init == 'weight' else f'{slot.init:g}', slot.doc,
              f'`{slot.torch or slot.name}`'] for slot in info.slots]
     return (f'With the default arguments: {info.memory}. Slots are float32, and float64 for float64 weights; `multi_precision` '
-            'adds float32 masters of float16 weights.\n\n'
+            "adds float32 masters of float16 weights, or with `'kahan'` their rounding errors, in float16.\n\n"
             + table(['slot', 'shape', 'at first', 'meaning', 'in PyTorch'], rows))
 
 

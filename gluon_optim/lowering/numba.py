@@ -132,7 +132,7 @@ def kernel(stage, lane, address):
 
 _FORMATS = {
     'constant': '{T}({name!r})', 'neg': '-{0}', 'sqrt': 'sqrt({0})', 'exp': 'exp({0})', 'abs': 'abs({0})',
-    'half': 'half_to_float(float_to_half({0}))',
+    'half': 'half_to_float(float_to_half({0}))', 'bfloat': 'bfloat_to_float(float_to_bfloat({0}))',
     # NaN passes through minimum and maximum, as in MXNet
     'minimum': '({0} if ({0} < {1}) | ({0} != {0}) else {1})', 'maximum': '({0} if ({0} > {1}) | ({0} != {0}) else {1})',
     'sign': '{T}({0} > {T}(0)) - {T}({0} < {T}(0))', 'where': '({1} if {0} else {2})',

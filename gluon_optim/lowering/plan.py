@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Set, Tuple, Type, Union
 
 from ..rules.base import KernelKey, Rule
+from ..rules.compensated import COMPENSATION
 from ..rules.graph import WEIGHT, Graph, Node, trace
 from ..schema import compute_type
 
@@ -22,7 +23,8 @@ BYTES = {'float16': 2, 'bfloat16': 2, 'float32': 4, 'float64': 8}
 class Storage(NamedTuple):
     """How weights and gradients lie in memory: 'float16', 'bfloat16', 'float32' or 'float64', whether weights of half
     precision have a float32 master, and whether slots are of half precision too. Computation, and slots otherwise, are
-    float64 for float64 weights, else float32."""
+    float64 for float64 weights, else float32. The compensation, a slot of rules that keep the rounding error of half-precision
+    weights instead of a master (`gluon_optim.rules.compensated` says how), is of the weights' type."""
 
     dtype: str
     master: bool = False
@@ -34,7 +36,8 @@ class Storage(NamedTuple):
 
     def element(self, role: str) -> str:
         """The type of the elements of the tensors of that role."""
-        if role in (GRADIENT, HALF) or (role == WEIGHT and not self.master) or (role != WEIGHT and self.half_slots):
+        halves = (GRADIENT, HALF, COMPENSATION.name)
+        if role in halves or (role == WEIGHT and not self.master) or (role != WEIGHT and self.half_slots):
             return self.dtype
         return self.precision
 

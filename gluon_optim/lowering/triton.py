@@ -64,7 +64,7 @@ def pass_{k}(addresses, items, first_item, partial, kept, table, rows, n, n_item
 
 _FORMATS = {
     'constant': 'tl.full((), {name!r}, {T})', 'neg': '-{0}', 'exp': 'tl.exp({0})', 'abs': 'tl.abs({0})',
-    'half': '{0}.to(tl.float16).to({T})',
+    'half': '{0}.to(tl.float16).to({T})', 'bfloat': '{0}.to(tl.bfloat16).to({T})',
     # NaN passes through minimum and maximum, as in MXNet
     'minimum': 'tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})', 'maximum': 'tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})',
     'sign': '({0} > 0).to({T}) - ({0} < 0).to({T})', 'where': 'tl.where({0}, {1}, {2})',

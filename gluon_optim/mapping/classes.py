@@ -99,6 +99,8 @@ class Foreign(NamedTuple):
         The class that the state belongs to, if not ``path``; '' if it cannot be constructed on every machine.
     masters : bool
         Whether it keeps single-precision masters of half-precision parameters.
+    compensations : bool
+        Whether it can keep their rounding errors instead.
     """
 
     rule: str
@@ -121,6 +123,7 @@ class Foreign(NamedTuple):
     unpack: Optional[Callable[[Dict[str, Any]], Dict[str, Any]]] = None
     cls: Optional[str] = None
     masters: bool = False
+    compensations: bool = False
 
     def group(self, h: Values) -> Dict[str, Any]:
         """Its hyper-parameters, from ours, and its switches.
@@ -468,7 +471,7 @@ def own_class(rule: Type[Rule], given: Mapping[str, Any]) -> Foreign:
     names = [hyper.name for hyper in rule.declared(given) + BASE_HYPERS]
     keys = {'lr' if name == 'learning_rate' else name: name for name in names}
     path = f'gluon_optim.torch.create({rule.name!r})'
-    return Foreign(rule.name, 'mirror', path, keys, fixed={'optimizer': rule.name}, masters=True)
+    return Foreign(rule.name, 'mirror', path, keys, fixed={'optimizer': rule.name}, masters=True, compensations=True)
 
 
 def find(rule: Type[Rule], target: str, given: Mapping[str, Any]) -> Foreign:

@@ -4,6 +4,7 @@ from typing import Any, List, Mapping, Sequence, Type
 import numpy
 
 from ..rules import Rule
+from ..rules.compensated import is_compensated
 from ..rules.mx.base import DecayedFirst
 from ..schema import Values, one_of, some_of
 from ..states.model import STATISTICS, OptimizerStates, ParameterInfo, is_accumulated, what_was_accumulated
@@ -39,6 +40,11 @@ def what_is_lost(foreign: Foreign, rule: Type[Rule], h: Values, states: Optimize
                      f"{states.scheduler.get('class')} changes; set states.hypers['learning_rate'] to that rate and "
                      'states.scheduler to None')
     halves = [info.name for info in chosen if info.dtype == 'float16']
+    compensated = [info.name for info in chosen if is_compensated(states.slots.get(info.name, {}))]
+    if compensated and not foreign.compensations:
+        lines.append(f'the compensations of the float16 parameters {some_of(compensated)}, which {foreign.path} lacks: make the '
+                     "parameters float32, weight.astype('float32') + compensation.astype('float32')")
+    halves = [name for name in halves if name not in compensated]
     if halves and not foreign.masters:
         lines.append(f'float32 masters and slots of the float16 parameters {one_of(halves)}, which {foreign.path} lacks: '
                      'make the parameters float32, from `states.master` where there are masters')
@@ -121,6 +127,8 @@ def what_to_say(foreign: Foreign, h: Values, states: OptimizerStates, chosen: Se
                      'use gradients of the mean loss')
     if foreign.masters and any(info.name in states.master for info in chosen):
         lines.append("float32 masters are in the state as 'master': half-precision parameters follow them from the next step on")
+    if foreign.compensations and any(is_compensated(states.slots.get(info.name, {})) for info in chosen):
+        lines.append("compensations are in the state as 'compensation': they go with the float16 weights of this run only")
     param_groups, by = split(foreign, states, chosen), list(groups(chosen))
     if len(param_groups) > 1:
         counted = ' and number of updates' * (len(param_groups) > len(by))

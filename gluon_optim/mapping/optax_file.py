@@ -83,7 +83,7 @@ def arguments(states: OptimizerStates, chosen: Sequence[ParameterInfo]) -> Dict[
 def as_foreign(rule: Type[Rule], h: Values) -> Foreign:
     """How an optimizer made by `create` stores ``rule``: everything, under our own names."""
     own = {slot.name: slot.name for slot in rule.slots(h)}
-    return own_class(rule, h.asdict())._replace(path=f'gluon_optim.optax.create({rule.name!r})', slots=own)
+    return own_class(rule, h.asdict())._replace(path=f'gluon_optim.optax.create({rule.name!r})', slots=own, compensations=False)
 
 
 # Files

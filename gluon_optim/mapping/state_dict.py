@@ -8,6 +8,7 @@ import numpy
 
 from ..rules import Rule
 from ..rules.base import initial_slot
+from ..rules.compensated import COMPENSATION, ROUND
 from ..schema import Slot, Values, compute_type, one_of
 from ..states.model import STATISTICS, OptimizerStates, ParameterInfo
 from .classes import APPROXIMATE, EXACT, VANISHED, Foreign
@@ -72,6 +73,11 @@ def check_entry(foreign: Foreign, slots: Sequence[Slot], where: str, shape: Sequ
     types = dict.fromkeys(shapes, dtype)
     if foreign.masters and 'master' in entry:
         shapes['master'], types['master'] = tuple(shape), 'float32'
+    if foreign.compensations and COMPENSATION.torch in entry:
+        shapes[COMPENSATION.torch], types[COMPENSATION.torch] = tuple(shape), type_name(entry[COMPENSATION.torch])
+        if types[COMPENSATION.torch] not in ROUND:
+            raise ValueError(f'{COMPENSATION.torch!r} of {where} must be of the type of the parameter, one of {one_of(ROUND)}. '
+                             f'Received: {types[COMPENSATION.torch]}. Keep it as the optimizer has made it.')
     for key, wanted in shapes.items():
         if tuple(entry[key].shape) != wanted:
             raise ValueError(f'{key!r} of {where} must have shape {wanted}. Received: {tuple(entry[key].shape)}. '
@@ -138,7 +144,7 @@ def _entry(foreign: Foreign, rule: Type[Rule], own: Values, states: OptimizerSta
         held = {slot.name: initial_slot(slot, numpy.zeros(info.shape, dtype)) for slot in slots}
     elif held is None or not (count or foreign.counts) or (foreign.pack and not count):
         return {}
-    strangers = set(held) - {slot.name for slot in slots}
+    strangers = set(held) - {slot.name for slot in slots} - {COMPENSATION.name}   # whose loss `what_is_lost` has said
     if strangers:
         raise ValueError(f'{name!r} must have the slots {one_of(slot.name for slot in slots)} of {foreign.rule}. '
                          f'Received: {one_of(held)}. Do the states belong to other hyper-parameters?')
@@ -147,6 +153,8 @@ def _entry(foreign: Foreign, rule: Type[Rule], own: Values, states: OptimizerSta
         entry['step'] = count if foreign.counts == 'number' else numpy.array(count, 'float32')
     if foreign.masters and name in states.master:
         entry['master'] = states.master[name]
+    if foreign.compensations and COMPENSATION.name in held:
+        entry[COMPENSATION.torch] = held[COMPENSATION.name]
     check_entry(foreign, slots, repr(name), info.shape, dtype, entry)
     entry.update({key: numpy.array(0, dtype) for key in foreign.vanished.values()})
     for slot in slots:
@@ -218,6 +226,10 @@ def _take(states: OptimizerStates, foreign: Foreign, rule: Type[Rule], own: Valu
     if not entry and (foreign.counts or slots):  # a class with neither counts nor slots has no entry at all
         return
     types = check_entry(foreign, slots, repr(info.name), info.shape, compute_type(info.dtype), entry)
+    if types.get(COMPENSATION.torch, info.dtype) != info.dtype:
+        raise ValueError(f'The compensation of {info.name!r} must be of the type of its weight. Received: '
+                         f'{types[COMPENSATION.torch]} for a weight of {info.dtype}. Add it to the weight, and remove it from the '
+                         'state.')
     for name, key in foreign.vanished.items():
         if not abs(float(entry.get(key, 1.0))) < VANISHED:
             raise ValueError(f'{key!r} of {info.name!r} must be below {VANISHED:g}: {rule.name} has one for all parameters. '
@@ -236,6 +248,8 @@ def _take(states: OptimizerStates, foreign: Foreign, rule: Type[Rule], own: Valu
             states.slots[info.name][slot.name] = numpy.asarray(numpy.multiply(array, divisor, dtype='float64'), array.dtype)
     if 'master' in arrays:
         states.master[info.name] = arrays['master']
+    if COMPENSATION.torch in arrays:
+        states.slots[info.name][COMPENSATION.name] = arrays[COMPENSATION.torch]
 
 
 def _likes(given: Sequence[Mapping[str, Any]], params: Any) -> Dict[Any, Tuple[str, Any]]:
@@ -282,10 +296,11 @@ def _shape_and_type(name: str, like: Any, foreign: Foreign, slots: Sequence[Slot
         shape, dtype = tuple(like.shape), like.dtype if isinstance(like.dtype, str) else type_name(like)
     else:
         alike = [foreign.slot_key(slot) for slot in slots if slot.like == 'weight']
-        held = [entry[key] for key in ['master', *alike] if key in entry]
+        held = [entry[key] for key in ['master', COMPENSATION.torch, *alike] if key in entry]
         if not held:
             raise ValueError(f'The state does not give the shape of {name!r}. Pass `params` as a dictionary of names to weights.')
-        shape, dtype = tuple(held[0].shape), 'float16' if 'master' in entry else type_name(held[0])
+        half = 'master' in entry or COMPENSATION.torch in entry
+        shape, dtype = tuple(held[0].shape), 'float16' if half else type_name(held[0])
     if dtype not in ('float16', 'float32', 'float64'):
         raise ValueError(f'{name!r} must be float16, float32 or float64, the types that MXNet trains. Received: {dtype}. '
                          'Pass `params` with the type that the weight is to have in MXNet.')

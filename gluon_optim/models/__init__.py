@@ -53,6 +53,7 @@ import numpy
 
 from ..display import Rows, table, text, without_none
 from ..requirements import missing
+from ..rules.compensated import COMPENSATION, is_compensated
 from ..schema import one_of, some_of
 from ..states import safetensors_files
 from ..states.atomic import Path, replacing
@@ -197,7 +198,7 @@ def model_to_torch(source: Any, like: Any = None, names: Any = None, states: Opt
     source : path, gluon.Block or dict
         A ``.params`` file of MXNet (``save_parameters``, ``export``, Module; 1.x and 2.x), a file of `save_checkpoint`, a net in
         this process, or arrays by name. A symbol next to an exported file is read too. If a checkpoint has float32 masters,
-        they become the weights.
+        they become the weights; compensations are added to the weights, in float32.
     like : torch.nn.Module, state_dict, or path, optional
         Gives the required names and shapes; a path is that of a ``.pt`` or ``.safetensors`` file of a state_dict.
     names : dict or path, optional
@@ -456,7 +457,11 @@ def _follow_one(model: TorchModel, name: str, take: Take, info: ParameterInfo, s
         result.report.append(f'lost: the state of {info.name!r}, which becomes {name!r}: {why}')
         result.counts[name], slots = 0, None
     if slots is not None:
-        result.slots[name] = {slot: array if slot in scalars else _contiguous(take.of(array)) for slot, array in slots.items()}
+        result.slots[name] = {slot: array if slot in scalars else _contiguous(take.of(array)) for slot, array in slots.items()
+                              if slot != COMPENSATION.name}   # which is in the weight
+        if is_compensated(slots) and half:
+            result.master[name] = _contiguous(take.of(model.found.arrays[take.source]))
+            result.report.append(f'the compensation of {info.name!r} is in a float32 master of {name!r}, which has the same digits')
     if info.name in states.master and half and not take.zeros:
         result.master[name] = _contiguous(take.of(states.master[info.name]))
 

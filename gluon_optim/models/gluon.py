@@ -7,6 +7,7 @@ from typing import Any, Collection, Dict, List, Mapping, Optional, Set, Tuple, U
 
 import numpy
 
+from ..rules.compensated import COMPENSATION, exact_weight, is_compensated
 from ..schema import some_of
 from ..states import container, json_text, mxnet_files
 from ..states.errors import UnreadableFile, reading
@@ -150,7 +151,8 @@ def of_checkpoint(what: str, states: OptimizerStates, run: Run) -> Source:
 
 
 def with_states(source: Source, states: OptimizerStates) -> Source:
-    """``source`` with the states of its optimizer, under its names; float32 masters become the weights."""
+    """``source`` with the states of its optimizer, under its names; float32 masters become the weights, and compensations are
+    added to them."""
     states = states.renamed({first: name for name, first in (states.facts or {}).get('shared', {}).items()
                              if name in source.arrays and first not in source.arrays})
     if states.facts is not None and not source.facts.order:
@@ -158,6 +160,12 @@ def with_states(source: Source, states: OptimizerStates) -> Source:
     frozen = {info.name for info in states.parameters if info.grad_req == 'null' and info.name in source.arrays}
     source.facts.frozen = list(dict.fromkeys([*source.facts.frozen, *(name for name in source.arrays if name in frozen)]))
     arrays = {name: states.master.get(name, array) for name, array in source.arrays.items()}
+    for name in [name for name in arrays if is_compensated(states.slots.get(name, {}))]:
+        array, compensation = source.arrays[name], states.slots[name][COMPENSATION.name]
+        if (array.shape, array.dtype) != (compensation.shape, compensation.dtype):
+            raise ValueError(f'The weight {name!r} must have the type and shape of its compensation, {compensation.dtype}'
+                             f'{list(compensation.shape)}. Received: {array.dtype}{list(array.shape)}. Pass those of the run.')
+        arrays[name] = exact_weight(array, states.slots[name])
     wrong = [name for name, array in arrays.items() if array.shape != source.arrays[name].shape]
     if wrong:
         name, shape = wrong[0], source.arrays[wrong[0]].shape

@@ -25,6 +25,7 @@ from mxnet.optimizer import optimizer as mx_optimizer
 
 from .. import rules
 from ..rules.base import BASE_HYPERS, scalars
+from ..rules.compensated import KAHAN
 from ..rules.mx import DROP_INS
 from ..rules.mx.base import MXRule
 from ..rules.mx.lbsgd import Accumulation
@@ -87,6 +88,10 @@ class DropIn(Runner):
         CLASSES[cls.rule.name] = cls
 
     def __init__(self, *args: Any, **kwargs: Any):
+        if kwargs.get('multi_precision') == KAHAN:
+            raise ValueError(f"`multi_precision` of {self.rule.name} must be False or True, because its state is MXNet's own. "
+                             f"Received: multi_precision={KAHAN!r}. Pass True, for float32 masters, or create an optimizer of "
+                             "gluon_optim, such as 'adamw' or 'sgd_torch': gluon_optim.list_optimizers() names them.")
         super().__init__(*args, **kwargs)
         self._restored_counts: Dict[Any, int] = {}
         self._set_up()
@@ -146,7 +151,7 @@ class DropIn(Runner):
     def slot_dtype(self, dtype: Any) -> str:
         return 'float32' if self.single_slots and dtype == numpy.float16 else numpy.dtype(dtype).name
 
-    def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
+    def split_state(self, state: Any, h: Values, mixed: Any) -> Tuple[Tuple[Any, ...], Any]:
         master = None
         if mixed:
             if not (isinstance(state, (tuple, list)) and len(state) == 2):
@@ -187,7 +192,7 @@ class DropIn(Runner):
     # -- updates ----------------------------------------------------------------------------------------------------
 
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
-                mixed: bool) -> None:
+                mixed: Any) -> None:
         if self._skips:
             return
         if runs_on(self.rule, 'kernels') and {*map(type, weights), *map(type, gradients)} <= {NDArray}:
@@ -248,7 +253,7 @@ CLASSES: Dict[str, Type[DropIn]] = {}
 # The drop-ins --------------------------------------------------------------------------------------------------------
 
 class WithMomentum(DropIn):
-    def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
+    def split_state(self, state: Any, h: Values, mixed: Any) -> Tuple[Tuple[Any, ...], Any]:
         slots, master = super().split_state(state, h, mixed)
         return (slots if h.momentum > 0 else ()), master  # it may have been set to 0 since
 
@@ -297,7 +302,7 @@ class SGLD(Sampler, DropIn, mx_optimizer.SGLD):
                              f'{name!r}. Look at learning_rate, lr_scheduler and lr_mult. It was not updated.')
 
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
-                mixed: bool) -> None:
+                mixed: Any) -> None:
         """MXNet's, where the rate is not 0. With that a parameter stays, and MXNet fails later: it has no normal distribution
         of deviation 0. The rule's, at another temperature and with noise of its own."""
         h = self.hyperparameters()

@@ -18,6 +18,7 @@ from mxnet import ndarray as nd
 
 from ..lowering.plan import GRADIENT, HALF, Storage
 from ..rules.base import KernelKey, Rule, scalars
+from ..rules.compensated import COMPENSATION, KAHAN, compensated, with_compensation
 from ..rules.graph import WEIGHT
 from ..rules.noise import Noise
 from ..rules.runtimes import runs_on
@@ -56,12 +57,13 @@ class Executor:
     ----------
     rule : Rule
     split : callable
-        ``split(state, h, mixed)`` returns the slots in a state and, where ``mixed``, its master. Called for new arrays only.
+        ``split(state, h, mixed)`` returns the slots in a state, its compensation among them, and its master, if it has one.
+        Called for new arrays only.
     slot_dtype : callable
         ``slot_dtype(dtype)`` is the name of the type of the slots of a weight.
     """
 
-    def __init__(self, rule: Type[Rule], split: Callable[[Any, Values, bool], Tuple[Tuple[Any, ...], Any]],
+    def __init__(self, rule: Type[Rule], split: Callable[[Any, Values, Any], Tuple[Tuple[Any, ...], Any]],
                  slot_dtype: Callable[[Any], str]):
         self.rule, self._split, self._slot_dtype = rule, split, slot_dtype
         self._prepared: collections.OrderedDict[Any, Any] = collections.OrderedDict()
@@ -76,15 +78,17 @@ class Executor:
             self._h, self._static = h, self.rule.static(h)
             self.coefficients = tuple(self.rule.all_coefficients(scalars, h, 1))
 
-    def prepare(self, key: Any, update: Update, h: Values, mixed: bool) -> Any:
+    def prepare(self, key: Any, update: Update, h: Values, mixed: Any) -> Any:
         """Check ``update`` and return an object whose ``run(table, rows, noise)`` updates parameter i with the coefficients
         ``table[rows[i]]`` and, where the rule draws it, the noise of the key, the stream and the update ``noise[i]``. ``key``
-        identifies the list of parameters between steps, ``mixed`` says that states have masters.
+        identifies the list of parameters between steps, ``mixed`` says whether states have masters, or for 'kahan' compensations.
 
         Raises TypeError or ValueError before anything is written.
         """
         self.use(h)
-        static = self._static
+        rule, static, masters_too = self.rule, self._static, mixed not in (False, KAHAN)
+        if mixed == KAHAN:
+            rule, static = compensated(rule, 'float16'), static._replace(slots=with_compensation(static.slots))
         key = (key, mixed)
         prepared = self._prepared.get(key)
         if prepared is not None:
@@ -94,9 +98,9 @@ class Executor:
             del self._prepared[key]
             self._tensors -= len(prepared.update.weights)
         slots, masters = zip(*[self._split(state, h, mixed) for state in update.states])
-        arrays = Arrays(update.weights, update.gradients, slots, masters if mixed else ())
-        _check(self.rule, static, arrays, self._slot_dtype('float32' if mixed else update.weights[0].dtype))
-        rule = self.rule.on_masters() if mixed else self.rule
+        arrays = Arrays(update.weights, update.gradients, slots, masters if masters_too else ())
+        _check(rule, static, arrays, self._slot_dtype('float32' if masters_too else update.weights[0].dtype))
+        rule = rule.on_masters() if masters_too else rule
         kernels = KERNELS.get(update.weights[0].context.device_type) if runs_on(self.rule, 'kernels', h) else None
         prepared = kernels(rule, static, self.coefficients, arrays) if kernels is not None else None
         if prepared is None:
@@ -173,7 +177,7 @@ class _Loops:
 
 
 def _storage(static: KernelKey, arrays: Arrays) -> Storage:
-    half_slots = bool(static.slots) and arrays.slots[0][0].dtype == numpy.float16
+    half_slots = any(array.dtype == numpy.float16 for slot, array in zip(static.slots, arrays.slots[0]) if slot != COMPENSATION)
     return Storage(_name(arrays.weights[0].dtype), bool(arrays.masters), half_slots)
 
 
@@ -367,7 +371,8 @@ def _check(rule: Type[Rule], static: KernelKey, arrays: Arrays, slot_dtype: str)
             raise ValueError('One call updates weights of one dtype on one context. '
                              f'Received: {_name(first.dtype)} on {first.context} and {_name(weight.dtype)} on {weight.context}. '
                              'Call once for each.')
-        expected = [(slot.shape(weight.shape) or (1,), slot_dtype) for slot in static.slots]
+        expected = [(slot.shape(weight.shape) or (1,), _name(weight.dtype) if slot == COMPENSATION else slot_dtype)
+                    for slot in static.slots]
         received = [(a.shape, _name(a.dtype)) for a in slots] if isinstance(slots, (tuple, list)) else None
         if received != expected:
             raise ValueError(f'The state of parameter number {i} does not belong to {rule.name}. Expected the slots '

@@ -115,7 +115,7 @@ class Builtin(Native):
         changed = {name: value for name, value in vars(self.twin).items() if name not in before or before[name] is not value}
         vars(self.optimizer).update((name, value) for name, value in changed.items() if name in vars(self.optimizer))
 
-    def split_state(self, state: Any, h: Values, mixed: bool) -> Any:
+    def split_state(self, state: Any, h: Values, mixed: Any) -> Any:
         return self.twin.split_state(state, h, mixed)
 
     def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:

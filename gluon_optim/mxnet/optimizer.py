@@ -14,6 +14,7 @@ from mxnet import ndarray as nd
 from mxnet.optimizer import optimizer as mx_optimizer
 
 from ..rules.base import BASE_HYPERS, Rule, scalars
+from ..rules.compensated import KAHAN, check_multi_precision, mode_of
 from ..rules.runtimes import needs
 from ..schema import Values, check_known, one_of
 from ..states.model import MULTIPLIERS, ParameterInfo
@@ -262,8 +263,9 @@ class Runner(mx_optimizer.Optimizer):
 
     # -- states -----------------------------------------------------------------------------------------------------
 
-    def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
-        """The slots in the state of a parameter, in the order of ``rule.slots(h)``, and its float32 master where ``mixed``.
+    def split_state(self, state: Any, h: Values, mixed: Any) -> Tuple[Tuple[Any, ...], Any]:
+        """The slots in the state of a parameter, in the order of ``rule.slots(h)``, and its float32 master. ``mixed`` is False for
+        a state without a master, and 'kahan' for one that has a compensation, the last of the slots.
 
         Raises ValueError for a state of a different form.
         """
@@ -277,8 +279,9 @@ class Runner(mx_optimizer.Optimizer):
         """The type of the slots of a weight of type ``dtype``, or of its master."""
         return 'float64' if dtype == numpy.float64 else 'float32'
 
-    def has_master(self, weight: Any) -> bool:
-        return bool(self.multi_precision) and weight.dtype == numpy.float16
+    def _mode(self, weight: Any) -> Any:
+        """What the state of ``weight`` has besides slots: a master for True, a compensation for 'kahan'."""
+        return mode_of(self.multi_precision, numpy.dtype(weight.dtype).name)
 
     # -- updates ----------------------------------------------------------------------------------------------------
 
@@ -292,11 +295,11 @@ class Runner(mx_optimizer.Optimizer):
         """`update`, with states as `create_state_multi_precision` makes them."""
         if not isinstance(index, (list, tuple)):
             index, weight, grad, state = [index], [weight], [grad], [state]
-        self._update(index, weight, grad, state, bool(index) and self.has_master(weight[0]))
+        self._update(index, weight, grad, state, bool(index) and self._mode(weight[0]))
 
     def _update(self, indices: Sequence[Any], weights: Sequence[Any], gradients: Sequence[Any], states: Sequence[Any],
-                mixed: bool) -> None:
-        """``mixed``: the states contain masters."""
+                mixed: Any) -> None:
+        """``mixed``: the states contain masters, or for 'kahan' compensations."""
         if not indices or self._skips:
             return
         h = self.hyperparameters()
@@ -427,13 +430,17 @@ class RuleOptimizer(Runner):
     begin_num_update : int, optional
         The number of updates already done, for the scheduler. Each parameter's t starts at 1 all the same, unless its state
         comes from a file without counts, as `Module.save_optimizer_states` writes: then t continues from this number.
-    lr_scheduler, multi_precision, param_idx2name, param_dict, sym
+    multi_precision : bool or 'kahan'
+        How float16 weights keep the digits that their type does not have. False (default): not at all. True: in a float32 master.
+        'kahan': in a compensation of float16, half of the extra memory for 23 significant bits down to 3e-8
+        (`gluon_optim.rules.compensated` says how).
+    lr_scheduler, param_idx2name, param_dict, sym
         As documented in `mx.optimizer.Optimizer`.
 
     Raises TypeError for an unknown argument or a wrong type, ValueError for a value out of range.
 
-    float16 weights are updated in float32: from a float32 master with ``multi_precision=True``, else from the weight
-    itself. Slots are float32, or float64 for float64 weights. Gradients are never modified.
+    All weights but float64 ones are updated in float32. Slots are float32, or float64 for float64 weights. Gradients are never
+    modified.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -454,6 +461,7 @@ class RuleOptimizer(Runner):
             own['learning_rate'] = learning_rate
         h = self.rule.hyperparameters(**own)
         _check_begin(arguments.get('begin_num_update', 0))
+        check_multi_precision(arguments.get('multi_precision', False))
         scheduler = arguments.get('lr_scheduler')
         rate = h.learning_rate if scheduler is None or learning_rate is not None else None
         if scheduler is not None and rate is not None:
@@ -492,19 +500,23 @@ class RuleOptimizer(Runner):
             for slot in self.rule.slots(self.hyperparameters()))
 
     def create_state_multi_precision(self, index: Any, weight: Any) -> Any:
-        """``(master, slots)`` for float16 weights with multi_precision, else the slots."""
+        """For float16 weights ``(master, slots)`` with ``multi_precision=True``, the slots and then the compensation, in one tuple,
+        with 'kahan'; else the slots."""
         check_weight(self.rule, weight)
-        if not self.has_master(weight):
+        mode = self._mode(weight)
+        if mode == KAHAN:
+            return (*self.create_state(index, weight), nd.zeros(weight.shape, ctx=weight.context, dtype='float16'))
+        if not mode:
             if weight.dtype == numpy.float16 and not self._warned:
                 self._warned = True
                 warnings.warn(f'{self.rule.name} updates float16 weights without a float32 master: small updates round away. '
-                              'Pass multi_precision=True.', stacklevel=2)
+                              "Pass multi_precision=True, or 'kahan' for half of its memory.", stacklevel=2)
             return self.create_state(index, weight)
         master = weight.astype('float32')
         return master, self.create_state(index, master)
 
-    def split_state(self, state: Any, h: Values, mixed: bool) -> Tuple[Tuple[Any, ...], Any]:
-        if not mixed:
+    def split_state(self, state: Any, h: Values, mixed: Any) -> Tuple[Tuple[Any, ...], Any]:
+        if not mixed or mixed == KAHAN:
             return state, None
         if not (isinstance(state, (tuple, list)) and len(state) == 2 and isinstance(state[1], (tuple, list))):
             raise ValueError(f'{self.rule.name} with multi_precision keeps (master, slots) per float16 parameter. '

@@ -18,6 +18,7 @@ from mxnet import ndarray as nd
 
 from ..display import Rows, table, text
 from ..models.gluon import facts_of as facts_of_block
+from ..rules.compensated import COMPENSATION, KAHAN, mode_of, with_compensation
 from ..schema import Slot, Values, one_of, some_of
 from ..states import container
 from ..states.matching import completes, match
@@ -520,9 +521,9 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
             trees[info.name], arrays = optimizer.take_apart(info.name, held[key])
             slots[info.name] = {place: _copied(array, copy) for place, array in arrays.items()}
             continue
-        arrays, master = optimizer.split_state(held[key], h, _has_master(optimizer, info))
+        arrays, master = optimizer.split_state(held[key], h, mode_of(optimizer.multi_precision, info.dtype))
         slots[info.name] = {slot.name: copy(array).reshape(()) if slot.like == 'scalar' else copy(array)
-                            for slot, array in zip(optimizer.rule.slots(h), arrays)}
+                            for slot, array in zip(_slots(optimizer, info, optimizer.rule.slots(h)), arrays)}
         if master is not None:
             masters[info.name] = copy(master)
     if isinstance(optimizer, Stranger):
@@ -567,8 +568,9 @@ def _is_ours(scaler: Any) -> bool:
     return hasattr(scaler, 'read_state')
 
 
-def _has_master(optimizer: Any, info: ParameterInfo) -> bool:
-    return bool(optimizer.multi_precision) and info.dtype == 'float16'
+def _slots(optimizer: Any, info: ParameterInfo, slots: Sequence[Slot]) -> Sequence[Slot]:
+    """What the optimizer keeps of a parameter besides its master; ``slots`` are those of the rule."""
+    return with_compensation(tuple(slots)) if mode_of(optimizer.multi_precision, info.dtype) == KAHAN else slots
 
 
 def producer() -> Dict[str, str]:
@@ -615,11 +617,15 @@ def _misfit(trainer: TrainerLike, index: int, optimizer: Any, slots: Sequence[Sl
     if isinstance(optimizer, Stranger):
         return optimizer.misfit(keys_of(trainer, index)[0], trainer._params[index], saved, states)
     master = states.master.get(saved.name)
-    if (master is not None) != _has_master(optimizer, present):
-        have = 'has a float32 master' if master is not None else 'has no float32 master'
-        return f'{present.name} {have} in the file, the {word_of(trainer)} has multi_precision={bool(optimizer.multi_precision)}'
+    kept = True if master is not None else KAHAN if COMPENSATION.name in states.slots[saved.name] else False
+    mode = mode_of(optimizer.multi_precision, present.dtype)
+    if kept != mode:
+        have = {True: 'has a float32 master', KAHAN: 'has a compensation', False: 'has no float32 master'}[kept]
+        return (f'{present.name} {have} in the file, the {word_of(trainer)} has multi_precision={mode!r}: create it with '
+                f'multi_precision={kept!r}')
     dtype = optimizer.slot_dtype(numpy.dtype('float32' if master is not None else present.dtype))
-    needed = {slot.name: (dtype, slot.shape(present.shape)) for slot in slots}
+    needed = {slot.name: (present.dtype if slot == COMPENSATION else dtype, slot.shape(present.shape))
+              for slot in _slots(optimizer, present, slots)}
     arrays = dict(states.slots[saved.name])
     if master is not None:
         needed['master'], arrays['master'] = ('float32', present.shape), master
@@ -723,15 +729,15 @@ def _accumulated(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[int,
 
 def _to_devices(trainer: TrainerLike, optimizer: Any, states: OptimizerStates, fit: _Fit, h: Values) -> Dict[int, List[Any]]:
     """The states in MXNet's form: for each index one per updater, on its context."""
-    def state(name: str, context: Any) -> Any:
+    def state(info: ParameterInfo, context: Any) -> Any:
         if isinstance(optimizer, Stranger):
-            return optimizer.put_together(states, name, context)
-        slots = tuple(to_mxnet_state(states.slots[name][slot.name], context) for slot in fit.slots)
-        master = to_mxnet_state(states.master[name], context) if name in states.master else None
+            return optimizer.put_together(states, info.name, context)
+        slots = tuple(to_mxnet_state(states.slots[info.name][slot.name], context) for slot in _slots(optimizer, info, fit.slots))
+        master = to_mxnet_state(states.master[info.name], context) if info.name in states.master else None
         return optimizer.join_state(slots, master, h)
 
     contexts = contexts_of(trainer)[:len(_updaters(trainer))]
-    return {i: [state(info.name, context) for context in contexts] for i, info in fit.pairs.items() if info.name in states.slots}
+    return {i: [state(info, context) for context in contexts] for i, info in fit.pairs.items() if info.name in states.slots}
 
 
 def _set_multipliers(parameter: ParameterLike, info: ParameterInfo, undo: contextlib.ExitStack) -> None:

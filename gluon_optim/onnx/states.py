@@ -362,7 +362,7 @@ def _as_foreign(rule: Type[Rule], h: Values, target: str) -> Foreign:
     path = 'the ONNX model'
     if target == 'preview':
         path += f' with {preview.check(rule, h).op} of {preview.DOMAIN}'
-    return own_class(rule, h.asdict())._replace(path=path, slots=own)
+    return own_class(rule, h.asdict())._replace(path=path, slots=own, compensations=False)
 
 
 def _weight(info: ParameterInfo, entry: Mapping[str, Any], weights: Optional[Mapping[str, Any]]) -> Optional[numpy.ndarray]:

@@ -9,6 +9,7 @@ from .. import rules
 from ..mapping.classes import mirrored
 from ..mapping.optax_file import MULTIPLIERS
 from ..rules import Rule
+from ..rules.compensated import KAHAN
 from ..schema import Hyper, Slot, Values, check_known, compute_type
 
 __all__ = ['RuleState', 'create', 'masters_of', 'widest']
@@ -108,6 +109,9 @@ def create(name: str, lr_mult: Any = None, wd_mult: Any = None, multi_precision:
     for key in traced:
         check_known('argument', key, h.asdict(), owner=rule.name)
     mults = dict(zip(MULTIPLIERS, (lr_mult, wd_mult)))
+    if str(multi_precision) == KAHAN:
+        raise ValueError('`multi_precision` must be True or False in optax, where updates are added to the weights, and rounded, '
+                         f'after `update` has returned. Received: multi_precision={KAHAN!r}. Pass True, for float32 masters.')
     transformation = Transformation(rule, h, traced, mults, MULTI_PRECISION.check(multi_precision))
     return optax.GradientTransformation(transformation.init, transformation.update)
 

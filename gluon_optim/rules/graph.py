@@ -86,6 +86,7 @@ class Graph:
     def abs(self, x: Any) -> Node: return self.apply('abs', x)
     def sign(self, x: Any) -> Node: return self.apply('sign', x)
     def half(self, x: Any) -> Node: return self.apply('half', x)  # rounded to float16; for rules on float32 masters
+    def bfloat(self, x: Any) -> Node: return self.apply('bfloat', x)  # rounded to bfloat16
     def minimum(self, x: Any, y: Any) -> Node: return self.apply('minimum', x, y)
     def maximum(self, x: Any, y: Any) -> Node: return self.apply('maximum', x, y)
     def where(self, condition: Any, x: Any, y: Any) -> Node: return self.apply('where', condition, x, y)

@@ -6,10 +6,12 @@ import numpy
 
 from ..schema import SHAPES, Hyper, Slot, one_of
 from .base import BASE_HYPERS, Rule, initial_slot, scalars
+from .compensated import COMPENSATION
 from .graph import trace
 
 __all__ = ['validate']
 
+RESERVED = ('weight', 'master', COMPENSATION.name)  # other arrays of a parameter
 TRIED = 1, 2, 50  # updates: the first, one with a past, and one of a run that has settled
 ADVICE = ('xp has sum, sqrt, abs, sign, exp, minimum, maximum, where; arrays have + - * / and comparisons; nothing may work in '
           'place or branch on values. A rule that needs more must set lowerable = False. ')
@@ -26,8 +28,8 @@ def validate(rule: Type[Rule], name: str) -> None:
     for what in ('slots', 'coefficients', 'step'):
         trial.expect(callable(getattr(rule, what, None)), what, 'a function', repr(getattr(rule, what, None)))
 
-    expected = ("a function of h that returns a tuple of Slots: names other than 'weight' and 'master', like='weight' or 'scalar', "
-                "or where lowerable is False one of " + one_of(SHAPES))
+    expected = (f"a function of h that returns a tuple of Slots: names other than {one_of(RESERVED)}, like='weight' or 'scalar', "
+                'or where lowerable is False one of ' + one_of(SHAPES))
     slots = trial.attempt('slots', expected, lambda: rule.slots(h))
     sound = isinstance(slots, tuple) and all(map(_is_slot, slots)) and len({slot.name for slot in slots}) == len(slots)
     trial.expect(sound, 'slots', expected, repr(slots))
@@ -82,7 +84,7 @@ class _Trial:
 def _is_slot(slot: Any) -> bool:
     if not isinstance(slot, Slot) or slot.like not in SHAPES:
         return False
-    named = isinstance(slot.name, str) and slot.name.isidentifier() and slot.name not in ('weight', 'master')
+    named = isinstance(slot.name, str) and slot.name.isidentifier() and slot.name not in RESERVED
     return named and (slot.init == 'weight' or isinstance(slot.init, numbers.Real))
 
 

@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 import numpy
 
 from .. import rules
+from ..rules.compensated import COMPENSATION, is_compensated
 from .files import Kind
 from .model import OptimizerStates, Run, chunks, digest
 
@@ -187,17 +188,19 @@ def missing(states: OptimizerStates, names: Optional[List[str]] = None) -> List[
         return [*found, 'the optimizer is not in the file: update counts and hyper-parameters are unknown']
     needed = _needed(states)
     halves = {info.name: info.dtype == 'float16' for info in states.parameters}
-    some_master = bool(states.master)
+    some_master, some_compensated = bool(states.master), any(map(is_compensated, states.slots.values()))
     for info in states.parameters:
         count, slots = states.counts.get(info.name, 0), states.slots.get(info.name)
         if slots is None:
             if count:
                 found.append(f'{info.name} has seen {count} updates but has no state')
             continue
-        if needed is not None and set(slots) != set(needed):
-            found.append(f'{info.name} must have the slots {sorted(needed)}, but has {sorted(slots)}')
+        kept = {COMPENSATION.name} if needed is not None and some_compensated and halves[info.name] else set()
+        if needed is not None and set(slots) != {*needed, *kept}:
+            found.append(f'{info.name} must have the slots {sorted({*needed, *kept})}, but has {sorted(slots)}')
+        alike = {*kept, *(slot for slot, like in (needed or {}).items() if like == 'weight')}
         found += [f'{info.name}/{slot} has the shape {list(array.shape)}, but the weight has {list(info.shape)}'
-                  for slot, array in slots.items() if (needed or {}).get(slot) == 'weight' and array.shape != tuple(info.shape)]
+                  for slot, array in slots.items() if slot in alike and array.shape != tuple(info.shape)]
         if some_master and halves[info.name] and info.name not in states.master:
             found.append(f'{info.name} is float16 and has no master, although others have one')
     return found

@@ -16,6 +16,7 @@ import torch
 
 from ..lowering.plan import GRADIENT, HALF, Storage
 from ..rules.base import KernelKey, Rule, scalars
+from ..rules.compensated import COMPENSATION, compensated, slot_type, with_compensation
 from ..rules.graph import WEIGHT
 from ..rules.runtimes import runs_on
 from ..schema import Slot, Values, compute_type
@@ -38,7 +39,7 @@ class Group(NamedTuple):
 
     h: Values
     static: KernelKey
-    multi_precision: bool
+    multi_precision: Any
     params: List[torch.Tensor]
     gradients: List[torch.Tensor]
 
@@ -60,6 +61,10 @@ class Namespace:
     @staticmethod
     def half(x: torch.Tensor) -> torch.Tensor:
         return x.half().to(x.dtype)
+
+    @staticmethod
+    def bfloat(x: torch.Tensor) -> torch.Tensor:
+        return x.bfloat16().to(x.dtype)
 
     @staticmethod
     def minimum(x: Any, y: Any) -> torch.Tensor:
@@ -134,8 +139,8 @@ def apply(rule: Type[Rule], static: KernelKey, coefficients: Mapping[str, Any], 
     """The update of one parameter, in PyTorch's operations."""
     dtype: torch.dtype = getattr(torch, compute_type(param.dtype))
     weight = state['master'] if 'master' in state else param.to(dtype)
+    rule, static = _kept(rule, static, param, state)
     slots = {slot.name: state[key_of(slot)] for slot in static.slots}
-    rule = _on_masters(rule, param, state)
     new, new_slots = rule.apply(NAMESPACES[dtype], static, coefficients, weight, gradient.to(dtype), slots)
     for name, value in new_slots.items():  # before the weight, which a rule may return as a slot
         slots[name].copy_(value)
@@ -144,8 +149,15 @@ def apply(rule: Type[Rule], static: KernelKey, coefficients: Mapping[str, Any], 
         param.copy_(weight)
 
 
-def _on_masters(rule: Type[Rule], param: torch.Tensor, state: Mapping[str, Any]) -> Type[Rule]:
-    return rule.on_masters() if 'master' in state and param.dtype == torch.float16 else rule
+def _kept(rule: Type[Rule], static: KernelKey, param: torch.Tensor, state: Mapping[str, Any]) -> Tuple[Type[Rule], KernelKey]:
+    """The rule that updates ``param``: with what its state keeps of the digits that the type of the parameter does not have."""
+    if COMPENSATION.torch in state:
+        return compensated(rule, _name(param.dtype)), static._replace(slots=with_compensation(static.slots))
+    return rule.on_masters() if 'master' in state and param.dtype == torch.float16 else rule, static
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).partition('.')[2]
 
 
 class Launches:
@@ -189,17 +201,17 @@ class Launches:
         buckets: Dict[Any, List[int]] = {}
         self._alone: List[int] = []   # parameters without a kernel
         for i, (param, gradient, state) in enumerate(zip(self._params, gradients, states)):
-            static = groups[self._group[i]].static
+            own, static = _kept(rule, groups[self._group[i]].static, param, state)
             if fused is not False and kernels_on(param.device.type, rule) is not None and _takes(param, gradient, state, static):
-                storage = Storage(str(param.dtype).partition('.')[2], 'master' in state)
-                buckets.setdefault((param.device, storage, static), []).append(i)
+                storage = Storage(_name(param.dtype), 'master' in state)
+                buckets.setdefault((param.device, storage, own, static), []).append(i)
             elif fused or state['step'].device.type != 'cpu':
                 raise ValueError(_refused(rule, param, gradient))
             else:
                 self._alone.append(i)
-        self._batches = [_Bucket(rule, groups[self._group[members[0]]].h, storage, static, [self._params[i] for i in members],
+        self._batches = [_Bucket(own, groups[self._group[members[0]]].h, storage, static, [self._params[i] for i in members],
                                  [states[i] for i in members], members)
-                         for (_, storage, static), members in buckets.items()]
+                         for (_, storage, own, static), members in buckets.items()]
 
     def takes(self, groups: Sequence[Group], entries: Sequence[Dict[str, Any]]) -> bool:
         """Whether `run` can update these: the parameters, states and types of last time."""
@@ -258,7 +270,7 @@ class _Bucket:
         self.members, self._params = members, params
         backend = kernels_on(params[0].device.type, rule)
         names = tuple(rule.all_coefficients(scalars, h, 1))
-        kernel = backend.kernel(_on_masters(rule, params[0], states[0]), static, names, storage)
+        kernel = backend.kernel(rule, static, names, storage)
         self._device = params[0].device
         with _current(self._device):
             self._batch = backend.Batch(kernel, [param.numel() for param in params])
@@ -329,17 +341,14 @@ def _current(device: torch.device) -> ContextManager[Any]:
 
 def _takes(param: torch.Tensor, gradient: torch.Tensor, state: Mapping[str, Any], static: KernelKey) -> bool:
     """Whether a kernel can update ``param``: all its tensors are dense and lie in the same order."""
-    like = [state[key_of(slot)] for slot in static.slots if slot.like == 'weight']
-    like += [state['master']] if 'master' in state else []
-    others = [state[key_of(slot)] for slot in static.slots if slot.like != 'weight']
-    exact = getattr(torch, compute_type(param.dtype))
+    held = [(state[key_of(slot)], slot.like, slot_type(slot, _name(param.dtype)), slot.shape(param.shape)) for slot in static.slots]
+    held += [(state['master'], 'weight', 'float32', param.shape)] if 'master' in state else []
     return (type(param) in (torch.Tensor, torch.nn.Parameter) and not param.is_neg() and _is_dense(param)
             and type(gradient) is torch.Tensor and gradient.shape == param.shape and gradient.dtype == param.dtype
             and gradient.device == param.device and not gradient.is_neg()
-            and all(x.shape == param.shape and _lies_so(x, param.stride()) for x in like)
-            and all(x.shape == slot.shape(param.shape) for x, slot in zip(others, (s for s in static.slots if s.like != 'weight')))
-            and all(type(x) is torch.Tensor and not x.is_neg() and x.device == param.device and x.dtype == exact
-                    for x in (*like, *others)) and all(x.data_ptr() or not x.numel() for x in (param, gradient, *like, *others)))
+            and all(type(x) is torch.Tensor and not x.is_neg() and x.device == param.device and x.dtype == getattr(torch, dtype)
+                    and x.shape == shape and (like != 'weight' or _lies_so(x, param.stride())) for x, like, dtype, shape in held)
+            and all(x.data_ptr() or not x.numel() for x in (param, gradient, *(x for x, *_ in held))))
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:

@@ -8,12 +8,12 @@ from .. import rules
 from ..mapping.classes import own_class
 from ..mapping.state_dict import check_entry
 from ..rules import Rule
-from ..schema import Hyper, Slot, Values, check_known, compute_type
+from ..rules.compensated import COMPENSATION, KAHAN, MULTI_PRECISION
+from ..schema import Slot, Values, check_known, compute_type
 from .executors import HALVES, Group, Launches, capturing, key_of
 
 __all__ = ['RuleOptimizer', 'create', 'param_groups']
 
-MULTI_PRECISION = Hyper('multi_precision', True, (False, True), 'keep float32 masters of float16 and bfloat16 parameters')
 ALIASES = {'learning_rate': 'lr', 'weight_decay': 'wd'}  # other name -> the key in a param group
 GROUP_KEYS = ('params', 'param_names', 'initial_lr', 'lr_mult', 'optimizer')  # what a param group holds besides hyper-parameters
 TYPES = HALVES + (torch.float32, torch.float64)
@@ -32,8 +32,9 @@ class RuleOptimizer(Optimizer):
 
     A param group holds the hyper-parameters under MXNet's names, except ``lr`` for the learning rate, and ``multi_precision``.
     The state of a parameter is its number of updates ``'step'``, the slots under PyTorch's names (``exp_avg`` and so on), of
-    shape () where the rule keeps one number, and ``'master'`` for half-precision parameters unless ``multi_precision=False``.
-    Slots and masters are float32, or float64 for float64 parameters. Parameters without a gradient are skipped.
+    shape () where the rule keeps one number, and for half-precision parameters ``'master'`` with ``multi_precision=True``, or
+    ``'compensation'``, of their type, with 'kahan'. Slots and masters are float32, or float64 for float64 parameters. Parameters
+    without a gradient are skipped.
 
     Parameters are the ``rule``, and ``params`` and ``hypers`` as for `create`, which raises the same errors.
 
@@ -145,7 +146,7 @@ class RuleOptimizer(Optimizer):
         h = self._hypers(group)
         return Group(h, self.rule.static(h), group['multi_precision'], params, gradients)
 
-    def _state(self, param: torch.Tensor, slots: Iterable[Slot], multi_precision: bool) -> Dict[str, Any]:
+    def _state(self, param: torch.Tensor, slots: Iterable[Slot], multi_precision: Any) -> Dict[str, Any]:
         """The state of a parameter, with anything missing filled in."""
         state: Dict[str, Any] = self.state[param]
         if 'step' not in state:
@@ -154,8 +155,14 @@ class RuleOptimizer(Optimizer):
         step = state['step']   # users put numbers there, or move it with everything else
         if not isinstance(step, torch.Tensor) or step.shape or (step.device.type != 'cpu' and not self.capturable):
             state['step'] = torch.tensor(float(step), dtype=torch.float32, device=param.device if self.capturable else 'cpu')
-        if multi_precision and param.dtype in HALVES and 'master' not in state:
-            state['master'] = param.detach().float()
+        kept = {'master', COMPENSATION.torch}.intersection(state)   # the state says what an optimizer that has begun keeps
+        if multi_precision and param.dtype in HALVES and not kept:
+            if multi_precision == KAHAN:
+                state[COMPENSATION.torch] = torch.zeros_like(param, requires_grad=False)
+            else:
+                state['master'] = param.detach().float()
+        if COMPENSATION.torch in kept and state[COMPENSATION.torch].dtype != param.dtype:
+            raise ValueError(_cannot_compensate('A parameter', param, state))
         for slot in slots:
             if key_of(slot) not in state:
                 state[key_of(slot)] = _initial(slot, state.get('master', param))
@@ -198,6 +205,14 @@ class RuleOptimizer(Optimizer):
         loaded = dict(entry, step=step)
         for word, name in types.items():
             loaded[word] = entry[word].detach().to(param.device, getattr(torch, name), copy=True)
+        kahan = group['multi_precision'] == KAHAN
+        if ('master' in entry) > (not kahan) or (COMPENSATION.torch in entry) > kahan:
+            has = 'a master' if kahan else 'a compensation'
+            raise ValueError(f'Parameter {key} must have a master for multi_precision=True, or a compensation for {KAHAN!r}. '
+                             f"Received: {has} in a group with multi_precision={group['multi_precision']!r}. Leave the group as it "
+                             'was saved.')
+        if COMPENSATION.torch in entry and loaded[COMPENSATION.torch].dtype != param.dtype:
+            raise ValueError(_cannot_compensate(f'Parameter {key}', param, entry))
         if group['multi_precision'] and param.dtype in HALVES:
             return loaded
         master = loaded.pop('master', param.detach())
@@ -231,7 +246,9 @@ def create(name: str, params: Any, fused: Optional[bool] = None, capturable: boo
         float64. ``group['lr']`` may then be a tensor there, which later replays read. Needs kernels, and one device.
     **hypers
         The optimizer's hyper-parameters under MXNet's names, including ``rescale_grad`` and ``clip_gradient``; also ``lr`` for
-        learning_rate, ``weight_decay`` for wd, and ``multi_precision`` (default True).
+        learning_rate, ``weight_decay`` for wd, and ``multi_precision``: how float16 and bfloat16 parameters keep the digits that
+        their type does not have. True (default): in float32 masters. 'kahan': in a compensation of their own type, half of that
+        memory, with 17 significant bits in bfloat16 and 23 in float16. False: not at all.
 
     Raises
     ------
@@ -287,6 +304,13 @@ def _initial(slot: Slot, weight: torch.Tensor) -> torch.Tensor:
     shape = slot.shape(weight.shape)
     like = weight.detach() if shape == weight.shape else weight.detach().new_empty(shape)
     return torch.full_like(like, float(slot.init), dtype=_slot_type(weight))
+
+
+def _cannot_compensate(which: str, param: torch.Tensor, state: Mapping[str, Any]) -> str:
+    dtype = state[COMPENSATION.torch].dtype
+    return (f'{which} of shape {tuple(param.shape)} must be {dtype}, as its compensation in the state is. Received: {param.dtype}. '
+            f'Make it {dtype} again; or add the compensation to it, param.data += compensation.to(param.dtype), and remove that '
+            'from the state.')
 
 
 def _check_param(param: Any) -> None:

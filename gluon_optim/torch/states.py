@@ -14,6 +14,7 @@ from ..mapping.scheduling import Carried, carried, file_entry, next_rate, rate_a
 from ..mapping.selection import normalize, own_hypers, select
 from ..mapping.state_dict import from_state_dict, to_state_dict
 from ..mapping.torch_schedulers import in_pytorch
+from ..rules.compensated import COMPENSATION, KAHAN, is_compensated
 from ..schedules import schedule_of
 from ..schema import Values, one_of
 from ..states.model import OptimizerStates, ParameterInfo
@@ -128,6 +129,7 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: Optional[str] = None, t
         raise ValueError('`optimizer` must be a registered name unless the state is that of a mirror. Received: None. '
                          "Pass e.g. optimizer='adamw'.")
     rule = rules.get(name)
+    _check_compensations(state_dict['state'])
     arrays = {key: {word: _array(value) for word, value in entry.items()} for key, entry in state_dict['state'].items()}
     groups = [{key: value.item() if getattr(value, 'shape', None) == () else _array(value) for key, value in group.items()}
               for group in groups]
@@ -175,6 +177,14 @@ def _checked_groups(state_dict: Mapping[str, Any]) -> List[Mapping[str, Any]]:
     return list(groups)
 
 
+def _check_compensations(state: Mapping[Any, Mapping[str, Any]]) -> None:
+    found = [key for key, entry in state.items() if getattr(entry.get(COMPENSATION.torch), 'dtype', None) == torch.bfloat16]
+    if found:
+        raise ValueError('Compensations must be float16 in MXNet and NumPy, which have no bfloat16. Received: bfloat16 for '
+                         f'parameter {found[0]!r}. Make the parameters float32, param.data = param.float() + compensation.float(), '
+                         "and remove 'compensation' from the state.")
+
+
 def _say(foreign: Foreign, states: OptimizerStates, chosen: List[ParameterInfo]) -> List[str]:
     """What becomes of what is not the optimizer's: lines for the report."""
     lines = loss_scalers.what_becomes_of_it(states.loss_scaler, to_pytorch=True)
@@ -211,9 +221,11 @@ def _scheduled(foreign: Foreign, h: Values, states: OptimizerStates, info: Param
 def _complete(foreign: Foreign, group: Dict[str, Any], states: OptimizerStates, chosen: List[Any]) -> Dict[str, Any]:
     """A param group with everything its class expects: for PyTorch's own, all options of the installed version."""
     if foreign.target == 'mirror':
-        no_master = [info.name for info in chosen
-                     if info.dtype == 'float16' and info.name in states.slots and info.name not in states.master]
-        return dict(group, optimizer=foreign.rule, multi_precision=not no_master,
+        kept = {info.name for info in chosen if is_compensated(states.slots.get(info.name, {}))}
+        no_master = [info.name for info in chosen if info.dtype == 'float16' and info.name in states.slots
+                     and info.name not in states.master and info.name not in kept]
+        kahan = any(chosen[position].name in kept for position in group['params'])
+        return dict(group, optimizer=foreign.rule, multi_precision=KAHAN if kahan else not no_master,
                     param_names=[chosen[position].name for position in group['params']])
     module, _, name = (foreign.path if foreign.cls is None else foreign.cls).rpartition('.')
     if not module:

@@ -13,6 +13,7 @@ from ..mapping.classes import find
 from ..mapping.scheduling import continues
 from ..requirements import missing
 from ..rules.base import initial_slot
+from ..rules.compensated import COMPENSATION, compensated, is_compensated
 from ..schedules import rate as rate_of
 from ..schema import compute_type
 from ..states.model import OptimizerStates, ParameterInfo
@@ -113,13 +114,15 @@ class _Own:
     def __init__(self, run: Replay, info: ParameterInfo, dtype: str):
         states = run.states
         rule = rules.get(states.optimizer)
-        self.rule, self.info = rule.on_masters() if info.name in states.master else rule, info
+        held = states.slots.get(info.name)
+        self.kahan = held is not None and is_compensated(held)
+        self.rule = (compensated(rule, info.dtype) if self.kahan else rule.on_masters() if info.name in states.master else rule)
+        self.info = info
         self.dtype = dtype
-        self.exact = run.target != 'mirror'  # others use beta2 as given, not as MXNet reads it
+        self.as_given = run.target != 'mirror'  # others use beta2 as given, not as MXNet reads it
         h = self.rule.hyperparameters(**states.hypers)
         self.h = h.replace(wd=h.wd * info.wd_mult, rescale_grad=1.0)
         self.weight = numpy.array(states.master.get(info.name, run.weights[info.name]), self.dtype)
-        held = states.slots.get(info.name)
         self.slots = ({slot: numpy.array(array, dtype) for slot, array in held.items()} if held is not None else
                       {slot.name: initial_slot(slot, self.weight) for slot in self.rule.slots(h)})
         self.count, self.travelled = states.counts.get(info.name, 0), 0.0
@@ -128,17 +131,23 @@ class _Own:
         self.count += 1
         h = self.h.replace(learning_rate=rate * self.info.lr_mult)
         new, slots = self.rule.run(numpy, h, self.count, self.weight, gradient.astype(self.dtype), self.slots,
-                                   self.exact)
-        self.travelled += float(numpy.abs(new - self.weight).max(initial=0))
+                                   self.as_given)
+        before = self.exact
         self.weight = numpy.asarray(new, self.dtype)
         self.slots = {slot: numpy.asarray(array, self.dtype) for slot, array in slots.items()}
+        self.travelled += float(numpy.abs(self.exact - before).max(initial=0))
+
+    @property
+    def exact(self) -> numpy.ndarray:
+        """The weight, with its compensation."""
+        return self.weight + self.slots[COMPENSATION.name] if self.kahan else self.weight
 
     def compared(self, truth: '_Own', found: numpy.ndarray, runtime: str, steps: int, whose: str) -> Outcome:
         found = numpy.asarray(found, self.dtype)
-        apart = numpy.where(numpy.isnan(found) & numpy.isnan(self.weight), 0.0, numpy.abs(found - self.weight))
+        apart = numpy.where(numpy.isnan(found) & numpy.isnan(self.exact), 0.0, numpy.abs(found - self.exact))
         distance = float(numpy.nan_to_num(apart, nan=numpy.inf).max(initial=0))
-        own = float(numpy.abs(truth.weight - self.weight).max(initial=0))
-        rounding = ROUNDINGS * max(own, float(numpy.spacing(numpy.abs(self.weight).max(initial=0))))
+        own = float(numpy.abs(truth.exact - self.exact).max(initial=0))
+        rounding = ROUNDINGS * max(own, float(numpy.spacing(numpy.abs(self.exact).max(initial=0))))
         relative = distance / self.travelled if self.travelled > 0 else numpy.inf if distance else 0.0
         return Outcome(steps, runtime, relative, self.info.name, LIMITS[self.dtype], distance <= rounding, whose)
 
@@ -176,8 +185,14 @@ def _torch(run: Replay, path: str) -> Begun:
             following.step()
 
     def result() -> Arrays:
-        return {key: optimizer.state[param].get('master', param).detach().numpy() for key, param in params.items()}
+        return {key: _exact(param.detach(), optimizer.state[param]).numpy() for key, param in params.items()}
     return step, result
+
+
+def _exact(param: Any, state: Mapping[str, Any]) -> Any:
+    """What PyTorch's optimizer knows of a parameter."""
+    compensation = state.get(COMPENSATION.torch)
+    return state.get('master', param).detach() if compensation is None else param.float() + compensation.float()
 
 
 def _onnx(run: Replay, path: str) -> Begun:

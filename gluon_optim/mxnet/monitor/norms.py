@@ -6,6 +6,7 @@ import numpy
 from mxnet import optimizer as mx_optimizer
 
 from ...display import Columns, clipped
+from ...rules.compensated import KAHAN, mode_of
 from ...schema import check_int
 from ...states.atomic import Path
 from ..native import Stranger, adapted
@@ -49,8 +50,9 @@ class Norms:
             trainer.step(batch_size)
 
     Norms are Euclidean, over all elements of a parameter, computed in float64. Of float16 weights with ``multi_precision`` the
-    float32 master is looked at, which moves where the rounded weight does not (not of an optimizer that is neither ours nor
-    MXNet's: there it is the float16 weight). Where devices have weights of their own, without a kvstore, those of the first.
+    float32 master is looked at, or the weight with its compensation, which move where the rounded weight does not (not of an
+    optimizer that is neither ours nor MXNet's: there it is the float16 weight). Where devices have weights of their own, without
+    a kvstore, those of the first.
 
     Parameters
     ----------
@@ -181,13 +183,13 @@ class _Update:
 
 
 def _weights(trainer: TrainerLike, chosen: Dict[str, Watched]) -> Dict[str, Any]:
-    """The weights on the first device, or their masters."""
-    masters = _masters(trainer, chosen)
-    return {name: plain(masters.get(name, each.parameter.list_data()[0])) for name, each in chosen.items()}
+    """The weights on the first device, of float16 ones what the optimizer knows of them in float32."""
+    exact = _exact(trainer, chosen)
+    return {name: plain(exact.get(name, each.parameter.list_data()[0])) for name, each in chosen.items()}
 
 
-def _masters(trainer: TrainerLike, chosen: Dict[str, Watched]) -> Dict[str, Any]:
-    """The float32 masters that there are: the first update makes them."""
+def _exact(trainer: TrainerLike, chosen: Dict[str, Watched]) -> Dict[str, Any]:
+    """The float32 masters that there are, or weights with their compensations: the first update makes them."""
     halves = {name: each for name, each in chosen.items() if numpy.dtype(each.parameter.dtype) == numpy.float16}
     if not (halves and trainer._optimizer.multi_precision and trainer._kv_initialized):
         return {}
@@ -195,9 +197,14 @@ def _masters(trainer: TrainerLike, chosen: Dict[str, Watched]) -> Dict[str, Any]
     if isinstance(optimizer, Stranger):
         return {}
     updater = trainer._kvstore._updater if trainer._update_on_kvstore else trainer._updaters[0]
-    h = optimizer.hyperparameters()
-    return {name: optimizer.split_state(updater.states[each.place], h, True)[1] for name, each in halves.items()
-            if each.place in updater.states}
+    h, mode = optimizer.hyperparameters(), mode_of(optimizer.multi_precision, 'float16')
+    found = {}
+    for name, each in halves.items():
+        if each.place in updater.states:
+            slots, master = optimizer.split_state(updater.states[each.place], h, mode)
+            weight = each.parameter.list_data()[0]
+            found[name] = weight.astype('float32') + slots[-1].astype('float32') if mode == KAHAN else master
+    return found
 
 
 def _gradient(trainer: TrainerLike, each: Watched) -> Any:

@@ -10,6 +10,7 @@ import numpy
 
 from ... import rules
 from ...rules import Rule
+from ...rules.compensated import is_compensated, with_compensation
 from ...schedules.catalog import base_lr_of
 from ...schema import Values, one_of
 from ..errors import UnreadableFile, reading
@@ -329,7 +330,8 @@ class _Reader:
     def _splitter(self, hypers: Dict[str, Any]) -> Callable[[Any], Tuple[Dict[str, Array], Optional[Array]]]:
         """A function that splits one parameter's state into slots and master."""
         if self.ours is not None:
-            layouts: Tuple[Layout, ...] = (tuple(slot.name for slot in self.ours.slots(Values(**hypers))),)
+            slots = self.ours.slots(Values(**hypers))
+            layouts: Tuple[Layout, ...] = tuple(tuple(slot.name for slot in held) for held in (slots, with_compensation(slots)))
         elif self.builtin is not None:
             layouts = self.builtin.layouts(self.version)
         else:
@@ -403,7 +405,8 @@ class _Reader:
             info.lr_mult, info.wd_mult = (float(table.get(key, table.get(name, 1.0))) for table in (lr_mult, wd_mult))
             if not info.dtype:
                 types = (array.dtype.name for array in slots.get(key, {}).values())
-                info.dtype = 'float16' if key in masters else next(types, 'float32')
+                half = key in masters or is_compensated(slots.get(key, {}))
+                info.dtype = 'float16' if half else next(types, 'float32')
 
     def _table(self, name: str, kind: type) -> Dict[Any, Any]:
         table, kinds = self.attributes.get(name, {}), (str,) if kind is str else (int, float)

@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Seq
 import numpy
 
 from ... import rules
+from ...rules.compensated import KAHAN, is_compensated
 from ...schema import one_of
 from ..atomic import Path, replacing
 from ..model import Array, OptimizerStates, chunks, what_was_accumulated
@@ -139,7 +140,8 @@ def _attributes(states: OptimizerStates, version: int, target: MXNetClass, index
         'rescale_grad': hypers.get('rescale_grad', 1.0), 'clip_gradient': hypers.get('clip_gradient'), 'wd': hypers.get('wd', 0.0),
         'lr': hypers.get('learning_rate'), 'lr_scheduler': _scheduler(states), 'lr_mult': _multipliers(states, 'lr_mult', index),
         'wd_mult': _multipliers(states, 'wd_mult', index), 'begin_num_update': begin, 'num_update': states.num_update,
-        '_all_index_update_counts': {0: counts}, '_index_update_count': counts, 'multi_precision': bool(states.master),
+        '_all_index_update_counts': {0: counts}, '_index_update_count': counts,
+        'multi_precision': KAHAN if any(map(is_compensated, states.slots.values())) else bool(states.master),
         'aggregate_num': 1 if version == 2 else 0, 'idx2name': {}, 'sym_info': (), 'allow_np_array': version == 2,
     }
     for argument, default in target.arguments.items():
