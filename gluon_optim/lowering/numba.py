@@ -18,7 +18,7 @@ from .source import load
 __all__ = ['Batch', 'Kernel', 'Storage', 'kernel', 'source_of']
 
 BLOCK = 64      # elements per turn of a loop
-AHEAD = 1024    # elements between the block being computed and the block being prefetched
+AHEAD = 512     # elements between the block being computed and the block being prefetched
 GROUP = 2 ** 19  # elements per thread that go through all passes before the next group: their gradients are still cached
 
 
@@ -115,7 +115,7 @@ from math import exp, sqrt
 from numba import cfunc, float32, float64, int64
 
 from gluon_optim.lowering.numba_runtime import (accumulate, bfloat_to_float, f32_at, f64_at, float_to_bfloat, float_to_half,
-                                                half_to_float, i64_at, prefetch, u16_at)
+                                                half_to_float, i64_at, prefetch, prefetch_once, u16_at)
 
 
 @cfunc('int64(int64, int64, int64)', error_model='numpy', cache={cache})
@@ -195,8 +195,11 @@ class _Printer:
                 *[f'    partial[item * {self.plan.sums} + {k}] = total{k}' for k in range(len(one.sums))]]
 
     def _ask_for(self, roles: Sequence[str]) -> List[str]:
-        """Prefetch a later block: on its own, a processor has too few reads in flight to keep the memory busy."""
-        return [f'    prefetch({role}_at + {self.storage.itemsize(role)} * (done + {AHEAD}) + {line})'
+        """Prefetch a later block: on its own, a processor may have too few reads in flight to keep the memory busy. What no
+        other pass reads takes no room from what one does."""
+        passes = [one.roles for one in self.plan.passes if isinstance(one, LoopPass)]
+        how = {role: 'prefetch' if sum(role in others for others in passes) > 1 else 'prefetch_once' for role in roles}
+        return [f'    {how[role]}({role}_at + {self.storage.itemsize(role)} * (done + {AHEAD}) + {line})'
                 for role in roles for line in range(0, self.storage.itemsize(role) * BLOCK, 64)]
 
     def _turn(self, one: LoopPass, start: str, size: str) -> List[str]:

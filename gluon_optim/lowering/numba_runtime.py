@@ -16,7 +16,8 @@ from numba import carray, njit, prange, types
 from numba.extending import intrinsic as numba_intrinsic
 
 __all__ = ['DESCRIBED', 'ITEM', 'accumulate', 'bfloat_to_float', 'describe', 'f32_at', 'f64_at', 'fetch_addresses',
-           'float_to_bfloat', 'float_to_half', 'half_to_float', 'i64_at', 'launch', 'prefetch', 'u16_at']
+           'float_to_bfloat', 'float_to_half', 'half_to_float', 'i64_at', 'launch', 'prefetch', 'prefetch_once',
+           'u16_at']
 
 ITEM = 16384       # elements in one piece of work
 SMALL = 2 ** 18    # a launch over fewer elements gains nothing from a second thread, and waits long for it on a busy machine
@@ -85,17 +86,22 @@ def accumulate(typing_context: Any, total: types.Type, value: types.Type) -> Typ
     return types.float64(types.float64, types.float64), generate
 
 
-@intrinsic
-def prefetch(typing_context: Any, address: types.Type) -> Typed:
-    """Start fetching the cache line at ``address`` into the second-level cache (the first level can wait for only a few at a
-    time). Any address is allowed, even one past the end."""
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = builder.module.declare_intrinsic('llvm.prefetch', [pointer], kind)
-        builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(2), number(1)])
-        return context.get_dummy_value()
-    return types.void(types.int64), generate
+def _prefetch(locality: int) -> Callable[[int], None]:
+    """Start fetching the cache line at an address. Any address is allowed, even one past the end. ``locality`` as LLVM has it:
+    3 fetches into all caches, 0 into the first one only, from where the line goes back to memory."""
+    @intrinsic
+    def fetch(typing_context: Any, address: types.Type) -> Typed:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+            number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+            kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+            function = builder.module.declare_intrinsic('llvm.prefetch', [pointer], kind)
+            builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(locality), number(1)])
+            return context.get_dummy_value()
+        return types.void(types.int64), generate
+    return fetch
+
+
+prefetch, prefetch_once = _prefetch(3), _prefetch(0)
 
 
 @intrinsic
