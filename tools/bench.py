@@ -11,7 +11,8 @@
 All competitors are measured in one run, round by round in changing order, each with its own arrays. Every round also
 measures the bandwidth of an in-place addition: `floor` is the time that the bytes an optimizer must move would take at that
 rate. It reads the gradient, and reads and writes the weight and each slot of the weight's size (for float16 weights with
-masters: the float16 weight is written, the float32 master read and written).
+masters: the float16 weight is written, the float32 master read and written). Of what an optimizer of ours reads again, when
+it knows a norm, the floor counts what exceeds the last cache (bench_floor.py).
 
 Exit codes: 0 measured, 1 a competitor did not update its weights, 2 unusable arguments.
 """
@@ -26,6 +27,7 @@ import sys
 import time
 from pathlib import Path
 
+import bench_floor
 import bench_layouts
 import bench_peers
 import mxnet as mx
@@ -189,7 +191,12 @@ def prepare(data, dtype, ours, peers, servers, say):
         label = f'{name} {route}' if route else name
         competitors[label] = competitor
         per_element = 0 if name == 'mxnet:nothing' else bytes_per_element(competitor.slots, storage)
-        information[label] = dict(name=name, route=route, dtype=storage, bytes=per_element * data.elements)
+        least = per_element * data.elements
+        if name.startswith('gluon_optim:') and name.split(':')[1] in go.list_optimizers():
+            name_of_rule = name.split(':')[1]
+            least = bench_floor.least_bytes(name_of_rule, ARGUMENTS.get(name_of_rule, {}), storage,
+                                            [int(numpy.prod(shape)) for shape in data.shapes])
+        information[label] = dict(name=name, route=route, dtype=storage, bytes=least)
 
     for name in [f'gluon_optim:{name}' for name in ours] + peers:
         say(name)

@@ -19,7 +19,7 @@ class _Known(NamedTuple):
     groups: Sequence[Sequence[int]]
 
 
-class _ListUpdater(mx_optimizer.Updater):  # type: ignore[misc]
+class _ListUpdater(mx_optimizer.Updater):
     """MXNet's updater, except that it asks weights for their types once and not at every step, which for MXNet takes a
     millisecond for a thousand of them."""
 

@@ -167,6 +167,8 @@ class Launches:
     Where the counts of updates are on a device, as ``capturable`` has it, all parameters must be there and have kernels.
     """
 
+    _tensors: Tuple[List[torch.Tensor], List[torch.Tensor]]   # counts, and slots and masters
+
     def __init__(self, rule: Type[Rule], groups: Sequence[Group], states: Sequence[Dict[str, Any]],
                  entries: Sequence[Dict[str, Any]], fused: Optional[bool], others: Sequence['Launches'] = ()):
         self._rule, self._states, self._entries = rule, states, entries
