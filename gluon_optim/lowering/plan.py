@@ -215,14 +215,18 @@ def moved(planned: Plan) -> Tuple[int, List[int]]:
     >>> moved(plan(rule, rule.static(h), names, Storage('float32')))
     (28, [0, 12])
     """
-    size = planned.storage.itemsize
-    once, again, read = 0, [], set()
+    once, again = 0, []
+    read: Set[str] = set()
+
+    def size(roles: Iterable[str]) -> int:
+        return sum(map(planned.storage.itemsize, roles))
+
     for one in planned.passes:
         if isinstance(one, LoopPass):
             roles = set(one.loads.values())
             written = [role for role in one.roles if role in one.stores or (role == HALF and WEIGHT in one.stores)]
-            once += sum(map(size, roles - read)) + sum(map(size, written))
-            again.append(sum(map(size, roles & read)))
+            once += size(roles - read) + size(written)
+            again.append(size(roles & read))
             read |= roles
     return once, again
 

@@ -399,9 +399,12 @@ def _kinds(gradients: Sequence[torch.Tensor]) -> List[List[Any]]:
     return [list(map(what, gradients)) for what in _KIND]
 
 
+_TAKES_LISTS = torch.__version__ >= '2.5'  # PyTorch compares versions
+
+
 def _mark_written(tensors: Sequence[torch.Tensor]) -> None:
     """Tell autograd, which did not see the kernels write."""
-    if torch.__version__ >= '2.5':  # PyTorch compares versions
+    if _TAKES_LISTS:
         torch.autograd.graph.increment_version(tensors)
     else:
         for tensor in tensors:
