@@ -11,6 +11,10 @@ from .typing import TrainerLike
 __all__ = ['remember_lists']
 
 
+# MXNet 2.x has another, elsewhere, and hands over arrays that it wraps anew at each call: there is nothing to remember
+_Updater: Any = getattr(mx_optimizer, 'Updater', object)
+
+
 class _Known(NamedTuple):
     """The list of the last call. ``groups`` are the places of the weights of each type, or empty where there is one type."""
 
@@ -19,7 +23,7 @@ class _Known(NamedTuple):
     groups: Sequence[Sequence[int]]
 
 
-class _ListUpdater(mx_optimizer.Updater):
+class _ListUpdater(_Updater):
     """MXNet's updater, except that it asks weights for their types once and not at every step, which for MXNet takes a
     millisecond for a thousand of them."""
 
@@ -64,5 +68,5 @@ def _known(index: Any, grad: Any, weight: Any) -> Optional[_Known]:
 def remember_lists(trainer: TrainerLike) -> None:
     """Let the updaters of ``trainer`` remember the lists that they get."""
     for updater in trainer._updaters:
-        if type(updater) is mx_optimizer.Updater:
+        if type(updater) is _Updater:
             updater.__class__ = _ListUpdater
