@@ -229,6 +229,52 @@ def test_what_changes_between_steps_is_seen(change):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
 
 
+def subsets(t):
+    """The places of the parameters with a gradient in step t: the first always, the others in turn, once all of them."""
+    return range(len(SHAPES)) if t == 7 else [i for i in range(len(SHAPES)) if i == 0 or i % 2 == t % 2]
+
+
+def test_lists_that_alternate_stay_prepared(monkeypatch):
+    """As where generator and discriminator, or experts, take turns: same numbers, and nothing is prepared twice."""
+    made = []
+
+    class Counted(executors.Launches):
+        def __init__(self, *arguments):
+            made.append(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr('gluon_optim.torch.optimizer.Launches', Counted)
+    runs = []
+    for fused in (True, False):
+        params = parameters()
+        optimizer = create('adamw', params, fused=fused)
+        made.clear()
+        for t in range(1, 14):
+            feed(params, t)
+            for i in set(range(len(SHAPES))).difference(subsets(t)):
+                params[i].grad = None
+            optimizer.step()
+        assert len(made) == 6  # both, the first again when it sees the states of the second; all; both again beside them
+        assert [int(optimizer.state[p]['step']) for p in params] == [sum(i in subsets(t) for t in range(1, 14)) for i in range(5)]
+        runs.append(everything(optimizer, params))
+        optimizer.load_state_dict(optimizer.state_dict())
+        steps(optimizer, params, 14, 14)
+        assert len(optimizer._kept) == 1  # the others would hold the old states
+    for a, b in zip(*runs):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
+
+
+def test_few_lists_stay_prepared():
+    params = parameters(shapes=[(3,)] * 20)
+    optimizer = create('sgd', params, momentum=0.9)
+    steps(optimizer, params, 1, 1)
+    for left_out in params:
+        feed(params, 2)
+        left_out.grad = None
+        optimizer.step()
+    assert len(optimizer._kept) == 16
+
+
 def larger_weight(optimizer, p):
     p.data, p.grad = torch.ones(100, 100), torch.ones(100, 100)
 

@@ -15,7 +15,8 @@ All competitors of a table are measured together, round by round in changing ord
 runs in this environment, or in the first of `--peer-python` that has what it needs. Every round also measures the bandwidth of
 an in-place addition: `floor` is the time that the bytes an optimizer must move would take at that rate. It reads the gradient,
 and reads and writes the weight and each slot of the weight's size (for weights of half precision with float32 masters: the
-weight is written, the master read and written).
+weight is written, the master read and written). Of what an optimizer of ours reads again, when it knows a norm, the floor
+counts what exceeds the last cache (bench_floor.py).
 
 Exit codes: 0 measured, 1 a competitor did not update its weights, 2 unusable arguments, or a framework is not installed.
 """
@@ -34,9 +35,10 @@ import time
 from importlib import util
 from pathlib import Path
 
+import bench_floor
 import bench_peers
 import numpy
-from bench_competitors import Competitor, Data, kind, resnet50
+from bench_competitors import Competitor, Data, arguments_of, kind, resnet50
 from bench_peers import FRAMEWORKS
 from tqdm import tqdm
 
@@ -96,6 +98,15 @@ def bytes_per_element(slots, dtype):
     return BYTES[dtype] + (BYTES[dtype] if half else 0) + 8 + 8 * slots
 
 
+def least_bytes(name, competitor, data):
+    """What an update of all tensors must move."""
+    rule = name.partition(':')[2]
+    if is_ours(name) and rule in go.list_optimizers() and competitor.slots is not None:
+        sizes = [int(numpy.prod(shape)) for shape in data.shapes]
+        return bench_floor.least_bytes(rule, arguments_of(rule), competitor.dtype, sizes)
+    return bytes_per_element(competitor.slots, competitor.dtype) * data.elements
+
+
 def measure(framework, case, dtype, names, rounds, pythons):
     """The figures of one table, as `--json` writes them."""
     data = Data(CASES[case])
@@ -134,8 +145,7 @@ def prepare(data, dtype, names, servers, say):
         for route, competitor in routes.items():
             label = f'{name} {route}' if route else name
             competitors[label] = competitor
-            information[label] = dict(name=name, route=route, dtype=competitor.dtype,
-                                      bytes=bytes_per_element(competitor.slots, competitor.dtype) * data.elements)
+            information[label] = dict(name=name, route=route, dtype=competitor.dtype, bytes=least_bytes(name, competitor, data))
     return competitors, information, missing
 
 

@@ -18,7 +18,7 @@ from .source import load
 __all__ = ['Batch', 'Kernel', 'Storage', 'kernel', 'source_of']
 
 BLOCK = 64      # elements per turn of a loop
-AHEAD = 1024    # elements between the block being computed and the block being prefetched
+AHEAD = 512     # elements between the block being computed and the block being prefetched
 GROUP = 2 ** 19  # elements per thread that go through all passes before the next group: their gradients are still cached
 
 
@@ -116,7 +116,7 @@ from numba import cfunc, float32, float64, int64
 
 from gluon_optim.lowering.numba_runtime import (accumulate, bfloat_to_float, f32_at, f64_at, float_to_bfloat, float_to_half,
                                                 half_to_float, i64_at, normals_f32, normals_f64, prefetch_2, prefetch_4, prefetch_8,
-                                                u16_at)
+                                                prefetch_once_2, prefetch_once_4, prefetch_once_8, u16_at)
 
 
 @cfunc('int64(int64, int64, int64)', error_model='numpy', cache={cache})
@@ -196,9 +196,12 @@ class _Printer:
                 *[f'    partial[item * {self.plan.sums} + {k}] = total{k}' for k in range(len(one.sums))]]
 
     def _ask_for(self, roles: Sequence[str]) -> List[str]:
-        """Prefetch a later block: on its own, a processor has too few reads in flight to keep the memory busy."""
+        """Prefetch a later block: on its own, a processor may have too few reads in flight to keep the memory busy. What no
+        other pass reads takes no room from what one does."""
+        passes = [one.roles for one in self.plan.passes if isinstance(one, LoopPass)]
+        how = {role: 'prefetch' if sum(role in others for others in passes) > 1 else 'prefetch_once' for role in roles}
         sizes = {role: self.storage.itemsize(role) for role in roles}
-        return [f'    prefetch_{size * BLOCK // 64}({role}_at + {size} * (done + {AHEAD}))' for role, size in sizes.items()]
+        return [f'    {how[role]}_{size * BLOCK // 64}({role}_at + {size} * (done + {AHEAD}))' for role, size in sizes.items()]
 
     def _turn(self, one: LoopPass, start: str, size: str) -> List[str]:
         """The loop over ``size`` elements from ``start`` on."""

@@ -21,7 +21,7 @@ from ..rules import noise
 
 __all__ = ['DESCRIBED', 'ITEM', 'accumulate', 'bfloat_to_float', 'describe', 'f32_at', 'f64_at', 'fetch_addresses',
            'float_to_bfloat', 'float_to_half', 'half_to_float', 'i64_at', 'launch', 'normals_f32', 'normals_f64', 'prefetch_2',
-           'prefetch_4', 'prefetch_8', 'u16_at']
+           'prefetch_4', 'prefetch_8', 'prefetch_once_2', 'prefetch_once_4', 'prefetch_once_8', 'u16_at']
 
 ITEM = 16384       # elements in one piece of work
 SMALL = 2 ** 18    # a launch over fewer elements gains nothing from a second thread, and waits long for it on a busy machine
@@ -97,7 +97,9 @@ def accumulate(typing_context: Any, total: types.Type, value: types.Type) -> Typ
     return types.float64(types.float64, types.float64), generate
 
 
-def _prefetch(lines: int) -> Callable[[int], None]:
+def _prefetch(lines: int, locality: int) -> Callable[[int], None]:
+    """A function that starts fetching so many cache lines from an address on. Any address is allowed, even one past the end.
+    ``locality`` as LLVM has it: 3 fetches into all caches, 0 into the first one only, from where a line goes back to memory."""
     @intrinsic
     def prefetch(typing_context: Any, address: types.Type) -> Typed:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
@@ -106,15 +108,14 @@ def _prefetch(lines: int) -> Callable[[int], None]:
             function = builder.module.declare_intrinsic('llvm.prefetch', [pointer], kind)
             for line in range(lines):
                 at = builder.inttoptr(builder.add(args[0], _I64(64 * line)), pointer)
-                builder.call(function, [at, number(0), number(2), number(1)])
+                builder.call(function, [at, number(0), number(locality), number(1)])
             return context.get_dummy_value()
         return types.void(types.int64), generate
     return prefetch
 
 
-# Start fetching so many cache lines from an address on into the second-level cache (the first level can wait for only a few
-# at a time). Any address is allowed, even one past the end.
-prefetch_2, prefetch_4, prefetch_8 = map(_prefetch, (2, 4, 8))
+prefetch_2, prefetch_4, prefetch_8 = (_prefetch(lines, 3) for lines in (2, 4, 8))
+prefetch_once_2, prefetch_once_4, prefetch_once_8 = (_prefetch(lines, 0) for lines in (2, 4, 8))
 
 
 @intrinsic

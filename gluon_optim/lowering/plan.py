@@ -12,7 +12,7 @@ from ..rules.compensated import COMPENSATION
 from ..rules.graph import WEIGHT, Graph, Node, trace
 from ..schema import compute_type
 
-__all__ = ['BYTES', 'GRADIENT', 'HALF', 'NOISE', 'LoopPass', 'Plan', 'ScalarPass', 'Stage', 'Storage', 'cut', 'plan', 'variable',
+__all__ = ['BYTES', 'GRADIENT', 'HALF', 'NOISE', 'LoopPass', 'Plan', 'ScalarPass', 'Stage', 'Storage', 'cut', 'moved', 'plan', 'variable',
            'with_coefficients']
 
 GRADIENT, HALF = 'gradient', 'half'
@@ -213,6 +213,33 @@ def plan(rule: Type[Rule], static: KernelKey, coefficients: Tuple[str, ...], sto
         if stage.sums or stage.stores:
             passes.append(_loop_pass(stage, roles, storage))
     return Plan(storage, roles, coefficients, tuple(passes), _kept(stages), max(len(stage.sums) for stage in stages))
+
+
+def moved(planned: Plan) -> Tuple[int, List[int]]:
+    """Bytes per element that must be read and written: what each pass is the first to read, and everything that is written; and,
+    for each pass, what an earlier one has read too, and the cache may still have.
+
+    >>> from gluon_optim import rules
+    >>> rule = rules.get('lamb')
+    >>> h = rule.hyperparameters()
+    >>> names = tuple(rule.all_coefficients(rules.base.scalars, h, 1))
+    >>> moved(plan(rule, rule.static(h), names, Storage('float32')))
+    (28, [0, 12])
+    """
+    once, again = 0, []
+    read: Set[str] = set()
+
+    def size(roles: Iterable[str]) -> int:
+        return sum(map(planned.storage.itemsize, roles))
+
+    for one in planned.passes:
+        if isinstance(one, LoopPass):
+            roles = set(one.loads.values())
+            written = [role for role in one.roles if role in one.stores or (role == HALF and WEIGHT in one.stores)]
+            once += size(roles - read) + size(written)
+            again.append(size(roles & read))
+            read |= roles
+    return once, again
 
 
 def _loop_pass(stage: 'Stage', roles: Sequence[str], storage: Storage) -> LoopPass:

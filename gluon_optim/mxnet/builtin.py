@@ -469,6 +469,8 @@ class NAG(WithMomentum, mx_optimizer.NAG):
 
 
 class LARS(WithMomentum, mx_optimizer.LARS):
+    _get_lrs = mx_optimizer.LARS._get_lrs  # it remembers the rate
+
     def _counted_together(self) -> int:
         return 2 ** 31 - 1  # a second query would lose the last rate
 

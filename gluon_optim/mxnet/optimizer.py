@@ -20,6 +20,7 @@ from ..schema import Values, check_known, one_of
 from ..states.model import MULTIPLIERS, ParameterInfo
 from .executors import Counter, Executor, Update, check_weight
 from .typing import TrainerLike
+from .updater import remember_lists
 from .weights import keep_kvstore, trainer_of
 
 __all__ = ['RuleOptimizer', 'Runner']
@@ -199,6 +200,7 @@ class Runner(mx_optimizer.Optimizer):
         trainer = None if parameter is None else trainer_of(parameter)
         if trainer is not None and trainer._optimizer is self:
             keep_kvstore(trainer)
+            remember_lists(trainer)
             if contexts is not None and not trainer._update_on_kvstore:
                 self._check_copies(trainer, contexts)
             if before is not None:
@@ -221,12 +223,14 @@ class Runner(mx_optimizer.Optimizer):
                 updater.states_synced = dict.fromkeys(updater.states, False)  # the updater moves them before the next update
 
     def _update_count(self, index: Any) -> None:
-        counts = self._index_update_count
+        counts, latest = self._index_update_count, self.num_update
         for i in index if isinstance(index, (list, tuple)) else (index,):
             if i not in counts:
                 counts[i] = self._first_count(i)
-            counts[i] += 1
-            self.num_update = max(counts[i], self.num_update)
+            count = counts[i] = counts[i] + 1
+            if count > latest:
+                latest = count
+        self.num_update = latest
 
     def _first_count(self, index: Any) -> int:
         """What MXNet's count of a parameter is before the first update here.
@@ -410,6 +414,29 @@ class Runner(mx_optimizer.Optimizer):
         self._update_count(indices)
         counts, begin = self._index_update_count, self.begin_num_update
         return list(zip([counts[index] - begin for index in indices], self._get_lrs(indices), self._get_wds(indices)))
+
+    def _get_lrs(self, indices: Sequence[Any]) -> List[float]:
+        """As MXNet's, faster for a list of parameters that a trainer has."""
+        factors = self._factors('lr_mult', indices)
+        if factors is None:
+            rates: List[float] = super()._get_lrs(indices)
+            return rates
+        rate = self.lr if self.lr_scheduler is None else self.lr_scheduler(self.num_update)
+        return [rate * factor for factor in factors]
+
+    def _get_wds(self, indices: Sequence[Any]) -> List[float]:
+        factors = self._factors('wd_mult', indices)
+        if factors is None:
+            decays: List[float] = super()._get_wds(indices)
+            return decays
+        return [self.wd * factor for factor in factors]
+
+    def _factors(self, name: str, indices: Sequence[Any]) -> Optional[List[float]]:
+        """The multiplier of each parameter; None where not all of them are known."""
+        try:
+            return list(map(operator.attrgetter(name), map(self.param_dict.__getitem__, indices)))
+        except KeyError:
+            return None
 
     def _row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
         """The coefficients that go with ``key``, one of `_count`, for weights of type ``dtype``."""

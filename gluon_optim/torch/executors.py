@@ -173,12 +173,16 @@ class Launches:
         The states of all parameters of the optimizer, as `takes` will get them.
     fused : bool or None
         None: kernels where there are some. True: raise where there are none. False: PyTorch's operations.
+    others : list of Launches
+        Those that will be used too: the tensors in which they count stay.
 
     Where the counts of updates are on a device, as ``capturable`` has it, all parameters must be there and have kernels.
     """
 
+    _tensors: Tuple[List[torch.Tensor], List[torch.Tensor]]   # counts, and slots and masters
+
     def __init__(self, rule: Type[Rule], groups: Sequence[Group], states: Sequence[Dict[str, Any]],
-                 entries: Sequence[Dict[str, Any]], fused: Optional[bool]):
+                 entries: Sequence[Dict[str, Any]], fused: Optional[bool], others: Sequence['Launches'] = ()):
         self._rule, self._states, self._entries = rule, states, entries
         self._kinds = [(group.static, group.multi_precision, len(group.params)) for group in groups]
         self._params, self._group = _flat(group.params for group in groups), _numbered([len(group.params) for group in groups])
@@ -188,8 +192,10 @@ class Launches:
             if _is_dense(param):   # slots lie as the weight does, also where it or they came in another layout
                 state.update((key, _laid_out(value, param.stride())) for key, value in state.items()
                              if isinstance(value, torch.Tensor) and value.shape == param.shape)
-        self._counts: Optional[torch.Tensor] = None   # other processes count in shared memory
-        if not any(state['step'].is_shared() for state in states if state['step'].device.type == 'cpu'):
+        self._counts: Optional[torch.Tensor] = None   # other processes count in shared memory, other launches in theirs
+        counted = {id(step) for other in others for step in other._tensors[0]}
+        if not any(id(step) in counted or step.is_shared() for step in (state['step'] for state in states)
+                   if step.device.type == 'cpu'):
             with torch.inference_mode(False):   # steps outside of it count on
                 self._counts = torch.stack([state['step'] for state in states]) if states else torch.zeros(0)
                 for state, count in zip(states, self._counts.unbind()):
@@ -223,6 +229,11 @@ class Launches:
         return (_same(self._tensors[0], [state.get('step') for state in self._states]) and _same(self._tensors[1], tensors)
                 and self._places == _places(self._tensors[0], tensors, params)
                 and self._gradients == _kinds(_flat(group.gradients for group in groups)))
+
+    def stays(self, groups: Sequence[Group], entries: Sequence[Dict[str, Any]]) -> bool:
+        """Whether it may be used again, for other parameters than these or some of these."""
+        own = {id(param) for group in groups for param in group.params}
+        return _same(self._entries, entries) and not own.issuperset(map(id, self._params))
 
     def run(self, groups: Sequence[Group]) -> None:
         gradients = groups[0].gradients if len(groups) == 1 else _flat(group.gradients for group in groups)
@@ -397,9 +408,12 @@ def _kinds(gradients: Sequence[torch.Tensor]) -> List[List[Any]]:
     return [list(map(what, gradients)) for what in _KIND]
 
 
+_TAKES_LISTS = torch.__version__ >= '2.5'  # PyTorch compares versions
+
+
 def _mark_written(tensors: Sequence[torch.Tensor]) -> None:
     """Tell autograd, which did not see the kernels write."""
-    if torch.__version__ >= '2.5':  # PyTorch compares versions
+    if _TAKES_LISTS:
         torch.autograd.graph.increment_version(tensors)
     else:
         for tensor in tensors:

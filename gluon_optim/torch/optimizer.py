@@ -16,6 +16,7 @@ __all__ = ['RuleOptimizer', 'create', 'param_groups']
 
 ALIASES = {'learning_rate': 'lr', 'weight_decay': 'wd'}  # other name -> the key in a param group
 GROUP_KEYS = ('params', 'param_names', 'initial_lr', 'lr_mult', 'optimizer')  # what a param group holds besides hyper-parameters
+KEEP = 16   # as many different lists of parameters with gradients stay prepared
 TYPES = HALVES + (torch.float32, torch.float64)
 
 
@@ -52,7 +53,8 @@ class RuleOptimizer(Optimizer):
     fused: Optional[bool] = None
     capturable: bool = False
     _captured: List[Launches]              # what CUDA graphs replay
-    _launches: Optional[Launches] = None   # what was prepared for the last step
+    _launches: Optional[Launches] = None   # what the last step used
+    _kept: Sequence[Launches] = ()         # for the lists of parameters with gradients of the last steps, the latest first
 
     def __init__(self, rule: Type[Rule], params: Any, fused: Optional[bool] = None, capturable: bool = False, **hypers: Any):
         self.rule, self.fused, self.capturable, self._captured = rule, fused, capturable, []
@@ -129,13 +131,26 @@ class RuleOptimizer(Optimizer):
             with torch.set_grad_enabled(True):
                 loss = closure()
         groups = [self._group(group) for group in self.param_groups]
-        if self._launches is None or not self._launches.takes(groups, list(self.state.values())):
-            states = [self._state(param, group.static.slots, group.multi_precision) for group in groups for param in group.params]
-            self._launches = Launches(self.rule, groups, states, list(self.state.values()), self.fused)
+        self._launches = self._prepared(groups)
         self._launches.run(groups)
         if capturing():
             self._captured.append(self._launches)   # replays read its tables
         return loss
+
+    def _prepared(self, groups: Sequence[Group]) -> Launches:
+        """What updates these parameters: prepared for an earlier step, or now."""
+        entries = list(self.state.values())
+        for launches in self._kept:
+            if launches.takes(groups, entries):
+                if launches is not self._kept[0]:
+                    self._kept = [launches, *(other for other in self._kept if other is not launches)]
+                return launches
+        states = [self._state(param, group.static.slots, group.multi_precision) for group in groups for param in group.params]
+        entries = list(self.state.values())
+        others = [other for other in self._kept if other.stays(groups, entries)][:KEEP - 1]
+        made = Launches(self.rule, groups, states, entries, self.fused, others)
+        self._kept = [made, *others]
+        return made
 
     def _group(self, group: Dict[str, Any]) -> Group:
         """What of a param group takes part in a step, checked."""
