@@ -12,8 +12,8 @@ from ..rules.compensated import COMPENSATION
 from ..rules.graph import WEIGHT, Graph, Node, trace
 from ..schema import compute_type
 
-__all__ = ['BYTES', 'GRADIENT', 'HALF', 'NOISE', 'LoopPass', 'Plan', 'ScalarPass', 'Stage', 'Storage', 'cut', 'moved', 'plan', 'variable',
-           'with_coefficients']
+__all__ = ['BYTES', 'GRADIENT', 'HALF', 'NOISE', 'LoopPass', 'Plan', 'ScalarPass', 'Stage', 'Storage', 'cut', 'moved', 'plan',
+           'variable', 'with_coefficients']
 
 GRADIENT, HALF = 'gradient', 'half'
 NOISE = 'noise_key', 'noise_stream', 'noise_update'   # roles of a rule that draws: numbers of a tensor in the place of addresses
