@@ -20,14 +20,12 @@ from contract_nets import environment  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
 
-LONG = bool(os.environ.get('GLUON_OPTIM_LONG'))  # minutes: more steps, a cluster for each of many starts
+LONG = bool(os.environ.get('GLUON_OPTIM_SERVERS'))  # minutes: more steps, a cluster for each of many starts
 STEPS = 200 if LONG else 12
 BOUND = '100'  # elements from which on a parameter is cut in parts, one for each server
 NAMES = [*go.list_optimizers(), 'psgld']
 NEVER = {'nadam': 'has one schedule', 'lbsgd': 'adds up gradients', 'sgld': 'draws random numbers', 'psgld': 'draws random numbers'}
-CUT = {name: 'takes norms of whole parameters.*2 servers, a bound of 100, and .p0_weight., of up to 150 elements. '
-             'Pass update_on_kvstore=False, set MXNET_KVSTORE_BIGARRAY_BOUND=151 for all workers, or use one server'
-       for name in ('lamb', 'lans', 'larc', 'lars', 'novograd', 'sngd')}
+CUT = dict.fromkeys(('lamb', 'lans', 'larc', 'lars', 'novograd', 'sngd'), 'takes norms of whole parameters')  # on two servers
 
 
 def answers(jobs, servers=1, deadline=800, store='dist_sync', bound=BOUND, **options):
@@ -64,13 +62,12 @@ def test_updates_on_servers_are_those_of_one_process_or_are_refused(servers):
     for name in NAMES:
         for answer in comparisons(servers)[name, True]:
             if name in refused:
-                assert isinstance(answer, str) and np.all([part in answer for part in refused[name].split('.*')[:1]]), (name, answer)
+                assert isinstance(answer, str) and answer.startswith(f'{name} {refused[name]}'), (name, answer)
             else:
                 assert not isinstance(answer, str) and answer <= 1e-6, (name, answer)
 
 
 def test_what_a_refusal_says():
-    pytest.importorskip('re')
     for answer in comparisons(2)['novograd', True]:
         assert answer == (
             'novograd takes norms of whole parameters, but parameters of MXNET_KVSTORE_BIGARRAY_BOUND elements and more are cut in '
@@ -105,8 +102,7 @@ def test_no_start_is_overtaken_by_gradients(job):
 @pytest.mark.parametrize('job, step, text', [
     ('failing_update', 3, 'ArithmeticError: the third update is too much'),
     ('unpicklable', 1, "AttributeError: Can't get attribute 'OnlyHere'"),
-    ('disagreement', 3, 'ValueError: All workers must make the same changes. Received for `lr` in step 2: 0.125 from rank 0, 0.1875 '
-                        'from rank 1')])
+    ('disagreement', 3, 'ValueError: All workers must make the same changes. Received for `lr` in step 2: ')])
 def test_an_error_on_a_server_reaches_all_workers_in_the_next_step(job, step, text):
     for answer in both(job):
         arrived, message, again = answer
@@ -157,7 +153,7 @@ def test_a_module():
             np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
 
 
-@pytest.mark.skipif(not LONG, reason='minutes; set GLUON_OPTIM_LONG=1')
+@pytest.mark.skipif(not LONG, reason='minutes; set GLUON_OPTIM_SERVERS=1')
 @pytest.mark.parametrize('job', ON_ONE[:2], ids=['ours', "MXNet's own, accelerated"])
 def test_twenty_clusters_start_right(job):
     for _ in range(20):
