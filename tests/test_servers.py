@@ -5,6 +5,8 @@ A server receives the optimizer as a pickle while it is still inside `import mxn
 import functools
 import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -158,3 +160,31 @@ def test_a_module():
 def test_twenty_clusters_start_right(job):
     for _ in range(20):
         assert answers([[*job[:2], 1, *job[3:]]]) == [[0], [0]]
+
+
+def command(*arguments, **options):
+    """tools/cluster: its code and what it printed."""
+    done = subprocess.run([str(ROOT / 'tools/cluster'), *arguments], env=environment(PYTHON=sys.executable, OMP_NUM_THREADS='1'),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=800, **options)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_script_in_the_documentation(tmp_path):
+    text = (ROOT / 'docs/DISTRIBUTED.md').read_text(encoding='utf-8')
+    (tmp_path / 'train.py').write_text(re.search('```python\n(.*?)```', text, re.DOTALL).group(1))
+    code, out, err = command('--workers', '2', '--servers', '2', sys.executable, 'train.py', cwd=tmp_path)
+    assert code == 0, out + err
+    found = [re.fullmatch(r'worker\d: rank (\d): (\[\[.*\]\])', line) for line in sorted(out.splitlines())]
+    assert sorted(match.group(1) for match in found) == ['0', '1']
+    assert found[0].group(2) == found[1].group(2)
+
+
+def test_the_command_fails_with_a_worker():
+    code, _, err = command('--workers', '1', '--servers', '1', sys.executable, '-c', 'raise SystemExit(3)')
+    assert code == 1
+    assert 'worker0 ended with 3' in err
+
+
+def test_an_error_in_asynchronous_training():
+    for answer, in answers([['failing_update']], store='dist_async'):
+        assert 'ArithmeticError: the third update is too much' in answer[1]
