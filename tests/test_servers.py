@@ -180,7 +180,7 @@ def test_the_script_in_the_documentation(tmp_path):
 
 
 def test_the_command_fails_with_a_worker():
-    code, _, err = command('--workers', '1', '--servers', '1', sys.executable, '-c', 'raise SystemExit(3)')
+    code, _, err = command('--grace', '1', '--workers', '1', '--servers', '1', sys.executable, '-c', 'raise SystemExit(3)')
     assert code == 1
     assert 'worker0 ended with 3' in err
 

@@ -1,7 +1,6 @@
 """What a worker does for a store whose servers update the weights."""
 import pickle
-import weakref
-from typing import Any, Dict, List, Mapping, MutableMapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy
 from mxnet import ndarray as nd
@@ -18,12 +17,11 @@ _SET_OPTIMIZER, _SET_MULTI_PRECISION = 0, 1  # MXNet's numbers of its commands
 _COUNTED = ('num_update', '_index_update_count', '_all_index_update_counts', '_restored_counts', 'lr_scheduler')
 _FIXED = ('multi_precision', 'begin_num_update', 'idx2name', 'sym_info', 'allow_np_array', 'use_fused_step', 'aggregate_num')
 
-_sessions: MutableMapping[Any, 'Session'] = weakref.WeakKeyDictionary()
-
-
 def session(store: Any) -> Optional['Session']:
     """What goes on between this worker and the servers of ``store``; None where they run no optimizer of this package."""
-    return _sessions.get(store)
+    # not in a table of stores: it knows the trainer, which has the store, so that none of them would ever be freed
+    found: Optional[Session] = vars(store).get('gluon_optim')
+    return found
 
 
 def send_optimizer(store: Any, optimizer: Any) -> None:
@@ -38,7 +36,7 @@ def send_optimizer(store: Any, optimizer: Any) -> None:
     _send(store, 'optimizer', optimizer.for_servers())
     if optimizer.multi_precision:
         store._send_command_to_servers(_SET_MULTI_PRECISION, '')
-    _sessions[store] = new
+    store.gluon_optim = new
     trainer = getattr(parameters[0], '_trainer', None) if parameters else None
     if trainer is not None and trainer._optimizer is optimizer:
         _let_batch_sizes_change(trainer)
@@ -67,7 +65,7 @@ class Session:
         self.optimizer = optimizer
         self.steps = 0                          # that were begun here
         self._asynchronous = 'async' in store.type
-        before = _sessions.get(store)           # keys can be initialised only once
+        before = session(store)                 # keys can be initialised only once
         self._keys: List[Any] = before._keys if before is not None else []      # of what each server says
         self._statuses: List[Any] = before._statuses if before is not None else []
         self._sent, self._scheduler = _attributes(optimizer), _attributes_of_scheduler(optimizer)
