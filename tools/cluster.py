@@ -202,8 +202,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser('tools/cluster', description=__doc__.partition('\n')[0], allow_abbrev=False)
     parser.add_argument('--workers', type=int, default=2, help='how many processes run COMMAND; 2 by default')
     parser.add_argument('--servers', type=int, default=2, help='how many processes hold the weights; 2 by default')
-    parser.add_argument('--grace', type=float, default=20, metavar='SECONDS', help='how long the others may run when one has failed, '
-                        'until they are killed; 20 by default')
+    parser.add_argument('--grace', type=float, default=20, metavar='SECONDS',
+                        help='how long the others may run when one has failed, until they are killed; 20 by default')
     parser.add_argument('--logs', action='store_true', help='also print what scheduler and servers say when all goes well')
     parser.add_argument('command', nargs=argparse.REMAINDER, metavar='COMMAND', help='what each worker runs, with its arguments')
     given = parser.parse_args(arguments)
