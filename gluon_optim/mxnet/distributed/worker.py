@@ -68,7 +68,8 @@ class Session:
         before = session(store)                 # keys can be initialised only once
         self._keys: List[Any] = before._keys if before is not None else []      # of what each server says
         self._statuses: List[Any] = before._statuses if before is not None else []
-        self._sent, self._scheduler = _attributes(optimizer), _attributes_of_scheduler(optimizer)
+        self._sent = _attributes(optimizer)
+        self._scheduler, self._sent_of_scheduler = optimizer.lr_scheduler, _attributes_of_scheduler(optimizer.lr_scheduler)
         self._slots = optimizer.rule.slots(optimizer.hyperparameters())
 
     def check(self, weights: Mapping[str, Any]) -> None:
@@ -116,17 +117,18 @@ class Session:
                                   f'{status["error"]}')
 
     def _send_changes(self, store: Any) -> None:
-        attributes, scheduler = _attributes(self.optimizer), _attributes_of_scheduler(self.optimizer)
+        scheduler = self.optimizer.lr_scheduler
+        attributes, of_scheduler = _attributes(self.optimizer), _attributes_of_scheduler(scheduler)
         changed = _difference(self._sent, attributes)
-        changed_scheduler: Mapping[str, bytes] = {}
-        if scheduler[''] != self._scheduler['']:
-            changed['lr_scheduler'] = pickle.dumps(self.optimizer.lr_scheduler)
+        changed_in_scheduler: Mapping[str, bytes] = {}
+        if scheduler is not self._scheduler:
+            changed['lr_scheduler'] = pickle.dumps(scheduler)
         else:
-            changed_scheduler = _difference(self._scheduler, scheduler)
-        if changed or changed_scheduler:
+            changed_in_scheduler = _difference(self._sent_of_scheduler, of_scheduler)
+        if changed or changed_in_scheduler:
             self._check_changes(changed)
-            _send(store, 'change', self.steps + 1, store.rank, changed, changed_scheduler)
-            self._sent, self._scheduler = attributes, scheduler
+            _send(store, 'change', self.steps + 1, store.rank, changed, changed_in_scheduler)
+            self._sent, self._scheduler, self._sent_of_scheduler = attributes, scheduler, of_scheduler
 
     def _check_changes(self, changed: Mapping[str, bytes]) -> None:
         fixed = sorted(set(changed).intersection(_FIXED))
@@ -148,11 +150,9 @@ def _attributes(optimizer: Any) -> Dict[str, bytes]:
     return found
 
 
-def _attributes_of_scheduler(optimizer: Any) -> Dict[str, bytes]:
-    """Those of the scheduler here, which only the user changes: it is asked on the servers. '' is its class."""
-    scheduler = optimizer.lr_scheduler
-    attributes = {'': type(scheduler), **getattr(scheduler, '__dict__', {})}
-    return {name: pickle.dumps(value) for name, value in attributes.items()}
+def _attributes_of_scheduler(scheduler: Any) -> Dict[str, bytes]:
+    """Those of the scheduler here, which only the user changes: it is asked on the servers."""
+    return {name: pickle.dumps(value) for name, value in getattr(scheduler, '__dict__', {}).items()}
 
 
 def _difference(before: Mapping[str, bytes], now: Mapping[str, bytes]) -> Dict[str, bytes]:
