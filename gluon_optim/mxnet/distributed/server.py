@@ -51,7 +51,7 @@ def _server() -> 'Server':
             server: Server = store.gluon_optim
             return server
         frame = frame.f_back
-    raise RuntimeError('This is no parameter server: nothing here receives commands of workers.')
+    raise RuntimeError('This process is not a parameter server: it receives no commands of workers.')
 
 
 class Server:
