@@ -34,6 +34,7 @@ from ..rules.runtimes import draws_itself, runs_on
 from ..schema import Hyper, Values, check_known, one_of
 from ..states.model import ParameterInfo
 from ..states.mxnet_files.builtins import BUILTINS, Builtin
+from .distributed.start import for_every_trainer
 from .executors import Executor, Update, check_weight, has_kernels
 from .noise import Sampler
 from .optimizer import Runner
@@ -117,6 +118,9 @@ class DropIn(Runner):
 
     def __deepcopy__(self, memo: Dict[int, Any]) -> 'DropIn':
         return _restored(type(self), copy.deepcopy(self.__getstate__(), memo))
+
+    def for_servers(self) -> Any:
+        return _AsDropIn(self)
 
     # -- hyper-parameters -------------------------------------------------------------------------------------------
 
@@ -245,6 +249,16 @@ class DropIn(Runner):
         values = dict(zip(self.rule.supplied, supplied), learning_rate=rate, wd=wd)
         numbers = self.rule.numbers(scalars, 'float64' if dtype == numpy.float64 else 'float32')
         return self.rule.all_coefficients(numbers, h.replace(**values), t)
+
+
+class _AsDropIn:
+    """A drop-in on its way to a server, which is to run the drop-in and not MXNet's class."""
+
+    def __init__(self, optimizer: DropIn):
+        self.optimizer = optimizer
+
+    def __reduce__(self) -> Any:
+        return _restored, (type(self.optimizer), self.optimizer.__getstate__())
 
 
 CLASSES: Dict[str, Type[DropIn]] = {}
@@ -570,6 +584,8 @@ def accelerate(*names: str) -> None:
     >>> type(mx.optimizer.create('adam')).__module__
     'mxnet.optimizer.optimizer'
     """
+    from .kvstore import update_together  # not on a parameter server, which imports this file too early for it
+
     for name in names:
         _check_name(name)
     registry = mx_optimizer.Optimizer.opt_registry
@@ -577,6 +593,8 @@ def accelerate(*names: str) -> None:
         if registry[name] is CLASSES[name].replaces:  # a class registered by the user under that name stays
             registry[name] = CLASSES[name]
     _take_over_loading()
+    update_together()
+    for_every_trainer(True)
 
 
 def accelerated(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
@@ -630,6 +648,7 @@ def restore_builtins() -> None:
     """
     registry = mx_optimizer.Optimizer.opt_registry
     registry.update((name, cls.replaces) for name, cls in CLASSES.items() if registry[name] is cls)
+    for_every_trainer(False)
     _told.clear()
     _give_back_loading()
 

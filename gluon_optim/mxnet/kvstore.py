@@ -1,4 +1,4 @@
-"""One list of parameters per step, wherever `gluon.Trainer` or `Module` updates them.
+"""One list of parameters per step, wherever `gluon.Trainer` or `Module` updates them; and what stores with servers need.
 
 On a kvstore MXNet pushes one gradient, has its parameter updated and pulls the new weight before it pushes the next. With an
 optimizer of this package it pushes all gradients, has all parameters updated by one call, and pulls all weights. Errors of the
@@ -6,6 +6,8 @@ optimizer reach the caller that way; out of a push they could not, which calls t
 
 MXNet 2.x refuses updates on a kvstore, and with them dist_async, to an optimizer that says at the outset that it takes lists:
 there its updaters learn of it at the first update.
+
+With parameter servers (dist_sync, dist_async) they receive the optimizer by `distributed.worker`, which is asked before each push.
 """
 import contextlib
 import ctypes
@@ -23,27 +25,47 @@ try:
 except ImportError:  # MXNet 2.x has none
     module = None
 
+from .distributed.start import start_together, starts_together
+from .distributed.worker import send_optimizer, session
 from .weights import store_keys
 
 __all__ = ['update_together']
 
 # MXNet's
 _allreduce_grads, _update, _update_params_on_kvstore = Trainer._allreduce_grads, Trainer._update, model._update_params_on_kvstore
+_set_optimizer = KVStore.set_optimizer
 
 
 def update_together() -> None:
     """Let trainers and modules that update on their kvstore do so by one call of the optimizer, where it is of this package."""
     Trainer._allreduce_grads = _allreduce_grads_together
+    KVStore.set_optimizer = _set_optimizer_here_or_on_servers
     if module is None:
         Trainer._update = _update_together
         return
     model._update_params_on_kvstore = module._update_params_on_kvstore = _update_params_together
 
 
+@functools.wraps(_set_optimizer)
+def _set_optimizer_here_or_on_servers(self: KVStore, optimizer: Any) -> None:
+    if 'dist' in self.type and _is_ours(optimizer):
+        send_optimizer(self, optimizer)
+    else:
+        _set_optimizer(self, optimizer)
+
+
 @functools.wraps(_allreduce_grads)
 def _allreduce_grads_together(self: Trainer) -> None:
     trained = [one for one in zip(store_keys(self), self._params) if one[1].grad_req != 'null']
     dense = not self._contains_sparse_weight and not self._contains_sparse_grad
+    if self._distributed:
+        safe = _prepare_push(self, [parameter for _, parameter in trained])
+        if safe and dense and self._compression_params:  # for which MXNet's way, `pushpull`, is an error
+            for key, parameter in trained:
+                self._kvstore.push(key, parameter.list_grad(), priority=-key)
+                pulled = parameter.list_data() if self._update_on_kvstore else parameter.list_grad()
+                self._kvstore.pull(key, pulled, priority=-key)
+            return
     if not (trained and dense and self._update_on_kvstore
             and _can_update_together(self._kvstore, trained[0][1].list_data()[0].context)):
         _allreduce_grads(self)
@@ -63,6 +85,11 @@ def _update_together(self: Trainer, ignore_stale_grad: bool = False) -> None:
 def _update_params_together(param_arrays: Sequence[Any], grad_arrays: Sequence[Any], kvstore: KVStore, param_names: Sequence[str]
                             ) -> None:
     trained = [one for one in zip(param_names, grad_arrays, param_arrays) if one[1][0] is not None]
+    servers = session(kvstore)
+    if servers is not None:
+        servers.check({name: copies[0] for name, _, copies in trained})
+        start_together(kvstore, len(param_names))
+        servers.before_push(kvstore, [copy for *_, copies in trained for copy in copies], named=True)
     dense = all(copies[0].stype == 'default' for _, *arrays in trained for copies in arrays)
     if not (trained and dense and _can_update_together(kvstore, trained[0][1][0].context)):
         _update_params_on_kvstore(param_arrays, grad_arrays, kvstore, param_names)
@@ -70,9 +97,24 @@ def _update_params_together(param_arrays: Sequence[Any], grad_arrays: Sequence[A
     _push_update_pull(kvstore, *zip(*trained))
 
 
+def _prepare_push(trainer: Trainer, trained: Sequence[Any]) -> bool:
+    """What must be done before a trainer pushes gradients to servers. Returns whether it is one of those that it is done for."""
+    together = starts_together(_is_ours(trainer._optimizer))
+    if together:
+        start_together(trainer._kvstore, len(trainer._params) - len(trainer._params_to_init))
+    servers = session(trainer._kvstore)
+    if servers is not None:
+        servers.before_push(trainer._kvstore, [copy for parameter in trained for copy in parameter.list_data()], named=False)
+    return together
+
+
+def _is_ours(optimizer: Any) -> bool:
+    return hasattr(optimizer, 'counting_singly')
+
+
 def _can_update_together(store: Any, context: Any) -> bool:
     """Whether the weights in ``store`` are updated on a CPU, in this process, by an optimizer of this package."""
-    return (type(store) is KVStore and hasattr(getattr(store._updater, 'optimizer', None), 'counting_singly')
+    return (type(store) is KVStore and _is_ours(getattr(store._updater, 'optimizer', None))
             and context.device_type.startswith('cpu'))
 
 

@@ -101,6 +101,10 @@ class Runner(mx_optimizer.Optimizer):
         finally:
             self._takes_lists = before
 
+    def for_servers(self) -> Any:
+        """What becomes this optimizer where it is unpickled."""
+        return self
+
     def __repr__(self) -> str:
         scheduler = self.lr_scheduler
         rate = {'learning_rate': self.lr} if scheduler is None else {'lr_scheduler': type(scheduler).__name__}
