@@ -1,0 +1,1 @@
+"""Weights on parameter servers, and several workers."""

@@ -1,0 +1,103 @@
+"""What several workers do together: they meet, with a deadline, and tell each other what they know.
+
+MXNet's barrier waits in C, for ever and silently, for a worker that does not come. Here each says that it has arrived, by a
+command to the servers, and looks at their board until all have.
+"""
+import json
+import os
+import time
+import zlib
+from typing import Any, List, Optional
+
+import numpy
+
+from .pages import Channel
+
+__all__ = ['Ranks', 'deadline']
+
+DEADLINE = 'GLUON_OPTIM_DEADLINE'   # seconds, as an environment variable
+LONGEST = 0.05                      # seconds between two looks at the board
+
+
+def deadline() -> float:
+    """For how many seconds a worker waits for the others."""
+    given = os.environ.get(DEADLINE, '600')
+    try:
+        seconds = float(given)
+        if seconds > 0:
+            return seconds
+    except ValueError:
+        pass
+    raise ValueError(f'{DEADLINE} must be a number of seconds above 0. Received: {given!r}.')
+
+
+class Ranks:
+    """The workers of a store; ``first`` in the one that reads and writes files."""
+
+    def __init__(self, channel: Channel):
+        self.channel = channel
+        self.rank, self.number = channel.rank, channel.workers
+        self.first = channel.rank == 0
+        self._met = 0
+
+    def meet(self, what: str, failed: bool = False) -> List[int]:
+        """Wait until all workers are here, for the same purpose; those that say that they ``failed``.
+
+        TimeoutError after the deadline, ValueError where another worker does something else.
+        """
+        self._met += 1
+        code = float(zlib.crc32(what.encode()) >> 8)  # float32 holds so many bits
+        self.channel.tell('arrive', rank=self.rank, values=[self._met, code, failed])
+        end, pause = time.monotonic() + deadline(), 0.0005
+        while True:
+            numbers, codes, failures = self.channel.board()
+            if any((numbers == self._met) & (codes != code)):
+                raise ValueError(f'All workers must make the same calls. Received: {what} of worker {self.rank}, another call of '
+                                 f'{_words(numpy.flatnonzero((numbers == self._met) & (codes != code)))}. Nothing was changed.')
+            missing = numpy.flatnonzero(numbers < self._met)
+            if not missing.size:
+                return [int(rank) for rank in numpy.flatnonzero((numbers == self._met) & (failures > 0))]
+            if time.monotonic() > end:
+                raise TimeoutError(
+                    f'All {self.number} workers must call {what}. Received: no call of {_words(missing)} within {deadline():g} s. '
+                    f'Let each worker make the call, not only the first. {DEADLINE} sets the number of seconds.')
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST)
+
+    def gather(self, what: str, value: Any) -> List[Any]:
+        """The ``value`` of each worker, which JSON must hold, on the first; nothing on the others."""
+        self.channel.tell('post', json.dumps(value).encode(), rank=self.rank)
+        self.meet(what)
+        if not self.first:
+            return []
+        posts = json.loads(self.channel.ask('posts', 0))
+        return [json.loads(posts[str(rank)]) for rank in range(self.number)]
+
+    def broadcast(self, what: str, data: bytes = b'', sender: int = 0) -> bytes:
+        """The ``data`` of the worker ``sender``, on all of them."""
+        received: List[bytes] = []
+        size, at = len(data), 0
+        while True:
+            if self.rank == sender:
+                piece = size.to_bytes(8, 'little') + data[at:at + self.channel.room - 8]
+                self.channel.ask('echo', 0, piece)
+            self.meet(what)
+            if self.rank != sender:
+                piece = self.channel.answer(0)
+            self.meet(what)
+            size, at = int.from_bytes(piece[:8], 'little'), at + len(piece) - 8
+            received.append(piece[8:])
+            if at >= size:
+                return b''.join(received)
+
+    def agree(self, what: str, error: Optional[BaseException] = None) -> None:
+        """Raise ValueError here if another worker has an ``error``; a worker raises its own."""
+        failed = self.meet(what, error is not None)
+        if failed:
+            text = self.broadcast(what, str(error).encode(), failed[0]).decode()
+            if error is None:
+                raise ValueError(f'Worker {failed[0]} refused {what}: {text}')
+
+
+def _words(ranks: Any) -> str:
+    return f'worker {", ".join(map(str, ranks))}'
