@@ -1,6 +1,7 @@
 """What a server does for `Channel.tell` and `Channel.ask`: it says what it holds, and takes what a checkpoint holds."""
 import base64
 import json
+import pickle
 from typing import Any, Dict, List, Mapping
 
 import numpy
@@ -8,8 +9,8 @@ import numpy
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet.ndarray.ndarray import NDArray, empty
 
-from ...states.nesting import leaves, put_together, take_apart
-from ..native import Native, Stranger, adapted
+from ...states.nesting import put_together, take_apart
+from ..native import Native
 from ..scheduler_states import export_scheduler
 from .pages import BOARD, memory
 
@@ -104,7 +105,7 @@ def stage(updater: Any, payload: str, layout: Dict[str, Dict[str, Any]]) -> None
         if weight is None:
             continue
         arrays = {place: empty(number or weight.size, dtype=dtype) for place, (dtype, number) in record['arrays'].items()}
-        updater.staged[int(key)] = record['tree'], arrays
+        updater.staged[int(key)] = record, arrays
 
 
 def write(updater: Any, payload: str, key: int, place: str, begin: int) -> None:
@@ -113,18 +114,23 @@ def write(updater: Any, payload: str, key: int, place: str, begin: int) -> None:
     memory(updater.staged[key][1][place])[begin:begin + data.size] = data
 
 
+def set_optimizer(updater: Any, payload: str) -> None:
+    """Go on with another optimizer, as MXNet sends it, and the same states."""
+    updater.set_optimizer(pickle.loads(base64.b64decode(payload)))
+
+
 def install(updater: Any, payload: str) -> None:
     """Put them in place of the present ones when their keys are pushed next: MXNet then also rounds the masters."""
     def put(key: int, pushed: Any, stored: Any) -> None:
         if key not in updater.staged:
             return
-        tree, arrays = updater.staged.pop(key)
+        record, arrays = updater.staged.pop(key)
         if WEIGHT in arrays:
             arrays[WEIGHT].copyto(stored)
-        updater.states.pop(key, None)
-        if tree is not None:
-            updater.states[key] = put_together(tree, lambda place, kind: arrays[place])
-            updater.states_synced[key] = True
+        if record['has_state']:
+            updater.states.pop(key, None)
+        if record['tree'] is not None:
+            updater.set_state(key, put_together(record['tree'], lambda place, kind: arrays[place]))
     updater.instead = put
 
 

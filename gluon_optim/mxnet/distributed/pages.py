@@ -45,8 +45,8 @@ class Channel:
         self.asynchronous = 'async' in store.type
         bound = int(os.environ.get('MXNET_KVSTORE_BIGARRAY_BOUND', 1000 * 1000))  # arrays of so many elements are divided
         if bound <= BOARD_ROWS * self.workers:
-            raise ValueError(f'MXNET_KVSTORE_BIGARRAY_BOUND must be larger than three times the number of workers. Received: {bound}, '
-                             f'with {self.workers} workers. Unset it, or choose a larger one.')
+            raise ValueError('MXNET_KVSTORE_BIGARRAY_BOUND must be larger than three times the number of workers. Received: '
+                             f'{bound}, with {self.workers} workers. Unset it, or choose a larger one.')
         size = min(PAGE // 4, bound - 1)
         number = min(-(-PAGE // 4 // size), KEYS, max((LAST - FIRST) // self.servers, 1))
         keys = range(FIRST + 1, FIRST + 1 + self.servers * number)
@@ -54,6 +54,7 @@ class Channel:
         self._page = [nd.zeros(size) for _ in range(number)]
         self.room = 4 * size * number - HEADER.size
         self._asked = 0
+        self.ranks: Any = None      # of ranks.py
         self._open(list(keys), size)
 
     def _open(self, keys: List[int], size: int) -> None:

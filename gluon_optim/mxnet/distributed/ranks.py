@@ -3,17 +3,19 @@
 MXNet's barrier waits in C, for ever and silently, for a worker that does not come. Here each says that it has arrived, by a
 command to the servers, and looks at their board until all have.
 """
+import contextlib
 import json
 import os
 import time
 import zlib
-from typing import Any, List, Optional
+from typing import Any, Iterator, List, Optional
 
 import numpy
+from mxnet import ndarray as nd
 
 from .pages import Channel
 
-__all__ = ['Ranks', 'deadline']
+__all__ = ['Ranks', 'Shared', 'agreeing', 'deadline', 'sharing']
 
 DEADLINE = 'GLUON_OPTIM_DEADLINE'   # seconds, as an environment variable
 LONGEST = 0.05                      # seconds between two looks at the board
@@ -101,3 +103,41 @@ class Ranks:
 
 def _words(ranks: Any) -> str:
     return f'worker {", ".join(map(str, ranks))}'
+
+
+class Shared:
+    """What workers do together: ``first`` is true for one of them, and what it leaves as ``result``, which JSON must hold, all of
+    them get."""
+
+    def __init__(self, ranks: Optional[Ranks]):
+        self.ranks = ranks
+        self.first = ranks is None or ranks.first
+        self.result: Any = None
+
+
+@contextlib.contextmanager
+def sharing(ranks: Optional[Ranks], what: str) -> Iterator[Shared]:
+    """Where there are several workers: all enter the block and leave it together, or raise. ``what`` is the call that they make."""
+    shared = Shared(ranks)
+    if ranks is None:
+        yield shared
+        return
+    nd.waitall()
+    ranks.meet(what)
+    with agreeing(ranks, what):
+        yield shared
+    shared.result = json.loads(ranks.broadcast(what, json.dumps(shared.result).encode()))
+
+
+@contextlib.contextmanager
+def agreeing(ranks: Optional[Ranks], what: str) -> Iterator[None]:
+    """Leave the block when all workers have, and raise where one has raised."""
+    try:
+        yield
+    except Exception as error:
+        if ranks is not None:
+            with contextlib.suppress(Exception):  # the first error says more
+                ranks.agree(what, error)
+        raise
+    if ranks is not None:
+        ranks.agree(what)

@@ -1,26 +1,23 @@
 """The states on servers, as this worker sees them: arrays that are read when they are asked for, and the way back."""
-import base64
 import copy
-import itertools
 import json
 import os
 import pickle
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet
 import numpy
 from mxnet import ndarray as nd
 
-from ...schema import Values, some_of
+from ...schema import Slot, Values
 from ...states.model import OptimizerStates, ParameterInfo
 from ...states.nesting import put_together, take_apart
 from ..native import Stranger, adapted
-from ..typing import TrainerLike
 from .held import WEIGHT
 from .pages import PIECE, Channel, ServerError, channel
 from .ranks import Ranks
 
-__all__ = ['Held', 'Remote', 'held_by', 'on_servers', 'ranks_of', 'send', 'store_of']
+__all__ = ['Held', 'Load', 'Remote', 'held_by', 'load_of', 'on_servers', 'pull', 'ranks_of', 'send']
 
 
 def on_servers(trainer: Any) -> bool:
@@ -51,12 +48,17 @@ def ranks_of(trainers: Iterable[Any]) -> Optional[Ranks]:
     if not there:
         return None
     if len(there) > 1:
-        raise ValueError('At most one trainer may update its weights on parameter servers. Received: several, which would overwrite '
-                         'the weights of each other there. Create all but one with update_on_kvstore=False.')
-    way = channel(store_of(there[0]))
+        raise ValueError('At most one trainer may update its weights on parameter servers. Received: several, which would '
+                         'overwrite the weights of each other there. Create all but one with update_on_kvstore=False.')
+    return ranks_on(channel(store_of(there[0])))
+
+
+def ranks_on(way: Channel) -> Ranks:
+    """The workers that use ``way``: one object, for it counts their meetings."""
     if way.ranks is None:
         way.ranks = Ranks(way)
-    return way.ranks
+    ranks: Ranks = way.ranks
+    return ranks
 
 
 # Out of servers
@@ -75,30 +77,30 @@ class Remote:
         self.shape, self.dtype = shape, numpy.dtype(dtype)
         self._way, self._key, self._place, self._parts = way, key, place, parts
 
-    def asnumpy(self) -> numpy.ndarray:
-        return self.read(0, sum(part.size for part in self._parts)).reshape(self.shape)
+    def reshape(self, shape: Tuple[int, ...]) -> 'Remote':
+        return Remote(self._way, self._key, self._place, self.dtype, self._parts, shape)
 
-    def read(self, begin: int, end: int) -> numpy.ndarray:
-        """The elements from ``begin`` to ``end``, flat."""
-        values = numpy.empty(end - begin, self.dtype)
-        data, width = values.view('u1'), self.dtype.itemsize
-        first = at = 0
+    def first_part(self) -> 'Remote':
+        """The array of the first server, where all have the same."""
+        return Remote(self._way, self._key, self._place, self.dtype, self._parts[:1], (self._parts[0].size,))
+
+    def chunks(self) -> Iterator[numpy.ndarray]:
+        """The elements in pieces, in order."""
         for server, size in self._parts:
-            for piece in self._way.pieces((min(end, first + size) - max(begin, first)) * width):
-                start = (max(begin, first) - first) * width
-                answer = self._way.ask('read', server, key=self._key, place=self._place,
-                                       begin=start + piece.start, end=start + piece.stop)
-                data[at:at + len(answer)] = numpy.frombuffer(answer, 'u1')
-                at += len(answer)
-            first += size
-        return values
+            for piece in self._way.pieces(size * self.dtype.itemsize):
+                answer = self._way.ask('read', server, key=self._key, place=self._place, begin=piece.start, end=piece.stop)
+                yield numpy.frombuffer(answer, self.dtype)
+
+    def asnumpy(self) -> numpy.ndarray:
+        return numpy.concatenate(list(self.chunks())).reshape(self.shape)
 
 
 class Held(NamedTuple):
-    """What servers hold: the optimizer as it is there, and the states by key, in MXNet's form."""
+    """What servers hold."""
 
-    optimizer: Any
-    states: Dict[int, Any]
+    optimizer: Any                          # what `adapted` gives, with their counts
+    scheduler: Optional[Dict[str, Any]]     # as `export_scheduler` gives it
+    states: Dict[int, Any]                  # by key, in MXNet's form, of `Remote` arrays
 
 
 def held_by(trainer: Any, infos: Sequence[ParameterInfo]) -> Held:
@@ -114,13 +116,16 @@ def held_by(trainer: Any, infos: Sequence[ParameterInfo]) -> Held:
                   if 'tree' in record['held'].get(str(key), ())]
         if owners:
             states[key] = _state(way, optimizer, key, info, owners, h)
-    return Held(optimizer, states)
+    return Held(optimizer, max(records, key=_progress)['scheduler'], states)
+
+
+def _progress(record: Mapping[str, Any]) -> int:
+    return int(record['num_update'])
 
 
 def _as_there(trainer: Any, records: Sequence[Mapping[str, Any]]) -> Any:
-    """The optimizer with what servers have counted: of each parameter one of them is as far as the run is, of the rate all that
-    have parameters to update."""
-    latest = max(records, key=lambda record: record['num_update'])
+    """The optimizer with what servers have counted, each of them for the parameters that it has."""
+    latest = max(records, key=_progress)
     optimizer = adapted(copy.copy(trainer._optimizer), [mxnet.cpu()])
     counts: Dict[int, int] = {}
     for record in records:
@@ -149,23 +154,128 @@ def _state(way: Channel, optimizer: Any, key: int, info: ParameterInfo, owners: 
     if isinstance(optimizer, Stranger):
         return nest if master is None else (master, nest)
     slots, _ = optimizer.split_state(nest, h, False)
-    for slot, remote in zip(optimizer.rule.slots(h), slots):
-        if slot.like == 'scalar':
-            remote._parts, remote.shape = remote._parts[:1], (1,)
+    slots = tuple(remote.first_part() if slot.like == 'scalar' else remote for slot, remote in zip(optimizer.rule.slots(h), slots))
     return optimizer.join_state(slots, master, h)
 
 
 # Into servers
 
-class _Sent(NamedTuple):
+class Sent(NamedTuple):
     """An array on its way to the servers."""
 
     values: numpy.ndarray
-    scalar: bool = False
+    scalar: bool = False    # each server gets it, otherwise its part
 
 
-def send(trainer: Any, ranks: Ranks, states: Mapping[int, Any], weights: Mapping[int, numpy.ndarray]) -> None:
-    """Put states, in the form of `_Sent`, and weights under their keys on the servers of ``trainer``, and pull all weights.
+class Load(NamedTuple):
+    """What servers get, under the keys of parameters."""
 
-    All workers call it; the arrays of the first count.
+    states: Dict[int, Any]                  # in MXNet's form, of `Sent`; None for a parameter that has none
+    weights: Dict[int, numpy.ndarray]
+
+
+def load_of(optimizer: Any, states: OptimizerStates, pairs: Mapping[int, ParameterInfo], slots: Sequence[Slot], h: Values) -> Load:
+    """The saved ``states`` for servers, where a float32 weight is the master."""
+    nests: Dict[int, Any] = {}
+    masters: Dict[int, numpy.ndarray] = {}
+    for key, info in pairs.items():
+        nests[key] = None
+        if info.name in states.master:
+            masters[key] = states.master[info.name]
+        arrays = states.slots.get(info.name)
+        if arrays is None:
+            continue
+        if isinstance(optimizer, Stranger):
+            size = int(numpy.prod(info.shape, dtype='int64'))
+            given = {place: Sent(array, array.size != size) for place, array in arrays.items()}
+            nest = put_together(states.trees[info.name], _From(given))
+            if optimizer.multi_precision and info.dtype == 'float16':
+                master, nest = nest
+                masters[key] = master.values
+        else:
+            nest = optimizer.join_state(tuple(Sent(arrays[slot.name], slot.like == 'scalar') for slot in slots), None, h)
+        nests[key] = nest
+    return Load(nests, masters)
+
+
+class _From(Dict[str, Sent]):
+    """Arrays by place, for `put_together`."""
+
+    def __call__(self, place: str, kind: str) -> Sent:
+        return self[place]
+
+
+def send(trainer: Any, load: Load) -> None:
+    """Put ``load`` on the servers of ``trainer``, with its optimizer, and pull all weights.
+
+    All workers call it; what the first has counts. Until all of it is on the servers, nothing is changed there.
     """
+    ranks, what = ranks_on(channel(trainer._kvstore)), 'the loading of states'
+    if ranks.first:
+        ranks.channel.tell('hold')
+    ranks.meet(what)
+    _push_all(trainer, ranks)  # so that servers see the arrays that MXNet keeps
+    ranks.meet(what)
+    error = None
+    if ranks.first:
+        try:
+            _stage(trainer, ranks.channel, load)
+        except Exception as problem:
+            ranks.channel.ask('release')
+            error = problem
+    ranks.agree(what, error)
+    if error is not None:
+        raise error
+    _push_all(trainer, ranks)
+    ranks.meet(what)
+    if ranks.first:
+        ranks.channel.ask('release')
+    ranks.meet(what)
+    pull(trainer)
+
+
+def pull(trainer: Any) -> None:
+    """Give this worker the weights that are on the servers of ``trainer``."""
+    for key, parameter in _sendable(trainer):
+        trainer._kvstore.pull(key, out=parameter.list_data())
+    nd.waitall()
+
+
+def _sendable(trainer: Any) -> List[Tuple[int, Any]]:
+    return [(key, parameter) for key, parameter in enumerate(trainer._params) if parameter not in trainer._params_to_init]
+
+
+def _push_all(trainer: Any, ranks: Ranks) -> None:
+    """Push something under the key of each weight, which servers take for a signal."""
+    if ranks.first or not ranks.channel.asynchronous:
+        for key, parameter in _sendable(trainer):
+            trainer._kvstore.push(key, parameter.list_data())
+        nd.waitall()
+
+
+def _stage(trainer: Any, way: Channel, load: Load) -> None:
+    """Send everything to the servers, for them to take at the next push."""
+    held = [json.loads(answer)['held'] for answer in way.ask('describe')]
+    layout: Dict[int, Dict[str, Any]] = {}
+    sent: Dict[int, Dict[str, Sent]] = {}
+    for key in sorted({*load.states, *load.weights}):
+        tree, arrays = take_apart(load.states[key], Sent) if load.states.get(key) is not None else (None, {})
+        kinds = {place: [numpy.dtype(array.values.dtype).name, 1 if array.scalar else None] for place, array in arrays.items()}
+        if key in load.weights:
+            dtype = next(record[str(key)]['dtype'] for record in held if str(key) in record)
+            arrays[WEIGHT], kinds[WEIGHT] = Sent(load.weights[key].astype(dtype, copy=False)), [dtype, None]
+        layout[key], sent[key] = {'has_state': key in load.states, 'tree': tree, 'arrays': kinds}, arrays
+    way.tell('stage', layout=layout)
+    for key, arrays in sent.items():
+        sizes = [record.get(str(key), {'size': 0})['size'] for record in held]
+        for place, (values, scalar) in arrays.items():
+            data = numpy.ascontiguousarray(values).reshape(-1).view('u1')
+            begin = 0
+            for server, size in enumerate(sizes):
+                end = data.size if scalar else begin + size * values.dtype.itemsize
+                for at in range(begin, end if size else begin, PIECE):
+                    way.tell('write', data[at:min(at + PIECE, end)], server=server, key=key, place=place, begin=at - begin)
+                begin = 0 if scalar else end
+    way.tell('set_optimizer', pickle.dumps(trainer._optimizer))
+    way.tell('install')
+    way.ask('echo')  # raises what failed on a server

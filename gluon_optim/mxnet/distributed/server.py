@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, Optional
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet.optimizer import optimizer as mx_optimizer
 
-from .pages import BOARD, Page
+from .pages import Page
 
 __all__ = ['ServerUpdater', 'call', 'message']
 
@@ -53,7 +53,7 @@ class ServerUpdater:
         self.staged: Dict[int, Any] = {}
         self.posts: Dict[int, str] = {}
         self.board: Any = None                  # as MXNet keeps it, on the server that has it
-        self._updater: Any = None
+        self._updater: Any = server.kvstore._updater
 
     @property
     def optimizer(self) -> Any:
@@ -70,6 +70,9 @@ class ServerUpdater:
         if self._updater:
             updater.states, updater.states_synced = self._updater.states, self._updater.states_synced
         self._updater = updater
+
+    def set_state(self, key: int, state: Any) -> None:
+        self._updater.states[key], self._updater.states_synced[key] = state, True
 
     def __call__(self, key: int, pushed: Any, stored: Any) -> None:
         if key in self.special:
