@@ -33,6 +33,7 @@ def call(arguments: str, payload: str) -> None:
         from . import held
         answer = getattr(held, name)(updater, payload=payload, **about)
     except Exception:
+        traceback.print_exc()
         updater.failure = updater.failure or traceback.format_exc()
     if number is not None:
         updater.page.answer(number, (updater.failure or '').encode() or answer, bool(updater.failure))
