@@ -390,7 +390,7 @@ def check_savable(trainer: TrainerLike, net: Optional[BlockLike] = None) -> None
         _start_kvstore(trainer)  # which then has nothing to start, and refuses states that are on servers
     if isinstance(optimizer, Stranger):
         optimizer.others()
-        held = _updaters(trainer)[0].states if trainer._kv_initialized else {}
+        held = _updaters(trainer)[0].states if trainer._kv_initialized and not remote.on_servers(trainer) else {}
         for index, state in held.items():
             optimizer.take_apart(trainer._params[index].name, state)
 
