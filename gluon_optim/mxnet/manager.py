@@ -18,7 +18,19 @@ from ..schema import check_int, one_of
 from ..states import atomic, container
 from ..states.errors import StateFileError
 from ..states.model import Parts, Run
-from .checkpoint import Net, Restored, Trainer, checked_run, naming, newest_intact, read_together, restore, saving, subjects_of, take
+from .checkpoint import (
+    Net,
+    Restored,
+    Trainer,
+    checked_run,
+    naming,
+    newest_intact,
+    read_together,
+    restore,
+    saving,
+    subjects_of,
+    take,
+)
 from .trainer import Pieces, check_savable
 
 __all__ = ['CheckpointManager']

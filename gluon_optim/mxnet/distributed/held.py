@@ -1,5 +1,4 @@
 """What a server does for `Channel.tell` and `Channel.ask`: it says what it holds, and takes what a checkpoint holds."""
-import base64
 import json
 import pickle
 from typing import Any, Dict, List, Mapping
@@ -19,7 +18,7 @@ __all__ = ['arrive', 'describe', 'echo', 'hold', 'install', 'open_pages', 'post'
 WEIGHT = 'weight'  # the place of what MXNet keeps under the key of a weight
 
 
-def open_pages(updater: Any, payload: str, keys: List[int]) -> None:
+def open_pages(updater: Any, payload: bytes, keys: List[int]) -> None:
     """Take the arrays that are pushed next under ``keys`` for the page and the board."""
     def take(key: int, pushed: Any, stored: Any) -> None:
         if key == BOARD:
@@ -29,30 +28,30 @@ def open_pages(updater: Any, payload: str, keys: List[int]) -> None:
     updater.special.update(dict.fromkeys(keys, take))
 
 
-def arrive(updater: Any, payload: str, rank: int, values: List[float]) -> None:
+def arrive(updater: Any, payload: bytes, rank: int, values: List[float]) -> None:
     """A worker is at a meeting: its number, what for, and whether something failed."""
     if updater.board is not None:
         memory(updater.board).view('f4').reshape(len(values), -1)[:, rank] = values
 
 
-def post(updater: Any, payload: str, rank: int) -> None:
+def post(updater: Any, payload: bytes, rank: int) -> None:
     """A worker leaves a text for the others."""
-    updater.posts[rank] = base64.b64decode(payload).decode()
+    updater.posts[rank] = payload.decode()
 
 
-def posts(updater: Any, payload: str) -> bytes:
+def posts(updater: Any, payload: bytes) -> bytes:
     """The last text that each worker left."""
     return json.dumps(updater.posts).encode()
 
 
-def echo(updater: Any, payload: str) -> bytes:
+def echo(updater: Any, payload: bytes) -> bytes:
     """Put that on the page."""
-    return base64.b64decode(payload)
+    return payload
 
 
 # Out of a server
 
-def describe(updater: Any, payload: str) -> bytes:
+def describe(updater: Any, payload: bytes) -> bytes:
     """What this server holds, without the arrays."""
     optimizer = updater.optimizer
     held = {key: _described(updater, key) for key in updater.weights}
@@ -81,9 +80,10 @@ def _counts(optimizer: Any) -> Mapping[int, int]:
     return counts
 
 
-def read(updater: Any, payload: str, key: int, place: str, begin: int, end: int) -> bytes:
+def read(updater: Any, payload: bytes, key: int, place: str, begin: int, end: int) -> bytes:
     """Bytes of an array."""
-    return memory(_array(updater, key, place))[begin:end].tobytes()
+    data: bytes = memory(_array(updater, key, place))[begin:end].tobytes()
+    return data
 
 
 def _array(updater: Any, key: int, place: str) -> Any:
@@ -92,12 +92,12 @@ def _array(updater: Any, key: int, place: str) -> Any:
 
 # Into a server
 
-def hold(updater: Any, payload: str) -> None:
+def hold(updater: Any, payload: bytes) -> None:
     """Update nothing: what is pushed next is no gradient."""
     updater.instead = lambda key, pushed, stored: None
 
 
-def stage(updater: Any, payload: str, layout: Dict[str, Dict[str, Any]]) -> None:
+def stage(updater: Any, payload: bytes, layout: Dict[str, Dict[str, Any]]) -> None:
     """Make room for new states, and weights, of the keys in ``layout``, as far as they are here."""
     updater.staged = {}
     for key, record in layout.items():
@@ -108,18 +108,18 @@ def stage(updater: Any, payload: str, layout: Dict[str, Dict[str, Any]]) -> None
         updater.staged[int(key)] = record, arrays
 
 
-def write(updater: Any, payload: str, key: int, place: str, begin: int) -> None:
+def write(updater: Any, payload: bytes, key: int, place: str, begin: int) -> None:
     """Bytes of one of them."""
-    data = numpy.frombuffer(base64.b64decode(payload), 'u1')
+    data = numpy.frombuffer(payload, 'u1')
     memory(updater.staged[key][1][place])[begin:begin + data.size] = data
 
 
-def set_optimizer(updater: Any, payload: str) -> None:
+def set_optimizer(updater: Any, payload: bytes) -> None:
     """Go on with another optimizer, as MXNet sends it, and the same states."""
-    updater.set_optimizer(pickle.loads(base64.b64decode(payload)))
+    updater.set_optimizer(pickle.loads(payload))
 
 
-def install(updater: Any, payload: str) -> None:
+def install(updater: Any, payload: bytes) -> None:
     """Put them in place of the present ones when their keys are pushed next: MXNet then also rounds the masters."""
     def put(key: int, pushed: Any, stored: Any) -> None:
         if key not in updater.staged:
@@ -134,7 +134,7 @@ def install(updater: Any, payload: str) -> None:
     updater.instead = put
 
 
-def release(updater: Any, payload: str) -> bytes:
+def release(updater: Any, payload: bytes) -> bytes:
     """Update again."""
     updater.instead, updater.staged = None, {}
     return b''

@@ -104,7 +104,8 @@ class Channel:
     def answer(self, server: int) -> bytes:
         """The answer, to whomever, that is on the page of ``server``, as much of it as there is room for."""
         page = self.pull(server)
-        return page[HEADER.size:HEADER.size + HEADER.unpack_from(page)[2]].tobytes()
+        data: bytes = page[HEADER.size:HEADER.size + HEADER.unpack_from(page)[2]].tobytes()
+        return data
 
     def pull(self, server: int) -> numpy.ndarray:
         """The page of ``server`` as it is now, as bytes."""

@@ -3,9 +3,11 @@
 MXNet's barrier waits in C, for ever and silently, for a worker that does not come. Here each says that it has arrived, by a
 command to the servers, and looks at their board until all have.
 """
+import atexit
 import contextlib
 import json
 import os
+import sys
 import time
 import zlib
 from typing import Any, Iterator, List, Optional
@@ -60,6 +62,7 @@ class Ranks:
             if not missing.size:
                 return [int(rank) for rank in numpy.flatnonzero((numbers == self._met) & (failures > 0))]
             if time.monotonic() > end:
+                atexit.register(_leave)
                 raise TimeoutError(
                     f'All {self.number} workers must call {what}. Received: no call of {_words(missing)} within {deadline():g} s. '
                     f'Let each worker make the call, not only the first. {DEADLINE} sets the number of seconds.')
@@ -99,6 +102,14 @@ class Ranks:
             text = self.broadcast(what, str(error).encode(), failed[0]).decode()
             if error is None:
                 raise ValueError(f'Worker {failed[0]} refused {what}: {text}')
+
+
+def _leave() -> None:
+    """End this process: MXNet would wait for the missing workers, for ever, when it gives back the store."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(1)
 
 
 def _words(ranks: Any) -> str:

@@ -31,7 +31,7 @@ def call(arguments: str, payload: str) -> None:
     answer = b''
     try:
         from . import held
-        answer = getattr(held, name)(updater, payload=payload, **about)
+        answer = getattr(held, name)(updater, payload=base64.b64decode(payload), **about)
     except Exception:
         traceback.print_exc()
         updater.failure = updater.failure or traceback.format_exc()
