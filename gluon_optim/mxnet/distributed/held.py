@@ -11,7 +11,7 @@ from mxnet.ndarray.ndarray import NDArray, empty
 from ...states.nesting import put_together, take_apart
 from ..native import Native
 from ..scheduler_states import export_scheduler
-from .pages import BOARD, memory
+from .pages import BOARD, BOARD_ROWS, memory
 
 __all__ = ['arrive', 'describe', 'echo', 'hold', 'install', 'open_pages', 'post', 'posts', 'read', 'release', 'stage', 'write']
 
@@ -29,9 +29,9 @@ def open_pages(updater: Any, payload: bytes, keys: List[int]) -> None:
 
 
 def arrive(updater: Any, payload: bytes, rank: int, values: List[float]) -> None:
-    """A worker is at a meeting: its number, what for, and whether something failed."""
+    """A worker is at a meeting: its number, what for, and the number again if something failed before."""
     if updater.board is not None:
-        memory(updater.board).view('f4').reshape(len(values), -1)[:, rank] = values
+        memory(updater.board).view('f4').reshape(BOARD_ROWS, -1)[:len(values), rank] = values
 
 
 def post(updater: Any, payload: bytes, rank: int) -> None:

@@ -19,12 +19,12 @@ import numpy
 from mxnet import base as mx_base
 from mxnet import ndarray as nd
 
-__all__ = ['BOARD', 'Channel', 'FIRST', 'LAST', 'PIECE', 'Page', 'ServerError', 'channel', 'memory']
+__all__ = ['BOARD', 'BOARD_ROWS', 'Channel', 'FIRST', 'LAST', 'PIECE', 'Page', 'ServerError', 'channel', 'memory']
 
 # MXNet multiplies a key by 9973 in 32 bits to choose its server, so keys end at 215 330
 FIRST, LAST = 200_000, 209_999
 BOARD = FIRST               # the key of what workers tell each other, see ranks.py
-BOARD_ROWS = 3              # number of the meeting, its purpose, whether something failed: of each worker
+BOARD_ROWS = 3              # of each worker: the number of its last meeting, what for, and of the last to which it came with an error
 PAGE = 1 << 20              # bytes of a page, at least, where MXNet does not divide small arrays
 KEYS = 64                   # that one page may have
 PIECE = 1 << 20             # bytes of an array that one command carries

@@ -51,7 +51,7 @@ class Ranks:
         """
         self._met += 1
         code = float(zlib.crc32(what.encode()) >> 8)  # float32 holds so many bits
-        self.channel.tell('arrive', rank=self.rank, values=[self._met, code, failed])
+        self.channel.tell('arrive', rank=self.rank, values=[self._met, code, *[self._met] * failed])
         end, pause = time.monotonic() + deadline(), 0.0005
         while True:
             numbers, codes, failures = self.channel.board()
@@ -60,7 +60,7 @@ class Ranks:
                                  f'{_words(numpy.flatnonzero((numbers == self._met) & (codes != code)))}. Nothing was changed.')
             missing = numpy.flatnonzero(numbers < self._met)
             if not missing.size:
-                return [int(rank) for rank in numpy.flatnonzero((numbers == self._met) & (failures > 0))]
+                return [int(rank) for rank in numpy.flatnonzero(failures == self._met)]
             if time.monotonic() > end:
                 atexit.register(_leave)
                 raise TimeoutError(

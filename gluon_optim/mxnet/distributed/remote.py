@@ -12,7 +12,7 @@ from mxnet import ndarray as nd
 from ...schema import Slot, Values
 from ...states.model import OptimizerStates, ParameterInfo
 from ...states.nesting import put_together, take_apart
-from ..native import Stranger, adapted
+from ..native import Elsewhere, Stranger, adapted
 from .held import WEIGHT
 from .pages import PIECE, Channel, ServerError, channel
 from .ranks import Ranks
@@ -70,7 +70,7 @@ class Part(NamedTuple):
     size: int   # in elements
 
 
-class Remote:
+class Remote(Elsewhere):
     """An array that is on servers, each of which may have a part of it; read when it is asked for."""
 
     def __init__(self, way: Channel, key: int, place: str, dtype: str, parts: Sequence[Part], shape: Tuple[int, ...]):

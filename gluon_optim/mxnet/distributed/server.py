@@ -1,6 +1,7 @@
 """What runs on a parameter server: MXNet's own process, to which a pickle brings this module."""
 import base64
 import json
+import logging
 import sys
 import traceback
 from typing import Any, Callable, Dict, Optional
@@ -93,6 +94,7 @@ def install() -> ServerUpdater:
     server = frame.f_locals['self']
     updater = getattr(server.kvstore, '_of_gluon_optim', None)
     if updater is None:
+        logging.getLogger('numba').setLevel(logging.WARNING)  # MXNet shows everything that anybody logs on a server
         updater = server.kvstore._of_gluon_optim = ServerUpdater(server)
         server.kvstore._set_updater(updater)
         server.kvstore.set_optimizer = updater.set_optimizer
