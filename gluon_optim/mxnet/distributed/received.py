@@ -45,7 +45,8 @@ def received(ranks: Optional[Ranks], what: str, trainers: Mapping[str, Any], rea
     about = {'path': path, 'manifest': manifest, 'sent': sent,
              'arrays': {key: [array.dtype.name, array.shape] for key, array in arrays.items()}}
     ranks.broadcast(what, json.dumps(about).encode())
-    ranks.broadcast(what, b''.join(numpy.ascontiguousarray(arrays[key]).tobytes() for key in sent))
+    if parts is not None:
+        ranks.broadcast(what, b''.join(numpy.ascontiguousarray(arrays[key]).tobytes() for key in sent))
     return parts, path
 
 

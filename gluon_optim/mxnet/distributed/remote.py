@@ -73,16 +73,26 @@ class Part(NamedTuple):
 class Remote(Elsewhere):
     """An array that is on servers, each of which may have a part of it; read when it is asked for."""
 
-    def __init__(self, way: Channel, key: int, place: str, dtype: str, parts: Sequence[Part], shape: Tuple[int, ...]):
+    def __init__(self, way: Channel, key: int, place: str, dtype: Any, parts: Sequence[Part], shape: Tuple[int, ...],
+                 copies: Sequence[Part] = ()):
         self.shape, self.dtype = shape, numpy.dtype(dtype)
-        self._way, self._key, self._place, self._parts = way, key, place, parts
+        self._way, self._key, self._place, self._parts, self._copies = way, key, place, parts, copies
 
     def reshape(self, shape: Tuple[int, ...]) -> 'Remote':
         return Remote(self._way, self._key, self._place, self.dtype, self._parts, shape)
 
     def first_part(self) -> 'Remote':
-        """The array of the first server, where all have the same."""
-        return Remote(self._way, self._key, self._place, self.dtype, self._parts[:1], (self._parts[0].size,))
+        """The array of the first server, where each has one of its own."""
+        return Remote(self._way, self._key, self._place, self.dtype, self._parts[:1], (self._parts[0].size,), self._parts[1:])
+
+    def check_copies(self, name: str) -> None:
+        """Raise ServerError where this is the `first_part`, and other servers have something else."""
+        for part in self._copies:
+            other = Remote(self._way, self._key, self._place, self.dtype, [part], (part.size,))
+            if other.asnumpy().tobytes() != self.asnumpy().tobytes():
+                raise ServerError(f'The state of {name} must be divided like the weight, or the same on all servers. Received: '
+                                  f'different arrays of {part.size} elements at {self._place} on servers {self._parts[0].server} and '
+                                  f'{part.server}. Use one server, or a larger MXNET_KVSTORE_BIGARRAY_BOUND.')
 
     def chunks(self) -> Iterator[numpy.ndarray]:
         """The elements in pieces, in order."""
@@ -145,13 +155,16 @@ def _state(way: Channel, optimizer: Any, key: int, info: ParameterInfo, owners: 
 
     def array(place: str, kind: str) -> Remote:
         parts = [Part(server, record['arrays'][place][1]) for server, record in owners]
-        return Remote(way, key, place, owners[0][1]['arrays'][place][0], parts, info.shape if parts == weight else (parts[0].size,))
+        remote = Remote(way, key, place, owners[0][1]['arrays'][place][0], parts, info.shape)
+        return remote if parts == weight else remote.first_part()
 
     nest = put_together(tree, array)
     master = None
     if optimizer.multi_precision and info.dtype == 'float16':
         master = Remote(way, key, WEIGHT, 'float32', weight, info.shape)
     if isinstance(optimizer, Stranger):
+        for remote in take_apart(nest, Remote)[1].values():
+            remote.check_copies(info.name)
         return nest if master is None else (master, nest)
     slots, _ = optimizer.split_state(nest, h, False)
     slots = tuple(remote.first_part() if slot.like == 'scalar' else remote for slot, remote in zip(optimizer.rule.slots(h), slots))
