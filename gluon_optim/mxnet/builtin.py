@@ -31,6 +31,7 @@ from ..rules.runtimes import runs_on
 from ..schema import Hyper, Values, check_known, one_of
 from ..states.model import ParameterInfo
 from ..states.mxnet_files.builtins import BUILTINS, Builtin
+from .distributed.start import for_every_trainer
 from .executors import Update, check_weight
 from .optimizer import Runner
 
@@ -109,6 +110,9 @@ class DropIn(Runner):
 
     def __deepcopy__(self, memo: Dict[int, Any]) -> 'DropIn':
         return _restored(type(self), copy.deepcopy(self.__getstate__(), memo))
+
+    def for_servers(self) -> Any:
+        return _AsDropIn(self)
 
     @property
     def aggregate_num(self) -> int:
@@ -241,6 +245,16 @@ class DropIn(Runner):
         values = dict(zip(self.rule.supplied, supplied), learning_rate=rate, wd=wd)
         numbers = self.rule.numbers(scalars, 'float64' if dtype == numpy.float64 else 'float32')
         return self.rule.all_coefficients(numbers, h.replace(**values), t)
+
+
+class _AsDropIn:
+    """A drop-in on its way to a server, which is to run the drop-in and not MXNet's class."""
+
+    def __init__(self, optimizer: DropIn):
+        self.optimizer = optimizer
+
+    def __reduce__(self) -> Any:
+        return _restored, (type(self.optimizer), self.optimizer.__getstate__())
 
 
 CLASSES: Dict[str, Type[DropIn]] = {}
@@ -470,6 +484,8 @@ def accelerate(*names: str) -> None:
     >>> type(mx.optimizer.create('adam')).__module__
     'mxnet.optimizer.optimizer'
     """
+    from .kvstore import update_together  # not on a parameter server, which imports this file too early for it
+
     for name in names:
         _check_name(name)
     registry = mx_optimizer.Optimizer.opt_registry
@@ -477,6 +493,8 @@ def accelerate(*names: str) -> None:
         if registry[name] is CLASSES[name].replaces:  # a class registered by the user under that name stays
             registry[name] = CLASSES[name]
     _take_over_loading()
+    update_together()
+    for_every_trainer(True)
 
 
 def accelerated(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
@@ -530,6 +548,7 @@ def restore_builtins() -> None:
     """
     registry = mx_optimizer.Optimizer.opt_registry
     registry.update((name, cls.replaces) for name, cls in CLASSES.items() if registry[name] is cls)
+    for_every_trainer(False)
     _told.clear()
     _give_back_loading()
 

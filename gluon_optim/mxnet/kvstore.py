@@ -1,8 +1,10 @@
-"""One list of parameters per step where `gluon.Trainer` or `Module` updates on its kvstore.
+"""One list of parameters per step where `gluon.Trainer` or `Module` updates on its kvstore; and what stores with servers need.
 
 MXNet pushes one gradient, has its parameter updated and pulls the new weight before it pushes the next. With an optimizer of
 this package it pushes all gradients, has all parameters updated by one call, and pulls all weights. Errors of the
 optimizer reach the caller that way; out of a push they could not, which calls the updater through C.
+
+With parameter servers (dist_sync, dist_async) they receive the optimizer by `distributed.worker`, which is asked before each push.
 """
 import ctypes
 import functools
@@ -15,20 +17,36 @@ from mxnet.kvstore import KVStore
 from mxnet.module import module
 from mxnet.ndarray import NDArray
 
+from .distributed.pages import channel
+from .distributed.start import start_together, starts_together
+from .distributed.worker import send_optimizer, session
+
 __all__ = ['update_together']
 
 _allreduce_grads, _update_params_on_kvstore = Trainer._allreduce_grads, model._update_params_on_kvstore  # MXNet's
+_set_optimizer = KVStore.set_optimizer
 
 
 def update_together() -> None:
     """Let trainers and modules that update on their kvstore do so by one call of the optimizer, where it is of this package."""
     Trainer._allreduce_grads = _allreduce_grads_together
     model._update_params_on_kvstore = module._update_params_on_kvstore = _update_params_together
+    KVStore.set_optimizer = _set_optimizer_here_or_on_servers
+
+
+@functools.wraps(_set_optimizer)
+def _set_optimizer_here_or_on_servers(self: KVStore, optimizer: Any) -> None:
+    if 'dist' in self.type and _is_ours(optimizer):
+        send_optimizer(self, optimizer)
+    else:
+        _set_optimizer(self, optimizer)
 
 
 @functools.wraps(_allreduce_grads)
 def _allreduce_grads_together(self: Trainer) -> None:
     trained = [(i, parameter) for i, parameter in enumerate(self._params) if parameter.grad_req != 'null']
+    if self._distributed:
+        _prepare_push(self, [parameter for _, parameter in trained])
     dense = not self._contains_sparse_weight and not self._contains_sparse_grad
     if not (trained and dense and self._update_on_kvstore and _can_update_together(self._kvstore, self._contexts[0])):
         _allreduce_grads(self)
@@ -41,6 +59,11 @@ def _allreduce_grads_together(self: Trainer) -> None:
 def _update_params_together(param_arrays: Sequence[Any], grad_arrays: Sequence[Any], kvstore: KVStore, param_names: Sequence[str]
                             ) -> None:
     trained = [one for one in zip(param_names, grad_arrays, param_arrays) if one[1][0] is not None]
+    servers = session(kvstore)
+    if servers is not None:
+        servers.check({name: copies[0] for name, _, copies in trained})
+        start_together(kvstore, len(param_names))
+        servers.before_push([copy for *_, copies in trained for copy in copies], named=True)
     dense = all(copies[0].stype == 'default' for _, *arrays in trained for copies in arrays)
     if not (trained and dense and _can_update_together(kvstore, trained[0][1][0].context)):
         _update_params_on_kvstore(param_arrays, grad_arrays, kvstore, param_names)
@@ -48,9 +71,23 @@ def _update_params_together(param_arrays: Sequence[Any], grad_arrays: Sequence[A
     _push_update_pull(kvstore, *zip(*trained))
 
 
+def _prepare_push(trainer: Trainer, trained: Sequence[Any]) -> None:
+    """What must be done before a trainer pushes gradients to servers."""
+    if starts_together(_is_ours(trainer._optimizer)):
+        start_together(trainer._kvstore, len(trainer._params) - len(trainer._params_to_init))
+    servers = session(trainer._kvstore)
+    if servers is not None:
+        channel(trainer._kvstore)  # now, while all workers are here, for the checkpoints to come
+        servers.before_push([copy for parameter in trained for copy in parameter.list_data()], named=False)
+
+
+def _is_ours(optimizer: Any) -> bool:
+    return hasattr(optimizer, 'counting_singly')
+
+
 def _can_update_together(store: Any, context: Any) -> bool:
     """Whether the weights in ``store`` are updated on a CPU, in this process, by an optimizer of this package."""
-    return (type(store) is KVStore and hasattr(getattr(store._updater, 'optimizer', None), 'counting_singly')
+    return (type(store) is KVStore and _is_ours(getattr(store._updater, 'optimizer', None))
             and context.device_type.startswith('cpu'))
 
 

@@ -74,6 +74,10 @@ class Runner(mx_optimizer.Optimizer):
         # saved on some devices, continued on others
         self.set_update_counts(self.update_counts(), self.num_update)
 
+    def for_servers(self) -> Any:
+        """What becomes this optimizer where it is unpickled."""
+        return self
+
     def __repr__(self) -> str:
         scheduler = self.lr_scheduler
         rate = {'learning_rate': self.lr} if scheduler is None else {'lr_scheduler': type(scheduler).__name__}

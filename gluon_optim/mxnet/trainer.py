@@ -37,6 +37,7 @@ from ..states.mxnet_files import mxnet2
 from .distributed import remote
 from .distributed.ranks import agreeing, sharing
 from .distributed.received import is_hollow, received
+from .distributed.start import start_together
 from .native import Builtin, Stranger, adapted, to_mxnet_state
 from .old_files import read_for
 from .scheduler_states import SchedulerPlan, export_scheduler, keep, plan_scheduler
@@ -431,7 +432,6 @@ def start(trainer: TrainerLike, undo: Optional[contextlib.ExitStack] = None) -> 
     """Do what the first step does before it updates."""
     _start_kvstore(trainer)
     waiting, deferred = trainer._params_to_init, []
-    new = bool(waiting)
     fresh = len(waiting) == len(trainer._params) and not trainer._distributed
     if undo is not None and fresh and not isinstance(trainer._kvstore_params['kvstore'], kvstore.KVStoreBase):
         undo.callback(type(trainer)._reset_kvstore, trainer)  # a user's own kvstore cannot be recreated
@@ -443,9 +443,8 @@ def start(trainer: TrainerLike, undo: Optional[contextlib.ExitStack] = None) -> 
             waiting = waiting[1:]
     finally:
         trainer._params_to_init = deferred + waiting
-    if new and trainer._distributed:
-        nd.waitall()  # MXNet asks for the weights, and would get the sum of gradients if another worker pushed some before
-        trainer._kvstore._barrier()
+    if trainer._distributed:
+        start_together(trainer._kvstore, len(trainer._params) - len(trainer._params_to_init))
 
 
 def _start_kvstore(trainer: TrainerLike) -> None:

@@ -1,1 +1,6 @@
-"""Weights on parameter servers, and several workers."""
+"""Training on several machines, by MXNet's own parameter servers.
+
+`start` lets no gradient overtake the initial weights. `worker` sends a server the optimizer, later every change of it, and
+learns of its errors; `server` is the other end, inside a server's `import mxnet`; both rely on `protocol`. `refusals` says
+what cannot be computed on servers.
+"""

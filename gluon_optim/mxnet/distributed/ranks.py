@@ -3,11 +3,8 @@
 MXNet's barrier waits in C, for ever and silently, for a worker that does not come. Here each says that it has arrived, by a
 command to the servers, and looks at their board until all have.
 """
-import atexit
 import contextlib
 import json
-import os
-import sys
 import time
 import zlib
 from typing import Any, Iterator, List, Optional
@@ -15,24 +12,11 @@ from typing import Any, Iterator, List, Optional
 import numpy
 from mxnet import ndarray as nd
 
-from .pages import Channel
+from .pages import DEADLINE, Channel, deadline, give_up
 
-__all__ = ['Ranks', 'Shared', 'agreeing', 'deadline', 'sharing']
+__all__ = ['Ranks', 'Shared', 'agreeing', 'sharing']
 
-DEADLINE = 'GLUON_OPTIM_DEADLINE'   # seconds, as an environment variable
-LONGEST = 0.05                      # seconds between two looks at the board
-
-
-def deadline() -> float:
-    """For how many seconds a worker waits for the others."""
-    given = os.environ.get(DEADLINE, '600')
-    try:
-        seconds = float(given)
-        if seconds > 0:
-            return seconds
-    except ValueError:
-        pass
-    raise ValueError(f'{DEADLINE} must be a number of seconds above 0. Received: {given!r}.')
+LONGEST = 0.05  # seconds between two looks at the board
 
 
 class Ranks:
@@ -62,7 +46,7 @@ class Ranks:
             if not missing.size:
                 return [int(rank) for rank in numpy.flatnonzero(failures == self._met)]
             if time.monotonic() > end:
-                atexit.register(_leave)
+                give_up()
                 raise TimeoutError(
                     f'All {self.number} workers must call {what}. Received: no call of {_words(missing)} within {deadline():g} s. '
                     f'Let each worker make the call, not only the first. {DEADLINE} sets the number of seconds.')
@@ -102,14 +86,6 @@ class Ranks:
             text = self.broadcast(what, str(error).encode(), failed[0]).decode()
             if error is None:
                 raise ValueError(f'Worker {failed[0]} refused {what}: {text}')
-
-
-def _leave() -> None:
-    """End this process: MXNet would wait for the missing workers, for ever, when it gives back the store."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(1)
 
 
 def _words(ranks: Any) -> str:

@@ -14,8 +14,10 @@ from ...states.model import OptimizerStates, ParameterInfo
 from ...states.nesting import put_together, take_apart
 from ..native import Elsewhere, Stranger, adapted
 from .held import WEIGHT
-from .pages import PIECE, Channel, ServerError, channel
+from .pages import PIECE, Channel, channel
+from .protocol import ServerError
 from .ranks import Ranks
+from .worker import session
 
 __all__ = ['Held', 'Load', 'Remote', 'held_by', 'load_of', 'on_servers', 'pull', 'ranks_of', 'send']
 
@@ -91,8 +93,8 @@ class Remote(Elsewhere):
             other = Remote(self._way, self._key, self._place, self.dtype, [part], (part.size,))
             if other.asnumpy().tobytes() != self.asnumpy().tobytes():
                 raise ServerError(f'The state of {name} must be divided like the weight, or the same on all servers. Received: '
-                                  f'different arrays of {part.size} elements at {self._place} on servers {self._parts[0].server} and '
-                                  f'{part.server}. Use one server, or a larger MXNET_KVSTORE_BIGARRAY_BOUND.')
+                                  f'different arrays of {part.size} elements at {self._place} on servers '
+                                  f'{self._parts[0].server} and {part.server}. Use one server, or a larger MXNET_KVSTORE_BIGARRAY_BOUND.')
 
     def chunks(self) -> Iterator[numpy.ndarray]:
         """The elements in pieces, in order."""
@@ -143,6 +145,7 @@ def _as_there(trainer: Any, records: Sequence[Mapping[str, Any]]) -> Any:
             counts[key] = max(count, counts.get(key, 0))
     optimizer.begin_num_update = latest['begin']
     optimizer.set_update_counts(counts, latest['num_update'])
+    optimizer.set_shared_state(latest['shared'])
     return optimizer
 
 
@@ -245,6 +248,9 @@ def send(trainer: Any, load: Load) -> None:
         ranks.channel.ask('release')
     ranks.meet(what)
     pull(trainer)
+    servers = session(trainer._kvstore)
+    if servers is not None:
+        servers.note()
 
 
 def pull(trainer: Any) -> None:
@@ -289,6 +295,7 @@ def _stage(trainer: Any, way: Channel, load: Load) -> None:
                 for at in range(begin, end if size else begin, PIECE):
                     way.tell('write', data[at:min(at + PIECE, end)], server=server, key=key, place=place, begin=at - begin)
                 begin = 0 if scalar else end
-    way.tell('set_optimizer', pickle.dumps(trainer._optimizer))
+    optimizer = trainer._optimizer
+    way.tell('set_optimizer', pickle.dumps(optimizer.for_servers() if hasattr(optimizer, 'for_servers') else optimizer))
     way.tell('install')
     way.ask('echo')  # raises what failed on a server

@@ -1,101 +1,196 @@
-"""What runs on a parameter server: MXNet's own process, to which a pickle brings this module."""
+"""What runs on a parameter server: `receive` is called when a worker's command is unpickled there.
+
+MXNet gives a server no way in but that: a command holds the pickle of an optimizer. This module is imported while the server
+is still inside `import mxnet`, so it takes submodules only.
+"""
 import base64
-import json
 import logging
+import pickle
 import sys
 import traceback
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
-# submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
+import numpy
 from mxnet.optimizer import optimizer as mx_optimizer
 
-from .pages import Page
+from ... import __version__
+from . import held
+from .protocol import is_introduction, write_status
 
-__all__ = ['ServerUpdater', 'call', 'message']
-
-
-def message(arguments: str, payload: str) -> str:
-    """The pickle, of protocol 0, that calls `call` on a server with two texts without a backslash or a line end."""
-    return f'c{__name__}\ncall\n(V{arguments}\nV{payload}\ntR.'
+__all__ = ['COMMANDS', 'Command', 'Server', 'receive']
 
 
-def call(arguments: str, payload: str) -> None:
-    """Execute a command of `Channel.tell`."""
-    updater = install()
-    about = json.loads(base64.b64decode(arguments))
-    name, number, server = about.pop('call'), about.pop('number', None), about.pop('server', None)
-    if server is not None and server != updater.rank:
-        return
-    if name == 'more':
-        updater.page.more(number, **about)
-        return
-    answer = b''
-    try:
-        from . import held
-        answer = getattr(held, name)(updater, payload=base64.b64decode(payload), **about)
-    except Exception:
-        traceback.print_exc()
-        updater.failure = updater.failure or traceback.format_exc()
-    if number is not None:
-        updater.page.answer(number, (updater.failure or '').encode() or answer, bool(updater.failure))
-        updater.failure = None
+class Command:
+    """Unpickled, it calls ``COMMANDS[kind]`` with the server and ``arguments``."""
+
+    def __init__(self, kind: str, *arguments: Any):
+        self.kind, self.arguments = kind, arguments
+
+    def __reduce__(self) -> Any:
+        # a pickle of its own, in letters: what cannot be unpickled is then reported by `receive`, and MXNet sends texts only
+        return receive, (self.kind, base64.b64encode(pickle.dumps(self.arguments)).decode('ascii'))
 
 
-class ServerUpdater:
-    """What MXNet calls with each sum of gradients."""
-
-    def __init__(self, server: Any):
-        self.store = server.kvstore
-        self.rank = int(self.store.rank)
-        self.page = Page()
-        self.weights: Dict[int, Any] = {}       # as MXNet keeps them, by key; float32 where it has masters
-        self.special: Dict[int, Callable[[int, Any, Any], None]] = {}
-        self.instead: Optional[Callable[[int, Any, Any], None]] = None   # of an update
-        self.failure: Optional[str] = None
-        self.staged: Dict[int, Any] = {}
-        self.posts: Dict[int, str] = {}
-        self.board: Any = None                  # as MXNet keeps it, on the server that has it
-        self._updater: Any = server.kvstore._updater
-
-    @property
-    def optimizer(self) -> Any:
-        return self._updater.optimizer if self._updater else None
-
-    @property
-    def states(self) -> Dict[int, Any]:
-        return self._updater.states if self._updater else {}
-
-    def set_optimizer(self, optimizer: Any) -> None:
-        if optimizer is None:
-            return
-        updater = mx_optimizer.get_updater(optimizer)
-        if self._updater:
-            updater.states, updater.states_synced = self._updater.states, self._updater.states_synced
-        self._updater = updater
-
-    def set_state(self, key: int, state: Any) -> None:
-        self._updater.states[key], self._updater.states_synced[key] = state, True
-
-    def __call__(self, key: int, pushed: Any, stored: Any) -> None:
-        if key in self.special:
-            self.special[key](key, pushed, stored)
-            return
-        self.weights[key] = stored
-        if self.instead:
-            self.instead(key, pushed, stored)
-        else:
-            self._updater(key, pushed, stored)
+def receive(kind: str, arguments: str) -> 'Done':
+    """Do what a command says, on the server that has just received it."""
+    _server().execute(kind, arguments)
+    return Done()
 
 
-def install() -> ServerUpdater:
+class Done:
+    """In place of an optimizer: there is nothing left to do."""
+
+
+def _server() -> 'Server':
+    """The `Server` of this process, made for the first command. MXNet keeps its store only in the frames that receive."""
     frame: Any = sys._getframe()
-    while type(frame.f_locals.get('self')).__name__ != 'KVStoreServer':
+    while frame is not None:
+        owner = frame.f_locals.get('self')
+        if type(owner).__name__ == 'KVStoreServer':
+            store = owner.kvstore
+            if not isinstance(vars(store).get('gluon_optim'), Server):
+                store.gluon_optim = Server(store)
+            server: Server = store.gluon_optim
+            return server
         frame = frame.f_back
-    server = frame.f_locals['self']
-    updater = getattr(server.kvstore, '_of_gluon_optim', None)
-    if updater is None:
-        logging.getLogger('numba').setLevel(logging.WARNING)  # MXNet shows everything that anybody logs on a server
-        updater = server.kvstore._of_gluon_optim = ServerUpdater(server)
-        server.kvstore._set_updater(updater)
-        server.kvstore.set_optimizer = updater.set_optimizer
-    return updater
+    raise RuntimeError('This is no parameter server: nothing here receives commands of workers.')
+
+
+class Server:
+    """The optimizer on a server, the states that it keeps there, and the first error.
+
+    ``special``
+        key -> function(pushed, stored), for keys that hold something else than a weight.
+    ``weights``
+        key -> what MXNet keeps there: the weight, or its float32 master.
+    ``desk``
+        What it does for checkpoints.
+    """
+
+    def __init__(self, store: Any):
+        self.store = store
+        self.updater: Any = None
+        self.special: Dict[int, Callable[[Any, Any], None]] = {}
+        self.weights: Dict[int, Any] = {}
+        self.desk = held.Desk(self)
+        self.error, self.error_step = '', 0
+        self._met: Dict[int, bool] = {}                     # the keys that have been pushed
+        self._shared: Dict[int, Mapping[str, Any]] = {}     # key -> what the optimizer shares between parameters
+        self._statuses: List[Any] = []                      # the arrays that workers pull
+        self._changed: Dict[str, Tuple[int, int, bytes]] = {}   # attribute -> step, rank and value of the last change
+        set_optimizer = store.set_optimizer
+
+        def take(optimizer: Any) -> None:
+            if not isinstance(optimizer, Done):  # one of MXNet's own, sent by MXNet
+                self.updater = None
+                set_optimizer(optimizer)
+                if self.desk.is_open:
+                    self.take_updates()
+        store.set_optimizer = take
+        logging.getLogger('numba').setLevel(logging.WARNING)  # MXNet has a server show whatever anybody logs
+
+    # -- commands ---------------------------------------------------------------------------------------------------
+
+    def execute(self, kind: str, arguments: str) -> None:
+        try:
+            COMMANDS[kind](self, *pickle.loads(base64.b64decode(arguments)))
+        except Exception as error:
+            self.fail(error)
+
+    def set_optimizer(self, optimizer: mx_optimizer.Optimizer) -> None:
+        """Update by ``optimizer`` from now on, with new states."""
+        self.updater = mx_optimizer.Updater(optimizer)
+        self.error, self.error_step = '', 0
+        self._shared, self._changed = {}, {}
+        self.store._set_updater(self.update)
+        self.tell()
+
+    def replace_optimizer(self, optimizer: Any) -> None:
+        """Update by ``optimizer`` from now on, with the states that are here, for a checkpoint has its counts."""
+        before, self.updater = self.updater, mx_optimizer.Updater(optimizer)
+        self.updater.states, self.updater.states_synced = before.states, before.states_synced
+        shared = getattr(optimizer, 'shared_state', dict)
+        self._shared = {key: shared() for key in self.weights}
+
+    def shared_state(self) -> Mapping[str, Any]:
+        """What the optimizer shares between parameters, as that which has been updated most often has it."""
+        counts = held.update_counts(self.updater.optimizer)
+        latest = max(self._shared, key=lambda key: counts.get(key, 0), default=None)
+        return {} if latest is None else self._shared[latest]
+
+    def take_updates(self) -> None:
+        """Let MXNet call `update`, also for an optimizer of its own."""
+        if self.updater is None:
+            self.updater = self.store._updater
+        self.store._set_updater(self.update)
+
+    def change(self, step: int, rank: int, attributes: Mapping[str, bytes], scheduler: Mapping[str, bytes]) -> None:
+        """Set attributes of the optimizer, and of its scheduler, to the pickled values, for the updates from ``step`` on."""
+        optimizer = self.updater.optimizer
+        try:
+            for owner, changes in ((optimizer, attributes), (optimizer.lr_scheduler, scheduler)):
+                for name, value in changes.items():
+                    self._check_agreement(f'{"" if owner is optimizer else "lr_scheduler."}{name}', step, rank, value)
+                    vars(owner)[name] = pickle.loads(value)
+            optimizer.hyperparameters()
+        except Exception as error:
+            self.fail(error, step)
+
+    def _check_agreement(self, name: str, step: int, rank: int, value: bytes) -> None:
+        before = self._changed.get(name)
+        if before is not None and before[0] == step and before[1] != rank and before[2] != value:
+            raise ValueError(f'All workers must make the same changes. Received for `{name}` in step {step}: '
+                             f'{pickle.loads(before[2])!r:.60} from rank {before[1]}, {pickle.loads(value)!r:.60} from {rank}.')
+        self._changed[name] = step, rank, value
+
+    # -- updates ----------------------------------------------------------------------------------------------------
+
+    def update(self, key: int, pushed: Any, stored: Any) -> None:
+        """What MXNet calls for each key, when all workers have pushed it (in dist_async: for each push)."""
+        try:
+            if key not in self._met:
+                self._meet(key, stored)
+            if key in self.special:
+                self.special[key](pushed, stored)
+                return
+            self.weights[key] = stored
+            if self.desk.instead is not None:
+                self.desk.instead(key, stored)
+            elif not self.error:
+                optimizer = self.updater.optimizer
+                if key in self._shared:  # each parameter has its own: their order of arrival is nobody's
+                    vars(optimizer).update(self._shared[key])
+                self.updater(key, pushed, stored)
+                self._shared[key] = getattr(optimizer, 'shared_state', dict)()
+        except Exception as error:
+            self.fail(error)
+
+    def _meet(self, key: int, stored: Any) -> None:
+        self._met[key] = True
+        if stored.stype == 'default' and stored.dtype == numpy.float32 and is_introduction(stored[:8].asnumpy()):
+            self.special[key] = lambda pushed, stored: self.tell(stored)
+
+    # -- what workers are told --------------------------------------------------------------------------------------
+
+    def fail(self, error: Exception, step: int = 0) -> None:
+        """Keep the first error, update no more, and tell the workers; those that make ``step`` hear of it in the next one."""
+        text = traceback.format_exc()
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        if not self.error:
+            self.error, self.error_step = f'{type(error).__name__}: {error}\n{text}', step
+        if self.updater is None:
+            self.store._set_updater(self.update)  # else MXNet makes sums of gradients of the weights
+        self.tell()
+
+    def tell(self, stored: Optional[Any] = None) -> None:
+        """Write how this server is to where workers read it; ``stored`` is a new place."""
+        if stored is not None:
+            self._statuses.append(stored)
+        for array in self._statuses:
+            array._sync_copyfrom(write_status(array.size, version=__version__, server=self.store.rank, error=self.error,
+                                              step=self.error_step))
+
+
+#: kind -> what is called with the server and the arguments of the command
+COMMANDS: Dict[str, Callable[..., None]] = {'optimizer': Server.set_optimizer, 'change': Server.change, 'ask': held.execute}
