@@ -17,7 +17,7 @@ from mxnet import autograd, gluon
 
 import gluon_optim as go
 
-SHAPES = ((3, 4), (1,), (2, 3, 25))  # with a bound of 30 the last is divided among servers
+SHAPES = ((3, 4), (1,), (2, 3, 25))  # with a bound of 100 the last is divided among servers
 
 
 def made(options, kvstore=None):

@@ -20,7 +20,7 @@ from server_states_worker import found_in, made, train  # noqa: E402
 import gluon_optim as go  # noqa: E402
 
 STEPS, MIDDLE = 10, 5
-BOUND = 30  # arrays of so many elements are divided among the servers
+BOUND = 100  # arrays of so many elements are divided among the servers
 LONG = os.environ.get('GLUON_OPTIM_LONG_TESTS')
 WORKER = [sys.executable, str(ROOT / 'tests' / 'server_states_worker.py')]
 

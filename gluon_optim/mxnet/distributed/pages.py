@@ -10,8 +10,11 @@ import base64
 import contextlib
 import ctypes
 import json
+import os
 import pickle
 import struct
+import sys
+import threading
 import weakref
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -23,7 +26,8 @@ from mxnet import ndarray as nd
 
 from .protocol import ServerError, bound, number_of_servers
 
-__all__ = ['BOARD', 'BOARD_ROWS', 'Channel', 'DEADLINE', 'FIRST', 'LAST', 'PIECE', 'Page', 'channel', 'deadline', 'give_up', 'memory']
+__all__ = ['BOARD', 'BOARD_ROWS', 'Channel', 'DEADLINE', 'FIRST', 'LAST', 'PIECE', 'Page', 'channel', 'deadline', 'give_up',
+           'memory']
 
 # MXNet multiplies a key by 9973 in 32 bits to choose its server, so keys end at 215 330
 FIRST, LAST = 200_000, 209_999
@@ -155,7 +159,7 @@ def deadline() -> float:
 
 
 def give_up() -> None:
-    """Let this process end when its program does: MXNet would wait in C for the missing workers, for ever, to give back the store."""
+    """Let this process end when its program does: to give back the store MXNet would wait for the missing workers, for ever."""
     atexit.register(_end)
 
 

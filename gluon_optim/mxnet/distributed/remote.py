@@ -94,7 +94,8 @@ class Remote(Elsewhere):
             if other.asnumpy().tobytes() != self.asnumpy().tobytes():
                 raise ServerError(f'The state of {name} must be divided like the weight, or the same on all servers. Received: '
                                   f'different arrays of {part.size} elements at {self._place} on servers '
-                                  f'{self._parts[0].server} and {part.server}. Use one server, or a larger MXNET_KVSTORE_BIGARRAY_BOUND.')
+                                  f'{self._parts[0].server} and {part.server}. Use one server, or a larger '
+                                  'MXNET_KVSTORE_BIGARRAY_BOUND.')
 
     def chunks(self) -> Iterator[numpy.ndarray]:
         """The elements in pieces, in order."""
