@@ -1,7 +1,6 @@
 """What a worker does for a store whose servers update the weights."""
 import pickle
-import weakref
-from typing import Any, Dict, List, Mapping, MutableMapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy
 from mxnet import ndarray as nd
@@ -18,12 +17,10 @@ _SET_OPTIMIZER, _SET_MULTI_PRECISION = 0, 1  # MXNet's numbers of its commands
 _COUNTED = ('num_update', '_index_update_count', '_all_index_update_counts', '_restored_counts', 'lr_scheduler')
 _FIXED = ('multi_precision', 'begin_num_update', 'idx2name', 'sym_info', 'allow_np_array', 'use_fused_step', 'aggregate_num')
 
-_sessions: MutableMapping[Any, 'Session'] = weakref.WeakKeyDictionary()
-
 
 def session(store: Any) -> Optional['Session']:
     """What goes on between this worker and the servers of ``store``; None where they run no optimizer of this package."""
-    return _sessions.get(store)
+    return vars(store).get('gluon_optim_session')  # not in a table here: it would keep the store, through the parameters' trainer
 
 
 def send_optimizer(store: Any, optimizer: Any) -> None:
@@ -38,7 +35,7 @@ def send_optimizer(store: Any, optimizer: Any) -> None:
     new.send('optimizer', optimizer.for_servers())
     if optimizer.multi_precision:
         store._send_command_to_servers(_SET_MULTI_PRECISION, '')
-    _sessions[store] = new
+    store.gluon_optim_session = new
     trainer = getattr(parameters[0], '_trainer', None) if parameters else None
     if trainer is not None and trainer._optimizer is optimizer:
         _let_batch_sizes_change(trainer)
@@ -62,7 +59,7 @@ class Session:
         self.store, self.optimizer = store, optimizer
         self.steps = 0                          # that were begun here
         self._asynchronous = 'async' in store.type
-        before = _sessions.get(store)           # keys can be initialised only once
+        before = session(store)                 # keys can be initialised only once
         self._keys: List[Any] = before._keys if before is not None else []      # of what each server says
         self._statuses: List[Any] = before._statuses if before is not None else []
         self.note()
