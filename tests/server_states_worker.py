@@ -104,7 +104,7 @@ def unwritable(options, kvstore, share):
 
 def managed(options, kvstore, share):
     """A net with running statistics, dropout, and a part that is not trained, in a loop with a manager."""
-    mx.random.seed(kvstore.rank + options['seed'])
+    mx.random.seed(options['seed'])
     np.random.seed(kvstore.rank + options['seed'])  # noqa: NPY002  the global generator is what a checkpoint has
     random.seed(kvstore.rank + options['seed'])
     net = gluon.nn.HybridSequential(prefix='net_')
@@ -112,6 +112,7 @@ def managed(options, kvstore, share):
         net.add(gluon.nn.Dense(6, in_units=4), gluon.nn.BatchNorm(in_channels=6), gluon.nn.Dropout(0.5),
                 gluon.nn.Dense(2, in_units=6))
     net.initialize(mx.init.Uniform(0.5))
+    mx.random.seed(kvstore.rank + options['seed'])
     trained = {name: parameter for name, parameter in net.collect_params().items() if 'dense0' not in name}
     trainer = gluon.Trainer(trained, 'adamw', {'learning_rate': 0.125}, kvstore=kvstore)
     folder = options['folder'] if kvstore.rank == 0 else f'{options["folder"]}/not on this machine'
