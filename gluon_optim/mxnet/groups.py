@@ -268,13 +268,14 @@ def _check_reached(places: Sequence[_Place]) -> None:
 
 
 def _not_reached(trainer: Any) -> str:
+    if isinstance(trainer._optimizer, Runner):
+        return ''
     if trainer._kv_initialized:
-        return 'which got the optimizer at the first step. Set them before' if (
-            trainer._distributed and trainer._update_on_kvstore) else ''
-    store = trainer._kvstore_params['kvstore']
-    on_servers = 'dist' in str(getattr(store, 'type', store)) and trainer._kvstore_params['update_on_kvstore'] is not False
-    return 'to which MXNet sends its own optimizers without multipliers. Use one of gluon_optim' if (
-        on_servers and not isinstance(trainer._optimizer, Runner)) else ''
+        on_servers = trainer._distributed and trainer._update_on_kvstore
+    else:
+        store = trainer._kvstore_params['kvstore']
+        on_servers = 'dist' in str(getattr(store, 'type', store)) and trainer._kvstore_params['update_on_kvstore'] is not False
+    return 'to which MXNet sends its own optimizers without multipliers. Use one of gluon_optim' if on_servers else ''
 
 
 # The net

@@ -63,7 +63,7 @@ def _update_params_together(param_arrays: Sequence[Any], grad_arrays: Sequence[A
     if servers is not None:
         servers.check({name: copies[0] for name, _, copies in trained})
         start_together(kvstore, len(param_names))
-        servers.before_push([copy for *_, copies in trained for copy in copies], named=True)
+        servers.before_push(kvstore, [copy for *_, copies in trained for copy in copies], named=True)
     dense = all(copies[0].stype == 'default' for _, *arrays in trained for copies in arrays)
     if not (trained and dense and _can_update_together(kvstore, trained[0][1][0].context)):
         _update_params_on_kvstore(param_arrays, grad_arrays, kvstore, param_names)
@@ -78,7 +78,7 @@ def _prepare_push(trainer: Trainer, trained: Sequence[Any]) -> None:
     servers = session(trainer._kvstore)
     if servers is not None:
         channel(trainer._kvstore)  # now, while all workers are here, for the checkpoints to come
-        servers.before_push([copy for parameter in trained for copy in parameter.list_data()], named=False)
+        servers.before_push(trainer._kvstore, [copy for parameter in trained for copy in parameter.list_data()], named=False)
 
 
 def _is_ours(optimizer: Any) -> bool:

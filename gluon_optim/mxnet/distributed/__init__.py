@@ -4,3 +4,6 @@
 learns of its errors; `server` is the other end, inside a server's `import mxnet`; both rely on `protocol`. `refusals` says
 what cannot be computed on servers.
 """
+from .protocol import ServerError
+
+__all__ = ['ServerError']

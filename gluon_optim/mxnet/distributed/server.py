@@ -92,6 +92,8 @@ class Server:
     # -- commands ---------------------------------------------------------------------------------------------------
 
     def execute(self, kind: str, arguments: str) -> None:
+        if kind == 'optimizer':
+            self.error, self.error_step = '', 0  # it was that of another
         try:
             COMMANDS[kind](self, *pickle.loads(base64.b64decode(arguments)))
         except Exception as error:
@@ -100,7 +102,6 @@ class Server:
     def set_optimizer(self, optimizer: mx_optimizer.Optimizer) -> None:
         """Update by ``optimizer`` from now on, with new states."""
         self.updater = mx_optimizer.Updater(optimizer)
-        self.error, self.error_step = '', 0
         self._shared, self._changed = {}, {}
         self.store._set_updater(self.update)
         self.tell()
@@ -139,8 +140,9 @@ class Server:
     def _check_agreement(self, name: str, step: int, rank: int, value: bytes) -> None:
         before = self._changed.get(name)
         if before is not None and before[0] == step and before[1] != rank and before[2] != value:
-            raise ValueError(f'All workers must make the same changes. Received for `{name}` in step {step}: '
-                             f'{pickle.loads(before[2])!r:.60} from rank {before[1]}, {pickle.loads(value)!r:.60} from {rank}.')
+            one, other = pickle.loads(before[2]), pickle.loads(value)
+            raise ValueError(f'All workers must make the same changes. Received for `{name}` in step {step}: {one!r:.60} from '
+                             f'rank {before[1]}, {other!r:.60} from rank {rank}.')
         self._changed[name] = step, rank, value
 
     # -- updates ----------------------------------------------------------------------------------------------------

@@ -32,13 +32,18 @@ def send_optimizer(store: Any, optimizer: Any) -> None:
     status_size(bound())
     new = Session(store, optimizer)
     new.check({parameter.name: parameter for parameter in parameters if parameter.grad_req != 'null'})
-    new.send('optimizer', optimizer.for_servers())
+    _send(store, 'optimizer', optimizer.for_servers())
     if optimizer.multi_precision:
         store._send_command_to_servers(_SET_MULTI_PRECISION, '')
     store.gluon_optim_session = new
     trainer = getattr(parameters[0], '_trainer', None) if parameters else None
     if trainer is not None and trainer._optimizer is optimizer:
         _let_batch_sizes_change(trainer)
+
+
+def _send(store: Any, kind: str, *arguments: Any) -> None:
+    """Have a command executed on all servers."""
+    store._send_command_to_servers(_SET_OPTIMIZER, py_str(pickle.dumps(Command(kind, *arguments), 0)))
 
 
 def _let_batch_sizes_change(trainer: Any) -> None:
@@ -49,14 +54,14 @@ def _let_batch_sizes_change(trainer: Any) -> None:
 
 
 class Session:
-    """Keeps the optimizer on the servers of ``store`` like ``optimizer``, the one here.
+    """Keeps the optimizer on the servers of a store like ``optimizer``, the one here.
 
     Before each step all weights of the last one have arrived, so that all updates are done: what a worker sends then holds from
     the next one on, which cannot be made before this worker has pushed its gradients.
     """
 
     def __init__(self, store: Any, optimizer: Any):
-        self.store, self.optimizer = store, optimizer
+        self.optimizer = optimizer
         self.steps = 0                          # that were begun here
         self._asynchronous = 'async' in store.type
         before = session(store)                 # keys can be initialised only once
@@ -75,34 +80,30 @@ class Session:
             check_servers(self.optimizer, {name: int(numpy.prod(weight.shape)) for name, weight in weights.items()},
                           any(numpy.dtype(weight.dtype) == numpy.float16 for weight in weights.values()))
 
-    def send(self, kind: str, *arguments: Any) -> None:
-        """Have a command executed on all servers."""
-        self.store._send_command_to_servers(_SET_OPTIMIZER, py_str(pickle.dumps(Command(kind, *arguments), 0)))
-
-    def before_push(self, weights: Sequence[Any], named: bool) -> None:
+    def before_push(self, store: Any, weights: Sequence[Any], named: bool) -> None:
         """To be called before the gradients of each step are pushed. ``weights`` were pulled in the last one.
 
         Raises ServerError where a server has failed, ValueError or TypeError for changes that cannot be made.
         """
         if not self._keys:
-            self._open(named)
+            self._open(store, named)
         for weight in weights:
             weight.wait_to_read()
-        self._check()
-        self._send_changes()
+        self._check(store)
+        self._send_changes(store)
         self.steps += 1
 
-    def _open(self, named: bool) -> None:
+    def _open(self, store: Any, named: bool) -> None:
         size = status_size(bound())
         keys = status_keys(number_of_servers(), named)
         first = nd.zeros((size,))
         first._sync_copyfrom(introduction(size))
-        self.store.init(keys, [first] * len(keys))
-        self.store.push(keys, [nd.zeros((size,))] * len(keys))
+        store.init(keys, [first] * len(keys))
+        store.push(keys, [nd.zeros((size,))] * len(keys))
         self._keys, self._statuses = keys, [nd.zeros((size,)) for _ in keys]
 
-    def _check(self) -> None:
-        self.store.pull(self._keys, self._statuses)
+    def _check(self, store: Any) -> None:
+        store.pull(self._keys, self._statuses)
         for number, array in enumerate(self._statuses):
             status = read_status(array.asnumpy())
             if status is None:
@@ -117,7 +118,7 @@ class Session:
                 raise ServerError(f'The optimizer failed on parameter server {status["server"]}, which updates no more weights: '
                                   f'{status["error"]}')
 
-    def _send_changes(self) -> None:
+    def _send_changes(self, store: Any) -> None:
         attributes, scheduler = _attributes(self.optimizer), _attributes_of_scheduler(self.optimizer)
         changed = _difference(self._sent, attributes)
         changed_scheduler: Mapping[str, bytes] = {}
@@ -127,7 +128,7 @@ class Session:
             changed_scheduler = _difference(self._scheduler, scheduler)
         if changed or changed_scheduler:
             self._check_changes(changed)
-            self.send('change', self.steps + 1, self.store.rank, changed, changed_scheduler)
+            _send(store, 'change', self.steps + 1, store.rank, changed, changed_scheduler)
             self._sent, self._scheduler = attributes, scheduler
 
     def _check_changes(self, changed: Mapping[str, bytes]) -> None:
