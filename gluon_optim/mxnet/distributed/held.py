@@ -3,6 +3,7 @@
 `pages.Channel` asks, by the names of the methods of `Desk`.
 """
 import functools
+import gc
 import json
 import pickle
 import sys
@@ -161,6 +162,7 @@ class Desk:
     def release(self, payload: bytes) -> None:
         """Update again."""
         self.instead, self._staged = None, {}
+        gc.collect()  # what was replaced: the optimizer, which is in a cycle, has the states
 
 
 def update_counts(optimizer: Any) -> Mapping[int, int]:

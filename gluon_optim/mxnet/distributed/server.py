@@ -150,6 +150,7 @@ class Server:
     def update(self, key: int, pushed: Any, stored: Any) -> None:
         """What MXNet calls for each key, when all workers have pushed it (in dist_async: for each push)."""
         try:
+            pushed.wait_to_read()  # MXNet adds up what it has received, and frees that when this returns
             if key not in self._met:
                 self._meet(key, stored)
             if key in self.special:

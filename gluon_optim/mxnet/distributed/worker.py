@@ -20,7 +20,8 @@ _FIXED = ('multi_precision', 'begin_num_update', 'idx2name', 'sym_info', 'allow_
 
 def session(store: Any) -> Optional['Session']:
     """What goes on between this worker and the servers of ``store``; None where they run no optimizer of this package."""
-    return vars(store).get('gluon_optim_session')  # not in a table here: it would keep the store, through the parameters' trainer
+    found: Optional[Session] = vars(store).get('gluon_optim_session')  # a table here would keep the store, through the trainer
+    return found
 
 
 def send_optimizer(store: Any, optimizer: Any) -> None:
