@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 mx = pytest.importorskip('mxnet')
@@ -18,6 +19,7 @@ from contract_nets import environment  # noqa: E402
 from server_states_worker import found_in, made, train  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
+from gluon_optim.mxnet.distributed.refusals import check_servers  # noqa: E402
 
 STEPS, MIDDLE = 10, 5
 BOUND = 100  # arrays of so many elements are divided among the servers
@@ -47,24 +49,55 @@ def same(found, expected):
     assert found['digest'] == expected['digest']
 
 
-CASES = [  # optimizer, type of weights, servers before and after
+def case(name, dtype, scheduler=True):
+    return dict(name=name, dtype=dtype, arguments={'multi_precision': True} if dtype == 'float16' else {}, scheduler=scheduler)
+
+
+def check_continuation(options, before, afters, tmp_path, middle=MIDDLE, steps=STEPS, bound=BOUND):
+    """Straight through on ``before`` servers, with a checkpoint in the middle; then from there on others, and in one process."""
+    path = str(tmp_path / f'run{before}.safetensors')
+    expected = found_in(alone(options, steps))
+    for found in cluster(before, save=path, middle=middle, steps=steps, bound=bound, **options):
+        same(found, expected)
+    same(found_in(alone(options, steps, path)), expected)
+    for after in afters:
+        for found in cluster(after, load=path, steps=steps, bound=bound, **options):
+            same(found, expected)
+            assert found['restored'] == [3, middle, f'restored 3 of 3 parameters at step {middle}']
+
+
+@pytest.mark.parametrize('name, dtype, before, after', [
     ('adamw', 'float32', 2, 3),
-    ('adam', 'float16', 3, 2),       # MXNet's name: its own class on the servers
-    ('dcasgd', 'float32', 1, 2),
-]
-
-
-@pytest.mark.parametrize('name, dtype, before, after', CASES)
+    ('adam', 'float16', 3, 1),
+    ('dcasgd', 'float64', 1, 2),
+])
 def test_a_run_continues_on_another_number_of_servers_and_in_one_process(name, dtype, before, after, tmp_path):
-    path = str(tmp_path / 'run.safetensors')
-    options = dict(name=name, dtype=dtype, arguments={'multi_precision': True} if dtype == 'float16' else {}, scheduler=True)
-    expected = found_in(alone(options))
-    for found in cluster(before, save=path, middle=MIDDLE, steps=STEPS, **options):
-        same(found, expected)
-    same(found_in(alone(options, path=path)), expected)
-    for found in cluster(after, load=path, steps=STEPS, **options):
-        same(found, expected)
-        assert found['restored'] == [3, MIDDLE, f'restored 3 of 3 parameters at step {MIDDLE}']
+    check_continuation(case(name, dtype), before, [after], tmp_path)
+
+
+def may_run(name, dtype, bound):
+    """Whether servers take the optimizer."""
+    run = made(case(name, dtype, scheduler=False))
+    sizes = {parameter.name: int(np.prod(parameter.shape)) for parameter in run.parameters}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('DMLC_NUM_SERVER', '3')
+        patch.setenv('MXNET_KVSTORE_BIGARRAY_BOUND', str(bound))
+        try:
+            check_servers(run.optimizer, sizes, dtype == 'float16')
+        except ValueError:
+            return False
+    return True
+
+
+@pytest.mark.skipif(not LONG, reason='GLUON_OPTIM_LONG_TESTS is not set')
+@pytest.mark.parametrize('before', [1, 2, 3])
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize('name', go.list_optimizers())
+def test_every_optimizer_continues_on_every_number_of_servers(name, dtype, before, tmp_path):
+    bound = BOUND if may_run(name, dtype, BOUND) else 1000  # with which no parameter is cut in parts
+    if not may_run(name, dtype, bound):
+        pytest.skip('servers do not take it')
+    check_continuation(case(name, dtype), before, [1, 2, 3], tmp_path, 20, 40, bound)
 
 
 def test_a_checkpoint_of_one_process_continues_on_servers_with_norms_of_whole_parameters(tmp_path):
