@@ -25,7 +25,12 @@ def made(options, kvstore=None):
     arguments = dict(options.get('arguments', {}))
     if options.get('scheduler'):
         arguments['lr_scheduler'] = mx.lr_scheduler.FactorScheduler(step=7, factor=0.75, base_lr=0.0625)
-    return Run(options['name'], arguments, options.get('dtype', 'float32'), shapes=SHAPES, kvstore=kvstore)
+    if options.get('accelerate'):
+        go.accelerate(options['name'])
+    try:
+        return Run(options['name'], arguments, options.get('dtype', 'float32'), shapes=SHAPES, kvstore=kvstore)
+    finally:
+        go.restore_builtins()
 
 
 def train(run, steps, share=1.0):

@@ -16,10 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / 'tools'), str(ROOT / 'tests')]
 from cluster import ClusterError, run  # noqa: E402
 from contract_nets import environment  # noqa: E402
-from server_states_worker import found_in, made, train  # noqa: E402
+from server_states_worker import SHAPES, found_in, made, train  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
 from gluon_optim.mxnet.distributed.refusals import check_servers  # noqa: E402
+from gluon_optim.rules.mx import DROP_INS  # noqa: E402
 
 STEPS, MIDDLE = 10, 5
 BOUND = 100  # arrays of so many elements are divided among the servers
@@ -49,8 +50,8 @@ def same(found, expected):
     assert found['digest'] == expected['digest']
 
 
-def case(name, dtype, scheduler=True):
-    return dict(name=name, dtype=dtype, arguments={'multi_precision': True} if dtype == 'float16' else {}, scheduler=scheduler)
+def case(name, dtype, **more):
+    return dict(name=name, dtype=dtype, arguments={'multi_precision': True} if dtype == 'float16' else {}, scheduler=True, **more)
 
 
 def check_continuation(options, before, afters, tmp_path, middle=MIDDLE, steps=STEPS, bound=BOUND):
@@ -72,18 +73,18 @@ def check_continuation(options, before, afters, tmp_path, middle=MIDDLE, steps=S
     ('dcasgd', 'float64', 1, 2),
 ])
 def test_a_run_continues_on_another_number_of_servers_and_in_one_process(name, dtype, before, after, tmp_path):
-    check_continuation(case(name, dtype), before, [after], tmp_path)
+    check_continuation(case(name, dtype, accelerate=name == 'dcasgd'), before, [after], tmp_path)
 
 
 def may_run(name, dtype, bound):
     """Whether servers take the optimizer."""
-    run = made(case(name, dtype, scheduler=False))
-    sizes = {parameter.name: int(np.prod(parameter.shape)) for parameter in run.parameters}
+    optimizer = go.create(name, **case(name, dtype)['arguments'])
+    sizes = {str(shape): int(np.prod(shape)) for shape in SHAPES}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('DMLC_NUM_SERVER', '3')
         patch.setenv('MXNET_KVSTORE_BIGARRAY_BOUND', str(bound))
         try:
-            check_servers(run.optimizer, sizes, dtype == 'float16')
+            check_servers(optimizer, sizes, dtype == 'float16')
         except ValueError:
             return False
     return True
@@ -92,12 +93,12 @@ def may_run(name, dtype, bound):
 @pytest.mark.skipif(not LONG, reason='GLUON_OPTIM_LONG_TESTS is not set')
 @pytest.mark.parametrize('before', [1, 2, 3])
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])
-@pytest.mark.parametrize('name', go.list_optimizers())
-def test_every_optimizer_continues_on_every_number_of_servers(name, dtype, before, tmp_path):
+@pytest.mark.parametrize('name, accelerate', [*((name, False) for name in go.list_optimizers()), *((name, True) for name in DROP_INS)])
+def test_every_optimizer_continues_on_every_number_of_servers(name, accelerate, dtype, before, tmp_path):
     bound = BOUND if may_run(name, dtype, BOUND) else 1000  # with which no parameter is cut in parts
     if not may_run(name, dtype, bound):
         pytest.skip('servers do not take it')
-    check_continuation(case(name, dtype), before, [1, 2, 3], tmp_path, 20, 40, bound)
+    check_continuation(case(name, dtype, accelerate=accelerate), before, [1, 2, 3], tmp_path, 20, 40, bound)
 
 
 def test_a_checkpoint_of_one_process_continues_on_servers_with_norms_of_whole_parameters(tmp_path):
