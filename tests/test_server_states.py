@@ -93,7 +93,8 @@ def may_run(name, dtype, bound):
 @pytest.mark.skipif(not LONG, reason='GLUON_OPTIM_LONG_TESTS is not set')
 @pytest.mark.parametrize('before', [1, 2, 3])
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])
-@pytest.mark.parametrize('name, accelerate', [*((name, False) for name in go.list_optimizers()), *((name, True) for name in DROP_INS)])
+@pytest.mark.parametrize('name, accelerate', [
+    *((name, False) for name in go.list_optimizers()), *((name, True) for name in DROP_INS)])
 def test_every_optimizer_continues_on_every_number_of_servers(name, accelerate, dtype, before, tmp_path):
     bound = BOUND if may_run(name, dtype, BOUND) else 1000  # with which no parameter is cut in parts
     if not may_run(name, dtype, bound):
