@@ -187,6 +187,23 @@ def skipped_step():
     return [all((a[key] == b[key]).all() for key in a) for a, b in ((before, between), (between, after))]
 
 
+def compressed(update_on_kvstore):
+    """A weight after three gradients of 0.3 from each worker, of which 0.5 is sent as soon as it has added up. It has 100 elements:
+    MXNet cannot cut compressed ones evenly in every size."""
+    p = gluon.Parameter('w', shape=(10, 16))
+    p.initialize(mx.init.Zero())
+    trainer = gluon.Trainer([p], go.create('sgd_torch', learning_rate=1.0), kvstore=STORE, update_on_kvstore=update_on_kvstore,
+                            compression_params={'type': '2bit', 'threshold': 0.5})
+    found = []
+    for _ in range(3):
+        with autograd.record():
+            loss = (p.data() * 0.3).sum()
+        loss.backward()
+        trainer.step(1)
+        found.append(sorted(set(p.data().asnumpy().ravel().tolist())))
+    return found
+
+
 def module(name):
     """The parameters of a Module after some steps on this worker's half of each batch."""
     return trained_module(name, STORE, [slice(0, 4), slice(4, 8)][STORE.rank])

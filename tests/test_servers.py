@@ -180,7 +180,7 @@ def test_the_script_in_the_documentation(tmp_path):
 
 
 def test_the_command_fails_with_a_worker():
-    code, _, err = command('--workers', '1', '--servers', '1', sys.executable, '-c', 'raise SystemExit(3)')
+    code, _, err = command('--grace', '1', '--workers', '1', '--servers', '1', sys.executable, '-c', 'raise SystemExit(3)')
     assert code == 1
     assert 'worker0 ended with 3' in err
 
@@ -188,3 +188,9 @@ def test_the_command_fails_with_a_worker():
 def test_an_error_in_asynchronous_training():
     for answer, in answers([['failing_update']], store='dist_async'):
         assert 'ArithmeticError: the third update is too much' in answer[1]
+
+
+@pytest.mark.parametrize('update_on_kvstore', [True, False])
+def test_compressed_gradients(update_on_kvstore):
+    for found, in answers([['compressed', update_on_kvstore]], servers=2):
+        assert found == [[0.0], [-1.0], [-1.0]]

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 ROLE = [sys.executable, '-c', 'import mxnet']  # scheduler and servers live in this import
-GRACE = 20  # seconds after a failure: time for a watchdog in the other processes to say what happened
 STARTS = 5  # another process may take the port between its choice and its use
 
 
@@ -203,6 +202,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser('tools/cluster', description=__doc__.partition('\n')[0], allow_abbrev=False)
     parser.add_argument('--workers', type=int, default=2, help='how many processes run COMMAND; 2 by default')
     parser.add_argument('--servers', type=int, default=2, help='how many processes hold the weights; 2 by default')
+    parser.add_argument('--grace', type=float, default=20, metavar='SECONDS',
+                        help='how long the others may run when one has failed, until they are killed; 20 by default')
     parser.add_argument('--logs', action='store_true', help='also print what scheduler and servers say when all goes well')
     parser.add_argument('command', nargs=argparse.REMAINDER, metavar='COMMAND', help='what each worker runs, with its arguments')
     given = parser.parse_args(arguments)
@@ -211,14 +212,14 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that __exit__ kills the others
     for _ in range(STARTS):
         with Cluster(given.command, given.workers, given.servers) as cluster:
-            code = _follow(cluster, given.logs)
+            code = _follow(cluster, given.logs, given.grace)
             if not cluster.lost_a_port():
                 return code
     print(f'tools/cluster: no free port in {STARTS} tries', file=sys.stderr)
     return 1
 
 
-def _follow(cluster: Cluster, logs: bool) -> int:
+def _follow(cluster: Cluster, logs: bool, grace: float) -> int:
     """Print what the processes print, each line after the name of its process, until all have ended.
 
     Returns 0, or 1 if one failed.
@@ -236,7 +237,7 @@ def _follow(cluster: Cluster, logs: bool) -> int:
                 break
             if cluster.failed() and dead is None:
                 dead = time.monotonic()
-            if dead is not None and time.monotonic() > dead + GRACE:
+            if dead is not None and time.monotonic() > dead + grace:
                 print(f'tools/cluster: {cluster.failed()} failed; killing {running}, which wait for it', file=sys.stderr)
                 cluster.kill()
             time.sleep(0.05)

@@ -45,9 +45,14 @@ def _set_optimizer_here_or_on_servers(self: KVStore, optimizer: Any) -> None:
 @functools.wraps(_allreduce_grads)
 def _allreduce_grads_together(self: Trainer) -> None:
     trained = [(i, parameter) for i, parameter in enumerate(self._params) if parameter.grad_req != 'null']
-    if self._distributed:
-        _prepare_push(self, [parameter for _, parameter in trained])
     dense = not self._contains_sparse_weight and not self._contains_sparse_grad
+    if self._distributed:
+        safe = _prepare_push(self, [parameter for _, parameter in trained])
+        if safe and dense and self._compression_params:  # for which MXNet's way, `pushpull`, is an error
+            for i, parameter in trained:
+                self._kvstore.push(i, parameter.list_grad(), priority=-i)
+                self._kvstore.pull(i, parameter.list_data() if self._update_on_kvstore else parameter.list_grad(), priority=-i)
+            return
     if not (trained and dense and self._update_on_kvstore and _can_update_together(self._kvstore, self._contexts[0])):
         _allreduce_grads(self)
         return
@@ -71,14 +76,16 @@ def _update_params_together(param_arrays: Sequence[Any], grad_arrays: Sequence[A
     _push_update_pull(kvstore, *zip(*trained))
 
 
-def _prepare_push(trainer: Trainer, trained: Sequence[Any]) -> None:
-    """What must be done before a trainer pushes gradients to servers."""
-    if starts_together(_is_ours(trainer._optimizer)):
+def _prepare_push(trainer: Trainer, trained: Sequence[Any]) -> bool:
+    """What must be done before a trainer pushes gradients to servers. Returns whether it is one of those that it is done for."""
+    together = starts_together(_is_ours(trainer._optimizer))
+    if together:
         start_together(trainer._kvstore, len(trainer._params) - len(trainer._params_to_init))
     servers = session(trainer._kvstore)
     if servers is not None:
         channel(trainer._kvstore)  # now, while all workers are here, for the checkpoints to come
         servers.before_push(trainer._kvstore, [copy for parameter in trained for copy in parameter.list_data()], named=False)
+    return together
 
 
 def _is_ours(optimizer: Any) -> bool:

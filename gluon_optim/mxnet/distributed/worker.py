@@ -17,10 +17,10 @@ _SET_OPTIMIZER, _SET_MULTI_PRECISION = 0, 1  # MXNet's numbers of its commands
 _COUNTED = ('num_update', '_index_update_count', '_all_index_update_counts', '_restored_counts', 'lr_scheduler')
 _FIXED = ('multi_precision', 'begin_num_update', 'idx2name', 'sym_info', 'allow_np_array', 'use_fused_step', 'aggregate_num')
 
-
 def session(store: Any) -> Optional['Session']:
     """What goes on between this worker and the servers of ``store``; None where they run no optimizer of this package."""
-    found: Optional[Session] = vars(store).get('gluon_optim_session')  # a table here would keep the store, through the trainer
+    # not in a table of stores: it knows the trainer, which has the store, so that none of them would ever be freed
+    found: Optional[Session] = vars(store).get('gluon_optim')
     return found
 
 
@@ -36,7 +36,7 @@ def send_optimizer(store: Any, optimizer: Any) -> None:
     _send(store, 'optimizer', optimizer.for_servers())
     if optimizer.multi_precision:
         store._send_command_to_servers(_SET_MULTI_PRECISION, '')
-    store.gluon_optim_session = new
+    store.gluon_optim = new
     trainer = getattr(parameters[0], '_trainer', None) if parameters else None
     if trainer is not None and trainer._optimizer is optimizer:
         _let_batch_sizes_change(trainer)
