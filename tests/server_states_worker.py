@@ -28,7 +28,9 @@ def made(options, kvstore=None):
     if options.get('accelerate'):
         go.accelerate(options['name'])
     try:
-        return Run(options['name'], arguments, options.get('dtype', 'float32'), shapes=SHAPES, kvstore=kvstore)
+        run = Run(options['name'], arguments, options.get('dtype', 'float32'), shapes=SHAPES, kvstore=kvstore)
+        run.trainer._compression_params = options.get('compression')  # as the constructor keeps them
+        return run
     finally:
         go.restore_builtins()
 

@@ -142,6 +142,15 @@ def test_asynchronous_updates(workers, options, tmp_path):
     assert go.read_states(path).counts == go.read_states(again).counts == {f'p{i}_weight': MIDDLE * workers for i in range(3)}
 
 
+def test_gradient_compression(tmp_path):
+    """What is left of rounded gradients is in each worker, and in no checkpoint; all else is restored as it was."""
+    path, again = str(tmp_path / 'run.safetensors'), str(tmp_path / 'again.safetensors')
+    options = dict(name='sgd_torch', arguments={'momentum': 0.5}, compression={'type': '2bit', 'threshold': 0.5}, middle=MIDDLE)
+    saved = cluster(2, save=path, steps=MIDDLE, **options)
+    for found in cluster(2, load=path, save=again, steps=MIDDLE, **options):
+        same(found, saved[0])
+
+
 def test_a_load_that_is_refused_changes_nothing(tmp_path):
     path = str(tmp_path / 'run.safetensors')
     go.save_checkpoint(path, trainer=alone(dict(name='adamw'), 2).trainer)

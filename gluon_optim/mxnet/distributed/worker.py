@@ -17,6 +17,7 @@ _SET_OPTIMIZER, _SET_MULTI_PRECISION = 0, 1  # MXNet's numbers of its commands
 _COUNTED = ('num_update', '_index_update_count', '_all_index_update_counts', '_restored_counts', 'lr_scheduler')
 _FIXED = ('multi_precision', 'begin_num_update', 'idx2name', 'sym_info', 'allow_np_array', 'use_fused_step', 'aggregate_num')
 
+
 def session(store: Any) -> Optional['Session']:
     """What goes on between this worker and the servers of ``store``; None where they run no optimizer of this package."""
     # not in a table of stores: it knows the trainer, which has the store, so that none of them would ever be freed
