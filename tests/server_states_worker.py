@@ -35,8 +35,12 @@ def made(options, kvstore=None):
         go.restore_builtins()
 
 
-def train(run, steps, share=1.0):
+def train(run, steps, share=1.0, late=False):
+    """``late``: the first parameter joins in the fourth step, so that counts differ."""
     for t in range(run.steps, steps):
+        wanted = 'null' if late and t < 3 else 'write'
+        if run.parameters[0].grad_req != wanted:
+            run.parameters[0].grad_req = wanted
         run.step([share * g for g in gradients(t, SHAPES)])
 
 
@@ -55,10 +59,10 @@ def straight(options, kvstore, share):
         found['restored'] = [restored['fold'], restored.step, str(restored.states)]
         run.steps = restored.step
     if 'save' in options:
-        train(run, options['middle'], share)
+        train(run, options['middle'], share, options.get('late'))
         go.save_checkpoint(options['save'] if kvstore.rank == 0 else '/no/such/folder/file', trainer=run.trainer,
                            extra={'fold': 3}, step=run.steps)
-    train(run, options['steps'], share)
+    train(run, options['steps'], share, options.get('late'))
     return dict(found, **found_in(run))
 
 

@@ -8,7 +8,7 @@ import json
 import pickle
 import sys
 import traceback
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy
 
@@ -95,15 +95,15 @@ class Desk:
 
     # -- out of here ------------------------------------------------------------------------------------------------
 
-    def describe(self, payload: bytes) -> bytes:
-        """What this server holds, without the arrays."""
+    def describe(self, payload: bytes, variables: Sequence[str] = ()) -> bytes:
+        """What this server holds, without the arrays. ``variables`` are what an optimizer of MXNet shares between parameters."""
         optimizer = self.server.updater.optimizer
         return json.dumps({
             'held': {key: self._describe_one(key, weight) for key, weight in self.server.weights.items()},
             'num_update': int(optimizer.num_update),
             'begin': int(optimizer.begin_num_update),
             'counts': list(update_counts(optimizer).items()),
-            'shared': dict(self.server.shared_state()),
+            'shared': {**self.server.shared_state(), **{name: getattr(optimizer, name) for name in variables}},
             'scheduler': export_scheduler(optimizer.lr_scheduler),
         }).encode()
 

@@ -12,7 +12,8 @@ from mxnet import ndarray as nd
 from ...schema import Slot, Values
 from ...states.model import OptimizerStates, ParameterInfo
 from ...states.nesting import put_together, take_apart
-from ..native import Elsewhere, Stranger, adapted
+from ..native import Builtin, Elsewhere, Stranger, adapted
+from ..optimizer import Runner
 from .held import WEIGHT
 from .pages import PIECE, Channel, channel
 from .protocol import ServerError
@@ -120,7 +121,9 @@ def held_by(trainer: Any, infos: Sequence[ParameterInfo]) -> Held:
     """The states of ``trainer`` on its servers."""
     way = channel(trainer._kvstore)
     nd.waitall()
-    records = [json.loads(answer) for answer in way.ask('describe')]
+    native = adapted(trainer._optimizer, [mxnet.cpu()])
+    variables = native.twin.declared.variables if isinstance(native, Builtin) else ()
+    records = [json.loads(answer) for answer in way.ask('describe', variables=variables)]
     optimizer = _as_there(trainer, records)
     h = optimizer.hyperparameters()
     states = {}
@@ -139,14 +142,18 @@ def _progress(record: Mapping[str, Any]) -> int:
 def _as_there(trainer: Any, records: Sequence[Mapping[str, Any]]) -> Any:
     """The optimizer with what servers have counted, each of them for the parameters that it has."""
     latest = max(records, key=_progress)
-    optimizer = adapted(copy.copy(trainer._optimizer), [mxnet.cpu()])
+    optimizer = copy.copy(trainer._optimizer)
+    if not isinstance(optimizer, Runner):
+        vars(optimizer).update(latest['shared'])
+    optimizer = adapted(optimizer, [mxnet.cpu()])
     counts: Dict[int, int] = {}
     for record in records:
         for key, count in record['counts']:
             counts[key] = max(count, counts.get(key, 0))
     optimizer.begin_num_update = latest['begin']
     optimizer.set_update_counts(counts, latest['num_update'])
-    optimizer.set_shared_state(latest['shared'])
+    if isinstance(optimizer, Runner):
+        optimizer.set_shared_state(latest['shared'])
     return optimizer
 
 
