@@ -51,7 +51,8 @@ def same(found, expected):
 
 
 def case(name, dtype, **more):
-    return dict(dict(name=name, dtype=dtype, arguments={'multi_precision': True} if dtype == 'float16' else {}, scheduler=True), **more)
+    arguments = {'multi_precision': True} if dtype == 'float16' else {}
+    return {**dict(name=name, dtype=dtype, arguments=arguments, scheduler=True), **more}
 
 
 def check_continuation(options, before, afters, tmp_path, middle=MIDDLE, steps=STEPS, bound=BOUND):
