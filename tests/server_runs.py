@@ -188,8 +188,7 @@ def skipped_step():
 
 
 def compressed(update_on_kvstore):
-    """A weight after three gradients of 0.3 from each worker, of which 0.5 is sent as soon as it has added up. It has 100 elements:
-    MXNet cannot cut compressed ones evenly in every size."""
+    """What is in a weight after each of three gradients of 0.3 from each worker: 0.5 is sent once as much has added up."""
     p = gluon.Parameter('w', shape=(10, 16))
     p.initialize(mx.init.Zero())
     trainer = gluon.Trainer([p], go.create('sgd_torch', learning_rate=1.0), kvstore=STORE, update_on_kvstore=update_on_kvstore,
@@ -240,7 +239,7 @@ def main():
         print(json.dumps([[name, *arguments], answer]), flush=True)
     nd.waitall()
     STORE._barrier()
-    # MXNet's own exit may free the store too late, and then aborts or waits
+    # the jobs' trainers keep the store, and where it is not freed MXNet's own exit aborts
     STORE.__del__()
     os._exit(0)
 

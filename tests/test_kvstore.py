@@ -12,7 +12,7 @@ mx = pytest.importorskip('mxnet')
 from mxnet import autograd, gluon, nd  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-from contract_nets import RATE, SHAPES, Run, assert_same, conv_net, flat, images, numbers  # noqa: E402
+from contract_nets import RATE, SHAPES, Run, assert_same, conv_net, flat, images, in_process, numbers  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
 from gluon_optim.mxnet import executors, kvstore  # noqa: E402
@@ -290,3 +290,19 @@ def test_convolutions_are_evaluated_while_their_weights_are_updated_one_by_one(n
         results.append([p.data().asnumpy() for p in parameters])
     for a, b in zip(*results):
         np.testing.assert_array_equal(a, b)
+
+
+def test_importing_the_package_leaves_mxnet_as_it_is():
+    """Stores and trainers are changed by the first optimizer of this package, or by `accelerate`."""
+    out, _ = in_process('''
+import mxnet as mx
+places = [(mx.gluon.Trainer, '_allreduce_grads'), (mx.kvstore.KVStore, 'set_optimizer'), (mx.model, '_update_params_on_kvstore')]
+before = [getattr(*place) for place in places]
+import gluon_optim as go
+print([getattr(*place) is function for place, function in zip(places, before)], flush=True)
+go.accelerate()
+print([getattr(*place) is function for place, function in zip(places, before)], flush=True)
+import os
+os._exit(0)
+''')
+    assert out.splitlines() == ['[True, True, True]', '[False, False, False]']
