@@ -1,6 +1,6 @@
 """Checkpoints of a run whose weights and states are on MXNet's parameter servers: real processes on this machine.
 
-    GLUON_OPTIM_LONG_TESTS=1 pytest tests/test_server_states.py      every optimizer and every number of servers
+    GLUON_OPTIM_SERVER_STATES=1 pytest tests/test_server_states.py      every optimizer and every number of servers
 """
 import json
 import os
@@ -24,7 +24,7 @@ from gluon_optim.rules.mx import DROP_INS  # noqa: E402
 
 STEPS, MIDDLE = 10, 5
 BOUND = 100  # arrays of so many elements are divided among the servers
-LONG = os.environ.get('GLUON_OPTIM_LONG_TESTS')
+LONG = os.environ.get('GLUON_OPTIM_SERVER_STATES')
 WORKER = [sys.executable, str(ROOT / 'tests' / 'server_states_worker.py')]
 
 
@@ -92,7 +92,7 @@ def may_run(name, dtype, bound):
     return True
 
 
-@pytest.mark.skipif(not LONG, reason='GLUON_OPTIM_LONG_TESTS is not set')
+@pytest.mark.skipif(not LONG, reason='GLUON_OPTIM_SERVER_STATES is not set')
 @pytest.mark.parametrize('before', [1, 2, 3])
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])
 @pytest.mark.parametrize('name, accelerate', [
