@@ -42,9 +42,14 @@ def make_run(dtype='float32'):
 
 
 def train(run, steps, share=1.0):
-    """Under a scheduler, then with a rate set by hand, another decay, another multiplier and another batch size."""
+    """Under a scheduler, another one, the same with another factor; then with a rate set by hand, another decay, another multiplier
+    and another batch size."""
     mx.random.seed(7)
     for t in range(steps):
+        if t == steps // 4:
+            run.optimizer.lr_scheduler = mx.lr_scheduler.FactorScheduler(step=1, factor=0.5, base_lr=RATE / 2)
+        if t == steps // 3:
+            run.optimizer.lr_scheduler.factor = 0.875
         if t == steps // 2:
             run.optimizer.lr_scheduler = None
             run.trainer.set_learning_rate(RATE / 4)

@@ -9,7 +9,8 @@ from typing import Any, Dict, List, Optional
 
 import numpy
 
-__all__ = ['ServerError', 'introduction', 'is_introduction', 'read_status', 'status_keys', 'status_size', 'write_status']
+__all__ = ['ServerError', 'bound', 'introduction', 'is_introduction', 'number_of_servers', 'read_status', 'status_keys',
+           'status_size', 'write_status']
 
 _MAGIC = b'gluon_optim/1 '      # at the beginning of each of these arrays, with the version of this protocol
 _FIRST_KEY = 214000             # ps-lite computes key * 9973 in 32 bits: 215330 is the last that fits

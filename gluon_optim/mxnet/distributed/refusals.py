@@ -13,7 +13,6 @@ from .protocol import bound, number_of_servers
 
 __all__ = ['check_servers', 'reduces']
 
-_BY_ORDER = ('nadam', 'lbsgd')
 _REASONS = {
     'nadam': 'has one schedule of the momentum for all parameters, which follows the order in which gradients arrive',
     'lbsgd': 'adds up gradients and warms up by counts of all parameters, which follow the order in which gradients arrive',

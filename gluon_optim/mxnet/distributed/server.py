@@ -53,7 +53,7 @@ def _server() -> 'Server':
             server: Server = store.gluon_optim
             return server
         frame = frame.f_back
-    raise RuntimeError('This is no parameter server: nothing here receives commands of workers.')
+    raise RuntimeError('This process is not a parameter server: it receives no commands of workers.')
 
 
 class Server:
@@ -141,8 +141,9 @@ class Server:
         before = self._changed.get(name)
         if before is not None and before[0] == step and before[1] != rank and before[2] != value:
             one, other = pickle.loads(before[2]), pickle.loads(value)
-            raise ValueError(f'All workers must make the same changes. Received for `{name}` in step {step}: {one!r:.60} from '
-                             f'rank {before[1]}, {other!r:.60} from rank {rank}.')
+            if getattr(one, '__dict__', one) != getattr(other, '__dict__', other):  # a scheduler is what it contains
+                raise ValueError(f'All workers must make the same changes. Received for `{name}` in step {step}: {one!r:.60} from '
+                                 f'rank {before[1]}, {other!r:.60} from rank {rank}.')
         self._changed[name] = step, rank, value
 
     # -- updates ----------------------------------------------------------------------------------------------------

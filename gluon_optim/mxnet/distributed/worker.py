@@ -74,7 +74,9 @@ class Session:
 
     def note(self) -> None:
         """The servers have the optimizer as it is here."""
-        self._sent, self._scheduler = _attributes(self.optimizer), _attributes_of_scheduler(self.optimizer)
+        scheduler = self.optimizer.lr_scheduler
+        self._sent, self._scheduler, self._sent_of_scheduler = (
+            _attributes(self.optimizer), scheduler, _attributes_of_scheduler(scheduler))
 
     def check(self, weights: Mapping[str, Any]) -> None:
         """ValueError where servers would not update ``weights``, parameters or arrays, as one process does. Asked once."""
@@ -121,17 +123,18 @@ class Session:
                                   f'{status["error"]}')
 
     def _send_changes(self, store: Any) -> None:
-        attributes, scheduler = _attributes(self.optimizer), _attributes_of_scheduler(self.optimizer)
+        scheduler = self.optimizer.lr_scheduler
+        attributes, of_scheduler = _attributes(self.optimizer), _attributes_of_scheduler(scheduler)
         changed = _difference(self._sent, attributes)
-        changed_scheduler: Mapping[str, bytes] = {}
-        if scheduler[''] != self._scheduler['']:
-            changed['lr_scheduler'] = pickle.dumps(self.optimizer.lr_scheduler)
+        changed_in_scheduler: Mapping[str, bytes] = {}
+        if scheduler is not self._scheduler:
+            changed['lr_scheduler'] = pickle.dumps(scheduler)
         else:
-            changed_scheduler = _difference(self._scheduler, scheduler)
-        if changed or changed_scheduler:
+            changed_in_scheduler = _difference(self._sent_of_scheduler, of_scheduler)
+        if changed or changed_in_scheduler:
             self._check_changes(changed)
-            _send(store, 'change', self.steps + 1, store.rank, changed, changed_scheduler)
-            self._sent, self._scheduler = attributes, scheduler
+            _send(store, 'change', self.steps + 1, store.rank, changed, changed_in_scheduler)
+            self._sent, self._scheduler, self._sent_of_scheduler = attributes, scheduler, of_scheduler
 
     def _check_changes(self, changed: Mapping[str, bytes]) -> None:
         fixed = sorted(set(changed).intersection(_FIXED))
@@ -153,11 +156,9 @@ def _attributes(optimizer: Any) -> Dict[str, bytes]:
     return found
 
 
-def _attributes_of_scheduler(optimizer: Any) -> Dict[str, bytes]:
-    """Those of the scheduler here, which only the user changes: it is asked on the servers. '' is its class."""
-    scheduler = optimizer.lr_scheduler
-    attributes = {'': type(scheduler), **getattr(scheduler, '__dict__', {})}
-    return {name: pickle.dumps(value) for name, value in attributes.items()}
+def _attributes_of_scheduler(scheduler: Any) -> Dict[str, bytes]:
+    """Those of the scheduler here, which only the user changes: it is asked on the servers."""
+    return {name: pickle.dumps(value) for name, value in getattr(scheduler, '__dict__', {}).items()}
 
 
 def _difference(before: Mapping[str, bytes], now: Mapping[str, bytes]) -> Dict[str, bytes]:
