@@ -27,6 +27,9 @@ from ..states.errors import StateFileError
 from ..states.manifest import check_name, run_record
 from ..states.matching import completes, match
 from ..states.model import NO_OPTIMIZER, Array, OptimizerStates, ParameterInfo, Parts, Run, Weight, chunks
+from .distributed import remote
+from .distributed.ranks import agreeing, sharing
+from .distributed.received import received
 from .scheduler_states import keep
 from .trainer import (
     LoadReport,
@@ -134,7 +137,9 @@ def save_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = No
     """
     run = checked_run(step, epoch, batch, metrics, extra)
     begun = time.monotonic()
-    container.write_parts(path, take(run, net, trainer, Pieces, reseed))
+    with saving(net, trainer, 'save_checkpoint', reseed) as shared:
+        if shared.first:
+            container.write_parts(path, take(run, net, trainer, Pieces, reseed, shared))
     log.info('saved %s in %.2f s: %s', called(run), time.monotonic() - begun, os.fspath(path))
 
 
@@ -183,7 +188,9 @@ def load_checkpoint(path: container.Path, net: Net = None, trainer: Trainer = No
     >>> restored['fold'], restored.step, str(restored.states)
     (3, 7, 'restored 2 of 2 parameters at step 1')
     """
-    return restore(path, container.read_parts(path), net, trainer, strict, hyperparameters, states)
+    subjects = subjects_of(net, trainer)
+    parts, _ = read_together(subjects, 'load_checkpoint', lambda: (container.read_parts(path), os.fspath(path)))
+    return restore(path, parts, net, trainer, strict, hyperparameters, states)
 
 
 def called(run: Run) -> str:
@@ -194,9 +201,46 @@ def called(run: Run) -> str:
 
 # Out of a run
 
-def take(run: Run, net: Net, trainer: Trainer, copy: Callable[[Any], Array], reseed: bool) -> Parts:
+@contextlib.contextmanager
+def saving(net: Any, trainer: Any, what: str, reseed: bool) -> Iterator['SavedTogether']:
+    """Where weights are on servers, all workers save together, and the first of them `take`s and writes everything."""
+    subjects = subjects_of(net, trainer)
+    trainers = [own for _, own in subjects.values()]
+    ranks = remote.ranks_of(trainers)
+    if ranks is None:
+        yield SavedTogether(True, [])
+        return
+    contexts = _contexts(subjects)
+    with sharing(ranks, what) as shared:
+        for own in trainers:
+            if own is not None and remote.on_servers(own):
+                start(own)
+                remote.pull(own)  # in dist_async a worker has them as they were at its own last step
+        together = SavedTogether(shared.first, ranks.gather(what, _generators() if reseed else None)[1:])
+        yield together
+        shared.result = together.seed
+    if shared.result is not None and not ranks.first:
+        _seed(shared.result, contexts, ranks.rank)
+
+
+class SavedTogether:
+    """What the first worker knows of the others."""
+
+    def __init__(self, first: bool, generators: List[Any]):
+        self.first, self.generators = first, generators
+        self.seed: Optional[int] = None     # that it drew for all
+
+
+def read_together(subjects: Subjects, what: str, read: Callable[[], Tuple[Optional[Parts], str]]) -> Tuple[Any, str]:
+    """What ``read`` gives, a file's parts and its path; where weights are on servers only the first worker reads, for all."""
+    trainers = {name: trainer for name, (_, trainer) in subjects.items()}
+    return received(remote.ranks_of(trainers.values()), what, trainers, read)
+
+
+def take(run: Run, net: Net, trainer: Trainer, copy: Callable[[Any], Array], reseed: bool,
+         together: Optional[SavedTogether] = None) -> Parts:
     """The states as they are now, each with ``run`` and its weights. ``copy`` turns an NDArray into something that
-    `container.write_parts` can write."""
+    `container.write_parts` can write. ``together`` is told the seed that was drawn."""
     subjects = subjects_of(net, trainer)
     parts = {}
     for name, subject in subjects.items():
@@ -204,6 +248,9 @@ def take(run: Run, net: Net, trainer: Trainer, copy: Callable[[Any], Array], res
             parts[name] = _take_one(run, *subject, copy)
     contexts = _contexts(subjects)
     state = _reseed(contexts) if reseed and contexts else None
+    if together is not None and state is not None:
+        together.seed = state['mxnet']
+        state.update({'workers': together.generators} if together.generators else {})
     return {name: (states, replace(own, random=state)) for name, (states, own) in parts.items()}
 
 
@@ -354,36 +401,43 @@ def restore(path: container.Path, parts: Parts, net: Net, trainer: Trainer, stri
             with_states: bool = True) -> Restored:
     """`load_checkpoint` of what has been read."""
     subjects = subjects_of(net, trainer)
-    left = _left_out(os.fspath(path), parts, subjects, strict, with_states)
+    ranks = remote.ranks_of(own for _, own in subjects.values())
     plans = {}
-    for name, subject in subjects.items():
-        with naming(name):
-            plans[name] = plan_part(path, *parts[name], *subject, strict, with_states)
     states_plans: Dict[str, StatesPlan] = {}
     reports: Dict[str, LoadReport] = {}
-    run = next(plan.run for plan in plans.values())
     contexts = _contexts(subjects) if with_states else []
     with contextlib.ExitStack() as undo:  # what is done below is taken back where something fails
-        for plan in plans.values():
-            plan.weights.initialize(undo)
-        for name, plan in plans.items():
-            if plan.trainer is not None:
+        with agreeing(ranks, 'load_checkpoint'):
+            left = _left_out(os.fspath(path), parts, subjects, strict, with_states)
+            for name, subject in subjects.items():
                 with naming(name):
-                    states_plans[name] = plan_import(plan.trainer, plan.states, plan.net, strict, hyperparameters)
-        set_random = _plan_random(run.random, contexts) if contexts and run.random is not None else None
-        for set_states in states_plans.values():
-            set_states.warn()
+                    plans[name] = plan_part(path, *parts[name], *subject, strict, with_states)
+            run = next(plan.run for plan in plans.values())
+            for plan in plans.values():
+                plan.weights.initialize(undo)
+            for name, plan in plans.items():
+                if plan.trainer is not None:
+                    with naming(name):
+                        states_plans[name] = plan_import(plan.trainer, plan.states, plan.net, strict, hyperparameters)
+            set_random = _plan_random(run.random, contexts, ranks.rank if ranks else 0) if contexts and run.random else None
+            for set_states in states_plans.values():
+                set_states.warn()
 
         # everything is known to fit: from here on nets and trainers change
         for plan in plans.values():
             remember(undo, (parameter for parameter in plan.present.values() if parameter._data is not None))
+        sent = {name: _sent_weights(plan, subjects[name][1]) for name, plan in plans.items()}
         for plan in plans.values():
             if plan.trainer is not None:
                 start(plan.trainer, undo)  # the first step would make the copies of each device those of the first one
         for plan in plans.values():
             plan.weights.apply()
         for name, set_states in states_plans.items():
-            reports[name] = set_states.apply(undo)
+            reports[name] = set_states.apply(undo, sent[name])
+        for name, (_, own) in subjects.items():
+            if not with_states and own is not None and remote.on_servers(own):
+                start(own)
+                remote.send(own, remote.Load({}, sent[name]))
         for plan in plans.values():
             weights_written(plan.trainer, undo)
         if set_random:
@@ -470,6 +524,17 @@ def plan_part(path: container.Path, states: OptimizerStates, run: Optional[Run],
     return PartPlan(net, trainer, states, run, present, _plan_weights(weights, present, strict))
 
 
+def _sent_weights(plan: PartPlan, trainer: Optional[TrainerLike]) -> Dict[int, numpy.ndarray]:
+    """The weights that servers must get, by index, where they do not get them at the start of ``trainer``."""
+    if trainer is None or not remote.on_servers(trainer):
+        return {}
+    values = {id(parameter): arrays[0] for parameter, arrays in plan.weights.values}
+    if not trainer._kv_initialized:
+        plan.weights.apply()
+        return {}
+    return {i: values[id(parameter)] for i, parameter in enumerate(trainer._params) if id(parameter) in values}
+
+
 class WeightsPlan(NamedTuple):
     """Weights known to fit."""
 
@@ -485,7 +550,7 @@ class WeightsPlan(NamedTuple):
 
     def apply(self) -> None:
         for parameter, values in self.values:
-            write_weight(parameter, values)
+            write_weight(parameter, values, parameter._trainer is not None and remote.on_servers(parameter._trainer))
 
 
 def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool) -> WeightsPlan:
@@ -541,22 +606,29 @@ def _reseed(contexts: List[Any]) -> Dict[str, Any]:
     """Draw a seed from MXNet, give it to all its generators, and return it with the states of the other generators."""
     seed = int(nd.random.randint(0, _SEEDS, shape=(1,), dtype='int32', ctx=contexts[0]).asscalar())
     _seed(seed, contexts)
+    return {'mxnet': seed, **_generators()}
+
+
+def _generators() -> Dict[str, Any]:
+    """The states of the generators that can be read."""
     kind, words, *rest = numpy.random.get_state(legacy=True)  # noqa: NPY002  samplers use the global generator
     version, state, gauss = random.getstate()
-    return {'mxnet': seed, 'numpy': [kind, words.tolist(), *rest], 'python': [version, list(state), gauss]}
+    return {'numpy': [kind, words.tolist(), *rest], 'python': [version, list(state), gauss]}
 
 
-def _seed(seed: int, contexts: List[Any]) -> None:
-    """Seed all devices; the run's by their order rather than their ids, which may differ when it is resumed."""
-    mxnet.random.seed(seed)
+def _seed(seed: int, contexts: List[Any], rank: int = 0) -> None:
+    """Seed all devices; the run's by their order rather than their ids, which may differ when it is resumed. ``rank`` is that of
+    this worker: each draws numbers of its own."""
+    mxnet.random.seed((seed + rank * len(contexts)) % 2 ** 31)
     for k, context in enumerate(contexts):
-        mxnet.random.seed(seed + k, context)
+        mxnet.random.seed((seed + rank * len(contexts) + k) % 2 ** 31, context)
 
 
 class RandomPlan(NamedTuple):
     """States known to be valid for the generators."""
 
     seed: int
+    rank: int
     of_numpy: Tuple[Any, ...]
     of_python: Tuple[Any, ...]
     contexts: List[Any]
@@ -567,20 +639,29 @@ class RandomPlan(NamedTuple):
         undo.callback(random.setstate, random.getstate())
         numpy.random.set_state(self.of_numpy)  # noqa: NPY002
         random.setstate(self.of_python)
-        _seed(self.seed, self.contexts)
+        _seed(self.seed, self.contexts, self.rank)
 
 
-def _plan_random(saved: Dict[str, Any], contexts: List[Any]) -> RandomPlan:
-    """Check the saved states on generators of our own."""
+def _plan_random(saved: Dict[str, Any], contexts: List[Any], rank: int = 0) -> RandomPlan:
+    """Check the saved states on generators of our own; ``rank`` is that of this worker."""
     try:
-        seed, of_numpy = saved['mxnet'], tuple(saved['numpy'])
+        seed = saved['mxnet']
+        saved = [saved, *saved.get('workers', ())][rank] if rank <= len(saved.get('workers', ())) else _new_generators(seed + rank)
+        of_numpy = tuple(saved['numpy'])
         version, state, gauss = saved['python']
         of_python = version, tuple(state), gauss
         numpy.random.RandomState().set_state(of_numpy)
         random.Random().setstate(of_python)
         if type(seed) is not int or not 0 <= seed < _SEEDS:
             raise ValueError(f'the seed {seed!r}')
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise StateFileError(f'The random state in the checkpoint must be one of NumPy and Python. Received: {error}. '
                              'It was written by a program with other generators.') from error
-    return RandomPlan(seed, of_numpy, of_python, contexts)
+    return RandomPlan(seed, rank, of_numpy, of_python, contexts)
+
+
+def _new_generators(seed: int) -> Dict[str, Any]:
+    """For a worker that the saved run did not have."""
+    kind, words, *rest = numpy.random.RandomState(seed % 2 ** 32).get_state()
+    version, state, gauss = random.Random(seed).getstate()
+    return {'numpy': [kind, words, *rest], 'python': [version, state, gauss]}

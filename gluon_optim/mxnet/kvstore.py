@@ -25,6 +25,7 @@ try:
 except ImportError:  # MXNet 2.x has none
     module = None
 
+from .distributed.pages import channel
 from .distributed.start import start_together, starts_together
 from .distributed.worker import send_optimizer, session
 from .weights import store_keys
@@ -104,6 +105,7 @@ def _prepare_push(trainer: Trainer, trained: Sequence[Any]) -> bool:
         start_together(trainer._kvstore, len(trainer._params) - len(trainer._params_to_init))
     servers = session(trainer._kvstore)
     if servers is not None:
+        channel(trainer._kvstore)  # now, while all workers are here, for the checkpoints to come
         servers.before_push(trainer._kvstore, [copy for parameter in trained for copy in parameter.list_data()], named=False)
     return together
 

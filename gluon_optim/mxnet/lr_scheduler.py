@@ -15,8 +15,10 @@ import inspect
 from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Type
 
 import numpy
+
+# submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet import lr_scheduler as mx
-from mxnet import nd
+from mxnet import ndarray as nd
 
 from ..schedules import annealing, base, decay, plateau, wrappers
 from ..schedules.base import Inner, Schedule, Segments

@@ -18,7 +18,19 @@ from ..schema import check_int, one_of
 from ..states import atomic, container
 from ..states.errors import StateFileError
 from ..states.model import Parts, Run
-from .checkpoint import Net, Restored, Trainer, checked_run, naming, newest_intact, restore, subjects_of, take
+from .checkpoint import (
+    Net,
+    Restored,
+    Trainer,
+    checked_run,
+    naming,
+    newest_intact,
+    read_together,
+    restore,
+    saving,
+    subjects_of,
+    take,
+)
 from .trainer import Pieces, check_savable
 
 __all__ = ['CheckpointManager']
@@ -145,17 +157,19 @@ class CheckpointManager:
         self._ask(net, trainer)
         if not (force or keep or self._terminated or step % self.save_every == 0):
             return False
-        self.wait()
         run = checked_run(step, epoch, batch, metrics, extra)
-        self._look_around(step, metrics or ())
-        os.makedirs(self.directory, exist_ok=True)
-        background = self.background and not self._terminated
-        parts = take(run, net, trainer, self._staging if background else Pieces, reseed)
-        if background:
-            self._writing = _Writing(self, step, parts, run, keep)
-            self._writing.start()
-        else:
-            self._write(step, parts, run, keep)
+        with saving(net, trainer, 'CheckpointManager.save', reseed) as together:
+            if together.first:
+                self.wait()
+                self._look_around(step, metrics or ())
+                os.makedirs(self.directory, exist_ok=True)
+                background = self.background and not self._terminated
+                parts = take(run, net, trainer, self._staging if background else Pieces, reseed, together)
+                if background:
+                    self._writing = _Writing(self, step, parts, run, keep)
+                    self._writing.start()
+                else:
+                    self._write(step, parts, run, keep)
         if self._terminated:
             log.warning('SIGTERM: saved step %d', step)
             self._leave()
@@ -264,16 +278,21 @@ class CheckpointManager:
 
         Raises ValueError if there is no such checkpoint or it does not fit, StateFileError if it is damaged.
         """
-        self.wait()
         self._ask(net, trainer)
-        step, steps = check_int('step', step), self.steps()
-        if step not in steps:
-            raise ValueError(f'`step` must have a checkpoint in {self.directory!r}. Received: step={step}. '
-                             f'Available: {", ".join(map(str, steps)) or "none"}.')
-        path = self.path(step)
-        restored = restore(path, container.read_parts(path), net, trainer, strict, hyperparameters, states)
+        step = check_int('step', step)
+
+        def read() -> Tuple[Parts, str]:
+            self.wait()
+            steps = self.steps()
+            if step not in steps:
+                raise ValueError(f'`step` must have a checkpoint in {self.directory!r}. Received: step={step}. '
+                                 f'Available: {", ".join(map(str, steps)) or "none"}.')
+            return container.read_parts(self.path(step)), self.path(step)
+
+        parts, path = read_together(subjects_of(net, trainer), 'CheckpointManager.restore', read)
+        restored = restore(path, parts, net, trainer, strict, hyperparameters, states)
         if trainer is not None and states:
-            self._abandoned = [later for later in steps if later > step]
+            self._abandoned = [later for later in self.steps() if later > step]
         return restored
 
     def restore_latest(self, net: Net = None, trainer: Trainer = None, strict: bool = True,
@@ -283,12 +302,17 @@ class CheckpointManager:
         Damaged ones are skipped, with a warning logged to 'gluon_optim'. Raises StateFileError if all are damaged,
         ValueError if the newest intact one does not fit, OSError if one cannot be read: it may be intact.
         """
-        self.wait()
         self._ask(net, trainer)
-        newest = newest_intact(map(self.path, reversed(self.steps())), self.directory)
-        if newest is None:
+
+        def read() -> Tuple[Optional[Parts], str]:
+            self.wait()
+            path, parts = newest_intact(map(self.path, reversed(self.steps())), self.directory) or ('', None)
+            return parts, path
+
+        parts, path = read_together(subjects_of(net, trainer), 'CheckpointManager.restore_latest', read)
+        if parts is None:
             return None
-        restored = restore(*newest, net, trainer, strict, hyperparameters, states)
+        restored = restore(path, parts, net, trainer, strict, hyperparameters, states)
         if trainer is not None and states:
             self._abandoned = []  # later ones are damaged
         return restored

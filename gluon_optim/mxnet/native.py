@@ -21,7 +21,7 @@ from ..states.nesting import leaves, put_together, take_apart
 from .optimizer import Runner
 from .typing import ParameterLike
 
-__all__ = ['Builtin', 'Native', 'Stranger', 'adapted', 'to_mxnet_state']
+__all__ = ['Builtin', 'Elsewhere', 'Native', 'Stranger', 'adapted', 'to_mxnet_state']
 
 SET_BY_TRAINER = ('rescale_grad', 'multi_precision')
 
@@ -37,6 +37,10 @@ def adapted(optimizer: Any, contexts: Sequence[Any]) -> Any:
     tell_of_class(optimizer)
     counterpart = twin(optimizer)
     return Stranger(optimizer, contexts) if counterpart is None else Builtin(optimizer, contexts, counterpart)
+
+
+class Elsewhere:
+    """Base class of arrays of MXNet that are not in this process."""
 
 
 class Native:
@@ -209,7 +213,7 @@ class Stranger(Native):
     def take_apart(self, name: str, state: Any) -> Tuple[Any, Dict[str, Any]]:
         """The tree of the state of the parameter ``name``, and its arrays. TypeError where it cannot be saved."""
         try:
-            tree, arrays = take_apart(state, NDArray)
+            tree, arrays = take_apart(state, (NDArray, Elsewhere))
         except TypeError as error:
             raise TypeError(f'The state that {_path(self.optimizer)} keeps for {name} cannot be saved: {error}.') from None
         sparse = [place for place, array in arrays.items() if isinstance(array, BaseSparseNDArray)]

@@ -6,10 +6,11 @@ each parameter's name, and the number of updates of each parameter.
 import contextlib
 import itertools
 import logging
+import os
 import platform
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet
 import numpy
@@ -34,6 +35,10 @@ from ..states.model import (
     is_accumulated,
 )
 from ..states.mxnet_files import mxnet2
+from .distributed import remote
+from .distributed.ranks import agreeing, sharing
+from .distributed.received import is_hollow, received
+from .distributed.start import start_together
 from .native import Builtin, Stranger, adapted, to_mxnet_state
 from .old_files import read_for
 from .scheduler_states import SchedulerPlan, export_scheduler, keep, plan_scheduler
@@ -109,7 +114,12 @@ def save_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
     ...     go.read_states(f'{folder}/trainer.states').names
     ['bias', 'weight']
     """
-    container.write(path, export_states(trainer, net, Pieces))
+    check_trainer(trainer)
+    with sharing(remote.ranks_of([trainer]), 'save_states') as shared:
+        if shared.ranks:
+            start(trainer)
+        if shared.first:
+            container.write(path, export_states(trainer, net, Pieces))
 
 
 def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockLike] = None, strict: bool = True,
@@ -159,8 +169,10 @@ def load_states(trainer: TrainerLike, path: container.Path, net: Optional[BlockL
     restored 2 of 2 parameters at step 1
     """
     check_trainer(trainer)
-    states = read_for(path, trainer, _parameters(trainer, net), part)
-    return import_states(trainer, states, net, strict, hyperparameters)
+    ranks = remote.ranks_of([trainer])
+    parts, _ = received(ranks, 'load_states', {'': trainer}, lambda: (
+        {'': (read_for(path, trainer, _parameters(trainer, net), part), None)}, os.fspath(path)))
+    return import_states(trainer, parts[''][0], net, strict, hyperparameters)
 
 
 def states_digest(trainer: TrainerLike, net: Optional[BlockLike] = None) -> str:
@@ -180,17 +192,25 @@ def states_digest(trainer: TrainerLike, net: Optional[BlockLike] = None) -> str:
     >>> digest_of('novograd') == digest_of('novograd'), digest_of('novograd') == digest_of('adamw')
     (True, False)
     """
-    return digest(export_states(trainer, net, Pieces))
+    check_trainer(trainer)
+    with sharing(remote.ranks_of([trainer]), 'states_digest') as shared:
+        if shared.ranks:
+            start(trainer)
+        if shared.first:
+            shared.result = digest(export_states(trainer, net, Pieces))
+    return str(shared.result)
 
 
 def import_states(trainer: TrainerLike, states: OptimizerStates, net: Optional[BlockLike] = None, strict: bool = True,
                   hyperparameters: str = 'file') -> LoadReport:
     """Put ``states`` into ``trainer``. Parameters, report and errors are those of `load_states`."""
+    ranks = remote.ranks_of([trainer])
     with contextlib.ExitStack() as undo:
-        states = by_either_name(states, net, _parameters(trainer, net))
-        finish_deferred(undo, trainer, states, net)
-        plan = plan_import(trainer, states, net, strict, hyperparameters)
-        plan.warn()
+        with agreeing(ranks, 'load_states'):
+            states = by_either_name(states, net, _parameters(trainer, net))
+            finish_deferred(undo, trainer, states, net)
+            plan = plan_import(trainer, states, net, strict, hyperparameters)
+            plan.warn()
         remember(undo, plan.may_write())
         report = plan.apply(undo)
         undo.pop_all()
@@ -234,8 +254,12 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
              *_other_multipliers(trainer, fit.pairs, present, multipliers), *scheduler.notes]
     scaler, scales = _loss_scaler(trainer, states, hyperparameters, notes)
     accumulated = _accumulated(trainer, saved, fit.pairs, notes)
-    _start_kvstore(trainer)
-    arrays = _to_devices(trainer, optimizer, states, fit, h)
+    if remote.on_servers(trainer):
+        _check_place(trainer)
+        arrays: Dict[int, List[Any]] = {i: [] for i, info in fit.pairs.items() if info.name in states.slots}
+    else:
+        _start_kvstore(trainer)
+        arrays = _to_devices(trainer, optimizer, states, fit, h)
     return StatesPlan(trainer, optimizer, states, present, fit, h, fit.pairs if multipliers == 'file' else {}, arrays, scheduler,
                       shared, scaler, scales, accumulated, notes)
 
@@ -270,8 +294,9 @@ class StatesPlan(NamedTuple):
         return [parameter for i, parameter in enumerate(self.trainer._params)
                 if starts or (i in self.fit.pairs and self.fit.pairs[i].name in self.states.master)]
 
-    def apply(self, undo: contextlib.ExitStack) -> LoadReport:
-        """Restore the states; ``undo`` gets what takes back everything but the weights, which the caller remembers."""
+    def apply(self, undo: contextlib.ExitStack, weights: Optional[Mapping[int, numpy.ndarray]] = None) -> LoadReport:
+        """Restore the states; ``undo`` gets what takes back everything but the weights, which the caller remembers, and what is
+        on servers. ``weights``, by index, are those that servers get with them."""
         trainer, optimizer, pairs = self.trainer, self.optimizer, self.fit.pairs
         keep(undo, vars(trainer._optimizer))
         optimizer.lr_scheduler = self.scheduler.apply(undo)
@@ -289,10 +314,15 @@ class StatesPlan(NamedTuple):
             vars(accumulate).update(self.accumulated)
         start(trainer, undo)
         rewritten = _rewrite_weights(trainer, self.states, pairs)
-        for updater in _updaters(trainer):
-            keep(undo, updater.states)
-            keep(undo, updater.states_synced)
-        _install(trainer, self.arrays, pairs)
+        if remote.on_servers(trainer):
+            load = remote.load_of(optimizer, self.states, pairs, self.fit.slots, self.h)
+            load.weights.update((i, value) for i, value in (weights or {}).items() if i not in load.weights)
+            remote.send(trainer, load)
+        else:
+            for updater in _updaters(trainer):
+                keep(undo, updater.states)
+                keep(undo, updater.states_synced)
+            _install(trainer, self.arrays, pairs)
         names = [info.name for info in self.present]
         trained = sum(i in self.arrays or parameter.grad_req != 'null' for i, parameter in enumerate(trainer._params))
         return LoadReport(trained, self.states.num_update, [names[i] for i in self.arrays], self.fit.missing, self.fit.unexpected,
@@ -362,7 +392,7 @@ def check_savable(trainer: TrainerLike, net: Optional[BlockLike] = None) -> None
         _start_kvstore(trainer)  # which then has nothing to start, and refuses states that are on servers
     if isinstance(optimizer, Stranger):
         optimizer.others()
-        held = _updaters(trainer)[0].states if trainer._kv_initialized else {}
+        held = _updaters(trainer)[0].states if trainer._kv_initialized and not remote.on_servers(trainer) else {}
         for index, state in held.items():
             optimizer.take_apart(trainer._params[index].name, state)
 
@@ -414,6 +444,8 @@ def start(trainer: TrainerLike, undo: Optional[contextlib.ExitStack] = None) -> 
             waiting = waiting[1:]
     finally:
         trainer._params_to_init = deferred + waiting
+    if trainer._distributed:
+        start_together(trainer._kvstore, len(trainer._params) - len(trainer._params_to_init))
 
 
 def _start_kvstore(trainer: TrainerLike) -> None:
@@ -421,13 +453,14 @@ def _start_kvstore(trainer: TrainerLike) -> None:
     keep_kvstore(trainer)
     if not trainer._kv_initialized:
         trainer._init_kvstore()
-    if trainer._update_on_kvstore and trainer._kvstore._updater is None:
-        raise ValueError(f'The states must be in this process. Received: kvstore {trainer._kvstore.type!r}, which keeps them '
-                         f'on its servers. {_IN_PROCESS[word_of(trainer)]}')
+    _check_place(trainer)
 
 
-_IN_PROCESS = {'trainer': 'Create the trainer with update_on_kvstore=False.',
-               'module': 'Set MXNET_UPDATE_ON_KVSTORE=0 in the environment of the workers.'}
+def _check_place(trainer: TrainerLike) -> None:
+    """A Module calls what is on servers by names, of which the store makes keys of its own."""
+    if isinstance(trainer, StandIn) and trainer._update_on_kvstore and trainer._kvstore._updater is None:
+        raise ValueError(f'The states of a Module must be in this process. Received: kvstore {trainer._kvstore.type!r}, which '
+                         'keeps them on its servers. Set MXNET_UPDATE_ON_KVSTORE=0 in the environment of the workers.')
 
 
 def _updaters(trainer: TrainerLike) -> List[UpdaterLike]:
@@ -509,7 +542,10 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
     h = optimizer.hyperparameters()
     start(trainer)
     keys = [keys_of(trainer, index) for index in range(len(infos))]
-    held = _updaters(trainer)[0].states
+    if remote.on_servers(trainer):
+        optimizer, scheduler, held = remote.held_by(trainer, infos)
+    else:
+        held = _updaters(trainer)[0].states
     counts = optimizer.update_counts()
     slots: Dict[str, Dict[str, Array]] = {}
     masters, trees = {}, {}
@@ -522,10 +558,10 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
             slots[info.name] = {place: _copied(array, copy) for place, array in arrays.items()}
             continue
         arrays, master = optimizer.split_state(held[key], h, mode_of(optimizer.multi_precision, info.dtype))
-        slots[info.name] = {slot.name: copy(array).reshape(()) if slot.like == 'scalar' else copy(array)
+        slots[info.name] = {slot.name: _copied(array, copy).reshape(()) if slot.like == 'scalar' else _copied(array, copy)
                             for slot, array in zip(_slots(optimizer, info, optimizer.rule.slots(h)), arrays)}
         if master is not None:
-            masters[info.name] = copy(master)
+            masters[info.name] = _copied(master, copy)
     if isinstance(optimizer, Stranger):
         attributes, arrays = optimizer.others()
         variables = {key: _copied(array, copy) for key, array in arrays.items()}
@@ -552,7 +588,10 @@ def export_states(trainer: TrainerLike, net: Optional[BlockLike] = None,
 
 
 def _copied(array: Any, copy: Callable[[Any], Array]) -> Array:
-    """``copy`` of an array of MXNet; NumPy's, which optimizers of other people may keep, are copied at once."""
+    """``copy`` of an array of MXNet; NumPy's, which optimizers of other people may keep, are copied at once, and those on servers
+    where they are not read in pieces."""
+    if isinstance(array, remote.Remote):
+        return array if copy is Pieces else array.asnumpy()
     return copy(array) if isinstance(array, nd.NDArray) else numpy.array(array)
 
 
@@ -758,14 +797,14 @@ def _rewrite_weights(trainer: TrainerLike, states: OptimizerStates, pairs: Dict[
     """Set each weight to its rounded master on all devices; returns the indices of those that differed."""
     rewritten = []
     for i, info in pairs.items():
-        if info.name not in states.master:
+        if info.name not in states.master or is_hollow(states.master[info.name]):
             continue
         parameter = trainer._params[i]
         with numpy.errstate(over='ignore'):
             weight = states.master[info.name].astype(info.dtype)
         copies = parameter.list_data()
         if any(data.asnumpy().tobytes() != weight.tobytes() for data in copies):
-            write_weight(parameter, [weight] * len(copies))  # and in the kvstore before the next step
+            write_weight(parameter, [weight] * len(copies), remote.on_servers(trainer))  # and in the kvstore before the next step
             rewritten.append(i)
     return rewritten
 

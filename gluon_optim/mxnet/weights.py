@@ -75,13 +75,13 @@ def send_weights(store: KVStoreLike, weights: Iterable[Tuple[Any, Any]]) -> None
         store._set_updater(updater)
 
 
-def write_weight(parameter: ParameterLike, values: Sequence[Any]) -> None:
-    """Write the NumPy arrays ``values`` into ``parameter``, one for each of its devices.
+def write_weight(parameter: ParameterLike, values: Sequence[Any], sent: bool = False) -> None:
+    """Write the NumPy arrays ``values`` into ``parameter``, one for each of its devices. ``sent``: servers get them otherwise.
 
     Like `Parameter.set_data`, but nothing is allocated, and errors are raised here rather than at a later step.
     """
     trainer = trainer_of(parameter)
-    if trainer and trainer._kv_initialized and trainer._update_on_kvstore and parameter not in trainer._params_to_init:
+    if not sent and trainer and trainer._kv_initialized and trainer._update_on_kvstore and parameter not in trainer._params_to_init:
         keep_kvstore(trainer)
         trainer._reset_kvstore()
     for array, value in zip(_arrays(parameter), values):
@@ -102,7 +102,8 @@ def _restore_layout(array: Any) -> None:
 def remember(undo: contextlib.ExitStack, parameters: Iterable[ParameterLike]) -> None:
     """Let ``undo`` restore the current values of the parameters, on all devices."""
     for parameter in parameters:
-        undo.callback(write_weight, parameter, [array.asnumpy() for array in _arrays(parameter)])
+        undo.callback(write_weight, parameter, [array.asnumpy() for array in _arrays(parameter)],
+                      parameter._trainer is not None and parameter._trainer._distributed)
 
 
 def _arrays(parameter: ParameterLike) -> Any:

@@ -45,7 +45,7 @@ from .manifest import (
 )
 from .model import Array, OptimizerStates, Parts, Run, chunks
 
-__all__ = ['CHECKPOINT', 'FORMAT', 'Path', 'VERSION', 'read', 'read_checkpoint', 'read_manifest', 'read_parts', 'write',
+__all__ = ['CHECKPOINT', 'FORMAT', 'Path', 'VERSION', 'outline', 'read', 'read_checkpoint', 'read_manifest', 'read_parts', 'write',
            'write_parts']
 
 MAX_HEADER = 32 << 20  # about 40 000 parameters; more is refused before parsing
@@ -100,6 +100,12 @@ def write_parts(path: Path, parts: Parts) -> None:
             manifest['crc32'][key] = f'{crc:08x}'
         file.seek(0)
         file.write(_header(manifest, entries))
+
+
+def outline(parts: Parts) -> Tuple[Dict[str, Any], Dict[str, Array]]:
+    """What a file of ``parts`` would say of them, and its arrays by key: `manifest.parts_of` makes parts of both."""
+    arrays = _arrays(parts)
+    return manifest_of(parts, arrays), arrays
 
 
 def _arrays(parts: Parts) -> Dict[str, Array]:

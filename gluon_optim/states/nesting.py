@@ -17,7 +17,7 @@ The tree is one of
     {"dict": [[key, tree], ...]}  with texts and whole numbers for keys, which differ
 """
 import math
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Iterator, Tuple, Union
 
 import numpy
 
@@ -31,8 +31,8 @@ FLOATS = {'inf': math.inf, '-inf': -math.inf, 'nan': math.nan}
 ARRAYS = ('array', 'numpy', 'number')
 
 
-def take_apart(value: Any, array: type) -> Tuple[Tree, Dict[str, Any]]:
-    """The tree of ``value``, and its arrays by place; ``array`` is the type of the framework's arrays.
+def take_apart(value: Any, array: Union[type, Tuple[type, ...]]) -> Tuple[Tree, Dict[str, Any]]:
+    """The tree of ``value``, and its arrays by place; ``array`` is the type, or types, of the framework's arrays.
 
     Raises TypeError, naming the place, for a value that no tree can hold.
     """

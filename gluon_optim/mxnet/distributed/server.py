@@ -4,6 +4,7 @@ MXNet gives a server no way in but that: a command holds the pickle of an optimi
 is still inside `import mxnet`, so it takes submodules only.
 """
 import base64
+import logging
 import pickle
 import sys
 import traceback
@@ -13,6 +14,7 @@ import numpy
 from mxnet.optimizer import optimizer as mx_optimizer
 
 from ... import __version__
+from . import held
 from .protocol import is_introduction, write_status
 
 __all__ = ['COMMANDS', 'Command', 'Server', 'receive']
@@ -59,12 +61,18 @@ class Server:
 
     ``special``
         key -> function(pushed, stored), for keys that hold something else than a weight.
+    ``weights``
+        key -> what MXNet keeps there: the weight, or its float32 master.
+    ``desk``
+        What it does for checkpoints.
     """
 
     def __init__(self, store: Any):
         self.store = store
         self.updater: Any = None
         self.special: Dict[int, Callable[[Any, Any], None]] = {}
+        self.weights: Dict[int, Any] = {}
+        self.desk = held.Desk(self)
         self.error, self.error_step = '', 0
         self._met: Dict[int, bool] = {}                     # the keys that have been pushed
         self._shared: Dict[int, Mapping[str, Any]] = {}     # key -> what the optimizer shares between parameters
@@ -76,7 +84,10 @@ class Server:
             if not isinstance(optimizer, Done):  # one of MXNet's own, sent by MXNet
                 self.updater = None
                 set_optimizer(optimizer)
+                if self.desk.is_open:
+                    self.take_updates()
         store.set_optimizer = take
+        logging.getLogger('numba').setLevel(logging.WARNING)  # MXNet has a server show whatever anybody logs
 
     # -- commands ---------------------------------------------------------------------------------------------------
 
@@ -94,6 +105,25 @@ class Server:
         self._shared, self._changed = {}, {}
         self.store._set_updater(self.update)
         self.tell()
+
+    def replace_optimizer(self, optimizer: Any) -> None:
+        """Update by ``optimizer`` from now on, with the states that are here, for a checkpoint has its counts."""
+        before, self.updater = self.updater, mx_optimizer.Updater(optimizer)
+        self.updater.states, self.updater.states_synced = before.states, before.states_synced
+        shared = getattr(optimizer, 'shared_state', dict)
+        self._shared = {key: shared() for key in self.weights}
+
+    def shared_state(self) -> Mapping[str, Any]:
+        """What the optimizer shares between parameters, as that which has been updated most often has it."""
+        counts = held.update_counts(self.updater.optimizer)
+        latest = max(self._shared, key=lambda key: counts.get(key, 0), default=None)
+        return {} if latest is None else self._shared[latest]
+
+    def take_updates(self) -> None:
+        """Let MXNet call `update`, also for an optimizer of its own."""
+        if self.updater is None:
+            self.updater = self.store._updater
+        self.store._set_updater(self.update)
 
     def change(self, step: int, rank: int, attributes: Mapping[str, bytes], scheduler: Mapping[str, bytes]) -> None:
         """Set attributes of the optimizer, and of its scheduler, to the pickled values, for the updates from ``step`` on."""
@@ -121,16 +151,21 @@ class Server:
     def update(self, key: int, pushed: Any, stored: Any) -> None:
         """What MXNet calls for each key, when all workers have pushed it (in dist_async: for each push)."""
         try:
+            pushed.wait_to_read()  # MXNet adds up what it has received, and frees that when this returns
             if key not in self._met:
                 self._meet(key, stored)
             if key in self.special:
                 self.special[key](pushed, stored)
+                return
+            self.weights[key] = stored
+            if self.desk.instead is not None:
+                self.desk.instead(key, stored)
             elif not self.error:
                 optimizer = self.updater.optimizer
                 if key in self._shared:  # each parameter has its own: their order of arrival is nobody's
                     vars(optimizer).update(self._shared[key])
                 self.updater(key, pushed, stored)
-                self._shared[key] = optimizer.shared_state()
+                self._shared[key] = getattr(optimizer, 'shared_state', dict)()
         except Exception as error:
             self.fail(error)
 
@@ -162,4 +197,4 @@ class Server:
 
 
 #: kind -> what is called with the server and the arguments of the command
-COMMANDS: Dict[str, Callable[..., None]] = {'optimizer': Server.set_optimizer, 'change': Server.change}
+COMMANDS: Dict[str, Callable[..., None]] = {'optimizer': Server.set_optimizer, 'change': Server.change, 'ask': held.execute}

@@ -17,6 +17,7 @@ _SET_OPTIMIZER, _SET_MULTI_PRECISION = 0, 1  # MXNet's numbers of its commands
 _COUNTED = ('num_update', '_index_update_count', '_all_index_update_counts', '_restored_counts', 'lr_scheduler')
 _FIXED = ('multi_precision', 'begin_num_update', 'idx2name', 'sym_info', 'allow_np_array', 'use_fused_step', 'aggregate_num')
 
+
 def session(store: Any) -> Optional['Session']:
     """What goes on between this worker and the servers of ``store``; None where they run no optimizer of this package."""
     # not in a table of stores: it knows the trainer, which has the store, so that none of them would ever be freed
@@ -68,9 +69,14 @@ class Session:
         before = session(store)                 # keys can be initialised only once
         self._keys: List[Any] = before._keys if before is not None else []      # of what each server says
         self._statuses: List[Any] = before._statuses if before is not None else []
-        self._sent = _attributes(optimizer)
-        self._scheduler, self._sent_of_scheduler = optimizer.lr_scheduler, _attributes_of_scheduler(optimizer.lr_scheduler)
+        self.note()
         self._slots = optimizer.rule.slots(optimizer.hyperparameters())
+
+    def note(self) -> None:
+        """The servers have the optimizer as it is here."""
+        scheduler = self.optimizer.lr_scheduler
+        self._sent, self._scheduler, self._sent_of_scheduler = (
+            _attributes(self.optimizer), scheduler, _attributes_of_scheduler(scheduler))
 
     def check(self, weights: Mapping[str, Any]) -> None:
         """ValueError where servers would not update ``weights``, parameters or arrays, as one process does. Asked once."""
