@@ -220,6 +220,8 @@ def test_a_master_is_named_where_the_setting_has_changed_since(name, mode):
     with pytest.raises(ValueError, match=f'holds a float32 master.*Received: multi_precision={mode!r}. Set it back'):
         optimizer.update_multi_precision(0, weight, gradient, state)
     np.testing.assert_array_equal(weight.asnumpy(), 1)
+    with pytest.raises(ValueError, match='holds a float32 master.*Received: float32. Set it back'):
+        optimizer.update_multi_precision(0, weight.astype('float32'), gradient.astype('float32'), state)
 
 
 def test_other_words_are_refused():
