@@ -1,4 +1,4 @@
-"""A process that trains parameters of a given size for some steps, says so, and waits: its memory is then looked at."""
+"""A worker that trains parameters of a given size for three steps, says so, and waits: its memory is then looked at."""
 import json
 import sys
 import time
@@ -9,21 +9,20 @@ from mxnet import gluon
 import gluon_optim as go
 
 
-def main(optimizer, arguments, params, tensors, dtype, store, on_servers, save):
-    store = mx.kv.create('dist_sync') if store else None
-    parameters = [gluon.Parameter(f'p{i}_weight', shape=(params // tensors,), dtype=dtype, init=mx.init.One()) for i in range(tensors)]
+def main(optimizer, arguments, params, tensors, dtype, updates):
+    store = mx.kv.create('dist_sync')
+    parameters = [gluon.Parameter(f'p{i}_weight', shape=(params // tensors,), dtype=dtype, init=mx.init.One())
+                  for i in range(tensors)]
     for parameter in parameters:
         parameter.initialize()
     trainer = gluon.Trainer(parameters, go.create(optimizer, learning_rate=0.001, **arguments), kvstore=store,
-                            update_on_kvstore=on_servers if store else None)
+                            update_on_kvstore=updates)
     for _ in range(3):
         for parameter in parameters:
             parameter.grad()[:] = 0.5
             parameter.data()._fresh_grad = True  # as backward says it
         trainer.step(1)
         mx.nd.waitall()
-    if save:
-        go.save_states(trainer, save)
     print('trained', flush=True)
     time.sleep(600)
 

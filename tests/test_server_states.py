@@ -19,8 +19,8 @@ from contract_nets import environment  # noqa: E402
 from server_states_worker import SHAPES, found_in, made, train  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
-from gluon_optim.rules.servers import check_servers  # noqa: E402
 from gluon_optim.rules.mx import DROP_INS  # noqa: E402
+from gluon_optim.rules.servers import check_servers  # noqa: E402
 
 STEPS, MIDDLE = 10, 5
 BOUND = 100  # arrays of so many elements are divided among the servers

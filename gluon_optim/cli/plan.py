@@ -7,7 +7,6 @@ from ..display import Columns
 from ..rules import registry
 from ..rules.compensated import KAHAN
 from ..rules.planning import BYTES, Plan, Process, Setting, plan
-from ..schema import check_int
 from .text import dumps, say
 
 __all__ = ['add_commands']
@@ -21,15 +20,17 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser(
         'plan', help='memory and traffic of a training run, before there is one',
         description='Bytes of arrays in each process and on disk, and what is sent in each step, from what the optimizer declares.')
-    command.add_argument('--params', type=_count, metavar='N', required=True, help='elements of all parameters together, such as 1e9')
+    command.add_argument('--params', type=_count, metavar='N', required=True,
+                         help='elements of all parameters together, such as 1e9')
     command.add_argument('--optimizer', metavar='NAME', required=True, help='a name in `gluon-optim list`')
     command.add_argument('--set', type=_argument, metavar='NAME=VALUE', dest='given', action='append', default=[],
                          help='an argument of the optimizer that changes its states, such as momentum=0.9. May be repeated')
     command.add_argument('--tensors', type=_count, metavar='K',
                          help=f'in how many tensors of equal size the parameters are (default: {TENSORS}, or N if that is less)')
-    command.add_argument('--dtype', choices=tuple(BYTES), default='float32', help='type of weights and gradients (default: float32)')
+    command.add_argument('--dtype', choices=tuple(BYTES), default='float32',
+                         help='type of weights and gradients (default: float32)')
     command.add_argument('--multi-precision', nargs='?', const=True, default=False, type=_kahan, metavar=KAHAN,
-                         help=f"float32 masters of float16 weights; with '{KAHAN}' their rounding errors, of which servers make masters")
+                         help=f"keep float32 masters of float16 weights, or with '{KAHAN}' rounding errors: servers keep masters")
     command.add_argument('--workers', type=_count, metavar='W', default=1, help='default: 1')
     command.add_argument('--servers', type=_count, metavar='S', default=0, help='default: 0, a single process')
     command.add_argument('--update-on-kvstore', choices=('yes', 'no'), help='whether servers update the weights (default: yes)')
@@ -84,11 +85,11 @@ def _plan(options: Namespace) -> int:
 def _setting(options: Namespace) -> Setting:
     rule = registry.get(options.optimizer)
     h = rule.hyperparameters(**dict(options.given))
-    params = check_int('--params', options.params, 1)
-    tensors = check_int('--tensors', min(TENSORS, params) if options.tensors is None else options.tensors, 1)
+    params = _at_least('--params', options.params, 1)
+    tensors = _at_least('--tensors', min(TENSORS, params) if options.tensors is None else options.tensors, 1)
     if tensors > params:
         raise ValueError(f'--tensors must be at most --params, for each has an element. Received: {tensors} and {params}.')
-    workers, servers = check_int('--workers', options.workers), check_int('--servers', options.servers)
+    workers, servers = _at_least('--workers', options.workers, 0), _at_least('--servers', options.servers, 0)
     if servers and not workers:
         raise ValueError(f'--servers go with --workers, 1 or more. Received: {servers} servers, no worker.')
     if not servers:
@@ -99,9 +100,15 @@ def _setting(options: Namespace) -> Setting:
                 raise ValueError(f'--{option.replace("_", "-")} goes with --servers. Received: no server. Leave it out.')
     if options.multi_precision and options.dtype != 'float16':
         raise ValueError(f'--multi-precision is for float16 weights. Received: --dtype {options.dtype}. Leave it out.')
-    bound = check_int('--bigarray-bound', BOUND if options.bigarray_bound is None else options.bigarray_bound, 33)
+    bound = _at_least('--bigarray-bound', BOUND if options.bigarray_bound is None else options.bigarray_bound, 33)
     return Setting(rule, h, params, tensors, options.dtype, options.multi_precision, workers, servers,
                    options.update_on_kvstore != 'no', bound)
+
+
+def _at_least(option: str, value: int, least: int) -> int:
+    if value < least:
+        raise ValueError(f'{option} must be {least} or more. Received: {value}.')
+    return value
 
 
 def _title(s: Setting) -> str:

@@ -111,14 +111,14 @@ def plan(setting: Setting) -> Plan:
 def _states(s: Setting, mode: Any, elements: int, tensors: int) -> Dict[str, int]:
     """Bytes of the optimizer's state for ``tensors`` with so many ``elements`` together."""
     if s.rule.name in DROP_INS and s.dtype == 'float16' and mode is not True:
-        raise ValueError(f"{s.rule.name} is MXNet's own, of which float16 weights are planned with float32 masters only. Received: "
-                         f'multi_precision={s.multi_precision!r}. Pass multi_precision=True.')
+        raise ValueError(f"{s.rule.name} is MXNet's own: float16 weights are planned with float32 masters only. Received: "
+                         f'{s.multi_precision or "no masters"}. Pass multi_precision=True.')
     slots = (compensated(s.rule, s.dtype) if mode == KAHAN else s.rule).slots(s.h)
     found: Dict[str, int] = {}
     for slot in slots:
         if slot.like not in ('weight', 'scalar'):
-            raise ValueError(f'{s.rule.name} keeps {slot.name!r} for {slot.like} of a weight, so its size depends on shapes, which are '
-                             'not known here.')
+            raise ValueError(f'A plan needs slots of known size. Received: {s.rule.name}, of which {slot.name!r} has one number for '
+                             f'each of the {slot.like} of a weight. Plan another optimizer.')
         name = slot.name if slot.name == COMPENSATION.name else 'slots'
         found[name] = found.get(name, 0) + BYTES[slot_type(slot, s.dtype)] * (elements if slot.like == 'weight' else tensors)
     if mode is True:
