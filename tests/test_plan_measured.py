@@ -62,7 +62,8 @@ def test_memory(name, dtype):
     rule = rules.get(name)
     for params in SIZES:
         after = trained(memory, params, name, arguments, dtype)
-        found = plan(Setting(rule, rule.hyperparameters(**CASES[name]), params, TENSORS, dtype, dtype == 'float16', 2, 1, bound=BOUND))
+        h = rule.hyperparameters(**CASES[name])
+        found = plan(Setting(rule, h, params, TENSORS, dtype, dtype == 'float16', workers=2, servers=1, bound=BOUND))
         for process in after:
             planned = found.server if process == 'server0' else found.worker
             kept = sum(planned.kept.values())

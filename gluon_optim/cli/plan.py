@@ -84,7 +84,12 @@ def _plan(options: Namespace) -> int:
 
 def _setting(options: Namespace) -> Setting:
     rule = registry.get(options.optimizer)
-    h = rule.hyperparameters(**dict(options.given))
+    given = dict(options.given)
+    for name in given:
+        values = [value for other, value in options.given if other == name]
+        if len(values) > 1:
+            raise ValueError(f'--set {name} must be given once. Received: {", ".join(map(str, values))}.')
+    h = rule.hyperparameters(**given)
     params = _at_least('--params', options.params, 1)
     tensors = _at_least('--tensors', min(TENSORS, params) if options.tensors is None else options.tensors, 1)
     if tensors > params:

@@ -117,8 +117,8 @@ def _states(s: Setting, mode: Any, elements: int, tensors: int) -> Dict[str, int
     found: Dict[str, int] = {}
     for slot in slots:
         if slot.like not in ('weight', 'scalar'):
-            raise ValueError(f'A plan needs slots of known size. Received: {s.rule.name}, of which {slot.name!r} has one number for '
-                             f'each of the {slot.like} of a weight. Plan another optimizer.')
+            raise ValueError(f'A plan needs slots of known size. Received: {s.rule.name}, of which {slot.name!r} has one number '
+                             f'for each of the {slot.like} of a weight. Plan another optimizer.')
         name = slot.name if slot.name == COMPENSATION.name else 'slots'
         found[name] = found.get(name, 0) + BYTES[slot_type(slot, s.dtype)] * (elements if slot.like == 'weight' else tensors)
     if mode is True:
