@@ -1,5 +1,7 @@
 """gluon-optim plan: figures found by hand, what it prints and what it refuses. Needs no MXNet; test_plan_measured.py does."""
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +110,12 @@ def test_json_has_what_the_table_shows(run):
     cells = {words[0]: words[1:] for words in ([word.strip() for word in line if word.strip()] for line in lines[2:])}
     assert cells['together'] == ['4.0 GB', '343.8 MB', '14.0 GB']
     assert cells['masters'] == ['62.5 MB', '4.0 GB'] and cells['messages in a step'] == ['12928', '3232']
+
+
+def test_the_documentation_shows_what_is_printed(run):
+    text = (Path(__file__).resolve().parent.parent / 'docs/DISTRIBUTED.md').read_text(encoding='utf-8')
+    command = re.search('^gluon-optim (plan .*)$', text, re.MULTILINE)[1]
+    assert ''.join(f'    {line}\n' for line in run(*command.split())[1].splitlines()) in text
 
 
 def test_a_table_of_one_process_has_no_traffic(run):
