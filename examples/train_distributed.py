@@ -9,19 +9,19 @@ The last line of the first and of the third are equal: the same weights and stat
 
     tools/cluster --workers 2 --servers 2 python examples/train_distributed.py --asynchronous sgd_torch --log sgd.jsonl
     tools/cluster --workers 2 --servers 2 python examples/train_distributed.py --asynchronous dcasgd --log dcasgd.jsonl
-
-    python examples/train_distributed.py --picture distributed.png straight.jsonl killed.jsonl resumed.jsonl sgd.jsonl dcasgd.jsonl
+    python examples/train_distributed.py --picture losses.png straight.jsonl killed.jsonl resumed.jsonl sgd.jsonl dcasgd.jsonl
 
 Exit codes: 0 trained, 1 refused with a reason, 2 unusable arguments.
 """
 import argparse
+import collections
 import hashlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 import digits
@@ -34,9 +34,10 @@ import gluon_optim as go
 
 S = go.lr_scheduler
 SAMPLES = 32  # of each worker, in each step
-LATE = 4  # the late worker makes this many times fewer updates
+UPDATES = 500  # of each worker, in dist_async
 LOSS = gluon.loss.SoftmaxCrossEntropyLoss()
-RECIPE = ('learning_rate', 'epochs', 'seed')  # what a resumed run must share with the one it continues
+THRESHOLD = 0.5  # of 2bit compression, for the sum of a worker's gradients
+RECIPE = ('learning_rate', 'epochs', 'seed', 'compress')  # what a resumed run must share with the one it continues
 
 
 def build_net(seed):
@@ -73,7 +74,7 @@ def train(options, store, log):
     net = build_net(options.seed)
     trainer = gluon.Trainer(
         net.collect_params(), 'sgd_torch', {'momentum': 0.9, 'lr_scheduler': make_schedule(options, steps, store.num_workers)},
-        kvstore=store, compression_params={'type': '2bit', 'threshold': options.compress} if options.compress else None)
+        kvstore=store, compression_params={'type': '2bit', 'threshold': THRESHOLD} if options.compress else None)
     manager = go.CheckpointManager(options.checkpoint_dir, save_every=20) if options.checkpoint_dir else None
     start = restore(manager, net, trainer, recipe) if options.resume else 0
 
@@ -104,31 +105,34 @@ def restore(manager, net, trainer, recipe):
 
 
 def train_asynchronously(options, store, log):
-    """dist_async: servers apply each gradient when it arrives; those of the last worker arrive late, for weights that have moved.
+    """dist_async: servers apply each gradient when it arrives. Those of the last worker are late: the weights have moved since.
 
-    Each worker makes its own updates, with the rate for one worker, and the last one fewer, in about the same time.
+    Batches of one digit, because dcasgd takes squares of gradients for curvature, and those of a mean of many are far smaller.
     """
     (images, labels), _ = digits.load()
-    late = 0 < store.rank == store.num_workers - 1
-    steps = options.epochs * (len(images) // SAMPLES) // (LATE if late else 1)
     net = build_net(options.seed)
     hypers = {'lamda': options.lamda} if options.asynchronous == 'dcasgd' else {}
     trainer = gluon.Trainer(net.collect_params(), options.asynchronous, {'learning_rate': options.learning_rate, **hypers},
                             kvstore=store)
+    parameters = list(net.collect_params().values())
+    delay = options.delay if store.rank == store.num_workers - 1 else 0
+    waiting = collections.deque()
     random = numpy.random.default_rng([options.seed, store.rank])
-    began = time.monotonic()
-    for step in range(1, steps + 1):
-        batch = random.choice(len(images), SAMPLES)
-        gradient(net, images[batch], labels[batch])
-        if late:
-            time.sleep(options.delay)
-        trainer.step(SAMPLES)
-        if step % 20 == 0 and store.rank == 0:
-            loss = LOSS(net(mx.nd.array(images)), mx.nd.array(labels)).mean().asscalar()
-            log.write(json.dumps({'step': step, 'loss': float(loss), 'asynchronous': options.asynchronous}) + '\n')
-    seconds = time.monotonic() - began
-    go.states_digest(trainer, net)  # waits for all workers
-    return f'{steps} updates in {seconds:.1f} s'
+    seen = []
+    for step in range(1 - delay, UPDATES + 1):  # every worker sends as many gradients
+        digit = random.choice(len(images), 1)
+        gradient(net, images[digit], labels[digit])
+        waiting.append([parameter.grad().copy() for parameter in parameters])
+        if step < 1:
+            continue
+        for parameter, late in zip(parameters, waiting.popleft()):
+            late.copyto(parameter.grad())
+        trainer.step(1)
+        if step % 20 == 0:
+            seen.append(float(LOSS(net(mx.nd.array(images)), mx.nd.array(labels)).mean().asscalar()))
+            log.write(json.dumps({'step': step, 'loss': seen[-1], 'asynchronous': options.asynchronous}) + '\n')
+    go.states_digest(trainer, net)  # waits for all workers, so that none leaves early
+    return f'{UPDATES} updates: loss {numpy.mean(seen[-len(seen) // 4:]):.3f} in the last quarter'
 
 
 def accuracy(net, images, labels):
@@ -141,20 +145,20 @@ def parameters_digest(net):
 
 
 def draw(logs, path):
-    """The losses in the logs: those of dist_sync on the left, of dist_async on the right."""
+    """The losses in the logs, of dist_sync on the left, of dist_async on the right; the mean of sgd-0.jsonl, sgd-1.jsonl, ..."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as pyplot
     figure, panels = pyplot.subplots(1, 2, layout='constrained', figsize=(8, 3.6))
-    drawn = [0, 0]
+    runs = [{}, {}]  # name -> losses of each log, by step
     for log in map(Path, logs):
         records = [json.loads(line) for line in log.read_text().splitlines()]
-        asynchronous = 'asynchronous' in records[0]
-        steps, losses = ([record[key] for record in records] for key in ('step', 'loss'))
-        order = drawn[asynchronous]
-        drawn[asynchronous] += 1
-        panels[asynchronous].semilogy(steps, losses if asynchronous else smooth(losses), label=log.stem, linewidth=(5, 1.5)[order > 0],
-                                      color=('#c8c8c8', '#d1495b', '#00798c', '#edae49')[order % 4])
+        losses = {record['step']: record['loss'] for record in records}
+        runs['asynchronous' in records[0]].setdefault(re.sub(r'-\d+$', '', log.stem), []).append(losses)
+    for axes, named in zip(panels, runs):
+        for (name, several), width, color in zip(named.items(), (4, 1.5, 1.5), ('#c8c8c8', '#d1495b', '#00798c')):
+            mean = numpy.mean([list(losses.values()) for losses in several], axis=0)
+            axes.semilogy(list(several[0]), smooth(mean) if axes is panels[0] else mean, label=name, linewidth=width, color=color)
     panels[0].set(title='dist_sync', xlabel='step', ylabel="loss of rank 0's part of each batch (running mean)")
     panels[1].set(title='dist_async, one worker late', xlabel='update of rank 0', ylabel='loss on all training digits')
     for axes in panels:
@@ -167,19 +171,19 @@ def draw(logs, path):
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--learning-rate', type=float, default=0.05, help='for the batch of one worker (default: %(default)s)')
+    parser.add_argument('--learning-rate', type=float, help="for one worker's batch (default: 0.01; in dist_async 0.03)")
     parser.add_argument('--epochs', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--log', default=os.devnull, help='append step and loss of rank 0 here, one JSON object per line')
-    parser.add_argument('--compress', type=float, metavar='THRESHOLD',
-                        help='send 2 bits per gradient: each element as -THRESHOLD, 0 or THRESHOLD, and keep what is left for the '
-                             'next step; checkpoints do not have what is left')
+    parser.add_argument('--compress', action='store_true',
+                        help=f'send 2 bits per gradient: -{THRESHOLD}, 0 or {THRESHOLD}; the rest is kept for the next step, but not '
+                             'in checkpoints: with it a resumed run is not the same bit for bit')
     parser.add_argument('--checkpoint-dir', help='where rank 0 keeps the last three checkpoints; none are written without it')
     parser.add_argument('--resume', action='store_true', help='continue from the newest checkpoint in --checkpoint-dir')
     parser.add_argument('--kill-at', type=int, metavar='STEP', help='kill all workers after this step, as an accident would')
     parser.add_argument('--asynchronous', metavar='OPTIMIZER', help='use dist_async, with the last worker late')
-    parser.add_argument('--delay', type=float, default=0.02, help='seconds by which its gradients are late (default: %(default)s)')
-    parser.add_argument('--lamda', type=float, default=1.0, help='compensation by dcasgd (default: %(default)s)')
+    parser.add_argument('--delay', type=int, default=4, metavar='STEPS', help='by which its gradients are late (default: 4)')
+    parser.add_argument('--lamda', type=float, default=1.0, help='how much dcasgd compensates (default: %(default)s)')
     parser.add_argument('--picture', metavar='FILE', help='draw the losses of LOGS (needs matplotlib), and nothing else')
     parser.add_argument('logs', nargs='*', metavar='LOG')
     options = parser.parse_args(arguments)
@@ -187,6 +191,10 @@ def parse(arguments):
         parser.error('--picture FILE needs logs, and logs need --picture FILE')
     if options.resume and not options.checkpoint_dir:
         parser.error('--resume needs --checkpoint-dir')
+    if options.epochs < 1 or options.delay < 0:
+        parser.error('--epochs must be at least 1, and --delay at least 0')
+    if options.learning_rate is None:
+        options.learning_rate = 0.03 if options.asynchronous else 0.01
     return options
 
 
