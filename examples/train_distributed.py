@@ -27,7 +27,6 @@ from pathlib import Path
 import digits
 import mxnet as mx
 import numpy
-from compare_optimizers import smooth
 from mxnet import autograd, gluon
 
 import gluon_optim as go
@@ -145,7 +144,7 @@ def parameters_digest(net):
 
 
 def draw(logs, path):
-    """The losses in the logs, of dist_sync on the left, of dist_async on the right; the mean of sgd-0.jsonl, sgd-1.jsonl, ..."""
+    """The losses in the logs, of dist_sync on the left, of dist_async on the right; mean and range of a-0.jsonl, a-1.jsonl, ..."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as pyplot
@@ -156,11 +155,13 @@ def draw(logs, path):
         losses = {record['step']: record['loss'] for record in records}
         runs['asynchronous' in records[0]].setdefault(re.sub(r'-\d+$', '', log.stem), []).append(losses)
     for axes, named in zip(panels, runs):
-        for (name, several), width, color in zip(named.items(), (4, 1.5, 1.5), ('#c8c8c8', '#d1495b', '#00798c')):
-            mean = numpy.mean([list(losses.values()) for losses in several], axis=0)
-            axes.semilogy(list(several[0]), smooth(mean) if axes is panels[0] else mean, label=name, linewidth=width, color=color)
-    panels[0].set(title='dist_sync', xlabel='step', ylabel="loss of rank 0's part of each batch (running mean)")
+        for (name, several), width, color in zip(named.items(), (4, 1.2, 1.2), ('#a0a0a0', '#d1495b', '#00798c')):
+            steps, losses = list(several[0]), numpy.array([list(losses.values()) for losses in several])
+            axes.semilogy(steps, losses.mean(axis=0), label=name, linewidth=width, color=color)
+            axes.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=color, alpha=0.2, linewidth=0)
+    panels[0].set(title='dist_sync', xlabel='step', ylabel="training loss, rank 0's part of a batch")
     panels[1].set(title='dist_async, one worker late', xlabel='update of rank 0', ylabel='loss on all training digits')
+    panels[1].set_yscale('linear')
     for axes in panels:
         axes.legend(frameon=False)
         axes.grid(color='#dddddd', linewidth=0.6)
@@ -176,8 +177,8 @@ def parse(arguments):
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--log', default=os.devnull, help='append step and loss of rank 0 here, one JSON object per line')
     parser.add_argument('--compress', action='store_true',
-                        help=f'send 2 bits per gradient: -{THRESHOLD}, 0 or {THRESHOLD}; the rest is kept for the next step, but not '
-                             'in checkpoints: with it a resumed run is not the same bit for bit')
+                        help=f'send 2 bits per gradient: -{THRESHOLD}, 0 or {THRESHOLD}; the rest is kept for the next step, but '
+                             'not in checkpoints: with it a resumed run is not the same bit for bit')
     parser.add_argument('--checkpoint-dir', help='where rank 0 keeps the last three checkpoints; none are written without it')
     parser.add_argument('--resume', action='store_true', help='continue from the newest checkpoint in --checkpoint-dir')
     parser.add_argument('--kill-at', type=int, metavar='STEP', help='kill all workers after this step, as an accident would')

