@@ -2,7 +2,7 @@
 """Train a small net on handwritten digits with several workers and parameter servers; kill them, resume on other servers.
 
     tools/cluster --workers 2 --servers 2 python examples/train_distributed.py --log straight.jsonl
-    tools/cluster --workers 2 --servers 2 python examples/train_distributed.py --checkpoint-dir run --kill-at 230 --log killed.jsonl
+    tools/cluster --workers 2 --grace 1 python examples/train_distributed.py --checkpoint-dir run --kill-at 230 --log killed.jsonl
     tools/cluster --workers 2 --servers 3 python examples/train_distributed.py --checkpoint-dir run --resume --log resumed.jsonl
 
 The last line of the first and of the third are equal: the same weights and states, bit for bit. With dist_async, one worker late:
@@ -61,7 +61,8 @@ def make_schedule(options, steps, workers):
     """The rate for one worker times the number of workers, as their batches are one; a warm-up from the one to the other."""
     warm = steps // 10
     cosine = S.Cosine(steps - warm, base_lr=options.learning_rate)
-    return S.Warmup(S.scaled(cosine, batch_size=workers * SAMPLES, reference=SAMPLES), warm, begin=options.learning_rate)
+    scaled = S.scaled(cosine, batch_size=workers * SAMPLES, reference=SAMPLES)
+    return S.Warmup(scaled, warm, begin=min(options.learning_rate, scaled(1)))
 
 
 def train(options, store, log):
@@ -118,7 +119,7 @@ def train_asynchronously(options, store, log):
     waiting = collections.deque()
     random = numpy.random.default_rng([options.seed, store.rank])
     seen = []
-    for step in range(1 - delay, UPDATES + 1):  # every worker sends as many gradients
+    for step in range(1 - delay, UPDATES + 1):  # the last worker, too, sends UPDATES gradients
         digit = random.choice(len(images), 1)
         gradient(net, images[digit], labels[digit])
         waiting.append([parameter.grad().copy() for parameter in parameters])
