@@ -136,8 +136,8 @@ def held_by(trainer: Any, infos: Sequence[ParameterInfo]) -> Held:
     counted = {key for record in records for key, _ in record['counts']}
     lost = [info.name for key, info in enumerate(infos) if key in counted and not any(str(key) in one['held'] for one in records)]
     if lost:
-        raise ServerError(f'Servers must hold all parameters that they have updated. Received: none that holds {lost[:4]}. Nothing was '
-                          'saved. Let all workers save before the first step too.')
+        raise ServerError(f'Servers must hold all parameters that they have updated. Received: none that holds {lost[:4]}. '
+                          'Nothing was saved. Let all workers save before the first step too.')
     optimizer = _as_there(trainer, records)
     h = optimizer.hyperparameters()
     states = {}
