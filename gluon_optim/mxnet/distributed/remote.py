@@ -59,9 +59,7 @@ def ranks_of(trainers: Iterable[Any]) -> Optional[Ranks]:
     ranks = ranks_on(channel(store))
     if trainer._kv_initialized and not seen:
         _show_weights(trainer, ranks, 'the start')
-        if ranks.first:
-            ranks.channel.ask('release')
-        ranks.meet('the start')
+        _release(ranks, 'the start')
     return ranks
 
 
@@ -262,9 +260,7 @@ def send(trainer: Any, load: Load) -> None:
         raise error
     _push_all(trainer, ranks)
     ranks.meet(what)
-    if ranks.first:
-        ranks.channel.ask('release')
-    ranks.meet(what)
+    _release(ranks, what)
     pull(trainer)
     servers = session(trainer._kvstore)
     if servers is not None:
@@ -288,6 +284,13 @@ def _show_weights(trainer: Any, ranks: Ranks, what: str) -> None:
         ranks.channel.tell('hold')
     ranks.meet(what)
     _push_all(trainer, ranks)
+    ranks.meet(what)
+
+
+def _release(ranks: Ranks, what: str) -> None:
+    """Let servers update again, before any worker goes on."""
+    if ranks.first:
+        ranks.channel.ask('release')
     ranks.meet(what)
 
 
