@@ -88,6 +88,19 @@ def compare(name, given, update_on_kvstore, steps, dtype='float32'):
     return max(float(np.max(np.abs(found[key] - expected[key])) / np.max(np.abs(expected[key]))) for key in expected)
 
 
+def mxnets_own(dtype):
+    """Why a trainer with MXNet's own optimizer was refused, after `accelerate`."""
+    go.accelerate()
+    run = make_run(dtype)
+    run.trainer = trainer_on_servers(run.parameters, mx.optimizer.SGD(learning_rate=RATE), update_on_kvstore=False)
+    try:
+        run.step()
+    except ValueError as error:
+        return str(error)
+    finally:
+        go.restore_builtins()
+
+
 def starts(name, times, accelerate=False):
     """How many of ``times`` first steps of a net went wrong: its trainer asks for the weights when gradients are known.
 
