@@ -7,6 +7,7 @@ import json
 import random
 import sys
 import time
+import traceback
 import warnings
 
 import mxnet as mx
@@ -16,6 +17,7 @@ from contract_nets import Run, gradients
 from mxnet import autograd, gluon
 
 import gluon_optim as go
+from gluon_optim.mxnet.distributed import remote
 
 SHAPES = ((3, 4), (1,), (2, 3, 25))  # with a bound of 100 the last is divided among servers
 
@@ -49,12 +51,15 @@ def found_in(run):
             'weights': {name: array.tobytes().hex() for name, array in run.weights().items()}}
 
 
-def straight(options, kvstore, share):
-    """Train, with a checkpoint in the middle, or from one."""
+def straight(options, kvstore, share, again=False):
+    """Train, with a checkpoint in the middle, or from one. ``again``: another trainer of this store did so before."""
     run = made(options, kvstore)
     found = {}
     if 'load' in options:
         run.parameters[0].set_data(mx.nd.full(SHAPES[0], kvstore.rank - 7.0))  # the file has other weights
+    if again:
+        use_again(run.trainer, dict(enumerate(run.weights().values())))
+    if 'load' in options:
         restored = go.load_checkpoint(options['load'] if kvstore.rank == 0 else 'there is no such file', trainer=run.trainer)
         found['restored'] = [restored['fold'], restored.step, str(restored.states)]
         run.steps = restored.step
@@ -64,6 +69,24 @@ def straight(options, kvstore, share):
                            extra={'fold': 3}, step=run.steps)
     train(run, options['steps'], share, options.get('late'))
     return dict(found, **found_in(run))
+
+
+def many(options, kvstore, share):
+    """The runs in ``jobs``, one after the other, each as `straight` does it, or the error of one that raises."""
+    found = []
+    for number, job in enumerate(options['jobs']):
+        try:
+            found.append(straight(dict(options, **job), kvstore, share, again=number > 0))
+        except Exception:
+            found.append({'error': traceback.format_exc()})
+    return {'jobs': found}
+
+
+def use_again(trainer, weights):
+    """Let a new trainer have the keys of the one before, for a store gets initial weights for each of them only once."""
+    trainer._params_to_init = []
+    trainer._init_kvstore()
+    remote.send(trainer, remote.Load({}, weights))
 
 
 def refused(options, kvstore, share):

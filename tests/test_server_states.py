@@ -2,6 +2,7 @@
 
     GLUON_OPTIM_SERVER_STATES=1 pytest tests/test_server_states.py      every optimizer and every number of servers
 """
+import functools
 import json
 import os
 import sys
@@ -28,9 +29,9 @@ LONG = os.environ.get('GLUON_OPTIM_SERVER_STATES')
 WORKER = [sys.executable, str(ROOT / 'tests' / 'server_states_worker.py')]
 
 
-def cluster(servers, workers=2, deadline=100, bound=BOUND, **options):
+def cluster(servers, workers=2, deadline=600, bound=BOUND, **options):
     """What the workers found, by rank."""
-    variables = environment(MXNET_KVSTORE_BIGARRAY_BOUND=str(bound), OMP_NUM_THREADS='1', GLUON_OPTIM_DEADLINE='30')
+    variables = environment(MXNET_KVSTORE_BIGARRAY_BOUND=str(bound), OMP_NUM_THREADS='1', GLUON_OPTIM_DEADLINE='60')
     results = run([*WORKER, json.dumps(options)], deadline, workers=workers, servers=servers, environment=variables)
     return sorted((json.loads(result.stdout.splitlines()[-1]) for name, result in results.items() if name.startswith('worker')),
                   key=lambda found: found['rank'])
@@ -55,27 +56,55 @@ def case(name, dtype, **more):
     return {**dict(name=name, dtype=dtype, arguments=arguments, scheduler=True), **more}
 
 
-def check_continuation(options, before, afters, tmp_path, middle=MIDDLE, steps=STEPS, bound=BOUND):
-    """Straight through on ``before`` servers, with a checkpoint in the middle; then from there on others, and in one process."""
-    path = str(tmp_path / f'run{before}.safetensors')
-    expected = found_in(alone(options, steps))
-    for found in cluster(before, save=path, middle=middle, steps=steps, bound=bound, **options):
-        same(found, expected)
-    same(found_in(alone(options, steps, path)), expected)
-    for after in afters:
-        for found in cluster(after, load=path, steps=steps, bound=bound, **options):
-            same(found, expected)
-            assert found['restored'] == [3, middle, f'restored 3 of 3 parameters at step {middle}']
+def saved(jobs, before, folder, middle, steps, bound):
+    """Train straight through on ``before`` servers, with a checkpoint in the middle; what the workers found, job by job."""
+    jobs = [dict(job, save=checkpoint(folder, before, job)) for job in jobs]
+    return list(zip(*(found['jobs'] for found in cluster(before, do='many', jobs=jobs, middle=middle, steps=steps, bound=bound))))
 
 
-@pytest.mark.parametrize('name, dtype, before, after', [
-    ('adamw', 'float32', 2, 3),
-    ('adam', 'float16', 3, 1),
-    ('dcasgd', 'float32', 1, 2),
-])
-def test_a_run_continues_on_another_number_of_servers_and_in_one_process(name, dtype, before, after, tmp_path):
-    more = dict(late=True, scheduler=False) if name == 'adamw' else dict(accelerate=name == 'dcasgd')
-    check_continuation(case(name, dtype, **more), before, [after], tmp_path)
+def resumed(jobs, before, after, folder, steps, bound):
+    """Continue with these checkpoints on ``after`` servers."""
+    jobs = [dict(job, load=checkpoint(folder, before, job)) for job in jobs]
+    return list(zip(*(found['jobs'] for found in cluster(after, do='many', jobs=jobs, steps=steps, bound=bound))))
+
+
+def checkpoint(folder, before, job):
+    return str(folder / f'{job["name"]}-{job.get("accelerate", False)}-{job["dtype"]}-{before}.safetensors')
+
+
+def differences(found, expected, middle=None):
+    """What is wrong with what the workers found; ``middle``: they resumed from that step."""
+    for one in found:
+        if 'error' in one:
+            yield one['error']
+            continue
+        if middle is not None and one['restored'] != [3, middle, f'restored 3 of 3 parameters at step {middle}']:
+            yield one['restored']
+        yield from (key for key in ('weights', 'digest') if one[key] != expected[key])
+
+
+def check(jobs, answers, expected, middle=None):
+    assert len(answers) == len(jobs)
+    wrong = {(job['name'], job.get('accelerate')): list(differences(found, right, middle))
+             for job, found, right in zip(jobs, answers, expected)}
+    assert not any(wrong.values()), {key: found for key, found in wrong.items() if found}
+
+
+MXNETS_OWN_FIRST = [  # then servers need not forget that there was one of ours
+    case('adam', 'float32'), case('sgd', 'float32'),
+    case('dcasgd', 'float32', accelerate=True), case('adamw', 'float32', late=True, scheduler=False), case('sgd_ema', 'float32')]
+
+
+@pytest.mark.parametrize('jobs, before, after', [
+    (MXNETS_OWN_FIRST, 2, 3),
+    ([dict(job, dtype='float16', arguments={'multi_precision': True}) for job in MXNETS_OWN_FIRST], 3, 1),
+], ids=['float32', 'float16'])
+def test_runs_continue_on_another_number_of_servers_and_in_one_process(jobs, before, after, tmp_path):
+    expected = [found_in(alone(job)) for job in jobs]
+    check(jobs, saved(jobs, before, tmp_path, MIDDLE, STEPS, BOUND), expected)
+    check(jobs, resumed(jobs, before, after, tmp_path, STEPS, BOUND), expected, MIDDLE)
+    for job, right in zip(jobs, expected):
+        assert found_in(alone(job, STEPS, checkpoint(tmp_path, before, job))) == right
 
 
 def may_run(name, dtype, bound):
@@ -89,18 +118,44 @@ def may_run(name, dtype, bound):
     return True
 
 
+LONG_STEPS, WHOLE = 40, 1000  # with this bound no parameter is cut in parts
+
+
+@functools.lru_cache(None)
+def every_job(dtype, bound):
+    """The optimizers that are tested with ``bound``: the small one, unless servers take them with the large one only."""
+    names = [*((name, False) for name in go.list_optimizers()), *((name, True) for name in DROP_INS)]
+    names.remove(('lars', False))  # MXNet's own corrects the momentum of the parameter that happens to come first
+    names.sort(key=lambda one: one[1] or one[0] not in DROP_INS)  # MXNet's own first
+    return [case(name, dtype, accelerate=accelerate) for name, accelerate in names
+            if may_run(name, dtype, bound) and (bound == BOUND or not may_run(name, dtype, BOUND))]
+
+
+@functools.lru_cache(None)
+def every_answer_of_one_process(dtype, bound):
+    return [found_in(alone(job, LONG_STEPS)) for job in every_job(dtype, bound)]
+
+
+@pytest.fixture(scope='module')
+def every_checkpoint(tmp_path_factory):
+    """A function that gives the folder with the checkpoints of straight runs, which it checks."""
+    @functools.lru_cache(None)
+    def make(before, dtype, bound):
+        folder, jobs = tmp_path_factory.mktemp('every'), every_job(dtype, bound)
+        check(jobs, saved(jobs, before, folder, LONG_STEPS // 2, LONG_STEPS, bound), every_answer_of_one_process(dtype, bound))
+        return folder
+    return make
+
+
 @pytest.mark.skipif(not LONG, reason='GLUON_OPTIM_SERVER_STATES is not set')
-@pytest.mark.parametrize('before', [1, 2, 3])
+@pytest.mark.parametrize('bound', [BOUND, WHOLE])
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])
-@pytest.mark.parametrize('name, accelerate', [
-    *((name, False) for name in go.list_optimizers()), *((name, True) for name in DROP_INS)])
-def test_every_optimizer_continues_on_every_number_of_servers(name, accelerate, dtype, before, tmp_path):
-    if name == 'lars' and not accelerate:
-        pytest.skip("MXNet's own corrects the momentum of the parameter that happens to come first")
-    bound = BOUND if may_run(name, dtype, BOUND) else 1000  # with which no parameter is cut in parts
-    if not may_run(name, dtype, bound):
-        pytest.skip('servers do not take it')
-    check_continuation(case(name, dtype, accelerate=accelerate), before, [1, 2, 3], tmp_path, 20, 40, bound)
+@pytest.mark.parametrize('before', [1, 2, 3])
+@pytest.mark.parametrize('after', [1, 2, 3])
+def test_every_optimizer_continues_on_every_number_of_servers(after, before, dtype, bound, every_checkpoint):
+    jobs, folder = every_job(dtype, bound), every_checkpoint(before, dtype, bound)
+    answers = resumed(jobs, before, after, folder, LONG_STEPS, bound)
+    check(jobs, answers, every_answer_of_one_process(dtype, bound), LONG_STEPS // 2)
 
 
 def test_a_checkpoint_of_one_process_continues_on_servers_with_norms_of_whole_parameters(tmp_path):
