@@ -175,10 +175,18 @@ def test_servers_without_the_package():
         assert 'Install it there, in the Python that starts the server, or pass update_on_kvstore=False.' in message
 
 
-def test_a_module():
-    from server_runs import trained_module
-    expected = trained_module('adam_torch', None, slice(0, 8))
-    for found, in answers([['module', 'adam_torch']], servers=2, bound=None):
+def test_a_module(tmp_path):
+    """It is trained as in one process; its states are not reached, which is said before anything is read or written."""
+    from server_runs import trained_module, weights_of
+    alone = trained_module('adam_torch', None, slice(0, 8))
+    expected = weights_of(alone)
+    go.module_checkpoint(alone, tmp_path / 'model')(0)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    for (found, refused), in answers([['module', 'adam_torch', str(tmp_path / 'model')]], servers=2, bound=None):
+        assert refused == [
+            "The states of a Module must be in this process. Received: kvstore 'dist_sync', which keeps them on its servers. Set "
+            'MXNET_UPDATE_ON_KVSTORE=0 in the environment of the workers.'] * 3
+        assert sorted(path.name for path in tmp_path.iterdir()) == files
         assert sorted(found) == sorted(expected)
         for name in expected:
             np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
