@@ -90,17 +90,26 @@ def use_again(trainer, weights):
 
 
 def refused(options, kvstore, share):
-    """A file of another optimizer; afterwards the run is as if nobody had tried."""
+    """A file of another optimizer, and one that does not fit here on the second worker: before the first step and in the middle.
+
+    Afterwards the run is as if nobody had tried.
+    """
     run = made(options, kvstore)
-    tried = []
-    for load in (lambda path: go.load_checkpoint(path, trainer=run.trainer), lambda path: go.load_states(run.trainer, path)):
-        try:
-            load(options['load'] if kvstore.rank == 0 else 'there is no such file')
-        except ValueError as error:
-            tried.append(str(error))
-    started = run.trainer._kv_initialized
+    wrong = gluon.nn.Dense(1, in_units=2) if kvstore.rank == 1 else None
+    found = []
+    for steps in (0, options['steps'] // 2):
+        train(run, steps, share)
+        tried = []
+        for load, path in ((lambda path: go.load_checkpoint(path, trainer=run.trainer), options['load']),
+                           (lambda path: go.load_states(run.trainer, path), options['load']),
+                           (lambda path: go.load_states(run.trainer, path, net=wrong), options['fits'])):
+            try:
+                load(path if kvstore.rank == 0 else 'there is no such file')
+            except ValueError as error:
+                tried.append(str(error))
+        found.append({'tried': tried, 'started': run.trainer._kv_initialized})
     train(run, options['steps'], share)
-    return dict(found_in(run), tried=tried, started=started)
+    return dict(found_in(run), refused=found)
 
 
 def absent(options, kvstore, share):

@@ -208,12 +208,16 @@ def test_gradient_compression(tmp_path):
 
 
 def test_a_load_that_is_refused_changes_nothing(tmp_path):
-    path = str(tmp_path / 'run.safetensors')
+    path, fits = str(tmp_path / 'run.safetensors'), str(tmp_path / 'fits.safetensors')
     go.save_checkpoint(path, trainer=alone(dict(name='adamw'), 2).trainer)
+    go.save_checkpoint(fits, trainer=alone(dict(name='adamax_torch'), 2).trainer)
     expected = found_in(alone(dict(name='adamax_torch')))
-    for found in cluster(2, do='refused', load=path, name='adamax_torch', steps=STEPS):
-        assert len(found['tried']) == 2 and all("The states are of 'adamw'" in text for text in found['tried']), found['tried']
-        assert not found['started']
+    for rank, found in enumerate(cluster(2, do='refused', load=path, fits=fits, name='adamax_torch', steps=STEPS)):
+        assert [one['started'] for one in found['refused']] == [False, True]
+        for one in found['refused']:
+            first, second, third = one['tried']
+            assert "The states are of 'adamw'" in first and "The states are of 'adamw'" in second
+            assert third.startswith('Worker 1 refused load_states: ' if rank == 0 else '`net` must be the Block that is trained'), third
         same(found, expected)
 
 
