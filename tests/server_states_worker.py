@@ -115,7 +115,7 @@ def refused(options, kvstore, share):
 def absent(options, kvstore, share):
     """Only one worker saves."""
     run = made(options, kvstore)
-    train(run, 2, share)
+    train(run, options['steps'], share)
     mx.nd.waitall()
     if kvstore.rank == options['rank']:
         go.save_states(run.trainer, options['save'])
