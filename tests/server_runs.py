@@ -88,6 +88,19 @@ def compare(name, given, update_on_kvstore, steps, dtype='float32'):
     return max(float(np.max(np.abs(found[key] - expected[key])) / np.max(np.abs(expected[key]))) for key in expected)
 
 
+def mxnets_own(dtype):
+    """Why a trainer with MXNet's own optimizer was refused, after `accelerate`."""
+    go.accelerate()
+    run = make_run(dtype)
+    run.trainer = trainer_on_servers(run.parameters, mx.optimizer.SGD(learning_rate=RATE), update_on_kvstore=False)
+    try:
+        run.step()
+    except ValueError as error:
+        return str(error)
+    finally:
+        go.restore_builtins()
+
+
 def starts(name, times, accelerate=False):
     """How many of ``times`` first steps of a net went wrong: its trainer asks for the weights when gradients are known.
 
@@ -210,9 +223,21 @@ def compressed(update_on_kvstore):
     return found
 
 
-def module(name):
-    """The parameters of a Module after some steps on this worker's half of each batch."""
-    return trained_module(name, STORE, [slice(0, 4), slice(4, 8)][STORE.rank])
+def module(name, prefix):
+    """The parameters of a Module after some steps on this worker's half of each batch, and why it is not saved or restored."""
+    trained = trained_module(name, STORE, [slice(0, 4), slice(4, 8)][STORE.rank])
+    refused = []
+    for call in (lambda: go.load_module_checkpoint(trained, prefix), lambda: go.load_module_checkpoint(trained, f'{prefix}-new'),
+                 lambda: go.module_checkpoint(trained, f'{prefix}-new')):
+        try:
+            call()
+        except ValueError as error:
+            refused.append(str(error))
+    return weights_of(trained), refused
+
+
+def weights_of(module):
+    return {key: array.asnumpy().ravel().tolist() for key, array in module.get_params()[0].items()}
 
 
 def trained_module(name, store, rows):
@@ -234,7 +259,7 @@ def trained_module(name, store, rows):
         x, y = random.normal(size=(8, 4)), random.randint(0, 3, 8)
         module.forward_backward(mx.io.DataBatch([nd.array(x[rows])], [nd.array(y[rows])]))
         module.update()
-    return {key: array.asnumpy().ravel().tolist() for key, array in module.get_params()[0].items()}
+    return module
 
 
 def main():

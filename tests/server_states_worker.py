@@ -7,6 +7,7 @@ import json
 import random
 import sys
 import time
+import traceback
 import warnings
 
 import mxnet as mx
@@ -16,6 +17,7 @@ from contract_nets import Run, gradients
 from mxnet import autograd, gluon
 
 import gluon_optim as go
+from gluon_optim.mxnet.distributed import remote
 
 SHAPES = ((3, 4), (1,), (2, 3, 25))  # with a bound of 100 the last is divided among servers
 
@@ -49,12 +51,15 @@ def found_in(run):
             'weights': {name: array.tobytes().hex() for name, array in run.weights().items()}}
 
 
-def straight(options, kvstore, share):
-    """Train, with a checkpoint in the middle, or from one."""
+def straight(options, kvstore, share, again=False):
+    """Train, with a checkpoint in the middle, or from one. ``again``: another trainer of this store did so before."""
     run = made(options, kvstore)
     found = {}
     if 'load' in options:
         run.parameters[0].set_data(mx.nd.full(SHAPES[0], kvstore.rank - 7.0))  # the file has other weights
+    if again:
+        use_again(run.trainer, dict(enumerate(run.weights().values())))
+    if 'load' in options:
         restored = go.load_checkpoint(options['load'] if kvstore.rank == 0 else 'there is no such file', trainer=run.trainer)
         found['restored'] = [restored['fold'], restored.step, str(restored.states)]
         run.steps = restored.step
@@ -66,24 +71,51 @@ def straight(options, kvstore, share):
     return dict(found, **found_in(run))
 
 
-def refused(options, kvstore, share):
-    """A file of another optimizer; afterwards the run is as if nobody had tried."""
-    run = made(options, kvstore)
-    tried = []
-    for load in (lambda path: go.load_checkpoint(path, trainer=run.trainer), lambda path: go.load_states(run.trainer, path)):
+def many(options, kvstore, share):
+    """The runs in ``jobs``, one after the other, each as `straight` does it, or the error of one that raises."""
+    found = []
+    for number, job in enumerate(options['jobs']):
         try:
-            load(options['load'] if kvstore.rank == 0 else 'there is no such file')
-        except ValueError as error:
-            tried.append(str(error))
-    started = run.trainer._kv_initialized
+            found.append(straight(dict(options, **job), kvstore, share, again=number > 0))
+        except Exception:
+            found.append({'error': traceback.format_exc()})
+    return {'jobs': found}
+
+
+def use_again(trainer, weights):
+    """Let a new trainer have the keys of the one before, for a store gets initial weights for each of them only once."""
+    trainer._params_to_init = []
+    trainer._init_kvstore()
+    remote.send(trainer, remote.Load({}, weights))
+
+
+def refused(options, kvstore, share):
+    """A file of another optimizer, and one that does not fit here on the second worker: before the first step and in the middle.
+
+    Afterwards the run is as if nobody had tried.
+    """
+    run = made(options, kvstore)
+    wrong = gluon.nn.Dense(1, in_units=2) if kvstore.rank == 1 else None
+    found = []
+    for steps in (0, options['steps'] // 2):
+        train(run, steps, share)
+        tried = []
+        for load, path in ((lambda path: go.load_checkpoint(path, trainer=run.trainer), options['load']),
+                           (lambda path: go.load_states(run.trainer, path), options['load']),
+                           (lambda path: go.load_states(run.trainer, path, net=wrong), options['fits'])):
+            try:
+                load(path if kvstore.rank == 0 else 'there is no such file')
+            except ValueError as error:
+                tried.append(str(error))
+        found.append({'tried': tried, 'started': run.trainer._kv_initialized})
     train(run, options['steps'], share)
-    return dict(found_in(run), tried=tried, started=started)
+    return dict(found_in(run), refused=found)
 
 
 def absent(options, kvstore, share):
     """Only one worker saves."""
     run = made(options, kvstore)
-    train(run, 2, share)
+    train(run, options['steps'], share)
     mx.nd.waitall()
     if kvstore.rank == options['rank']:
         go.save_states(run.trainer, options['save'])

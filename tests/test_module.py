@@ -288,15 +288,6 @@ def test_a_module_that_is_not_ready(tmp_path):
             go.module_checkpoint(module, prefix, period)
 
 
-def test_states_on_servers(tmp_path):
-    _, prefix = trained(tmp_path, 1)
-    module = runs.make(contexts=2)
-    module._kvstore._updater = None  # as that of a kvstore with servers
-    for refused in (lambda: go.load_module_checkpoint(module, prefix), lambda: go.module_checkpoint(module, prefix)(0)):
-        with pytest.raises(ValueError, match=r"in this process. Received: kvstore '\w+', .*Set MXNET_UPDATE_ON_KVSTORE=0"):
-            refused()
-
-
 def other_net():
     module = mx.mod.Module(mx.sym.LinearRegressionOutput(mx.sym.FullyConnected(mx.sym.var('data'), num_hidden=3, name='fc1'),
                                                          mx.sym.var('label')), label_names=['label'])

@@ -12,8 +12,9 @@ With parameter servers (dist_sync, dist_async) they receive the optimizer by `di
 import contextlib
 import ctypes
 import functools
-from typing import Any, List, Sequence, Tuple
+from typing import Any, Iterable, List, Sequence, Set, Tuple
 
+import numpy
 from mxnet import model
 from mxnet.base import _LIB, NDArrayHandle, c_array, c_handle_array, c_str_array, check_call, mx_uint
 from mxnet.gluon import Trainer
@@ -26,7 +27,7 @@ except ImportError:  # MXNet 2.x has none
     module = None
 
 from .distributed.pages import channel
-from .distributed.start import start_together, starts_together
+from .distributed.start import check_precision, start_together, starts_together
 from .distributed.worker import send_optimizer, session
 from .weights import store_keys
 
@@ -34,12 +35,14 @@ __all__ = ['update_together']
 
 # MXNet's
 _allreduce_grads, _update, _update_params_on_kvstore = Trainer._allreduce_grads, Trainer._update, model._update_params_on_kvstore
+_init_params = Trainer._init_params
 _set_optimizer = KVStore.set_optimizer
 
 
 def update_together() -> None:
     """Let trainers and modules that update on their kvstore do so by one call of the optimizer, where it is of this package."""
     Trainer._allreduce_grads = _allreduce_grads_together
+    Trainer._init_params = _init_params_unrounded
     KVStore.set_optimizer = _set_optimizer_here_or_on_servers
     if module is None:
         Trainer._update = _update_together
@@ -53,6 +56,15 @@ def _set_optimizer_here_or_on_servers(self: KVStore, optimizer: Any) -> None:
         send_optimizer(self, optimizer)
     else:
         _set_optimizer(self, optimizer)
+
+
+@functools.wraps(_init_params)
+def _init_params_unrounded(self: Trainer) -> None:
+    if self._distributed and starts_together(_is_ours(self._optimizer)):
+        trained = [parameter for parameter in self._params if parameter.grad_req != 'null']
+        others = _dtypes(self._params) & {'float64'}  # their initial values go through servers too
+        check_precision(self._kvstore, _dtypes(trained) | others, self._update_on_kvstore, self._optimizer.multi_precision)
+    _init_params(self)
 
 
 @functools.wraps(_allreduce_grads)
@@ -88,7 +100,10 @@ def _update_params_together(param_arrays: Sequence[Any], grad_arrays: Sequence[A
     trained = [one for one in zip(param_names, grad_arrays, param_arrays) if one[1][0] is not None]
     servers = session(kvstore)
     if servers is not None:
-        servers.check({name: copies[0] for name, _, copies in trained})
+        if not servers.steps:
+            weights = {name: copies[0] for name, _, copies in trained}
+            servers.check(weights)
+            check_precision(kvstore, _dtypes(weights.values()), True, servers.optimizer.multi_precision, named=True)
         start_together(kvstore, len(param_names))
         servers.before_push(kvstore, [copy for *_, copies in trained for copy in copies], named=True)
     dense = all(copies[0].stype == 'default' for _, *arrays in trained for copies in arrays)
@@ -108,6 +123,10 @@ def _prepare_push(trainer: Trainer, trained: Sequence[Any]) -> bool:
         channel(trainer._kvstore)  # now, while all workers are here, for the checkpoints to come
         servers.before_push(trainer._kvstore, [copy for parameter in trained for copy in parameter.list_data()], named=False)
     return together
+
+
+def _dtypes(arrays: Iterable[Any]) -> Set[str]:
+    return {numpy.dtype(array.dtype).name for array in arrays}
 
 
 def _is_ours(optimizer: Any) -> bool:

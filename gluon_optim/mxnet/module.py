@@ -51,8 +51,9 @@ def module_checkpoint(module: Any, prefix: container.Path, period: int = 1) -> C
     callback : function
         For ``epoch_end_callback`` of `Module.fit`.
 
-    Raises TypeError for anything but a Module and ValueError for a ``period`` below 1. The callback raises what `save_checkpoint`
-    does, ValueError for a Module that is not bound or has no optimizer, and warns if there are later epochs under ``prefix``.
+    Raises TypeError for anything but a Module, and ValueError for a ``period`` below 1 or a Module that has its states on parameter
+    servers. The callback raises what `save_checkpoint` does, ValueError for a Module that is not bound or has no optimizer, and
+    warns if there are later epochs under ``prefix``.
 
     >>> import logging, tempfile, gluon_optim as go, mxnet as mx
     >>> def train(epochs, prefix):
@@ -72,6 +73,8 @@ def module_checkpoint(module: Any, prefix: container.Path, period: int = 1) -> C
     ((0, 4), (2, 6))
     """
     _check_module(module)
+    if module.optimizer_initialized:  # else it is asked when the callback is called
+        _check_place(module)
     checkpoints, period, asked = _Checkpoints(prefix), check_int('period', period, 1), False
 
     def callback(epoch: int, symbol: Any = None, arg_params: Any = None, aux_params: Any = None) -> None:
@@ -106,9 +109,9 @@ def load_module_checkpoint(module: Any, prefix: container.Path, epoch: Optional[
         The number of epochs that have been trained, to be passed to `Module.fit` as ``begin_epoch``; 0 where there is no checkpoint
         yet and ``epoch`` is None.
 
-    Raises ValueError for a Module that is not bound or has no optimizer, if there is no checkpoint of ``epoch``, and where
-    parameters, shapes or the optimizer differ; StateFileError (a ValueError) for a damaged file, or if all are; OSError if one
-    cannot be read; TypeError for anything but a Module.
+    Raises ValueError for a Module that is not bound, has no optimizer, or has its states on parameter servers, if there is no
+    checkpoint of ``epoch``, and where parameters, shapes or the optimizer differ; StateFileError (a ValueError) for a damaged
+    file, or if all are; OSError if one cannot be read; TypeError for anything but a Module.
 
     >>> import tempfile, gluon_optim as go, mxnet as mx
     >>> net = mx.sym.FullyConnected(mx.sym.var('data'), num_hidden=1, name='fc')
@@ -216,6 +219,7 @@ def _subject(module: Any) -> Any:
                              f'Call module.{call}(...) first.')
     if not module.for_training:
         raise ValueError('`module` must be bound for training. Received: one with for_training=False.')
+    _check_place(module)
     devices = len(_inner(module)._context)
     if devices > 1 and _inner(module)._kvstore is None:
         if isinstance(_inner(module)._optimizer, LBSGD):
@@ -223,6 +227,14 @@ def _subject(module: Any) -> Any:
                              'kvstore=None, which keeps the gradients of all of them together. Pass a kvstore to init_optimizer.')
         return {f'device{k}': ModuleTrainer(module, [k]) for k in range(devices)}
     return ModuleTrainer(module, range(devices))
+
+
+def _check_place(module: Any) -> None:
+    """A Module calls what is on servers by names, of which MXNet makes numbers of its own."""
+    inner = _inner(module)
+    if inner._update_on_kvstore and 'dist' in inner._kvstore.type:
+        raise ValueError(f'The states of a Module must be in this process. Received: kvstore {inner._kvstore.type!r}, which '
+                         'keeps them on its servers. Set MXNET_UPDATE_ON_KVSTORE=0 in the environment of the workers.')
 
 
 def _inner(module: Any) -> Any:

@@ -255,7 +255,6 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
     scaler, scales = _loss_scaler(trainer, states, hyperparameters, notes)
     accumulated = _accumulated(trainer, saved, fit.pairs, notes)
     if remote.on_servers(trainer):
-        _check_place(trainer)
         arrays: Dict[int, List[Any]] = {i: [] for i, info in fit.pairs.items() if info.name in states.slots}
     else:
         _start_kvstore(trainer)
@@ -453,14 +452,6 @@ def _start_kvstore(trainer: TrainerLike) -> None:
     keep_kvstore(trainer)
     if not trainer._kv_initialized:
         trainer._init_kvstore()
-    _check_place(trainer)
-
-
-def _check_place(trainer: TrainerLike) -> None:
-    """A Module calls what is on servers by names, of which the store makes keys of its own."""
-    if isinstance(trainer, StandIn) and trainer._update_on_kvstore and trainer._kvstore._updater is None:
-        raise ValueError(f'The states of a Module must be in this process. Received: kvstore {trainer._kvstore.type!r}, which '
-                         'keeps them on its servers. Set MXNET_UPDATE_ON_KVSTORE=0 in the environment of the workers.')
 
 
 def _updaters(trainer: TrainerLike) -> List[UpdaterLike]:

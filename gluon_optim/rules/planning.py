@@ -89,7 +89,7 @@ def plan(setting: Setting) -> Plan:
     on_servers = s.servers > 0 and s.updates
     if on_servers:
         check_servers(s.rule, s.h, s.multi_precision, {f'tensor {key}': elements for key, elements in enumerate(s.sizes())},
-                      s.dtype == 'float16', s.servers, s.bound)
+                      {s.dtype}, s.servers, s.bound)
     # servers know masters only: 'kahan' means the same there
     mode = bool(s.multi_precision) if on_servers and s.dtype == 'float16' else mode_of(s.multi_precision, s.dtype)
     states = _states(s, mode, s.params, s.tensors)

@@ -3,7 +3,7 @@
 A server has a few parameters, or slices of large ones, each as a vector; it updates one as soon as all gradients for it have
 arrived.
 """
-from typing import Any, Mapping, Type
+from typing import Any, Collection, Mapping, Type
 
 from ..schema import Values, some_of
 from .base import Rule, scalars
@@ -18,20 +18,23 @@ _REASONS = {
 }
 
 
-def check_servers(rule: Type[Rule], h: Values, multi_precision: Any, sizes: Mapping[str, int], half: bool, servers: int, bound: int
-                  ) -> None:
+def check_servers(rule: Type[Rule], h: Values, multi_precision: Any, sizes: Mapping[str, int], dtypes: Collection[str],
+                  servers: int, bound: int) -> None:
     """ValueError where servers would compute something else than one process.
 
-    ``sizes`` are the numbers of elements of the parameters, by name; ``half``: float16 weights are among them. Those of ``bound``
-    elements and more are cut in parts, one for each of the ``servers``.
+    ``sizes`` are the numbers of elements of the parameters, by name, and ``dtypes`` their types. Those of ``bound`` elements and
+    more are cut in parts, one for each of the ``servers``.
     """
     name = rule.name
+    if 'float64' in dtypes:
+        raise ValueError(f'{name} has float64 weights, of which MXNet may keep float32 copies on servers, without saying so. '
+                         'Received: a store that updates on parameter servers. Pass update_on_kvstore=False, or use float32.')
     reason = _REASONS.get(name)
     if 'noise' in needs(rule):
         reason = 'draws random numbers, and every server would draw its own'
     elif reason is None and 'several gradients' in needs(rule):
         reason = 'needs several gradients for an update'
-    elif half and multi_precision and rule.on_masters() is not rule:
+    elif 'float16' in dtypes and multi_precision and rule.on_masters() is not rule:
         reason = 'with multi_precision takes norms of float16 weights, and servers have their float32 masters only'
     if reason is not None:
         raise ValueError(f'{name} {reason}. Received: a store that updates on parameter servers. Pass update_on_kvstore=False.')

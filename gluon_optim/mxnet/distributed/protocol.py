@@ -9,11 +9,12 @@ from typing import Any, Dict, List, Optional
 
 import numpy
 
-__all__ = ['ServerError', 'bound', 'introduction', 'is_introduction', 'number_of_servers', 'read_status', 'status_keys',
-           'status_size', 'write_status']
+__all__ = ['ServerError', 'bound', 'introduction', 'is_introduction', 'number_of_servers', 'precision_keys',
+           'read_status', 'status_keys', 'status_size', 'write_status']
 
 _MAGIC = b'gluon_optim/1 '      # at the beginning of each of these arrays, with the version of this protocol
 _FIRST_KEY = 214000             # ps-lite computes key * 9973 in 32 bits: 215330 is the last that fits
+_FIRST_OF_PRECISION = 213000
 _SMALL, _LARGE = 32, 1024       # numbers of float32 in such an array
 
 
@@ -27,6 +28,11 @@ def status_keys(servers: int, named: bool) -> List[Any]:
     ``named``: where the keys are names, MXNet counts them in the order in which they are initialised.
     """
     return [f'gluon_optim.status.{i}' if named else _FIRST_KEY + i for i in range(servers)]
+
+
+def precision_keys(servers: int, named: bool) -> List[Any]:
+    """One more key for each server, for float64 numbers."""
+    return [f'gluon_optim.precision.{i}' if named else _FIRST_OF_PRECISION + i for i in range(servers)]
 
 
 def status_size(bound: int) -> int:

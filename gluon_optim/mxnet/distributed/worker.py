@@ -84,7 +84,7 @@ class Session:
             optimizer = self.optimizer
             check_servers(optimizer.rule, optimizer.hyperparameters(), optimizer.multi_precision,
                           {name: int(numpy.prod(weight.shape)) for name, weight in weights.items()},
-                          any(numpy.dtype(weight.dtype) == numpy.float16 for weight in weights.values()),
+                          {numpy.dtype(weight.dtype).name for weight in weights.values()},
                           number_of_servers(), bound())
 
     def before_push(self, store: Any, weights: Sequence[Any], named: bool) -> None:
