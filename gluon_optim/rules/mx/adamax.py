@@ -1,8 +1,8 @@
 """MXNet's `adamax` (Kingma and Ba, arXiv:1412.6980, section 7)."""
-from ...schema import Slot
+from ...schema import Hyper, Slot
 from ..base import divided
 from ..moments import MEAN
-from .base import BETA1, BETA2, WD, DecayedFirst, correction, rate
+from .base import BETA1, BETA2, VARIANT, WD, DecayedFirst, correction, rate
 
 
 class Adamax(DecayedFirst):
@@ -13,6 +13,8 @@ class Adamax(DecayedFirst):
         u  = max(beta2 u, |g|)
         w -= learning_rate / (1 - beta1^t) m / u
 
+    variant='2.x', as MXNet 2.0: g = clip(rescale_grad g) + wd w, and the step is divided by u + epsilon.
+
     u is 0 until a nonzero gradient has been seen; MXNet's 0/0 is then NaN, here the weight does not change.
     """
 
@@ -20,8 +22,15 @@ class Adamax(DecayedFirst):
     summary = "Adam with the infinity norm, MXNet's convention: no epsilon"
     paper = 'arXiv:1412.6980'
     peers = ('mxnet.optimizer.Adamax',)
-    hypers = (rate(2e-3), WD, BETA1, BETA2)
+    hypers = (rate(2e-3), WD, BETA1, BETA2, Hyper('epsilon', 0.0, '[0, inf)', "added to the largest gradient; with variant='2.x' only"),
+              VARIANT)
     operator = False
+
+    @staticmethod
+    def check(h):
+        if h.epsilon and h.variant != '2.x':
+            raise ValueError(f"`epsilon` of adamax must be 0 unless `variant` is '2.x', because MXNet 1.x has none. Received: "
+                             f'epsilon={h.epsilon}, variant={h.variant!r}. Leave it out.')
 
     @staticmethod
     def slots(h):
@@ -29,10 +38,12 @@ class Adamax(DecayedFirst):
 
     @staticmethod
     def coefficients(xp, h, t):
-        return dict(lr=h.learning_rate / correction(xp, h.beta1, t), wd=h.wd, b1=h.beta1, a1=1 - h.beta1, b2=h.beta2)
+        c = dict(lr=h.learning_rate / correction(xp, h.beta1, t), wd=h.wd, b1=h.beta1, a1=1 - h.beta1, b2=h.beta2)
+        return dict(c, eps=h.epsilon) if h.variant == '2.x' else c
 
     @staticmethod
     def step(xp, h, c, w, g, s):
         mean = c.b1 * s.mean + c.a1 * g
         largest = xp.maximum(c.b2 * s.var, xp.abs(g))
-        return w - divided(xp, c.lr * mean, largest), dict(mean=mean, var=largest)
+        divisor = largest + c.eps if h.variant == '2.x' else largest
+        return w - divided(xp, c.lr * mean, divisor), dict(mean=mean, var=largest)
