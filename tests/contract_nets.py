@@ -48,7 +48,7 @@ class Run:
     Parameters
     ----------
     name, arguments
-        The optimizer. The rate is RATE, unless it or a scheduler is among the arguments.
+        The optimizer: its name, or the object itself. The rate is RATE, unless it or a scheduler is among the arguments.
     contexts : sequence of int
         Ids of CPU contexts; with two, the first gets a quarter of each gradient, the other the rest.
     attributes
@@ -59,8 +59,8 @@ class Run:
                  weights=None, **attributes):
         if NEWER:
             mx.npx.set_np()  # in this thread too
-        arguments = dict(COLD.get(name, {}), **(arguments or {}))
-        if 'lr_scheduler' not in arguments:
+        arguments = dict(COLD.get(name, {}) if isinstance(name, str) else {}, **(arguments or {}))
+        if 'lr_scheduler' not in arguments and isinstance(name, str):
             arguments.setdefault('learning_rate', RATE)
         self.contexts = [mx.cpu(i) for i in contexts]
         self.shares = [0.25, 0.75] if len(contexts) == 2 else [1.0]

@@ -304,7 +304,7 @@ def test_mxnets_float16_adam_gives_nan_where_ours_does_not():
 @pytest.mark.parametrize('name', [name for name in OPTIONS if name not in (*SINGLE_SLOTS, 'sgld', 'lbsgd')])
 def test_float16_without_masters(name):
     """MXNet computes in float16, the drop-in in float32: one step is equal but for MXNet's rounding. Types are MXNet's."""
-    options = {'epsilon': 0.01} if hasattr(go.create(name), 'epsilon') else {}  # 1e-8 is 0 in float16
+    options = {'epsilon': 0.01} if hasattr(mx.optimizer.create(name), 'epsilon') else {}  # 1e-8 is 0 in float16
     pair = both(name, dict(BASE, **options), 'float16')
     for k, values in enumerate(gradients(3, 'float16')):
         put(*pair)

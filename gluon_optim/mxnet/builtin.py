@@ -694,6 +694,10 @@ def accelerated(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
 def _check_name(name: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(f'`accelerate` takes names of optimizers, one of {one_of(sorted(CLASSES))}. Received: {name!r}.')
+    if name.lower() in rules.names(samplers=True) and VERSION in BUILTINS.get(name.lower(), Builtin(None)).classes:
+        raise ValueError(f'{name!r} stays the optimizer of MXNet {VERSION}.x, which has no drop-in: the one that this package has under '
+                         f'that name computes something else. Give the trainer gluon_optim.create({name!r}) if that is what you '
+                         f'want. The drop-ins are {one_of(sorted(CLASSES))}.')
     if name.lower() in rules.names(samplers=True) and name.lower() not in CLASSES:
         raise ValueError(f'{name!r} is an optimizer of gluon_optim, not a drop-in for one of MXNet. There is nothing to replace: '
                          f'gluon_optim.create({name!r}) creates it. The drop-ins are {one_of(sorted(CLASSES))}.')

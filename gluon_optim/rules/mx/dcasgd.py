@@ -34,9 +34,9 @@ class DCASGD(MXRule):
 
     @staticmethod
     def step(xp, h, c, w, g, s):
-        u = g + c.wd * w
-        square = u * u if h.variant == '2.x' else g * g
-        step = c.minus_lr * (u + c.lamda * square * (w - s.previous_weight))
+        decayed = g + c.wd * w
+        g = decayed if h.variant == '2.x' else g
+        step = c.minus_lr * (decayed + c.lamda * g * g * (w - s.previous_weight))
         slots = dict(previous_weight=w)
         if 'momentum' in s:
             step = slots['momentum'] = c.mu * s.momentum + step
