@@ -19,12 +19,15 @@ from mxnet import gluon, nd  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 from contract_nets import (  # noqa: E402
     COLD,
+    EXCEPTIONS_2,
+    MXNETS_2,
     NEWER,
     RATE,
     SHAPES,
     Run,
     array,
     assert_same,
+    clear_gradient,
     differ,
     environment,
     flat,
@@ -32,6 +35,7 @@ from contract_nets import (  # noqa: E402
     in_process,
     numbers,
     optimizer_named,
+    trainer_with,
 )
 
 import gluon_optim as go  # noqa: E402
@@ -100,6 +104,24 @@ class Rates:
         if isinstance(rate, Exception):
             raise rate
         return rate
+
+
+# Exceptions of MXNet 2.0
+
+@pytest.mark.skipif(not NEWER, reason='for MXNet 2.x')
+@pytest.mark.parametrize('what', EXCEPTIONS_2)
+def test_what_mxnet_2_cannot_do(what):
+    attempt, error, text = EXCEPTIONS_2[what]
+    with pytest.raises(error, match=text):
+        attempt()
+
+
+@each
+def test_the_name_in_a_trainer_means_this_packages_optimizer(name):
+    """Except where MXNet 2.0 has its own by that name; `create` makes this package's everywhere."""
+    in_trainer = type(gluon.Trainer(Run('sgd_torch').parameters, name)._optimizer).__module__
+    assert in_trainer.startswith('mxnet.optimizer' if NEWER and name in MXNETS_2 else 'gluon_optim.')
+    assert type(go.create(name)).__module__ == 'gluon_optim.mxnet.registry'
 
 
 # Arguments
@@ -177,14 +199,14 @@ def test_a_bad_argument_is_refused_before_anything_happens(name):
                 continue  # None is the default
             scheduler = Rates(0.25)
             with pytest.raises(error) as caught:
-                gluon.Trainer(parameters, name, {hyper.name: value, 'lr_scheduler': scheduler})
+                trainer_with(parameters, name, {hyper.name: value, 'lr_scheduler': scheduler})
             assert hyper.name in str(caught.value) and repr(value) in str(caught.value), caught.value
             assert scheduler.base_lr == RATE
     with pytest.raises(TypeError, match=f"Unknown argument of {name} 'learning_rates'. Did you mean 'learning_rate'"):
-        gluon.Trainer(parameters, name, {'learning_rates': 0.5})
+        trainer_with(parameters, name, {'learning_rates': 0.5})
     for begin in (-1, 0.5, True, '1'):
         with pytest.raises((TypeError, ValueError), match='begin_num_update'):
-            gluon.Trainer(parameters, name, {'begin_num_update': begin})
+            trainer_with(parameters, name, {'begin_num_update': begin})
 
 
 def test_an_unknown_name_lists_those_that_are_near():
@@ -387,7 +409,6 @@ def test_gradients_are_never_modified(name, options, path):
 
 
 @each
-@pytest.mark.skipif(NEWER, reason="MXNet 2.0.0b1's Parameter.zero_grad fails for np arrays")
 def test_accumulated_gradients(name):
     """grad_req='add': four quarters of a batch are the batch."""
     whole, parts = Run(name, decay_of(name)), Run(name, decay_of(name), grad_req='add')
@@ -397,7 +418,7 @@ def test_accumulated_gradients(name):
             parts.backward(scale=0.25)
         parts.step(scale=0.25)
         for p in parts.parameters:
-            p.zero_grad()
+            clear_gradient(p)
     assert_same(whole.facts(), parts.facts())
 
 
@@ -795,7 +816,7 @@ def test_weights_and_gradients_of_other_kinds_are_refused(name):
     assert optimizer.update_counts() == {} and (ones.asnumpy() == 1).all()
 
 
-@pytest.mark.skipif(NEWER, reason='MXNet 2.0 has no sparse Embedding')
+@pytest.mark.skipif(NEWER, reason="see EXCEPTIONS_2: 'an Embedding has sparse gradients'")
 def test_a_sparse_gradient_in_a_trainer_is_refused():
     embedding = gluon.nn.Embedding(5, 3, sparse_grad=True)
     embedding.initialize()

@@ -3,7 +3,6 @@
 Through a real Trainer, with arrays of mx.np. test_mxnet2.py has the formulas, and needs no MXNet.
 """
 import pickle
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 mx = pytest.importorskip('mxnet')
 sys.path.insert(0, str(Path(__file__).parent))
-from contract_nets import NEWER, Run, environment, flat, in_process  # noqa: E402
+from contract_nets import MXNETS_2, NEWER, Run, flat, in_process  # noqa: E402
 
 if not NEWER:
     pytest.skip('for MXNet 2.x', allow_module_level=True)
@@ -103,7 +102,7 @@ def compare(theirs, ours, tolerance=2e-6, masters=False):
 
 def test_there_is_one_for_each_that_is_not_this_packages_too():
     own = {name for name, cls in mx.optimizer.Optimizer.opt_registry.items() if cls.__module__.startswith('mxnet.optimizer.')}
-    assert own - set(builtin.CLASSES) == {'adamw', 'adabelief', 'lans', 'groupadagrad', 'test'}
+    assert own - set(builtin.CLASSES) == {*MXNETS_2, 'groupadagrad', 'test'}
     assert set(builtin.CLASSES) == set(OPTIONS)
 
 
@@ -124,7 +123,7 @@ def test_defaults_are_those_of_mxnet(name):
     theirs, ours = mx.optimizer.create(name), go.create(name)
     assert isinstance(ours, type(theirs)) and ours.learning_rate == theirs.learning_rate
     assert {key: value for key, value in vars(theirs).items() if key not in vars(ours) or vars(ours)[key] != value} == {}
-    compare(trained(theirs), trained(ours), 1e-4)  # the default rates of some are such that a step is some 1000 ulp
+    compare(trained(theirs), trained(ours), 1e-3)  # at some default rates a step is a few thousand ulp
 
 
 @each
@@ -190,7 +189,7 @@ def test_names_create_the_drop_ins_and_mxnets_own_again():
     assert isinstance(mx.optimizer.create('sgd'), builtin.SGD) and type(mx.optimizer.create('adam')) is mx.optimizer.Adam
 
 
-@pytest.mark.parametrize('name', ['adamw', 'adabelief', 'lans'])
+@pytest.mark.parametrize('name', MXNETS_2)
 def test_names_that_are_mxnets_and_ours_stay_mxnets(name):
     with pytest.raises(ValueError, match=f'{name!r} stays the optimizer of MXNet 2.x.*gluon_optim.create'):
         go.accelerate(name)
