@@ -173,6 +173,29 @@ def conv_net(contexts=None, seed=0):
     return net
 
 
+def small_net(seed=0, dtype='float32'):
+    """Two dense layers, and a normalization with its running statistics between them."""
+    mx.random.seed(seed)
+    net = gluon.nn.HybridSequential()
+    net.add(gluon.nn.Dense(4, in_units=3), gluon.nn.BatchNorm(in_channels=4), gluon.nn.Dense(2, in_units=4))
+    net.initialize(mx.init.Normal(0.5))
+    net.cast(dtype)
+    return net
+
+
+def structural(net):
+    """Parameters under the names that files of weights have for them."""
+    return net._collect_params_with_prefix() if hasattr(net, '_collect_params_with_prefix') else net.collect_params()
+
+
+def backward_through(net, step):
+    """Give the net's parameters gradients that depend on their names and on ``step`` only: its layers compute nothing."""
+    with autograd.record():
+        losses = [(p.data() * array(numbers(100 * step + i, p.shape), dtype=p.dtype)).sum()
+                  for i, (_, p) in enumerate(sorted(structural(net).items())) if p.grad_req != 'null']
+    autograd.backward(losses)
+
+
 def images(seed, size=8):
     """A batch of images and their labels."""
     random = np.random.RandomState(seed)

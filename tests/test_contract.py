@@ -27,6 +27,7 @@ from contract_nets import (  # noqa: E402
     Run,
     array,
     assert_same,
+    backward_through,
     clear_gradient,
     differ,
     environment,
@@ -35,6 +36,8 @@ from contract_nets import (  # noqa: E402
     in_process,
     numbers,
     optimizer_named,
+    small_net,
+    structural,
     trainer_with,
 )
 
@@ -578,6 +581,45 @@ def test_kvstores_and_contexts_make_no_difference(name, options, scheduled):
     for result in results[1:]:
         assert_same(results[0], result)
     assert results[0]['rate'] == (0.0625 if scheduled else RATE)  # 0.25 until step 1, halved after each
+
+
+@each
+@pytest.mark.parametrize('options', [{}, HALF, dict(TWO, **HALF, update_on_kvstore=True)], ids=['single', 'half', 'half on a kvstore'])
+def test_our_own_files_go_on(name, options, tmp_path):
+    """`save_states`, and `save_checkpoint` into a trainer with other weights and states."""
+    run = run_of(name, options).train(2)
+    go.save_states(run.trainer, tmp_path / 'states')
+    resumed = run_of(name, options).step(gradients(7))
+    for p, weight in zip(resumed.parameters, run.weights().values()):
+        p.set_data(array(weight, dtype=p.dtype))
+    go.load_states(resumed.trainer, tmp_path / 'states')
+    resumed.steps = run.steps
+    assert go.states_digest(resumed.trainer) == go.states_digest(run.trainer)
+    assert_same(run.train(2).facts(), resumed.train(2).facts())
+
+
+@pytest.mark.parametrize('name', ['novograd', 'adamw'])
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_a_checkpoint_of_a_net_goes_on(name, dtype, tmp_path):
+    """Weights, those that have no gradient too, and states."""
+    def make(seed):
+        net = small_net(seed, dtype)
+        return net, trainer_with(net.collect_params(), name, dict(learning_rate=RATE, multi_precision=True))
+
+    def train(net, trainer, steps):
+        for step in steps:
+            backward_through(net, step)
+            trainer.step(1)
+        return {key: p.data().asnumpy() for key, p in structural(net).items()}
+
+    net, trainer = make(1)
+    train(net, trainer, range(2))
+    go.save_checkpoint(tmp_path / 'x', net=net, trainer=trainer, extra={'epoch': 3})
+    other, resumed = make(2)
+    train(other, resumed, range(5, 6))
+    assert go.load_checkpoint(tmp_path / 'x', net=other, trainer=resumed) == {'epoch': 3}
+    assert_same(train(net, trainer, range(2, 4)), train(other, resumed, range(2, 4)))
+    assert go.states_digest(trainer, net) == go.states_digest(resumed, other)
 
 
 @each

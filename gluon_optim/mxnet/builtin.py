@@ -544,6 +544,12 @@ class LARS(WithMomentum, mx_optimizer.LARS):
         correction = self.cur_lr / self.last_lr if correct else 1.0
         return [(*key, correction, self._adapts(index)) for key, index in zip(keys, indices)]
 
+    def read_variables(self, variables: Mapping[str, numpy.ndarray], pairs: Mapping[Any, ParameterInfo]) -> Dict[str, Any]:
+        if VERSION == 2 and {'last_lr', 'cur_lr'} & set(variables):
+            raise ValueError(f"The lars of MXNet {VERSION}.x keeps no rate from step to step, because it does not correct its momentum. "
+                             'Received: the rates of a run on MXNet 1.x. Continue it there.')
+        return super().read_variables(variables, pairs)
+
     def _adapts(self, index: Any) -> float:
         return 1.0 - str(self.idx2name.get(index, index)).endswith(('gamma', 'beta', 'bias'))
 
