@@ -23,7 +23,7 @@ array = mx.np.array if NEWER else nd.array   # what parameters and gradients are
 #: that it does: an entry ends with the fault.
 EXCEPTIONS_2 = {
     'gradients are set to zero by Parameter.zero_grad': (
-        lambda: Run('sgd_torch').step().parameters[0].zero_grad(), TypeError, 'legacy operator which can only accept legacy ndarrays'),
+        lambda: Run('sgd_torch').step().parameters[0].zero_grad(), TypeError, 'which can only accept legacy ndarrays'),
     'an Embedding has sparse gradients': (
         lambda: gluon.nn.Embedding(5, 3, sparse_grad=True), AssertionError, 'sparse feature is not supported in Gluon2.0'),
 }

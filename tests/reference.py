@@ -414,8 +414,8 @@ OPTIMIZERS = {f.__name__: f for f in (
 CLIP_BY_THEMSELVES = ('lans', 'adabelief')
 
 
-# MXNet 2.0's own where they are not what 1.9.1 computes, after `step` in mxnet/optimizer/*.py of 2.0.0b1, with its names. `step` adds
-# the decay to the clipped gradient in all of them.
+# MXNet 2.0's own where they are not what 1.9.1 computes, after `step` in mxnet/optimizer/*.py of 2.0.0b1, with its names. All
+# of them add the decay to the clipped gradient.
 
 def mxnet2_adam(h, t, lr, w, g, s):
     """mean, var of grad + wd weight;  weight -= lr sqrt(coef2)/coef1 mean/(sqrt(var) + epsilon)."""
@@ -507,8 +507,8 @@ def mxnet2_signum(h, t, lr, w, g, s):
 
 
 MXNET_2 = {f.__name__.replace('mxnet2_', ''): f for f in (
-    mxnet2_adam, mxnet2_adamax, mxnet2_nadam, mxnet2_adagrad, mxnet2_adadelta, mxnet2_rmsprop, mxnet2_ftml, mxnet2_dcasgd, mxnet2_nag,
-    mxnet2_signum)}
+    mxnet2_adam, mxnet2_adamax, mxnet2_nadam, mxnet2_adagrad, mxnet2_adadelta, mxnet2_rmsprop, mxnet2_ftml, mxnet2_dcasgd,
+    mxnet2_nag, mxnet2_signum)}
 
 
 # Learning-rate schedules: the rate of update t = 1, 2, ..., as papers and documents write it, in another form than the package:

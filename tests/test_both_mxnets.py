@@ -62,5 +62,5 @@ def test_lars_of_mxnet_1_is_refused_by_that_of_mxnet_2(tmp_path):
     """It corrects its momentum by the last rate, which 2.0's does not keep."""
     job = dict(name='lars', arguments=CASES['lars'], dtype='float32', load=None, save=str(tmp_path / 'x'), steps=(0, 2))
     runs('1.x', [job])
-    with pytest.raises(AssertionError, match='ValueError: The lars of MXNet 2.x keeps no rate from step to step.*Continue it there'):
+    with pytest.raises(AssertionError, match='ValueError: The lars of MXNet 2.x keeps no rate from step to step'):
         runs('2.x', [dict(job, load=job['save'], save=None)])

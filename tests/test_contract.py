@@ -584,7 +584,7 @@ def test_kvstores_and_contexts_make_no_difference(name, options, scheduled):
 
 
 @each
-@pytest.mark.parametrize('options', [{}, HALF, dict(TWO, **HALF, update_on_kvstore=True)], ids=['single', 'half', 'half on a kvstore'])
+@pytest.mark.parametrize('options', [{}, HALF, dict(TWO, **HALF, update_on_kvstore=True)], ids=['single', 'half', 'on a kvstore'])
 def test_our_own_files_go_on(name, options, tmp_path):
     """`save_states`, and `save_checkpoint` into a trainer with other weights and states."""
     run = run_of(name, options).train(2)

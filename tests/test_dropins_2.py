@@ -232,7 +232,7 @@ def test_native_states_both_ways(name, saver, loader, tmp_path):
     first = trained(create[saver](name, **own), range(4), 'float16')
     first.trainer.save_states(str(tmp_path / 'x.states'))
     assert b'gluon_optim' not in (tmp_path / 'x.states').read_bytes()
-    second = Run(create[loader](name, **own), dtype='float16', shapes=SHAPES, weights=[w for w in first.weights().values()])
+    second = Run(create[loader](name, **own), dtype='float16', shapes=SHAPES, weights=list(first.weights().values()))
     second.trainer.load_states(str(tmp_path / 'x.states'))
     assert isinstance(second.optimizer, builtin.DropIn) == (loader == 'ours')
     compare(trained(None, range(4, 8), run=first), trained(None, range(4, 8), run=second), masters=True)
@@ -247,7 +247,7 @@ def test_our_states_both_ways(name, saver, loader, tmp_path):
     go.save_states(first.trainer, tmp_path / 'x')
     states = go.read_states(tmp_path / 'x')
     assert states.optimizer == name and states.hypers.get('variant', '2.x') == '2.x'
-    second = Run(create[loader](name, **own), dtype='float16', shapes=SHAPES, weights=[w for w in first.weights().values()])
+    second = Run(create[loader](name, **own), dtype='float16', shapes=SHAPES, weights=list(first.weights().values()))
     second.step(values(9))  # something to forget
     go.load_states(second.trainer, tmp_path / 'x')
     assert go.states_digest(second.trainer) == go.states_digest(first.trainer)
@@ -261,7 +261,7 @@ def test_mxnets_file_in_our_reader(name, tmp_path):
     own = dict(BASE, **OPTIONS[name][0])
     first = trained(mx.optimizer.create(name, **own), range(4))
     first.trainer.save_states(str(tmp_path / 'x.states'))
-    second = Run(go.create(name, **own), shapes=SHAPES, weights=[w for w in first.weights().values()])
+    second = Run(go.create(name, **own), shapes=SHAPES, weights=list(first.weights().values()))
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         go.load_states(second.trainer, tmp_path / 'x.states')
@@ -276,7 +276,7 @@ def test_a_file_from_before_there_were_drop_ins_here(name, tmp_path, monkeypatch
         before.setattr('gluon_optim.mxnet.builtin.twin', lambda optimizer: None)
         go.save_states(first.trainer, tmp_path / 'x')
     assert go.read_states(tmp_path / 'x').optimizer == Stranger(first.optimizer, [mx.cpu()]).name
-    second = Run(mx.optimizer.create(name, **BASE, **OPTIONS[name][0]), shapes=SHAPES, weights=[w for w in first.weights().values()])
+    second = Run(mx.optimizer.create(name, **BASE, **OPTIONS[name][0]), shapes=SHAPES, weights=list(first.weights().values()))
     go.load_states(second.trainer, tmp_path / 'x')
     compare(trained(None, range(4, 8), run=first), trained(None, range(4, 8), run=second), 0.0)
 
@@ -289,11 +289,11 @@ def test_a_run_of_mxnet_1_goes_on_as_it_was(name, tmp_path):
     states = go.read_states(tmp_path / 'x')
     states.hypers['variant'] = '1.x'
     states.hypers.update({key: 0.0 for key in ('epsilon',) if name == 'adamax'})
-    ours, theirs = [Run(create(name, **BASE, **OPTIONS[name][0]), shapes=SHAPES, weights=[w for w in first.weights().values()])
+    ours, theirs = [Run(create(name, **BASE, **OPTIONS[name][0]), shapes=SHAPES, weights=list(first.weights().values()))
                     for create in (go.create, mx.optimizer.create)]
     with pytest.warns(UserWarning, match="variant is '2.x' in the trainer and '1.x' in the file"):
         go.mxnet.trainer.import_states(ours.trainer, states)
-    ours.step([g for g in values(5)])
+    ours.step(values(5))
     h = rule.hyperparameters(**{**states.hypers, 'rescale_grad': 1.0})
     if name != 'nadam':  # whose schedule all parameters share
         weight, slots = first.weights()['p4_weight'], states.slots['p4_weight']

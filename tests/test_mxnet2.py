@@ -1,5 +1,5 @@
-"""MXNet 2.0's own optimizers: the variants of rules that compute what they do, and their states. The rule that is named for them goes
-on as MXNet did, or it is said what differs."""
+"""MXNet 2.0's own optimizers: the variants of rules that compute what they do, and their states. The rule that is named for
+them goes on as MXNet did, or it is said what differs."""
 import sys
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from gluon_optim.states.mxnet_files.builtins import BUILTINS
 from gluon_optim.states.mxnet_files.writer import write_states
 
 sys.path.insert(0, str(Path(__file__).parent))
-import reference  # noqa: E402
+import reference
 
 # written by MXNet 2.0.0b1, see legacy/make_continued.py
 CONTINUED = np.load(Path(__file__).parent / 'legacy/2.0.0b1/continued.npz')

@@ -2,8 +2,8 @@
 
 `accelerate` makes the built-in names create them; `gluon_optim.create` always does. Each class is a subclass of the one
 that it replaces: constructor, states, multipliers and counts are MXNet's own code, the update is a rule from
-`gluon_optim.rules.mx`, in the variant of the MXNet that is installed, 1.9.1 or 2.0. What MXNet keeps on the optimizer (nadam's momentum schedule, lars's rates, lbsgd's gradients)
-stays there, once per device.
+`gluon_optim.rules.mx`, in the variant of the MXNet that is installed, 1.9.1 or 2.0. What MXNet keeps on the optimizer (nadam's
+momentum schedule, lars's rates, lbsgd's gradients) stays there, once per device.
 """
 import copy
 import copyreg
@@ -546,7 +546,7 @@ class LARS(WithMomentum, mx_optimizer.LARS):
 
     def read_variables(self, variables: Mapping[str, numpy.ndarray], pairs: Mapping[Any, ParameterInfo]) -> Dict[str, Any]:
         if VERSION == 2 and {'last_lr', 'cur_lr'} & set(variables):
-            raise ValueError(f"The lars of MXNet {VERSION}.x keeps no rate from step to step, because it does not correct its momentum. "
+            raise ValueError('The lars of MXNet 2.x keeps no rate from step to step, because it does not correct its momentum. '
                              'Received: the rates of a run on MXNet 1.x. Continue it there.')
         return super().read_variables(variables, pairs)
 
@@ -700,11 +700,11 @@ def accelerated(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
 def _check_name(name: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(f'`accelerate` takes names of optimizers, one of {one_of(sorted(CLASSES))}. Received: {name!r}.')
-    if name.lower() in rules.names(samplers=True) and VERSION in BUILTINS.get(name.lower(), Builtin(None)).classes:
-        raise ValueError(f'{name!r} stays the optimizer of MXNet {VERSION}.x, which has no drop-in: the one that this package has under '
-                         f'that name computes something else. Give the trainer gluon_optim.create({name!r}) if that is what you '
-                         f'want. The drop-ins are {one_of(sorted(CLASSES))}.')
     if name.lower() in rules.names(samplers=True) and name.lower() not in CLASSES:
+        if VERSION in BUILTINS.get(name.lower(), Builtin(None)).classes:
+            raise ValueError(f'{name!r} stays the optimizer of MXNet {VERSION}.x, which has no drop-in: the one that this package '
+                             f'has under that name is another. Give the trainer gluon_optim.create({name!r}) if you want that one. The '
+                             f'drop-ins are {one_of(sorted(CLASSES))}.')
         raise ValueError(f'{name!r} is an optimizer of gluon_optim, not a drop-in for one of MXNet. There is nothing to replace: '
                          f'gluon_optim.create({name!r}) creates it. The drop-ins are {one_of(sorted(CLASSES))}.')
     check_known('built-in optimizer', name.lower(), CLASSES, ValueError)

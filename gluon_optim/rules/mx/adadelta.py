@@ -25,8 +25,8 @@ class AdaDelta(MXRule):
     paper = 'arXiv:1212.5701'
     peers = ('mxnet.optimizer.AdaDelta',)
     exceptions = {'lr_mult=0': 'there is no learning rate: the argument has no effect, as in MXNet'}
-    hypers = (rate(0.01)._replace(doc="has no effect, except with variant='2.x'"), WD._replace(doc='share of the weight that each step removes'),
-              Hyper('rho', 0.9, '[0, 1)', 'decay of both means'),
+    hypers = (rate(0.01)._replace(doc="has no effect, except with variant='2.x'"),
+              WD._replace(doc='share of the weight that each step removes'), Hyper('rho', 0.9, '[0, 1)', 'decay of both means'),
               Hyper('epsilon', 1e-5, '[0, inf)', 'added to both means, inside the roots'), VARIANT)
     operator = False
 

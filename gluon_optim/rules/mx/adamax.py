@@ -22,8 +22,8 @@ class Adamax(DecayedFirst):
     summary = "Adam with the infinity norm, MXNet's convention: no epsilon"
     paper = 'arXiv:1412.6980'
     peers = ('mxnet.optimizer.Adamax',)
-    hypers = (rate(2e-3), WD, BETA1, BETA2, Hyper('epsilon', 0.0, '[0, inf)', "added to the largest gradient; with variant='2.x' only"),
-              VARIANT)
+    hypers = (rate(2e-3), WD, BETA1, BETA2,
+              Hyper('epsilon', 0.0, '[0, inf)', "added to the largest gradient; with variant='2.x' only"), VARIANT)
     operator = False
 
     @staticmethod

@@ -14,7 +14,8 @@ from ...schema import Hyper, Values
 from ..base import Rule, _Scalars, bias_correction, clipped, scalars
 
 __all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'VARIANT',
-           'correction', 'factor', 'half_norm', 'halved', 'operator_correction', 'parameter', 'parameters', 'rate', 'rescaled', 'rounded', 'working']
+           'correction', 'factor', 'half_norm', 'halved', 'operator_correction', 'parameter', 'parameters', 'rate', 'rescaled',
+           'rounded', 'working']
 
 _REALS: Dict[str, Any] = {'float32': numpy.float32, 'float64': numpy.float64}
 _NOTHING = contextlib.nullcontext()  # to be ignored
