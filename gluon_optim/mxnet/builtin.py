@@ -703,8 +703,8 @@ def _check_name(name: Any) -> None:
     if name.lower() in rules.names(samplers=True) and name.lower() not in CLASSES:
         if VERSION in BUILTINS.get(name.lower(), Builtin(None)).classes:
             raise ValueError(f'{name!r} stays the optimizer of MXNet {VERSION}.x, which has no drop-in: the one that this package '
-                             f'has under that name is another. Give the trainer gluon_optim.create({name!r}) if you want that one. The '
-                             f'drop-ins are {one_of(sorted(CLASSES))}.')
+                             f'has under that name is another. For that one, give the trainer gluon_optim.create({name!r}). '
+                             f'The drop-ins are {one_of(sorted(CLASSES))}.')
         raise ValueError(f'{name!r} is an optimizer of gluon_optim, not a drop-in for one of MXNet. There is nothing to replace: '
                          f'gluon_optim.create({name!r}) creates it. The drop-ins are {one_of(sorted(CLASSES))}.')
     check_known('built-in optimizer', name.lower(), CLASSES, ValueError)
