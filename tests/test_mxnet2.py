@@ -8,6 +8,7 @@ import pytest
 
 import gluon_optim as go
 from gluon_optim import rules
+from gluon_optim.rules.base import scalars
 from gluon_optim.rules.mx import DROP_INS
 from gluon_optim.rules.mx.base import VARIANT
 from gluon_optim.states.mxnet_files import mxnet2
@@ -83,6 +84,28 @@ def test_the_variant_computes_what_mxnet_2_does(name, own):
         return  # the versions differ with, and without momentum only
     old = rule_trajectory(name, own, w0, gradients, rates, '1.x')
     assert np.abs(old[-1][0] - found[-1][0]).max() > 1e-3 * np.abs(found[-1][0] - w0).max()
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_every_coefficient_of_a_variant_is_felt(name, monkeypatch):
+    """The comparison can fail: 1 % more of any one coefficient shows with some of the settings."""
+    rule, right = rules.get(name), rules.get(name).all_coefficients
+    random = np.random.RandomState(4)
+    w0, gradients, rates = random.standard_normal((3, 4)), 2 * random.standard_normal((4, 3, 4)), [0.5, 0.2, 0.4, 0.3]
+
+    def arrays():
+        return [array for own in SETTINGS[name] for weight, slots in rule_trajectory(name, own, w0, gradients, rates, '2.x')
+                for array in (weight, *slots.values())]
+
+    expected = arrays()
+    names = {key for own in SETTINGS[name] for key in right(scalars, rule.hyperparameters(
+        variant='2.x', **BASE, **{BUILTINS[name].names_2.get(key, key): value for key, value in own.items()}), 1)}
+    for coefficient in names - ({'b1'} if name == 'ftml' else set()):  # z is -d w, so that what b1 multiplies is 0
+        def wrong(xp, h, t, coefficient=coefficient):
+            return {key: 1.01 * x if key == coefficient else x for key, x in right(xp, h, t).items()}
+
+        monkeypatch.setattr(rule, 'all_coefficients', staticmethod(wrong))
+        assert any(np.abs(a - b).max() > 1e-6 for a, b in zip(expected, arrays())), coefficient
 
 
 def test_variants_are_declared_where_the_versions_differ():

@@ -33,8 +33,8 @@ class NAG(ScaledByRate):
     def coefficients(xp, h, t):
         p = parameters(xp, h, 'learning_rate', 'wd', 'momentum')
         lr = p.learning_rate if h.momentum > 0 else factor(h, p.learning_rate)
-        return dict(lr=lr, wd=p.wd, mu=p.momentum, ahead=p.momentum + 1,
-                    keep=working(xp, 1 - working(xp, p.learning_rate * p.wd)))
+        c = dict(lr=lr, wd=p.wd, mu=p.momentum, keep=working(xp, 1 - working(xp, p.learning_rate * p.wd)))
+        return c if h.variant == '2.x' else dict(c, ahead=p.momentum + 1)
 
     @staticmethod
     def step(xp, h, c, w, g, s):
