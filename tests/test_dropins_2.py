@@ -288,7 +288,6 @@ def test_a_run_of_mxnet_1_goes_on_as_it_was(name, tmp_path):
     go.save_states(first.trainer, tmp_path / 'x')
     states = go.read_states(tmp_path / 'x')
     states.hypers['variant'] = '1.x'
-    states.hypers.update({key: 0.0 for key in ('epsilon',) if name == 'adamax'})
     ours, theirs = [Run(create(name, **BASE, **OPTIONS[name][0]), shapes=SHAPES, weights=list(first.weights().values()))
                     for create in (go.create, mx.optimizer.create)]
     with pytest.warns(UserWarning, match="variant is '2.x' in the trainer and '1.x' in the file"):
@@ -301,7 +300,7 @@ def test_a_run_of_mxnet_1_goes_on_as_it_was(name, tmp_path):
         np.testing.assert_allclose(ours.weights()['p4_weight'], expected, rtol=0, atol=2e-6 * np.abs(expected - weight).max())
     with pytest.raises(ValueError, match=f"The variant of a pickled {name} must be '2.x'"):
         ours.trainer.save_states(str(tmp_path / 'y.states'))
-    with pytest.raises(ValueError, match=f"MXNet's own {name} has no `(variant|epsilon)`"):
+    with pytest.raises(ValueError, match=f"MXNet's own {name} has no `variant`"):
         go.mxnet.trainer.import_states(theirs.trainer, states)
 
 

@@ -58,7 +58,7 @@ def error(states, case):
 def rule_trajectory(name, own, w0, gradients, rates, variant):
     """[(weight, slots) after update 1, 2, ...] of the rule, on hyper-parameters as they are."""
     rule, names = rules.get(name), BUILTINS[name].names_2
-    own = {names.get(key, key): value for key, value in own.items() if key != 'epsilon' or variant == '2.x' or name != 'adamax'}
+    own = {names.get(key, key): value for key, value in own.items()}
     weight, slots, updates = w0, None, []
     for t, (gradient, rate) in enumerate(zip(gradients, rates), 1):
         h = rule.hyperparameters(learning_rate=rate, variant=variant, **BASE, **own)
