@@ -78,7 +78,7 @@ def _cases():
 def settings(name, extra):
     """All hyper-parameters: epsilon where it shows, decay where the rule has any, clipping on."""
     declared = {hyper.name for hyper in rules.get(name).declared(extra)}
-    return dict({'epsilon': 1e-3} if 'epsilon' in declared else {}, clip_gradient=0.7, rescale_grad=0.5,
+    return dict({'epsilon': 1e-3} if 'epsilon' in declared and name != 'adamax' else {}, clip_gradient=0.7, rescale_grad=0.5,
                 **({'trust_coefficient': 1.0} if name == 'larc' else {}),  # steps that are large beside the rounding of weights
                 **({} if 'rprop' in (name, extra.get('base')) else {'wd': 0.1}), **extra)
 

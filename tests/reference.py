@@ -49,8 +49,9 @@ class Kept(dict):
         return self.get(name, 0.0)
 
 
-def trajectory(name, hypers, w0, gradients, learning_rates):
-    """[(weight, {letter: value}) after update 1, 2, ...] of the optimizer ``name`` on one tensor.
+def trajectory(name, hypers, w0, gradients, learning_rates, optimizers=None):
+    """[(weight, {letter: value}) after update 1, 2, ...] of the optimizer ``name`` on one tensor; ``optimizers`` are OPTIMIZERS or
+    MXNET_2.
 
     Order: rescale, clip, then everything else (norms, decay); MXNet 2.0's own two clip later, by themselves.
     """
@@ -60,7 +61,7 @@ def trajectory(name, hypers, w0, gradients, learning_rates):
         g = h.rescale_grad * np.asarray(g, np.float64)
         if name not in CLIP_BY_THEMSELVES:
             g = clip(h, g)
-        w, s = OPTIMIZERS[name](h, t, float(lr), w, g, s)
+        w, s = (optimizers or OPTIMIZERS)[name](h, t, float(lr), w, g, s)
         s = Kept(s)
         updates.append((w, dict(s)))
     if h.never_read():
@@ -411,6 +412,103 @@ OPTIMIZERS = {f.__name__: f for f in (
     adabelief, rmsprop_torch, adagrad_torch, adadelta_torch, asgd, rprop)}
 
 CLIP_BY_THEMSELVES = ('lans', 'adabelief')
+
+
+# MXNet 2.0's own where they are not what 1.9.1 computes, after `step` in mxnet/optimizer/*.py of 2.0.0b1, with its names. All
+# of them add the decay to the clipped gradient.
+
+def mxnet2_adam(h, t, lr, w, g, s):
+    """mean, var of grad + wd weight;  weight -= lr sqrt(coef2)/coef1 mean/(sqrt(var) + epsilon)."""
+    g = g + h.wd * w
+    mean = h.beta1 * s.mean + (1 - h.beta1) * g
+    var = h.beta2 * s.var + (1 - h.beta2) * g**2
+    lr *= np.sqrt(1 - h.beta2**t) / (1 - h.beta1**t)
+    return w - lr * mean / (np.sqrt(var) + h.epsilon), {'mean': mean, 'var': var}
+
+
+def mxnet2_adamax(h, t, lr, w, g, s):
+    """var = max(beta2 var, |grad|);  weight -= lr/(1 - beta1^t) mean/(var + epsilon)."""
+    g = g + h.wd * w
+    mean = h.beta1 * s.mean + (1 - h.beta1) * g
+    var = np.maximum(h.beta2 * s.var, np.abs(g))
+    return w - lr / (1 - h.beta1**t) * mean / (var + h.epsilon), {'mean': mean, 'var': var}
+
+
+def mxnet2_nadam(h, t, lr, w, g, s):
+    """With m_schedule, the product of all momentum_t so far, of one parameter."""
+    g = g + h.wd * w
+    momentum_t, momentum_t_1 = (h.beta1 * (1 - 0.5 * 0.96**(k * h.schedule_decay)) for k in (t, t + 1))
+    m_schedule = np.prod([h.beta1 * (1 - 0.5 * 0.96**(k * h.schedule_decay)) for k in range(1, t + 1)])
+    mean = h.beta1 * s.mean + (1 - h.beta1) * g
+    var = h.beta2 * s.var + (1 - h.beta2) * g**2
+    mean_bar = momentum_t_1 * mean / (1 - m_schedule * momentum_t_1) + (1 - momentum_t) * g / (1 - m_schedule)
+    return w - lr * mean_bar / (np.sqrt(var / (1 - h.beta2**t)) + h.epsilon), {'mean': mean, 'var': var}
+
+
+def mxnet2_adagrad(h, t, lr, w, g, s):
+    """history += grad^2;  weight -= lr grad/(sqrt(history) + epsilon)."""
+    g = g + h.wd * w
+    history = s.history + g**2
+    return w - lr * g / (np.sqrt(history) + h.epsilon), {'history': history}
+
+
+def mxnet2_adadelta(h, t, lr, w, g, s):
+    """current_delta = sqrt(acc_delta + epsilon)/sqrt(acc_g + epsilon) grad;  weight -= lr current_delta."""
+    g = g + h.wd * w
+    acc_g = h.rho * s.acc_g + (1 - h.rho) * g**2
+    current_delta = np.sqrt((s.acc_delta + h.epsilon) / (acc_g + h.epsilon)) * g
+    return w - lr * current_delta, {'acc_g': acc_g, 'acc_delta': h.rho * s.acc_delta + (1 - h.rho) * current_delta**2}
+
+
+def mxnet2_rmsprop(h, t, lr, w, g, s):
+    """epsilon outside the root, but inside the root of a centered one; its mean is the slot g, var n, mom delta."""
+    g = g + h.wd * w
+    var = h.rho * s.n + (1 - h.rho) * g**2
+    kept = {'n': var}
+    if h.centered:
+        mean = kept['g'] = h.rho * s.g + (1 - h.rho) * g
+        mom = kept['delta'] = h.momentum * s.delta - lr * g / np.sqrt(var - mean**2 + h.epsilon)
+        w = w + mom
+    else:
+        w = w - lr * g / (np.sqrt(var) + h.epsilon)
+    return np.clip(w, -h.clip_weights, h.clip_weights), kept
+
+
+def mxnet2_ftml(h, t, lr, w, g, s):
+    """d = (1 - beta1^t)/lr (sqrt(v/(1 - beta2^t)) + epsilon);  z = beta1 z + (1 - beta1) grad - (d - beta1 d_old) weight."""
+    g = g + h.wd * w
+    v = h.beta2 * s.v + (1 - h.beta2) * g**2
+    d = (1 - h.beta1**t) / lr * (np.sqrt(v / (1 - h.beta2**t)) + h.epsilon)
+    z = h.beta1 * s.z + (1 - h.beta1) * g - (d - h.beta1 * s.d) * w
+    return -z / d, {'d': d, 'v': v, 'z': z}
+
+
+def mxnet2_dcasgd(h, t, lr, w, g, s):
+    """d = grad + lamda grad^2 (weight - previous_weight), grad with its decay;  mom = momentum mom - lr d;  weight += mom."""
+    g = g + h.wd * w
+    previous_weight = s.previous_weight if t > 1 else w
+    mom = h.momentum * s.momentum - lr * (g + h.lamda * g**2 * (w - previous_weight))
+    return w + mom, {'previous_weight': w, **({'momentum': mom} if h.momentum else {})}
+
+
+def mxnet2_nag(h, t, lr, w, g, s):
+    """mom = momentum mom - lr grad;  weight += momentum mom - lr grad."""
+    g = g + h.wd * w
+    mom = h.momentum * s.momentum - lr * g
+    return w + h.momentum * mom - lr * g, {'momentum': mom} if h.momentum else {}
+
+
+def mxnet2_signum(h, t, lr, w, g, s):
+    """With momentum; without it the decay is wd + wd_lh, and the sign that of the raw gradient."""
+    if not h.momentum:
+        return (1 - lr * (h.wd + h.wd_lh)) * w - lr * np.sign(g), {}
+    mom = h.momentum * s.momentum - (1 - h.momentum) * (g + h.wd * w)
+    return (1 - lr * h.wd_lh) * w + lr * np.sign(mom), {'momentum': mom}
+
+
+MXNET_2 = {f.__name__.replace('mxnet2_', ''): f for f in (
+    mxnet2_adam, mxnet2_adamax, mxnet2_nadam, mxnet2_adagrad, mxnet2_adadelta, mxnet2_rmsprop, mxnet2_ftml, mxnet2_dcasgd,
+    mxnet2_nag, mxnet2_signum)}
 
 
 # Learning-rate schedules: the rate of update t = 1, 2, ..., as papers and documents write it, in another form than the package:

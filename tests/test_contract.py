@@ -19,12 +19,16 @@ from mxnet import gluon, nd  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 from contract_nets import (  # noqa: E402
     COLD,
+    EXCEPTIONS_2,
+    MXNETS_2,
     NEWER,
     RATE,
     SHAPES,
     Run,
     array,
     assert_same,
+    backward_through,
+    clear_gradient,
     differ,
     environment,
     flat,
@@ -32,6 +36,9 @@ from contract_nets import (  # noqa: E402
     in_process,
     numbers,
     optimizer_named,
+    small_net,
+    structural,
+    trainer_with,
 )
 
 import gluon_optim as go  # noqa: E402
@@ -100,6 +107,24 @@ class Rates:
         if isinstance(rate, Exception):
             raise rate
         return rate
+
+
+# Exceptions of MXNet 2.0
+
+@pytest.mark.skipif(not NEWER, reason='for MXNet 2.x')
+@pytest.mark.parametrize('what', EXCEPTIONS_2)
+def test_what_mxnet_2_cannot_do(what):
+    attempt, error, text = EXCEPTIONS_2[what]
+    with pytest.raises(error, match=text):
+        attempt()
+
+
+@each
+def test_the_name_in_a_trainer_means_this_packages_optimizer(name):
+    """Except where MXNet 2.0 has its own by that name; `create` makes this package's everywhere."""
+    in_trainer = type(gluon.Trainer(Run('sgd_torch').parameters, name)._optimizer).__module__
+    assert in_trainer.startswith('mxnet.optimizer' if NEWER and name in MXNETS_2 else 'gluon_optim.')
+    assert type(go.create(name)).__module__ == 'gluon_optim.mxnet.registry'
 
 
 # Arguments
@@ -177,14 +202,14 @@ def test_a_bad_argument_is_refused_before_anything_happens(name):
                 continue  # None is the default
             scheduler = Rates(0.25)
             with pytest.raises(error) as caught:
-                gluon.Trainer(parameters, name, {hyper.name: value, 'lr_scheduler': scheduler})
+                trainer_with(parameters, name, {hyper.name: value, 'lr_scheduler': scheduler})
             assert hyper.name in str(caught.value) and repr(value) in str(caught.value), caught.value
             assert scheduler.base_lr == RATE
     with pytest.raises(TypeError, match=f"Unknown argument of {name} 'learning_rates'. Did you mean 'learning_rate'"):
-        gluon.Trainer(parameters, name, {'learning_rates': 0.5})
+        trainer_with(parameters, name, {'learning_rates': 0.5})
     for begin in (-1, 0.5, True, '1'):
         with pytest.raises((TypeError, ValueError), match='begin_num_update'):
-            gluon.Trainer(parameters, name, {'begin_num_update': begin})
+            trainer_with(parameters, name, {'begin_num_update': begin})
 
 
 def test_an_unknown_name_lists_those_that_are_near():
@@ -387,7 +412,6 @@ def test_gradients_are_never_modified(name, options, path):
 
 
 @each
-@pytest.mark.skipif(NEWER, reason="MXNet 2.0.0b1's Parameter.zero_grad fails for np arrays")
 def test_accumulated_gradients(name):
     """grad_req='add': four quarters of a batch are the batch."""
     whole, parts = Run(name, decay_of(name)), Run(name, decay_of(name), grad_req='add')
@@ -397,7 +421,7 @@ def test_accumulated_gradients(name):
             parts.backward(scale=0.25)
         parts.step(scale=0.25)
         for p in parts.parameters:
-            p.zero_grad()
+            clear_gradient(p)
     assert_same(whole.facts(), parts.facts())
 
 
@@ -557,6 +581,45 @@ def test_kvstores_and_contexts_make_no_difference(name, options, scheduled):
     for result in results[1:]:
         assert_same(results[0], result)
     assert results[0]['rate'] == (0.0625 if scheduled else RATE)  # 0.25 until step 1, halved after each
+
+
+@each
+@pytest.mark.parametrize('options', [{}, HALF, dict(TWO, **HALF, update_on_kvstore=True)], ids=['single', 'half', 'on a kvstore'])
+def test_our_own_files_go_on(name, options, tmp_path):
+    """`save_states`, and `save_checkpoint` into a trainer with other weights and states."""
+    run = run_of(name, options).train(2)
+    go.save_states(run.trainer, tmp_path / 'states')
+    resumed = run_of(name, options).step(gradients(7))
+    for p, weight in zip(resumed.parameters, run.weights().values()):
+        p.set_data(array(weight, dtype=p.dtype))
+    go.load_states(resumed.trainer, tmp_path / 'states')
+    resumed.steps = run.steps
+    assert go.states_digest(resumed.trainer) == go.states_digest(run.trainer)
+    assert_same(run.train(2).facts(), resumed.train(2).facts())
+
+
+@pytest.mark.parametrize('name', ['novograd', 'adamw'])
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_a_checkpoint_of_a_net_goes_on(name, dtype, tmp_path):
+    """Weights, those that have no gradient too, and states."""
+    def make(seed):
+        net = small_net(seed, dtype)
+        return net, trainer_with(net.collect_params(), name, dict(learning_rate=RATE, multi_precision=True))
+
+    def train(net, trainer, steps):
+        for step in steps:
+            backward_through(net, step)
+            trainer.step(1)
+        return {key: p.data().asnumpy() for key, p in structural(net).items()}
+
+    net, trainer = make(1)
+    train(net, trainer, range(2))
+    go.save_checkpoint(tmp_path / 'x', net=net, trainer=trainer, extra={'epoch': 3})
+    other, resumed = make(2)
+    train(other, resumed, range(5, 6))
+    assert go.load_checkpoint(tmp_path / 'x', net=other, trainer=resumed) == {'epoch': 3}
+    assert_same(train(net, trainer, range(2, 4)), train(other, resumed, range(2, 4)))
+    assert go.states_digest(trainer, net) == go.states_digest(resumed, other)
 
 
 @each
@@ -795,7 +858,7 @@ def test_weights_and_gradients_of_other_kinds_are_refused(name):
     assert optimizer.update_counts() == {} and (ones.asnumpy() == 1).all()
 
 
-@pytest.mark.skipif(NEWER, reason='MXNet 2.0 has no sparse Embedding')
+@pytest.mark.skipif(NEWER, reason="see EXCEPTIONS_2: 'an Embedding has sparse gradients'")
 def test_a_sparse_gradient_in_a_trainer_is_refused():
     embedding = gluon.nn.Embedding(5, 3, sparse_grad=True)
     embedding.initialize()

@@ -11,6 +11,7 @@ import numpy
 
 from ..rules import Rule
 from ..rules.base import BASE_HYPERS
+from ..rules.mx.base import VARIANT
 from ..rules.runtimes import mirrored
 from ..schema import Slot, Values, one_of
 
@@ -186,7 +187,7 @@ class Foreign(NamedTuple):
             if need.allowed != ANY:
                 yield f'`{need.hyper}` {need.allowed}'
         for hyper in rule.hypers:
-            if hyper.name not in special and hyper.name not in self.held:
+            if hyper.name not in special and hyper.name not in self.held and hyper != VARIANT:  # which nobody chooses
                 yield f'`{hyper.name}` {hyper.default!r}'
         if self.build:
             made_with = ', '.join(f'{key}={"".join(ours.ours) if isinstance(ours, Computed) else ours}'

@@ -1,9 +1,9 @@
-"""Drop-ins for the optimizers of MXNet 1.9.1: the same results, state and pickle, updated by compiled loops.
+"""Drop-ins for MXNet's own optimizers: the same results, state and pickle, updated by compiled loops.
 
 `accelerate` makes the built-in names create them; `gluon_optim.create` always does. Each class is a subclass of the one
 that it replaces: constructor, states, multipliers and counts are MXNet's own code, the update is a rule from
-`gluon_optim.rules.mx`. What MXNet keeps on the optimizer (nadam's momentum schedule, lars's rates, lbsgd's gradients)
-stays there, once per device.
+`gluon_optim.rules.mx`, in the variant of the MXNet that is installed, 1.9.1 or 2.0. What MXNet keeps on the optimizer (nadam's
+momentum schedule, lars's rates, lbsgd's gradients) stays there, once per device.
 """
 import copy
 import copyreg
@@ -18,10 +18,10 @@ import numpy
 
 # submodules, not attributes of `mxnet`: a parameter server imports this file while `mxnet` is still being imported
 from mxnet import ndarray as nd
+from mxnet import optimizer as mx_optimizer
 from mxnet.ndarray import sparse
 from mxnet.ndarray.ndarray import NDArray
 from mxnet.ndarray.ndarray import array as nd_array
-from mxnet.optimizer import optimizer as mx_optimizer
 
 from .. import rules
 from ..rules.base import BASE_HYPERS, scalars
@@ -34,16 +34,15 @@ from ..rules.runtimes import draws_itself, runs_on
 from ..schema import Hyper, Values, check_known, one_of
 from ..states.model import ParameterInfo
 from ..states.mxnet_files.builtins import BUILTINS, Builtin
+from ..states.mxnet_files.mxnet2 import constants_2
 from .distributed.start import for_every_trainer
 from .executors import Executor, Update, check_weight, has_kernels
 from .noise import Sampler
-from .optimizer import Runner
+from .optimizer import ALL, Runner
 
 __all__ = ['accelerate', 'accelerated', 'create', 'drop_in', 'restore_builtins']
 
-if not hasattr(mx_optimizer, 'SGD'):
-    raise ImportError('The drop-ins are for the optimizers of MXNet 1.9.1, but this is another version. '
-                      'Use its own: mx.optimizer.create.')
+VERSION = 2 if hasattr(mx_optimizer.Optimizer, 'fused_step') else 1  # of MXNet
 
 log = logging.getLogger('gluon_optim')
 _in_use: 'weakref.WeakSet[DropIn]' = weakref.WeakSet()
@@ -54,10 +53,14 @@ class DropIn(Runner):
     """Base class of all drop-ins; a subclass derives from it and from the MXNet class that it replaces.
 
     ``declared``
-        What the class of MXNet keeps, and how it nests that: its entry in `BUILTINS`. Its ``variables`` are state of the
-        optimizer as a whole. Each device has its own, or replicas would drift apart.
+        What the class of MXNet keeps, and how it nests that: its entry in `BUILTINS`.
+    ``shared``
+        Attributes that are state of the optimizer as a whole. Each device has its own, or replicas would drift apart.
     ``attributes``
-        Arguments that MXNet keeps under another name.
+        Hyper-parameters that MXNet keeps under another name.
+    ``constants``
+        Attributes for hyper-parameters that MXNet's class does not have, and what they are there. A file of another version
+        can change them.
     ``off_at_zero``
         Arguments for which MXNet ignores 0 and negative values.
     ``single_slots``
@@ -65,12 +68,16 @@ class DropIn(Runner):
         for float64 weights.
 
     float16 weights without a master are computed in float32, and rounded when they are stored, as are their slots.
-    row_sparse weights and gradients are handed to MXNet's own update. A NaN or infinite rate is a ValueError.
+    row_sparse weights and gradients are handed to MXNet's own update, and so is everything where ``use_fused_step``, an argument
+    in 2.x, is not its default: MXNet then computes in another order. A NaN or infinite rate is a ValueError.
     """
 
     rule: ClassVar[Type[MXRule]]
     replaces: ClassVar[Type[mx_optimizer.Optimizer]]
     declared: ClassVar[Builtin]
+    version: ClassVar[int] = VERSION
+    shared: ClassVar[Tuple[str, ...]]
+    constants: ClassVar[Dict[str, Any]]
     attributes: ClassVar[Mapping[str, str]] = {}
     off_at_zero: ClassVar[Tuple[str, ...]] = ('clip_gradient',)
     single_slots: ClassVar[bool] = False
@@ -82,8 +89,18 @@ class DropIn(Runner):
         if cls.__bases__ == (DropIn,):
             return  # what several of them share
         cls.replaces = cls.__bases__[-1]
+        if cls.replaces is mx_optimizer.Optimizer:
+            return  # this MXNet has none
         cls.rule, cls.declared = DROP_INS[cls.__name__.lower()], BUILTINS[cls.__name__.lower()]
-        cls.attributes = {argument: attribute for attribute, argument in cls.declared.arguments.items()}
+        theirs, known = cls.declared.classes[VERSION], cls.declared.arguments if VERSION == 1 else cls.declared.names_2
+        cls.attributes = {argument: attribute for attribute, argument in known.items()}
+        cls.shared = tuple(name for name in cls.declared.variables if name in theirs.attributes)
+        fixed = constants_2(cls.rule.name) if VERSION == 2 else {}
+        cls.constants = {name: fixed.get(hyper.name, hyper.default) for hyper in cls.rule.hypers[2:]  # all have rate and decay
+                         for name in [cls.attributes.get(hyper.name, hyper.name)]
+                         if name not in theirs.arguments and not hasattr(cls, name)}
+        for name, value in cls.constants.items():
+            setattr(cls, name, value)
         cls.__doc__ = cls.__doc__ or cls.rule.__doc__
         cls.__signature__ = inspect.signature(cls.replaces)
         CLASSES[cls.rule.name] = cls
@@ -115,7 +132,16 @@ class DropIn(Runner):
 
     # -- pickling: as MXNet's class ----------------------------------------------------------------------------
 
+    def __getstate__(self) -> Dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items()
+                if name not in self.constants or value != self.constants[name]}
+
     def __reduce_ex__(self, protocol: Any) -> Any:
+        for name in self.constants:
+            if name in self.__getstate__():
+                raise ValueError(f"The {name} of a pickled {self.rule.name} must be {self.constants[name]!r}, for MXNet's own here "
+                                 f'computes that. Received: {name}={getattr(self, name)!r}, from a file that was loaded. Save with '
+                                 'go.save_states or go.save_checkpoint.')
         # not copyreg.__newobj__, which refuses another class than that of the object
         return copyreg._reconstructor, (self.replaces, object, None), self.__getstate__()  # type: ignore[attr-defined]
 
@@ -171,7 +197,7 @@ class DropIn(Runner):
             if not (isinstance(state, (tuple, list)) and len(state) == 2):
                 raise ValueError(f'{self.rule.name} with multi_precision keeps a float32 master per float16 parameter. Received: a '
                                  'state without. Load states that were saved with multi_precision=True, or start without states.')
-            state, master = state if self.declared.master_last else state[::-1]
+            state, master = state if self.declared.is_master_last(VERSION) else state[::-1]
         arrays = state if isinstance(self.declared.state, tuple) and isinstance(state, (tuple, list)) else (state,)
         return tuple(array for array in arrays if array is not None), master
 
@@ -181,13 +207,13 @@ class DropIn(Runner):
         state = tuple(map(named.get, tree)) if isinstance(tree, tuple) else named.get(tree or '')
         if master is None:
             return state
-        return (state, master) if self.declared.master_last else (master, state)
+        return (state, master) if self.declared.is_master_last(VERSION) else (master, state)
 
     # -- what belongs to the optimizer as a whole -------------------------------------------------------------------
 
     def shared_state(self) -> Dict[str, Any]:
         """The variables of the most recently updated device."""
-        return {name: copy.copy(getattr(self, name)) for name in self.declared.variables}
+        return {name: copy.copy(getattr(self, name)) for name in self.shared}
 
     def set_shared_state(self, values: Mapping[str, Any]) -> None:
         super().set_shared_state(values)
@@ -196,7 +222,7 @@ class DropIn(Runner):
 
     def _enter_device(self, device_id: int) -> None:
         super()._enter_device(device_id)
-        if self.declared.variables and device_id != self._device:
+        if self.shared and device_id != self._device:
             if self._device is not None:
                 self._parked[self._device] = self.shared_state()
             values = self._parked.get(device_id, self._parked[None])
@@ -209,13 +235,14 @@ class DropIn(Runner):
                 mixed: Any) -> None:
         if self._skips:
             return
-        if runs_on(self.rule, 'kernels') and {*map(type, weights), *map(type, gradients)} <= {NDArray}:
+        computes = runs_on(self.rule, 'kernels') and self._is_fused_as_usual()
+        if computes and {*map(type, weights), *map(type, gradients)} <= {NDArray}:
             super()._update(indices, weights, gradients, states, mixed)
             return
         self.hyperparameters()  # checked here too
         dense = []
         for one in zip(indices, weights, gradients, states):
-            if runs_on(self.rule, 'kernels') and not any(isinstance(array, sparse.BaseSparseNDArray) for array in one[1:3]):
+            if computes and not any(isinstance(array, sparse.BaseSparseNDArray) for array in one[1:3]):
                 dense.append(one)
             else:
                 self._by_mxnet([one], mixed)
@@ -226,8 +253,15 @@ class DropIn(Runner):
     def _by_mxnet(self, ones: Iterable[Tuple[Any, ...]], mixed: bool) -> None:
         """Hand index, weight, gradient and state of each parameter to MXNet's own update."""
         update = self.replaces.update_multi_precision if mixed else self.replaces.update
-        for one in ones:
-            update(self, *one)
+        for index, weight, gradient, state in ones:
+            if VERSION == 1:
+                update(self, index, weight, gradient, state)
+            else:  # which rescales the caller's gradient in place
+                update(self, [index], [weight], [gradient.copy()], [state])
+
+    def _is_fused_as_usual(self) -> bool:
+        usual = self.declared.classes[VERSION].attributes.get('use_fused_step')
+        return bool(getattr(self, 'use_fused_step', usual) == usual)
 
     def _take_begin(self) -> None:
         if not self.begin_num_update:
@@ -253,6 +287,10 @@ class DropIn(Runner):
     def _counted_together(self) -> int:
         """The number of parameters for which MXNet queries rates at once."""
         return 1
+
+    def _listed_together(self) -> int:
+        """The number of parameters that MXNet updates by one operator."""
+        return int(min(max(self.__dict__['aggregate_num'], 1), ALL))
 
     def _row(self, h: Values, key: Tuple[Any, ...], dtype: Any) -> Dict[str, float]:
         t, rate, wd, *supplied = key
@@ -283,8 +321,7 @@ class WithMomentum(DropIn):
 
 
 class SGD(WithMomentum, mx_optimizer.SGD):
-    def _counted_together(self) -> int:
-        return max(int(self.__dict__['aggregate_num']), 1)
+    _counted_together = DropIn._listed_together
 
 
 class SGLD(Sampler, DropIn, mx_optimizer.SGLD):
@@ -360,7 +397,10 @@ class SGLD(Sampler, DropIn, mx_optimizer.SGLD):
         return self._rate
 
 
-class LBSGD(WithMomentum, mx_optimizer.LBSGD):
+_LBSGD: Any = getattr(mx_optimizer, 'LBSGD', mx_optimizer.Optimizer)  # 2.x has none
+
+
+class LBSGD(WithMomentum, _LBSGD):
     _process_only = (*DropIn._process_only, '_accumulation', '_own_sums', '_numbers')
 
     def _set_up(self) -> None:
@@ -496,13 +536,19 @@ class LARS(WithMomentum, mx_optimizer.LARS):
     _get_lrs = mx_optimizer.LARS._get_lrs  # it remembers the rate
 
     def _counted_together(self) -> int:
-        return 2 ** 31 - 1  # a second query would lose the last rate
+        return ALL if VERSION == 1 else self._listed_together()  # in 1.x a second query would lose the last rate
 
     def _count(self, indices: Sequence[Any]) -> List[Tuple[Any, ...]]:
         keys = super()._count(indices)
         correct = self.momentum_correction and self.last_lr != 0
         correction = self.cur_lr / self.last_lr if correct else 1.0
         return [(*key, correction, self._adapts(index)) for key, index in zip(keys, indices)]
+
+    def read_variables(self, variables: Mapping[str, numpy.ndarray], pairs: Mapping[Any, ParameterInfo]) -> Dict[str, Any]:
+        if VERSION == 2 and {'last_lr', 'cur_lr'} & set(variables):
+            raise ValueError('The lars of MXNet 2.x keeps no rate from step to step, because it does not correct its momentum. '
+                             'Received: the rates of a run on MXNet 1.x. Continue it there.')
+        return super().read_variables(variables, pairs)
 
     def _adapts(self, index: Any) -> float:
         return 1.0 - str(self.idx2name.get(index, index)).endswith(('gamma', 'beta', 'bias'))
@@ -537,6 +583,10 @@ class Nadam(DropIn, mx_optimizer.Nadam):
 
 class LAMB(DropIn, mx_optimizer.LAMB):
     off_at_zero = ('clip_gradient', 'lower_bound', 'upper_bound')
+    single_slots = VERSION == 2
+
+    def _counted_together(self) -> int:
+        return 1 if VERSION == 1 else self._listed_together()
 
 
 class FTML(DropIn, mx_optimizer.FTML):
@@ -561,14 +611,27 @@ class RMSProp(DropIn, mx_optimizer.RMSProp):
     off_at_zero = ('clip_gradient', 'clip_weights')
     single_slots = True
 
+    def split_state(self, state: Any, h: Values, mixed: Any) -> Tuple[Tuple[Any, ...], Any]:
+        slots, master = super().split_state(state, h, mixed)
+        return slots if VERSION == 1 else _swapped(slots), master
+
     def join_state(self, slots: Tuple[Any, ...], master: Any, h: Values) -> Any:
-        return slots if master is None else (master, slots)  # what is not needed is left out
+        state: Any = slots  # what is not needed is left out
+        if VERSION == 2:
+            state = _swapped(slots) if h.centered else slots[0]
+        return state if master is None else (master, state)
+
+
+def _swapped(slots: Tuple[Any, ...]) -> Tuple[Any, ...]:
+    """2.x has the mean before the mean of squares."""
+    return slots[1::-1] + slots[2:]
 
 
 # Creating them -------------------------------------------------------------------------------------------------------
 
 def create(name: str, *args: Any, **kwargs: Any) -> DropIn:
     """The drop-in for the built-in optimizer ``name``, with MXNet's arguments."""
+    check_known(f'optimizer of MXNet {VERSION}.x', name.lower(), CLASSES, ValueError)
     return CLASSES[name.lower()](*args, **kwargs)
 
 
@@ -638,6 +701,10 @@ def _check_name(name: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(f'`accelerate` takes names of optimizers, one of {one_of(sorted(CLASSES))}. Received: {name!r}.')
     if name.lower() in rules.names(samplers=True) and name.lower() not in CLASSES:
+        if VERSION in BUILTINS.get(name.lower(), Builtin(None)).classes:
+            raise ValueError(f'{name!r} stays the optimizer of MXNet {VERSION}.x, which has no drop-in: the one that this package '
+                             f'has under that name is another. For that one, give the trainer gluon_optim.create({name!r}). '
+                             f'The drop-ins are {one_of(sorted(CLASSES))}.')
         raise ValueError(f'{name!r} is an optimizer of gluon_optim, not a drop-in for one of MXNet. There is nothing to replace: '
                          f'gluon_optim.create({name!r}) creates it. The drop-ins are {one_of(sorted(CLASSES))}.')
     check_known('built-in optimizer', name.lower(), CLASSES, ValueError)
@@ -729,4 +796,4 @@ def _set_states_and_drop_in(self: mx_optimizer.Updater, states: bytes) -> None:
     if ran_one or mx_optimizer.Optimizer.opt_registry.get(type(self.optimizer).__name__.lower()) is _of(self.optimizer):
         self.optimizer = drop_in(self.optimizer)
     # MXNet decides once, when the updater is made, and the next step of another optimizer would fail
-    self.aggregate_updates = self.optimizer.aggregate_num > 0
+    self.aggregate_updates = self.optimizer.aggregate_num > VERSION - 1

@@ -47,7 +47,7 @@ from .trainer import (
     weights_written,
 )
 from .typing import BlockLike, ParameterLike, TrainerLike
-from .weights import initialize, remember, write_weight
+from .weights import initialize, remember, trainer_of, write_weight
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
@@ -550,7 +550,8 @@ class WeightsPlan(NamedTuple):
 
     def apply(self) -> None:
         for parameter, values in self.values:
-            write_weight(parameter, values, parameter._trainer is not None and remote.on_servers(parameter._trainer))
+            trainer = trainer_of(parameter)
+            write_weight(parameter, values, trainer is not None and remote.on_servers(trainer))
 
 
 def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool) -> WeightsPlan:

@@ -26,16 +26,14 @@ __all__ = ['Builtin', 'Elsewhere', 'Native', 'Stranger', 'adapted', 'to_mxnet_st
 SET_BY_TRAINER = ('rescale_grad', 'multi_precision')
 
 
-def adapted(optimizer: Any, contexts: Sequence[Any]) -> Any:
-    """``optimizer`` itself where it is one of ours, else what stands for it here; ``contexts`` are those of its parameters."""
+def adapted(optimizer: Any, contexts: Sequence[Any], saved_as: str = '') -> Any:
+    """``optimizer`` itself where it is one of ours, else what stands for it here; ``contexts`` are those of its parameters,
+    ``saved_as`` is what a file calls it: by its path if it was written when there was no drop-in on MXNet 2.x."""
     if isinstance(optimizer, Runner):
         return optimizer
-    try:
-        from .builtin import tell_of_class, twin  # when it is needed, and where there is one: on MXNet 1.9.1
-    except ImportError:
-        return Stranger(optimizer, contexts)
+    from .builtin import tell_of_class, twin  # when it is needed
     tell_of_class(optimizer)
-    counterpart = twin(optimizer)
+    counterpart = None if saved_as == _path(optimizer) else twin(optimizer)
     return Stranger(optimizer, contexts) if counterpart is None else Builtin(optimizer, contexts, counterpart)
 
 
@@ -106,9 +104,10 @@ class Builtin(Native):
 
     def check(self, h: Values) -> None:
         """Raise ValueError where only the drop-in can do what ``h`` says."""
-        arguments = inspect.signature(type(self.optimizer)).parameters
+        arguments, twin = inspect.signature(type(self.optimizer)).parameters, self.twin
         for hyper in self.rule.hypers[2:]:  # after the rate and the decay, which all have
-            if hyper.name not in arguments and getattr(h, hyper.name) != hyper.default:
+            if not {hyper.name, twin.attributes.get(hyper.name)}.intersection(arguments) \
+                    and getattr(h, hyper.name) != twin.constants.get(hyper.name, hyper.default):
                 raise ValueError(f"MXNet's own {self.rule.name} has no `{hyper.name}`. Received from the file: {hyper.name}="
                                  f'{getattr(h, hyper.name)!r}. Create the trainer with go.create({self.rule.name!r}).')
 

@@ -224,7 +224,9 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
 
     Weights may be loaded before the plan is applied: only then are they compared with their masters.
     """
-    optimizer = _optimizer(trainer)
+    optimizer = _optimizer(trainer, states.optimizer)
+    if getattr(getattr(optimizer, 'twin', optimizer), 'version', 1) == 2:  # a drop-in on MXNet 2.x
+        states = mxnet2.as_drop_in(states)
     otherwise = mxnet2.not_in_rule(states)
     saved = states
     states = replace(states, variables={name: array for name, array in states.variables.items() if not is_accumulated(name)})
@@ -363,10 +365,10 @@ def check_trainer(trainer: TrainerLike) -> None:
         raise TypeError(f'`trainer` must be a gluon.Trainer. Received: {type(trainer).__name__}.')
 
 
-def _optimizer(trainer: TrainerLike) -> Any:
-    """The optimizer of ``trainer`` if it is one of ours, else what stands for it."""
+def _optimizer(trainer: TrainerLike, saved_as: str = '') -> Any:
+    """The optimizer of ``trainer`` if it is one of ours, else what stands for it; ``saved_as`` is what a file calls it."""
     check_trainer(trainer)
-    return adapted(trainer._optimizer, contexts_of(trainer))
+    return adapted(trainer._optimizer, contexts_of(trainer), saved_as)
 
 
 def name_of(optimizer: Any) -> str:

@@ -102,8 +102,9 @@ def _restore_layout(array: Any) -> None:
 def remember(undo: contextlib.ExitStack, parameters: Iterable[ParameterLike]) -> None:
     """Let ``undo`` restore the current values of the parameters, on all devices."""
     for parameter in parameters:
+        trainer = trainer_of(parameter)
         undo.callback(write_weight, parameter, [array.asnumpy() for array in _arrays(parameter)],
-                      parameter._trainer is not None and parameter._trainer._distributed)
+                      trainer is not None and trainer._distributed)
 
 
 def _arrays(parameter: ParameterLike) -> Any:

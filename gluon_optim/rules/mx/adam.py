@@ -1,7 +1,7 @@
 """MXNet's `adam` (Kingma and Ba, arXiv:1412.6980): epsilon is added before bias correction."""
 from ...schema import Hyper
 from ..moments import MEAN, VAR, averaging, moments
-from .base import BETA1, BETA2, LAZY_UPDATE, WD, DecayedFirst, correction, parameter, parameters, rate
+from .base import BETA1, BETA2, LAZY_UPDATE, VARIANT, WD, DecayedFirst, correction, parameter, parameters, rate
 
 
 class Adam(DecayedFirst):
@@ -11,6 +11,8 @@ class Adam(DecayedFirst):
         m  = beta1 m + (1 - beta1) u
         v  = beta2 v + (1 - beta2) u^2
         w -= learning_rate sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + epsilon)
+
+    variant='2.x', as MXNet 2.0: u = clip(rescale_grad g) + wd w.
 
     float16 weights without masters: MXNet computes in float16, where epsilon is 0, and a zero gradient gives NaN.
     Here they are computed in float32 and stay finite.
@@ -27,6 +29,7 @@ class Adam(DecayedFirst):
         BETA2,
         Hyper('epsilon', 1e-8, '[0, inf)', 'added to the root of the second moment'),
         LAZY_UPDATE,
+        VARIANT,
     )
 
     @staticmethod

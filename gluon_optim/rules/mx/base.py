@@ -13,8 +13,9 @@ import numpy
 from ...schema import Hyper, Values
 from ..base import Rule, _Scalars, bias_correction, clipped, scalars
 
-__all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'correction',
-           'factor', 'half_norm', 'operator_correction', 'parameter', 'parameters', 'rate', 'rescaled', 'rounded', 'working']
+__all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'VARIANT',
+           'correction', 'factor', 'half_norm', 'halved', 'operator_correction', 'parameter', 'parameters', 'rate', 'rescaled',
+           'rounded', 'working']
 
 _REALS: Dict[str, Any] = {'float32': numpy.float32, 'float64': numpy.float64}
 _NOTHING = contextlib.nullcontext()  # to be ignored
@@ -123,10 +124,14 @@ def operator_correction(xp: Any, beta: float, t: Any) -> Any:
 
 
 def half_norm(xp: Any, x: Any) -> Any:
-    """The L2 norm of a float16 array as MXNet computes it: each square is rounded to float16."""
-    half = xp.half if xp is not numpy else lambda a: a.astype('float16').astype(a.dtype)  # numpy.half is a type
-    x = half(x)
-    return xp.sqrt(xp.sum(half(x * x)))
+    """The L2 norm of a float16 array as MXNet 1.x computes it: each square is rounded to float16."""
+    x = halved(xp, x)
+    return xp.sqrt(xp.sum(halved(xp, x * x)))
+
+
+def halved(xp: Any, x: Any) -> Any:
+    """``x`` rounded to float16."""
+    return x.astype('float16').astype(x.dtype) if xp is numpy else xp.half(x)  # numpy.half is a type
 
 
 def rate(value: float) -> Hyper:
@@ -137,6 +142,7 @@ def rate(value: float) -> Hyper:
 WD = Hyper('wd', 0.0, '(-inf, inf)', 'weight decay, added to the gradient')
 MOMENTUM = Hyper('momentum', 0.0, '[0, inf)', 'decay of the momentum; 0 keeps none')
 LAZY_UPDATE = Hyper('lazy_update', True, (False, True), 'row_sparse gradients, which MXNet itself handles, update only their rows')
+VARIANT = Hyper('variant', '1.x', ('1.x', '2.x'), "whose numbers: MXNet 1.9.1's, or those of 2.0")
 BETA1 = Hyper('beta1', 0.9, '[0, 1)', 'decay of the mean of gradients')
 BETA2 = Hyper('beta2', 0.999, '[0, 1)', 'decay of the mean of squared gradients')
 
@@ -183,8 +189,10 @@ def factor(h: Values, x: Any) -> Any:
 
 
 class DecayedFirst(MXRule):
-    """The gradient is rescaled, then decay is added, then both are clipped."""
+    """The gradient is rescaled, then decay is added, then both are clipped; in variant '2.x' the gradient alone is clipped."""
 
     @classmethod
     def prepare(cls, xp, c, static, w, g):
+        if ('variant', '2.x') in static.switches:
+            return rescaled(xp, c, g) + c.wd * w
         return clipped(xp, c, c.rescale_grad * g + c.wd * w)

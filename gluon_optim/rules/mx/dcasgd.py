@@ -1,6 +1,6 @@
 """MXNet's `dcasgd` (Zheng et al., Asynchronous stochastic gradient descent with delay compensation, arXiv:1609.08326)."""
 from ...schema import Hyper, Slot
-from .base import MOMENTUM, WD, MXRule, rate
+from .base import MOMENTUM, VARIANT, WD, MXRule, rate
 
 
 class DCASGD(MXRule):
@@ -11,14 +11,16 @@ class DCASGD(MXRule):
         previous = w
         w += m
 
-    MXNet raises ValueError with momentum ("truth value of an NDArray"); here it works.
+    variant='2.x', as MXNet 2.0: g = clip(rescale_grad g) + wd w in both places, without another wd w.
+
+    MXNet 1.9.1 raises ValueError with momentum ("truth value of an NDArray"); here it works.
     """
 
     name = 'dcasgd'
     summary = 'SGD with delay compensation, for asynchronous training'
     paper = 'arXiv:1609.08326'
     peers = ('mxnet.optimizer.DCASGD',)
-    hypers = (rate(0.01), WD, MOMENTUM, Hyper('lamda', 0.04, '(-inf, inf)', 'strength of the compensation'))
+    hypers = (rate(0.01), WD, MOMENTUM, Hyper('lamda', 0.04, '(-inf, inf)', 'strength of the compensation'), VARIANT)
     operator = False
 
     @staticmethod
@@ -32,7 +34,9 @@ class DCASGD(MXRule):
 
     @staticmethod
     def step(xp, h, c, w, g, s):
-        step = c.minus_lr * (g + c.wd * w + c.lamda * g * g * (w - s.previous_weight))
+        decayed = g + c.wd * w
+        g = decayed if h.variant == '2.x' else g
+        step = c.minus_lr * (decayed + c.lamda * g * g * (w - s.previous_weight))
         slots = dict(previous_weight=w)
         if 'momentum' in s:
             step = slots['momentum'] = c.mu * s.momentum + step

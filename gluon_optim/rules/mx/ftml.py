@@ -2,7 +2,7 @@
 import math
 
 from ...schema import Hyper, Slot
-from .base import BETA1, BETA2, WD, DecayedFirst, operator_correction, parameters, rate
+from .base import BETA1, BETA2, VARIANT, WD, DecayedFirst, operator_correction, parameters, rate
 
 
 class FTML(DecayedFirst):
@@ -14,6 +14,8 @@ class FTML(DecayedFirst):
         z  = beta1 z + (1 - beta1) u - (d' - beta1 d) w
         d  = d'
         w  = -z / d
+
+    variant='2.x', as MXNet 2.0: u = clip(rescale_grad g) + wd w.
     """
 
     name = 'ftml'
@@ -27,6 +29,7 @@ class FTML(DecayedFirst):
         BETA1._replace(default=0.6),
         BETA2,
         Hyper('epsilon', 1e-8, '[0, inf)', 'added to the root of the corrected second moment'),
+        VARIANT,
     )
 
     @staticmethod

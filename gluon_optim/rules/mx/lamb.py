@@ -2,7 +2,7 @@
 from ...schema import Hyper
 from ..base import norm, trust_ratio
 from ..moments import MEAN, VAR, averaging, moments
-from .base import BETA1, BETA2, WD, MXRule, half_norm, operator_correction, parameters, rate
+from .base import BETA1, BETA2, VARIANT, WD, MXRule, half_norm, operator_correction, parameters, rate
 
 
 class LAMB(MXRule):
@@ -14,8 +14,9 @@ class LAMB(MXRule):
         u  = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + wd w
         w -= learning_rate |w| / |u| u                                   the ratio is 1 where a norm is 0
 
-    With float32 masters, |w| is the norm of the float16 weight, with squares in float16, as in MXNet (when it updates lists;
-    for a single parameter MXNet takes the norm of the master).
+    With float32 masters, |w| is the norm of the float16 weight, with squares in float16, as in MXNet 1.9.1 (when it updates lists;
+    for a single parameter it takes the norm of the master). variant='2.x', as MXNet 2.0: it is the norm of the master. That counts
+    each update twice where its aggregate_num is 1; here it is counted once.
 
     bias_correction=False omits the two divisors. lower_bound and upper_bound limit |w|.
     """
@@ -33,6 +34,7 @@ class LAMB(MXRule):
         Hyper('lower_bound', None, '(0, inf)', 'smallest norm of the weight that the ratio uses', optional=True),
         Hyper('upper_bound', None, '(0, inf)', 'largest norm of the weight that the ratio uses', optional=True),
         Hyper('bias_correction', True, (False, True), 'divide the moments by the sums of their weights'),
+        VARIANT,
     )
 
     @classmethod
@@ -56,17 +58,21 @@ class LAMB(MXRule):
         mean, var = moments(c, s, g)
         corrected = (mean / c.correction1, var / c.correction2) if h.bias_correction else (mean, var)
         update = corrected[0] / (xp.sqrt(corrected[1]) + c.eps) + c.wd * w
-        size = cls.size(xp, w)
+        size = cls.size(xp, h, w)
         if 'lower_bound' in c:
             size = xp.maximum(size, c.lower_bound)
         if 'upper_bound' in c:
             size = xp.minimum(size, c.upper_bound)
         return w - c.lr * trust_ratio(xp, size, norm(xp, update)) * update, dict(mean=mean, var=var)
 
-    size = staticmethod(norm)
+    @staticmethod
+    def size(xp, h, w):
+        return norm(xp, w)
 
 
 class MasterLAMB(LAMB):
-    """`LAMB` on float32 masters: MXNet takes the norm of the float16 weight, in float16."""
+    """`LAMB` on float32 masters: MXNet 1.x takes the norm of the float16 weight, in float16."""
 
-    size = staticmethod(half_norm)
+    @staticmethod
+    def size(xp, h, w):
+        return norm(xp, w) if h.variant == '2.x' else half_norm(xp, w)

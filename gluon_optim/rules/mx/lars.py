@@ -1,7 +1,7 @@
 """MXNet's `lars` (You, Gitman and Ginsburg, arXiv:1708.03888): rate and ratio are inside the momentum."""
 from ...schema import Hyper, Slot
 from ..base import divided, norm
-from .base import LAZY_UPDATE, MOMENTUM, WD, MXRule, half_norm, parameter, rate, rescaled, rounded
+from .base import LAZY_UPDATE, MOMENTUM, VARIANT, WD, MXRule, half_norm, halved, parameter, rate, rescaled, rounded
 
 
 class LARS(MXRule):
@@ -13,7 +13,7 @@ class LARS(MXRule):
 
     |g| is the norm of the rescaled gradient before clipping. Parameters with names ending in gamma, beta or bias have a = 1.
     With float32 masters, the norms are those of the float16 weight and gradient, with squares in float16, as in MXNet:
-    elements below 2e-4 count as 0.
+    elements below 2e-4 count as 0. variant='2.x', as MXNet 2.0, which calls eps epsilon: with squares in float32.
 
     momentum_correction: the momentum is multiplied by this call's learning rate divided by the previous call's.
 
@@ -33,6 +33,7 @@ class LARS(MXRule):
         Hyper('eta', 0.001, '(0, inf)', 'length of a step relative to the norm of the weight, at rate 1'),
         Hyper('eps', 0.0, '[0, inf)', 'added to the norm of the gradient'),
         Hyper('momentum_correction', True, (False, True), 'scale the momentum when the learning rate changes'),
+        VARIANT,
     )
     supplied = ('correction', 'adapts')  # of the momentum; 1 or 0: whether there is a ratio
 
@@ -56,7 +57,7 @@ class LARS(MXRule):
 
     @classmethod
     def step(cls, xp, h, c, w, g, s):
-        w_norm, g_norm = cls.size(xp, w), c.rescale_grad * cls.size(xp, g)
+        w_norm, g_norm = cls.size(xp, h, w), c.rescale_grad * cls.size(xp, h, g)
         length = c.eta * w_norm
         ratio = divided(xp, length, g_norm + c.wd * w_norm + c.eps)
         ratio = xp.where(length == 0, 1.0, xp.where(g_norm == 0, 1.0, ratio))
@@ -67,10 +68,14 @@ class LARS(MXRule):
         momentum = c.mu * s.momentum - step
         return w + momentum, dict(momentum=momentum)
 
-    size = staticmethod(norm)
+    @staticmethod
+    def size(xp, h, x):
+        return norm(xp, x)
 
 
 class MasterLARS(LARS):
-    """`LARS` on float32 masters: MXNet takes the norms of float16 weight and gradient, in float16."""
+    """`LARS` on float32 masters: MXNet takes the norms of float16 weight and gradient, 1.x in float16."""
 
-    size = staticmethod(half_norm)
+    @staticmethod
+    def size(xp, h, x):
+        return norm(xp, halved(xp, x)) if h.variant == '2.x' else half_norm(xp, x)

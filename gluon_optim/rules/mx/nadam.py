@@ -4,7 +4,7 @@ from typing import Any
 
 from ...schema import Hyper, Values
 from ..moments import MEAN, VAR, averaging, moments
-from .base import BETA1, BETA2, WD, DecayedFirst, correction, rate
+from .base import BETA1, BETA2, VARIANT, WD, DecayedFirst, correction, rate
 
 
 def momentum(xp: Any, h: Values, t: Any) -> Any:
@@ -23,6 +23,8 @@ class Nadam(DecayedFirst):
         w   -= learning_rate ((1 - mu_t) g / (1 - M) + mu_{t+1} m / (1 - M mu_{t+1}))
                / (sqrt(v / (1 - beta2^t)) + epsilon)
 
+    variant='2.x', as MXNet 2.0: g = clip(rescale_grad g) + wd w.
+
     MXNet has one M for the whole optimizer and multiplies it at every parameter's update, so it soon vanishes. That is kept
     here. With several devices MXNet also multiplies it once for each, so replicas drift apart; here each device has its own.
     """
@@ -38,6 +40,7 @@ class Nadam(DecayedFirst):
         BETA2,
         Hyper('epsilon', 1e-8, '[0, inf)', 'added to the root of the corrected second moment'),
         Hyper('schedule_decay', 4e-3, '[0, inf)', 'how fast the momentum grows from beta1/2 to beta1, per update'),
+        VARIANT,
     )
     operator = False
     supplied = ('m_schedule',)

@@ -1,6 +1,6 @@
 """MXNet's `rmsprop` (Tieleman and Hinton, 2012; centered: Graves, arXiv:1308.0850): epsilon is inside the root."""
 from ...schema import Hyper, Slot
-from .base import WD, DecayedFirst, parameter, parameters, rate
+from .base import VARIANT, WD, DecayedFirst, parameter, parameters, rate
 
 
 class RMSProp(DecayedFirst):
@@ -15,6 +15,9 @@ class RMSProp(DecayedFirst):
         a  = gamma1 a + (1 - gamma1) u                                   (slot `g`)
         d  = gamma2 d - learning_rate u / sqrt(n - a^2 + epsilon)        (slot `delta`)
         w += d
+
+    variant='2.x', as MXNet 2.0: u = clip(rescale_grad g) + wd w, and where it is not centered the divisor is sqrt(n) + epsilon.
+    It calls gamma1 rho, and gamma2 momentum.
 
     clip_weights: w is clipped afterwards. Where rounding makes n - a^2 negative, MXNet's root may be NaN; here it counts as 0.
     """
@@ -31,6 +34,7 @@ class RMSProp(DecayedFirst):
         Hyper('epsilon', 1e-8, '[0, inf)', 'added to the mean square, inside the root'),
         Hyper('centered', False, (False, True), 'subtract the squared mean of gradients, and keep a momentum'),
         Hyper('clip_weights', None, '(0, inf)', 'bound on each element of the weight', optional=True),
+        VARIANT,
     )
 
     @staticmethod
@@ -57,5 +61,6 @@ class RMSProp(DecayedFirst):
             w = w + slots['delta']
         else:
             slots = dict(n=c.a * (g * g) + c.gamma * s.n)
-            w = w - c.lr * (g / xp.sqrt(slots['n'] + c.eps))
+            root = xp.sqrt(slots['n']) + c.eps if h.variant == '2.x' else xp.sqrt(slots['n'] + c.eps)
+            w = w - c.lr * (g / root)
         return xp.minimum(xp.maximum(w, -c.clip_weights), c.clip_weights) if 'clip_weights' in c else w, slots

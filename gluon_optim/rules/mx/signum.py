@@ -1,6 +1,6 @@
 """MXNet's `signum` (Bernstein et al., arXiv:1802.04434)."""
 from ...schema import Hyper, Slot
-from .base import MOMENTUM, WD, ScaledByRate, factor, parameters, rate, working
+from .base import MOMENTUM, VARIANT, WD, ScaledByRate, factor, parameter, parameters, rate, working
 
 
 class Signum(ScaledByRate):
@@ -12,6 +12,8 @@ class Signum(ScaledByRate):
     Without momentum it is signSGD, which in MXNet ignores rescale_grad, clip_gradient and wd_lh:
 
         w = (1 - learning_rate wd) w - learning_rate sign(g)
+
+    variant='2.x', as MXNet 2.0: wd + wd_lh takes the place of that wd.
     """
 
     name = 'signum'
@@ -23,6 +25,7 @@ class Signum(ScaledByRate):
         WD,
         MOMENTUM._replace(default=0.9),
         Hyper('wd_lh', 0.0, '(-inf, inf)', 'decoupled weight decay, multiplied by the learning rate; with momentum only'),
+        VARIANT,
     )
 
     @staticmethod
@@ -33,7 +36,7 @@ class Signum(ScaledByRate):
     def coefficients(xp, h, t):
         p = parameters(xp, h, 'learning_rate', 'wd', 'momentum', 'wd_lh')
         a = working(xp, 1 - p.momentum)
-        decay = p.wd_lh if h.momentum > 0 else p.wd
+        decay = p.wd_lh if h.momentum > 0 else parameter(xp, h.wd + h.wd_lh) if h.variant == '2.x' else p.wd
         return dict(lr=p.learning_rate, mu=p.momentum, a=factor(h, a), a_wd=a * p.wd,
                     keep=working(xp, 1 - working(xp, p.learning_rate * decay)))
 

@@ -20,14 +20,13 @@ class MXNetClass(NamedTuple):
 class Equal(NamedTuple):
     """The rule that computes what one of MXNet 2.x's optimizers does.
 
-    ``slots, hypers``  MXNet's name -> the rule's, where they differ
-    ``unused``         arguments without effect, with the values they must have
-    ``fixed``          arguments of the rule that MXNet 2.x does not have
+    ``slots``   MXNet's name -> the rule's, where they differ
+    ``unused``  arguments without effect, with the values they must have
+    ``fixed``   arguments of the rule that MXNet 2.x does not have
     """
 
     rule: str
     slots: Mapping[str, str] = {}
-    hypers: Mapping[str, str] = {}
     unused: Mapping[str, Any] = {}
     fixed: Mapping[str, Any] = {}
 
@@ -43,6 +42,7 @@ class Builtin(NamedTuple):
     ``classes``      version -> class
     ``variables``    attributes that are state of the optimizer as a whole
     ``arguments``    attribute -> argument, where they have different names
+    ``names_2``      2.x's name of an argument -> the name that the rule of the same name has for it, where they differ
     ``older``        arguments of older versions
     ``equal_2``      what 2.x's computes; None if that is the rule of the same name, or none
     """
@@ -54,6 +54,7 @@ class Builtin(NamedTuple):
     master_last: bool = False
     variables: Tuple[str, ...] = ()
     arguments: Mapping[str, str] = {}
+    names_2: Mapping[str, str] = {}
     older: Tuple[str, ...] = ()
     equal_2: Union[Equal, None] = None
 
@@ -94,12 +95,12 @@ BUILTINS: Dict[str, Builtin] = {
         2: _two('signum.Signum', momentum=0.9, wd_lh=0.0)}),
     'adagrad': Builtin('history', {
         1: _one('AdaGrad', float_stable_eps=1e-7),
-        2: _two('adagrad.AdaGrad', epsilon=1e-6)}, arguments={'float_stable_eps': 'eps'},
+        2: _two('adagrad.AdaGrad', epsilon=1e-6)}, arguments={'float_stable_eps': 'eps'}, names_2={'epsilon': 'eps'},
         equal_2=Equal('adagrad_torch', {'history': 'sum_sq'})),
     'rmsprop': Builtin(('n', 'g', 'delta'), {
         1: _one('RMSProp', gamma1=0.9, gamma2=0.9, epsilon=1e-8, centered=False, clip_weights=None),
         2: _two('rmsprop.RMSProp', rho=0.9, momentum=0.9, epsilon=1e-8, centered=False, clip_weights=None)},
-        also=(('n',),), state_2=('n', ('g', 'n', 'delta'))),
+        also=(('n',),), state_2=('n', ('g', 'n', 'delta')), names_2={'rho': 'gamma1', 'momentum': 'gamma2'}),
     'adadelta': Builtin(('acc_g', 'acc_delta'), {
         1: _one('AdaDelta', rho=0.9, epsilon=1e-5),
         2: _two('adadelta.AdaDelta', fused=False, rho=0.9, epsilon=1e-6)},
@@ -135,7 +136,7 @@ BUILTINS: Dict[str, Builtin] = {
                 eta=0.001, eps=0, momentum_correction=True),
         2: _two('lars.LARS', momentum=0.0, eta=0.001, epsilon=1e-8, lazy_update=False)},
         master_last=True, variables=('last_lr', 'cur_lr'),
-        equal_2=Equal('lars', hypers={'epsilon': 'eps'}, fixed={'momentum_correction': False})),
+        names_2={'epsilon': 'eps'}, equal_2=Equal('lars', fixed={'momentum_correction': False})),
     'lbsgd': Builtin('momentum', {
         1: _one('LBSGD', {'lbmult': 1, 'cumgrads': {}, 'adaptive': False, 'admult': 1}, momentum=0.0,
                 warmup_strategy='linear', warmup_epochs=5, batch_scale=1, updates_per_epoch=32, num_epochs=60)},

@@ -1,15 +1,17 @@
 """States of MXNet 2.x's own optimizers in terms of the rules here, which follow MXNet 1.9.1 where the two differ."""
 import dataclasses
-from typing import List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
+from ...rules.mx import DROP_INS
+from ...rules.mx.base import VARIANT
 from ..model import OptimizerStates
 from .builtins import BUILTINS, Equal
 
-__all__ = ['as_rule', 'differences', 'not_in_rule', 'wrote']
+__all__ = ['as_drop_in', 'as_rule', 'differences', 'not_in_rule', 'wrote']
 
 
 # an optimizer of 2.x that is another one with an option
-CENTERED_RMSPROP = Equal('rmsprop', hypers={'rho': 'gamma1', 'momentum': 'gamma2'})
+CENTERED_RMSPROP = Equal('rmsprop')
 PLAIN_RMSPROP = Equal('rmsprop_torch', {'n': 'mean_sq'}, unused={'clip_weights': None, 'momentum': ...})
 
 
@@ -40,9 +42,47 @@ def as_rule(states: OptimizerStates, allow_lossy: bool = False) -> OptimizerStat
     states = dataclasses.replace(states, producer={**states.producer, 'gluon_optim': 'as_rule'})
     if equal is None:
         return states
-    hypers = {equal.hypers.get(name, name): value for name, value in states.hypers.items() if name not in equal.unused}
+    hypers = {name: value for name, value in states.hypers.items() if name not in equal.unused}
+    if equal.rule == states.optimizer:
+        hypers = _renamed(hypers, BUILTINS[equal.rule].names_2)
     slots = {name: {equal.slots.get(slot, slot): array for slot, array in own.items()} for name, own in states.slots.items()}
     return dataclasses.replace(states, optimizer=equal.rule, hypers={**hypers, **equal.fixed}, slots=slots)
+
+
+def as_drop_in(states: OptimizerStates) -> OptimizerStates:
+    """The states of one of MXNet 2.x's optimizers as its drop-in on MXNet 2.x has them: nothing is lost. Others are unchanged.
+
+    >>> as_drop_in(OptimizerStates('adagrad', dict(wd=0.1, epsilon=1e-6), 0, [], {}, {}, producer={'mxnet': '2.x'})).hypers
+    {'wd': 0.1, 'eps': 1e-06, 'variant': '2.x'}
+    """
+    builtin = BUILTINS.get(states.optimizer)
+    if builtin is None or states.optimizer not in DROP_INS or not wrote(states):
+        return states
+    fixed = constants_2(states.optimizer)
+    return dataclasses.replace(states, hypers={**_renamed(states.hypers, builtin.names_2), **fixed},
+                               producer={**states.producer, 'gluon_optim': 'as_drop_in'})
+
+
+def constants_2(name: str) -> Dict[str, Any]:
+    """The hyper-parameters of the rule ``name`` that MXNet 2.x's optimizer of that name does not have, and what they are there."""
+    equal, rule = BUILTINS[name].equal_2, DROP_INS[name]
+    fixed = dict(equal.fixed) if equal is not None and equal.rule == name else {}
+    return dict(fixed, variant='2.x') if VARIANT in rule.hypers else fixed
+
+
+def as_written(states: OptimizerStates) -> OptimizerStates:
+    """States of a drop-in on MXNet 2.x as MXNet's own optimizer would have written them, for those who convert them. They stay as
+    they are where no rule without a variant continues in exactly the same way, and so do all others."""
+    if states.hypers.get('variant') != '2.x' or states.optimizer not in DROP_INS:
+        return states
+    theirs = {rule: name for name, rule in BUILTINS[states.optimizer].names_2.items()}
+    hypers = {name: value for name, value in states.hypers.items() if name not in constants_2(states.optimizer)}
+    written = dataclasses.replace(states, hypers=_renamed(hypers, theirs), producer={'mxnet': '2.x'})
+    return states if not_in_rule(written) else written
+
+
+def _renamed(hypers: Mapping[str, Any], names: Mapping[str, str]) -> Dict[str, Any]:
+    return {names.get(name, name): value for name, value in hypers.items()}
 
 
 def _equal(states: OptimizerStates) -> Optional[Equal]:

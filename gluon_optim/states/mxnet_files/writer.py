@@ -70,7 +70,7 @@ def what_is_lost(states: OptimizerStates, version: int) -> List[str]:
     known = {name for argument in (*target.arguments, *BASE) for name in _synonyms(argument)}
     lost = [f'{name}={value!r}, which its {states.optimizer} does not have' for name, value in hypers.items()
             if name not in known and (name, value) not in NEUTRAL]
-    if _written_by(states) != version:
+    if _computed_by(states) != version:
         lost += mxnet2.differences(states)
     if states.scheduler and not states.scheduler['class'].startswith(SCHEDULERS):
         lost.append(f"the scheduler {states.scheduler['class']}: create the trainer with it")
@@ -83,9 +83,15 @@ def _written_by(states: OptimizerStates) -> int:
     return 2 if states.producer.get('mxnet', '').startswith('2') else 1
 
 
+def _computed_by(states: OptimizerStates) -> int:
+    """The version of MXNet by whose formula they continue."""
+    return {'1.x': 1, '2.x': 2}.get(states.hypers.get('variant', ''), _written_by(states))
+
+
 BASE = ('learning_rate', 'wd', 'rescale_grad', 'clip_gradient', 'begin_epoch')
 # values that need no such argument
-NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0), ('temperature', 1.0), ('noise', 'mxnet')]
+NEUTRAL = [('momentum_correction', False), ('correct_bias', True), ('epsilon', 0.0), ('temperature', 1.0), ('noise', 'mxnet'),
+           ('variant', '1.x'), ('variant', '2.x')]  # see _computed_by
 SCHEDULERS = ('mxnet.lr_scheduler.', 'gluon_optim.mxnet.lr_scheduler.')
 
 
