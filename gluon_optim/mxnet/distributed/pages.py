@@ -26,8 +26,8 @@ from mxnet import ndarray as nd
 
 from .protocol import ServerError, bound, number_of_servers
 
-__all__ = ['BOARD', 'BOARD_ROWS', 'Channel', 'DEADLINE', 'FIRST', 'LAST', 'PIECE', 'Page', 'channel', 'deadline', 'give_up',
-           'memory']
+__all__ = ['BOARD', 'BOARD_ROWS', 'Channel', 'DEADLINE', 'FIRST', 'LAST', 'PIECE', 'Page', 'channel', 'deadline', 'end_process',
+           'give_up', 'memory']
 
 # MXNet multiplies a key by 9973 in 32 bits to choose its server, so keys end at 215 330
 FIRST, LAST = 200_000, 209_999
@@ -160,10 +160,11 @@ def deadline() -> float:
 
 def give_up() -> None:
     """Let this process end when its program does: to give back the store MXNet would wait for the missing workers, for ever."""
-    atexit.register(_end)
+    atexit.register(end_process)
 
 
-def _end() -> None:
+def end_process() -> None:
+    """End without giving back the store."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

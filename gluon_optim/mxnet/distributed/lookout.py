@@ -1,0 +1,174 @@
+"""Who notices that a process of the cluster has died: a thread in each worker and each server.
+
+MXNet's main threads wait in C for what a dead process would have sent. So each server opens a connection to each worker, beside
+MXNet's own. The kernel closes it when one of them is killed; both send a byte several times in ``deadline``, for machines that
+vanish; and both look whether the scheduler still takes connections. The first that notices a death tells the others, and ends.
+
+Nothing here calls MXNet, which knows nothing of this thread, nor holds a store: that would keep a worker from ending.
+"""
+import contextlib
+import json
+import logging
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from typing import Any, List, Tuple
+
+from .pages import end_process
+
+__all__ = ['Lookout', 'Peer', 'connect', 'scheduler_address']
+
+log = logging.getLogger('gluon_optim')
+
+BEATS = 15      # in ``deadline``
+SILENT = 10     # beats that may be missing until a process counts as lost
+UNREACHED = 4   # attempts to connect to the scheduler that may fail
+FAILED = 5      # beats for which a server that has failed stays, for workers to raise its error in their next step
+PARTING = 0.3   # seconds between the last words and the end, for others to read them
+
+
+def scheduler_address() -> Tuple[str, int]:
+    return os.environ['DMLC_PS_ROOT_URI'], int(os.environ['DMLC_PS_ROOT_PORT'])
+
+
+def connect(address: Tuple[str, int], timeout: float) -> socket.socket:
+    connection = socket.create_connection(address, timeout)
+    connection.settimeout(1)
+    return connection
+
+
+class Peer:
+    """A process at the other end of a connection."""
+
+    def __init__(self, name: str, connection: socket.socket):
+        self.name, self.connection = name, connection
+        self.received = b''     # of a line that is not complete
+        self.silent = 0         # beats since something arrived
+
+    def send(self, **message: Any) -> None:
+        """A line; an empty one is a beat. That nobody is there is found out when reading."""
+        with contextlib.suppress(OSError):
+            self.connection.sendall((json.dumps(message) if message else '').encode() + b'\n')
+
+    def receive(self) -> Any:
+        """The messages that have arrived; None where the connection is closed."""
+        try:
+            data = self.connection.recv(1 << 16)
+        except OSError:
+            data = b''
+        if not data:
+            return None
+        self.silent = 0
+        *lines, self.received = (self.received + data).split(b'\n')
+        return [json.loads(line) for line in lines if line]
+
+
+class Lookout:
+    """Watches the scheduler, and the processes that are added, until all of these have said that they are done.
+
+    ``name``
+        Of this process, in what it says.
+    ``number``
+        How many processes there will be.
+    """
+
+    def __init__(self, name: str, number: int, deadline: float):
+        self.name, self.deadline = name, deadline
+        self.over = threading.Event()
+        self._number, self._done = number, 0
+        self._peers: List[Peer] = []
+        self._selector = selectors.DefaultSelector()
+        self._unreached = 0
+        self._failure, self._remaining = '', FAILED
+        threading.Thread(target=self._run, name='gluon_optim.watch', daemon=True).start()
+
+    def add(self, peer: Peer) -> None:
+        self._peers.append(peer)
+        self._selector.register(peer.connection, selectors.EVENT_READ, peer)
+
+    def fail(self, text: str) -> None:
+        """Let the cluster end because of an error in this process, soon."""
+        self._failure = self._failure or f'{self.name} has failed: {text}'
+
+    def done(self) -> None:
+        """Nobody is to miss this process from now on."""
+        for peer in list(self._peers):
+            peer.send(done=True)
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self.done()
+        self.over.set()
+
+    def end(self, reason: str) -> None:
+        """End this process, and all others, because of ``reason``."""
+        for peer in list(self._peers):
+            peer.send(end=reason)
+            with contextlib.suppress(OSError):
+                peer.connection.shutdown(socket.SHUT_WR)
+        text = f'gluon_optim.watch ends {self.name}: {reason}'
+        with contextlib.suppress(Exception):
+            sys.stderr.write(f'\n{text}\n')
+            if log.hasHandlers():
+                log.error(text)
+        time.sleep(PARTING)
+        end_process()
+
+    # -- the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        interval = self.deadline / BEATS
+        due = time.monotonic() + interval
+        while not self.over.is_set():
+            for key, _ in self._selector.select(max(due - time.monotonic(), 0)):
+                self._read(key.data)
+            if time.monotonic() >= due:
+                self._beat(interval)
+                due = time.monotonic() + interval
+        for peer in list(self._peers):
+            peer.connection.close()
+        self._selector.close()
+
+    def _read(self, peer: Peer) -> None:
+        messages = peer.receive()
+        if messages is None:
+            self.end(f'{peer.name} is lost: it has closed its connections, as a process does that is killed')
+            return
+        for message in messages:
+            if 'end' in message:
+                self.end(message['end'])
+            elif 'done' in message:
+                self._leave(peer)
+                return
+
+    def _leave(self, peer: Peer) -> None:
+        """A server says it when all workers have, or when it ends, as it does when all workers have given back their stores."""
+        self._selector.unregister(peer.connection)
+        self._done += 1
+        if self._done == self._number:
+            self.stop()
+
+    def _beat(self, interval: float) -> None:
+        for key in list(self._selector.get_map().values()):
+            peer = key.data
+            peer.send()
+            peer.silent += 1  # counted, not measured: where this process was asleep, the others need not have been
+            if peer.silent > SILENT:
+                self.end(f'{peer.name} is lost: nothing has been heard of it for {SILENT * interval:.3g} s')
+        self._look_for_scheduler(interval)
+        if self._failure:
+            self._remaining -= 1
+            if not self._remaining:
+                self.end(self._failure)
+
+    def _look_for_scheduler(self, interval: float) -> None:
+        try:
+            connect(scheduler_address(), interval).close()
+            self._unreached = 0
+        except OSError as error:
+            self._unreached += 1
+            if self._unreached > UNREACHED:
+                self.end(f'the scheduler is lost: {":".join(map(str, scheduler_address()))} takes no connections ({error})')

@@ -1,0 +1,136 @@
+"""`watch`: where a process of a distributed run dies, the others end instead of waiting for it in C, for ever and silently."""
+import atexit
+import secrets
+import socket
+import sys
+import time
+from typing import Any, List
+
+from mxnet import gluon
+
+from ..schema import Hyper, some_of
+from .distributed import ServerError
+from .distributed.lookout import Lookout, Peer, connect, scheduler_address
+from .distributed.protocol import number_of_servers
+from .distributed.worker import send
+from .typing import TrainerLike
+
+__all__ = ['watch']
+
+
+class Watch:
+    """What `watch` returns."""
+
+    def __init__(self, deadline: float):
+        self.deadline = deadline
+        self._lookout: Any = None
+
+    def stop(self) -> None:
+        """End no more when others die; the others do not miss this process from now on. For a worker that leaves before its
+        script ends, as by ``os._exit``."""
+        atexit.unregister(self._leave)
+        if self._lookout is not None:
+            self._lookout.stop()
+
+    def _start(self, store: Any) -> None:
+        """Tell all servers where this worker can be reached, and wait until each of them has connected to it."""
+        name, servers = f'worker {store.rank}', number_of_servers()
+        with connect(scheduler_address(), self.deadline) as way:
+            host = way.getsockname()[0]
+        self._lookout = Lookout(name, servers, self.deadline)
+        for peer in self._connected(store, name, host, servers):
+            self._lookout.add(peer)
+        atexit.register(self._leave)
+
+    def _connected(self, store: Any, name: str, host: str, servers: int) -> List[Peer]:
+        token, found = secrets.token_hex(), {}
+        with socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET) as listener:
+            listener.bind((host, 0))
+            listener.listen(servers)
+            send(store, 'watch', name, listener.getsockname()[:2], token, store.num_workers, self.deadline)
+            end = time.monotonic() + self.deadline
+            while len(found) < servers:
+                listener.settimeout(max(end - time.monotonic(), 0.001))
+                try:
+                    connection, _ = listener.accept()
+                except socket.timeout:
+                    missing = some_of([f'server {number}' for number in range(servers) if f'server {number}' not in found])
+                    raise ServerError(
+                        f'All servers must connect to {host}, to be watched by {name}. Received: no connection of {missing} within '
+                        f'{self.deadline:g} s. Its standard error says why: install this gluon_optim there, in the Python that '
+                        'starts the server, and let servers connect to workers.') from None
+                connection.settimeout(1)
+                peer = Peer('', connection)
+                introduction, *_ = peer.receive() or [{}]
+                if secrets.compare_digest(introduction.get('token', ''), token):  # else it is somebody else
+                    peer.name = introduction['server']
+                    found[peer.name] = peer
+        return list(found.values())
+
+    def _leave(self) -> None:
+        """At the end of the script: wait for the other workers, as MXNet would, but in Python, where their deaths are noticed."""
+        error = getattr(sys, 'last_value', None)
+        if error is not None and not hasattr(sys, 'ps1'):
+            self._lookout.end(f'{self._lookout.name} ended with {type(error).__name__}: {error}')
+        self._lookout.done()
+        self._lookout.over.wait()
+
+
+def watch(trainer: TrainerLike, deadline: float = 15) -> Watch:
+    """End this process, with a message that names the reason, when another process of a distributed run is lost.
+
+    For trainers with a store with servers, ``dist_sync`` or ``dist_async``; every worker makes the call. Without it a killed
+    worker or server leaves all others waiting, silently and for ever. With it each worker and server ends with code 1 when
+    a worker, a server or the scheduler has died or cannot be reached, when a worker ended with an exception, and when an update
+    failed on a server (which workers raise as ServerError if they make another step in time). The reason is on the standard error
+    of each, and in its log. Resume from the newest checkpoint: MXNet has no way to rejoin.
+
+    Parameters
+    ----------
+    trainer : gluon.Trainer
+        One that keeps its weights on servers, or adds up its gradients there. It is watched from now on, or where it makes its
+        store by itself, as ``kvstore='dist_sync'`` lets it, from the first step on.
+    deadline : float
+        Seconds within which all have ended. A killed process is noticed at once; the time is needed for a machine that
+        vanishes, for the scheduler, and for processes that are stopped.
+
+    Returns
+    -------
+    An object with the method ``stop()``, for a worker that leaves early on purpose. A script that ends needs none: it waits for
+    the other workers, as MXNet does anyway.
+
+    Raises ValueError where there are no servers, or for a ``deadline`` that is not above 0; ServerError, then or in the first
+    step, where a server does not have this package or cannot connect to this worker.
+
+    >>> import gluon_optim as go
+    >>> from mxnet import gluon
+    >>> net = gluon.nn.Dense(1, in_units=2)
+    >>> net.initialize()
+    >>> trainer = gluon.Trainer(net.collect_params(), 'adamw')
+    >>> go.watch(trainer, deadline=15)
+    Traceback (most recent call last):
+        ...
+    ValueError: `trainer` must have a store with servers. Received: kvstore='device'. Create it with kvstore='dist_sync' ...
+    """
+    if not isinstance(trainer, gluon.Trainer):
+        raise TypeError(f'`trainer` must be a gluon.Trainer. Received: {trainer!r:.100}.')
+    deadline = Hyper('deadline', 15.0, '(0, inf)').check(deadline)
+    store = trainer._kvstore if trainer._kv_initialized else trainer._kvstore_params['kvstore']
+    kind = str(getattr(store, 'type', store))
+    if 'dist' not in kind:
+        raise ValueError(f"`trainer` must have a store with servers. Received: kvstore={kind!r}. Create it with kvstore='dist_sync' "
+                         "or 'dist_async', or leave the call out: a single process has nobody to watch.")
+    if '_watch' in vars(trainer):
+        raise ValueError('`trainer` must not be watched already. Received: a second call.')
+    found = vars(trainer)['_watch'] = Watch(deadline)
+    if not isinstance(store, str):
+        found._start(store)
+        return found
+    init_kvstore = trainer._init_kvstore
+
+    def init_and_watch() -> None:
+        init_kvstore()
+        del trainer._init_kvstore  # that of the class is there again
+        found._start(trainer._kvstore)
+    trainer._init_kvstore = init_and_watch
+    return found
