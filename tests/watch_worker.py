@@ -6,34 +6,42 @@ import time
 import mxnet as mx
 from contract_nets import gradients
 from failing_optimizer import FailsOnServers
-from server_states_worker import SHAPES, found_in, made
 from mxnet import gluon
+from server_states_worker import SHAPES, found_in, made
 
 import gluon_optim as go
 
 
+def trainer_of(run, options, kvstore):
+    """Where the options name a kind of store, the trainer makes it in its first step."""
+    kvstore = options.get('kvstore', kvstore)
+    optimizer = FailsOnServers() if options.get('fails') else go.create('adamw', learning_rate=0.0625)
+    return gluon.Trainer(run.parameters, optimizer, kvstore=kvstore, update_on_kvstore=options.get('update_on_kvstore'))
+
+
 def main(options):
-    store = mx.kv.create(options.get('kvstore', 'dist_sync'))
-    run = made(dict(options, name='adamw'), store)
-    if options.get('fails'):
-        run.trainer = gluon.Trainer(run.parameters, FailsOnServers(), kvstore=store)
-    if options.get('update_on_kvstore') is False:
-        run.trainer = gluon.Trainer(run.parameters, 'adamw', kvstore=store, update_on_kvstore=False)
-    if options.get('watch', True):
-        go.watch(run.trainer, deadline=options.get('deadline', 15))
-    if options.get('load'):
-        run.steps = go.load_checkpoint(options['load'], trainer=run.trainer).step
-    for t in range(run.steps, options['steps']):
-        run.step([g / store.num_workers for g in gradients(t, SHAPES)])
-        if t + 1 == options.get('save_at'):
-            go.save_checkpoint(options['save'], trainer=run.trainer, step=t + 1)
-        if t == options.get('raise_at') and store.rank == 1:
-            raise ArithmeticError('worker 1 has had enough')
-        time.sleep(options.get('pause', 0))
-        print(f'rank {store.rank} step {t + 1}', flush=True)
-    if store.rank == options.get('late'):
-        time.sleep(10)
-    if options.get('found'):
+    store = None if 'kvstore' in options else mx.kv.create('dist_sync')
+    run = made({'name': 'adamw'})
+    run.trainer = trainer_of(run, options, store)
+    watched = go.watch(run.trainer, options.get('deadline', 15)) if options.get('watch', True) else None
+    with go.CheckpointManager(options.get('folder', 'nowhere'), save_every=5 if 'folder' in options else 10 ** 9) as manager:
+        if 'folder' in options:
+            restored = manager.restore_latest(trainer=run.trainer)
+            run.steps = restored.step if restored else 0
+            print(f'begins at {run.steps}', flush=True)
+        for t in range(run.steps, run.steps + options['steps']):
+            run.step([0.5 * g for g in gradients(t, SHAPES)])
+            rank = run.trainer._kvstore.rank
+            if t == options.get('raise_at') and rank == 1:
+                raise ArithmeticError('it has had enough')
+            print(f'rank {rank} step {t + 1}', flush=True)
+            if 'folder' in options:
+                manager.save(t + 1, trainer=run.trainer)
+    if options.get('stop') == rank:
+        watched.stop()
+    if options.get('late') == rank:
+        time.sleep(options['seconds'])
+    if 'folder' in options:
         print(json.dumps(found_in(run)), flush=True)
 
 

@@ -4,9 +4,9 @@ import secrets
 import socket
 import sys
 import time
-from typing import Any, List
+from typing import Any, Dict, List
 
-from mxnet import gluon
+from mxnet import MXNetError, gluon, nd
 
 from ..schema import Hyper, some_of
 from .distributed import ServerError
@@ -43,7 +43,8 @@ class Watch:
         atexit.register(self._leave)
 
     def _connected(self, store: Any, name: str, host: str, servers: int) -> List[Peer]:
-        token, found = secrets.token_hex(), {}
+        token = secrets.token_hex()
+        found: Dict[str, Peer] = {}
         with socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET) as listener:
             listener.bind((host, 0))
             listener.listen(servers)
@@ -69,8 +70,12 @@ class Watch:
 
     def _leave(self) -> None:
         """At the end of the script: wait for the other workers, as MXNet would, but in Python, where their deaths are noticed."""
-        error = getattr(sys, 'last_value', None)
-        if error is not None and not hasattr(sys, 'ps1'):
+        error = None if hasattr(sys, 'ps1') else getattr(sys, 'last_value', None)  # what ended the script, or is from a session
+        try:
+            nd.waitall()  # a server may fail in the last step
+        except MXNetError as late:
+            error = error or late
+        if error is not None:
             self._lookout.end(f'{self._lookout.name} ended with {type(error).__name__}: {error}')
         self._lookout.done()
         self._lookout.over.wait()
@@ -103,7 +108,7 @@ def watch(trainer: TrainerLike, deadline: float = 15) -> Watch:
     step, where a server does not have this package or cannot connect to this worker.
 
     >>> import gluon_optim as go
-    >>> from mxnet import gluon
+    >>> from mxnet import MXNetError, gluon, nd
     >>> net = gluon.nn.Dense(1, in_units=2)
     >>> net.initialize()
     >>> trainer = gluon.Trainer(net.collect_params(), 'adamw')
@@ -118,8 +123,8 @@ def watch(trainer: TrainerLike, deadline: float = 15) -> Watch:
     store = trainer._kvstore if trainer._kv_initialized else trainer._kvstore_params['kvstore']
     kind = str(getattr(store, 'type', store))
     if 'dist' not in kind:
-        raise ValueError(f"`trainer` must have a store with servers. Received: kvstore={kind!r}. Create it with kvstore='dist_sync' "
-                         "or 'dist_async', or leave the call out: a single process has nobody to watch.")
+        raise ValueError(f"`trainer` must have a store with servers. Received: kvstore={kind!r}. "
+                         "Create it with kvstore='dist_sync' or 'dist_async', or leave the call out: one process has nobody to watch.")
     if '_watch' in vars(trainer):
         raise ValueError('`trainer` must not be watched already. Received: a second call.')
     found = vars(trainer)['_watch'] = Watch(deadline)

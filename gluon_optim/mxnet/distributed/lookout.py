@@ -3,6 +3,7 @@
 MXNet's main threads wait in C for what a dead process would have sent. So each server opens a connection to each worker, beside
 MXNet's own. The kernel closes it when one of them is killed; both send a byte several times in ``deadline``, for machines that
 vanish; and both look whether the scheduler still takes connections. The first that notices a death tells the others, and ends.
+The scheduler has no such connections: nobody sends it commands. It gets datagrams at the number of its port, from servers.
 
 Nothing here calls MXNet, which knows nothing of this thread, nor holds a store: that would keep a worker from ending.
 """
@@ -15,11 +16,10 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from typing import Any, List, Tuple
 
-from .pages import end_process
-
-__all__ = ['Lookout', 'Peer', 'connect', 'scheduler_address']
+__all__ = ['Lookout', 'Peer', 'connect', 'end_process', 'scheduler_address', 'watch_as_scheduler']
 
 log = logging.getLogger('gluon_optim')
 
@@ -27,6 +27,8 @@ BEATS = 15      # in ``deadline``
 SILENT = 10     # beats that may be missing until a process counts as lost
 UNREACHED = 4   # attempts to connect to the scheduler that may fail
 FAILED = 5      # beats for which a server that has failed stays, for workers to raise its error in their next step
+MAGIC = b'gluon_optim.watch '  # before each datagram
+WORDS = 1000    # letters of a reason that fit in one
 PARTING = 0.3   # seconds between the last words and the end, for others to read them
 
 
@@ -38,6 +40,22 @@ def connect(address: Tuple[str, int], timeout: float) -> socket.socket:
     connection = socket.create_connection(address, timeout)
     connection.settimeout(1)
     return connection
+
+
+def end_process() -> None:
+    """End without giving back the store: MXNet would wait for the others, for ever."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(1)
+
+
+def _say_why(name: str, reason: str) -> None:
+    text = f'gluon_optim.watch ends {name}: {reason}'
+    with contextlib.suppress(Exception):
+        sys.stderr.write(f'\n{text}\n')
+        if log.hasHandlers():
+            log.error(text)
 
 
 class Peer:
@@ -81,6 +99,7 @@ class Lookout:
         self._number, self._done = number, 0
         self._peers: List[Peer] = []
         self._selector = selectors.DefaultSelector()
+        self._datagrams = socket.socket(type=socket.SOCK_DGRAM)
         self._unreached = 0
         self._failure, self._remaining = '', FAILED
         threading.Thread(target=self._run, name='gluon_optim.watch', daemon=True).start()
@@ -95,6 +114,7 @@ class Lookout:
 
     def done(self) -> None:
         """Nobody is to miss this process from now on."""
+        self._tell_scheduler(done=True)
         for peer in list(self._peers):
             peer.send(done=True)
 
@@ -109,11 +129,8 @@ class Lookout:
             peer.send(end=reason)
             with contextlib.suppress(OSError):
                 peer.connection.shutdown(socket.SHUT_WR)
-        text = f'gluon_optim.watch ends {self.name}: {reason}'
-        with contextlib.suppress(Exception):
-            sys.stderr.write(f'\n{text}\n')
-            if log.hasHandlers():
-                log.error(text)
+        self._tell_scheduler(end=reason[:WORDS])
+        _say_why(self.name, reason)
         time.sleep(PARTING)
         end_process()
 
@@ -130,6 +147,7 @@ class Lookout:
                 due = time.monotonic() + interval
         for peer in list(self._peers):
             peer.connection.close()
+        self._datagrams.close()
         self._selector.close()
 
     def _read(self, peer: Peer) -> None:
@@ -149,6 +167,8 @@ class Lookout:
         self._selector.unregister(peer.connection)
         self._done += 1
         if self._done == self._number:
+            if self._failure:  # in the last step
+                self.end(self._failure)
             self.stop()
 
     def _beat(self, interval: float) -> None:
@@ -158,11 +178,18 @@ class Lookout:
             peer.silent += 1  # counted, not measured: where this process was asleep, the others need not have been
             if peer.silent > SILENT:
                 self.end(f'{peer.name} is lost: nothing has been heard of it for {SILENT * interval:.3g} s')
+        self._tell_scheduler(deadline=self.deadline)
         self._look_for_scheduler(interval)
         if self._failure:
             self._remaining -= 1
             if not self._remaining:
                 self.end(self._failure)
+
+    def _tell_scheduler(self, **message: Any) -> None:
+        """Where it is one of MXNet alone, nobody listens."""
+        if self.name.startswith('server'):
+            with contextlib.suppress(OSError):
+                self._datagrams.sendto(MAGIC + json.dumps(message).encode(), scheduler_address())
 
     def _look_for_scheduler(self, interval: float) -> None:
         try:
@@ -172,3 +199,36 @@ class Lookout:
             self._unreached += 1
             if self._unreached > UNREACHED:
                 self.end(f'the scheduler is lost: {":".join(map(str, scheduler_address()))} takes no connections ({error})')
+
+
+def watch_as_scheduler() -> None:
+    """End this process, a scheduler, when servers say so, or when none of those that did say something does any more."""
+    port = scheduler_address()[1]
+    listener = socket.socket(type=socket.SOCK_DGRAM)
+    try:
+        listener.bind(('', port))
+    except OSError as error:
+        listener.close()
+        warnings.warn(f'This scheduler does not end when other processes die: UDP port {port} cannot be had ({error}).',
+                      RuntimeWarning, stacklevel=2)
+        return
+    threading.Thread(target=_listen, args=(listener,), name='gluon_optim.watch', daemon=True).start()
+
+
+def _listen(listener: socket.socket) -> None:
+    reason = ''
+    while not reason:
+        try:
+            data = listener.recv(1 << 16)
+        except socket.timeout:
+            reason = f'no server is left: none has been heard of for {listener.gettimeout():g} s'
+            break
+        if not data.startswith(MAGIC):
+            continue
+        message = json.loads(data[len(MAGIC):])
+        if 'done' in message:
+            return
+        reason = message.get('end', '')
+        listener.settimeout(message.get('deadline', listener.gettimeout()))
+    _say_why('the scheduler', reason)
+    end_process()
