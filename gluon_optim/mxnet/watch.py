@@ -30,7 +30,7 @@ class Watch:
         script ends, as by ``os._exit``."""
         atexit.unregister(self._leave)
         if self._lookout is not None:
-            self._lookout.stop()
+            self._lookout.leave()
 
     def _start(self, store: Any) -> None:
         """Tell all servers where this worker can be reached, and wait until each of them has connected to it."""
@@ -124,7 +124,7 @@ def watch(trainer: TrainerLike, deadline: float = 15) -> Watch:
     kind = str(getattr(store, 'type', store))
     if 'dist' not in kind:
         raise ValueError(f"`trainer` must have a store with servers. Received: kvstore={kind!r}. "
-                         "Create it with kvstore='dist_sync' or 'dist_async', or leave the call out: one process has nobody to watch.")
+                         "Create it with kvstore='dist_sync' or 'dist_async', or leave the call out: there is nobody to watch.")
     if '_watch' in vars(trainer):
         raise ValueError('`trainer` must not be watched already. Received: a second call.')
     found = vars(trainer)['_watch'] = Watch(deadline)

@@ -65,6 +65,7 @@ class Peer:
         self.name, self.connection = name, connection
         self.received = b''     # of a line that is not complete
         self.silent = 0         # beats since something arrived
+        self.done = False       # or has left
 
     def send(self, **message: Any) -> None:
         """A line; an empty one is a beat. That nobody is there is found out when reading."""
@@ -85,7 +86,10 @@ class Peer:
 
 
 class Lookout:
-    """Watches the scheduler, and the processes that are added, until all of these have said that they are done.
+    """Watches the scheduler, and the processes that are added, until all of these have left.
+
+    A worker says that it is *done* at the end of its script, and waits. A server says so when all workers have. A worker for which
+    all servers are done *leaves*, and servers let it.
 
     ``name``
         Of this process, in what it says.
@@ -96,7 +100,8 @@ class Lookout:
     def __init__(self, name: str, number: int, deadline: float):
         self.name, self.deadline = name, deadline
         self.over = threading.Event()
-        self._number, self._done = number, 0
+        self._number, self._done, self._left = number, 0, 0
+        self._is_server = name.startswith('server')
         self._peers: List[Peer] = []
         self._selector = selectors.DefaultSelector()
         self._datagrams = socket.socket(type=socket.SOCK_DGRAM)
@@ -113,14 +118,15 @@ class Lookout:
         self._failure = self._failure or f'{self.name} has failed: {text}'
 
     def done(self) -> None:
-        """Nobody is to miss this process from now on."""
-        self._tell_scheduler(done=True)
+        """This process has nothing left to do, but watches until the others are done."""
         for peer in list(self._peers):
             peer.send(done=True)
 
-    def stop(self) -> None:
-        """Watch no more."""
-        self.done()
+    def leave(self) -> None:
+        """Watch no more; nobody is to miss this process from now on."""
+        self._tell_scheduler(left=True)
+        for peer in list(self._peers):
+            peer.send(left=True)
         self.over.set()
 
     def end(self, reason: str) -> None:
@@ -158,18 +164,26 @@ class Lookout:
         for message in messages:
             if 'end' in message:
                 self.end(message['end'])
-            elif 'done' in message:
-                self._leave(peer)
+            if not peer.done:
+                peer.done = True
+                self._note_done()
+            if 'left' in message:
+                self._selector.unregister(peer.connection)
+                self._left += 1
+                if self._left == self._number:
+                    self.leave()
                 return
 
-    def _leave(self, peer: Peer) -> None:
-        """A server says it when all workers have, or when it ends, as it does when all workers have given back their stores."""
-        self._selector.unregister(peer.connection)
+    def _note_done(self) -> None:
         self._done += 1
-        if self._done == self._number:
-            if self._failure:  # in the last step
-                self.end(self._failure)
-            self.stop()
+        if self._done < self._number:
+            return
+        if self._failure:  # in the last step
+            self.end(self._failure)
+        if self._is_server:
+            self.done()
+        else:
+            self.leave()
 
     def _beat(self, interval: float) -> None:
         for key in list(self._selector.get_map().values()):
@@ -187,7 +201,7 @@ class Lookout:
 
     def _tell_scheduler(self, **message: Any) -> None:
         """Where it is one of MXNet alone, nobody listens."""
-        if self.name.startswith('server'):
+        if self._is_server:
             with contextlib.suppress(OSError):
                 self._datagrams.sendto(MAGIC + json.dumps(message).encode(), scheduler_address())
 
@@ -226,7 +240,7 @@ def _listen(listener: socket.socket) -> None:
         if not data.startswith(MAGIC):
             continue
         message = json.loads(data[len(MAGIC):])
-        if 'done' in message:
+        if 'left' in message:
             return
         reason = message.get('end', '')
         listener.settimeout(message.get('deadline', listener.gettimeout()))

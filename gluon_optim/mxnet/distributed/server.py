@@ -146,7 +146,7 @@ class Server:
         """Connect to ``worker``, for each to notice the death of the other; there will be ``workers`` of them."""
         if self.lookout is None:
             self.lookout = Lookout(f'server {self.store.rank}', workers, deadline)
-            atexit.register(self.lookout.done)
+            atexit.register(self.lookout.leave)
         peer = Peer(worker, connect(address, deadline))
         peer.send(server=self.lookout.name, token=token)
         self.lookout.add(peer)
