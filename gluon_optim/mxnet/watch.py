@@ -1,5 +1,6 @@
 """`watch`: where a process of a distributed run dies, the others end instead of waiting for it in C, for ever and silently."""
 import atexit
+import contextlib
 import secrets
 import socket
 import sys
@@ -37,8 +38,9 @@ class Watch:
         name, servers = f'worker {store.rank}', number_of_servers()
         with connect(scheduler_address(), self.deadline) as way:
             host = way.getsockname()[0]
+        peers = self._connected(store, name, host, servers)
         self._lookout = Lookout(name, servers, self.deadline)
-        for peer in self._connected(store, name, host, servers):
+        for peer in peers:
             self._lookout.add(peer)
         atexit.register(self._leave)
 
@@ -62,10 +64,11 @@ class Watch:
                         'starts the server, and let servers connect to workers.') from None
                 connection.settimeout(1)
                 peer = Peer('', connection)
-                introduction, *_ = peer.receive() or [{}]
-                if secrets.compare_digest(introduction.get('token', ''), token):  # else it is somebody else
-                    peer.name = introduction['server']
-                    found[peer.name] = peer
+                with contextlib.suppress(LookupError, TypeError, ValueError):  # it is somebody else
+                    introduction = peer.receive()[0]
+                    if secrets.compare_digest(introduction['token'], token):
+                        peer.name = introduction['server']
+                        found[peer.name] = peer
         return list(found.values())
 
     def _leave(self) -> None:

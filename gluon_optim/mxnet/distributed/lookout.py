@@ -100,6 +100,7 @@ class Lookout:
     def __init__(self, name: str, number: int, deadline: float):
         self.name, self.deadline = name, deadline
         self.over = threading.Event()
+        self._leaving = False
         self._number, self._done, self._left = number, 0, 0
         self._is_server = name.startswith('server')
         self._peers: List[Peer] = []
@@ -124,13 +125,16 @@ class Lookout:
 
     def leave(self) -> None:
         """Watch no more; nobody is to miss this process from now on."""
+        self._leaving = True  # at once, for the others then close their connections
         self._tell_scheduler(left=True)
         for peer in list(self._peers):
             peer.send(left=True)
         self.over.set()
 
     def end(self, reason: str) -> None:
-        """End this process, and all others, because of ``reason``."""
+        """End this process, and all others, because of ``reason``; not while it leaves."""
+        if self._leaving:
+            return
         for peer in list(self._peers):
             peer.send(end=reason)
             with contextlib.suppress(OSError):
