@@ -116,7 +116,7 @@ def test_with_other_stores(victim, options):
 @pytest.mark.parametrize('stop', [None, pytest.param(0, marks=pytest.mark.skipif(not LONG, reason='GLUON_OPTIM_SERVERS=1'))])
 def test_a_worker_that_ends_before_the_others_is_not_missed(stop):
     """It is silent for longer than one that counts as lost."""
-    options = {'steps': 4, 'late': 1, 'seconds': 8, 'deadline': 9, 'stop': stop}
+    options = {'steps': 4, 'late': 1, 'seconds': 6, 'deadline': 7, 'stop': stop}
     results = run(command(options), 120, workers=2, servers=2, environment=environment(OMP_NUM_THREADS='1'))
     for result in results.values():
         assert result.returncode == 0 and 'gluon_optim' not in result.stderr, result
