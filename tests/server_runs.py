@@ -242,6 +242,7 @@ def main():
         except Exception:
             answer = traceback.format_exc()
         print(json.dumps([[name, *arguments], answer]), flush=True)
+        STORE._barrier()  # the optimizer of the next job clears the error that the other worker may still wait for
     nd.waitall()
     STORE._barrier()
     # the jobs' trainers keep the store, and where it is not freed MXNet's own exit aborts
