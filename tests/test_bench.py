@@ -297,6 +297,7 @@ def test_default_peers_are_those_that_a_framework_is_compared_with(bench):
     (['--peers', 'jax:*'], "nothing matches 'jax:*'"),
     (['--peer-python', 'no/such/python'], "--peer-python must be an executable Python. Received: 'no/such/python'."),
     (['--rounds', '0'], '--rounds must be at least 1. Received: 0.'),
+    (['--json', 'no/such/folder.json'], "--json must be a file in a folder that exists. Received: 'no/such/folder.json'."),
 ])
 def test_bad_arguments(bench, capsys, arguments, message):
     with pytest.raises(SystemExit) as error:

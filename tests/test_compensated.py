@@ -238,12 +238,26 @@ def test_a_group_and_its_states_must_agree(saved, claimed, has):
     state['param_groups'][0]['multi_precision'] = claimed
     with pytest.raises(ValueError, match=f'must have a master for multi_precision=True.*Received: {has} in a group with'):
         create('adamw', parameters(torch.bfloat16)).load_state_dict(state)
+    params = parameters(torch.bfloat16)
+    optimizer = steps(create('adamw', params, multi_precision=saved), params)
+    optimizer.param_groups[0]['multi_precision'] = claimed   # what it would save, nothing could load
+    before = [param.detach().clone() for param in params]
+    feed(params, 9)
+    with pytest.raises(ValueError, match=f'must have a master for multi_precision=True.*Received: {has} in a group with'):
+        optimizer.step()
+    assert all(map(torch.equal, before, params))
 
 
 @pytest.mark.parametrize('value', ['Kahan', 'master', 1, None])
 def test_other_values_are_refused(value):
     with pytest.raises((ValueError, TypeError), match="`multi_precision` must be one of False, True, 'kahan'"):
         create('adamw', parameters(torch.bfloat16), multi_precision=value)
+    params = parameters(torch.bfloat16)
+    optimizer = steps(create('adamw', params, multi_precision='kahan'), params)
+    optimizer.param_groups[0]['multi_precision'] = value
+    feed(params, 9)
+    with pytest.raises((ValueError, TypeError), match="`multi_precision` must be one of False, True, 'kahan'"):
+        optimizer.step()
 
 
 def test_groups_of_either_kind_in_one_optimizer():

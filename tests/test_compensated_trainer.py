@@ -199,6 +199,31 @@ def test_drop_ins_keep_mxnets_state(name):
         go.create(name, multi_precision='kahan')
 
 
+def test_drop_ins_refuse_compensations_that_are_asked_for_later():
+    weight, gradient = nd.ones(3, dtype='float16'), nd.ones(3, dtype='float16')
+    optimizer = go.create('adam')
+    state = optimizer.create_state_multi_precision(0, weight)
+    optimizer.multi_precision = 'kahan'
+    with pytest.raises(ValueError, match='`multi_precision` of adam must be False or True'):
+        optimizer.update_multi_precision(0, weight, gradient, state)
+    with pytest.raises(ValueError, match='`multi_precision` of sgd must be False or True'):
+        go.accelerated(mx.optimizer.SGD(multi_precision='kahan'))   # a text, which MXNet takes for True
+
+
+@pytest.mark.parametrize('name', ['adamw', 'sgd_torch', 'psgld'])
+@pytest.mark.parametrize('mode', [False, 'kahan'])
+def test_a_master_is_named_where_the_setting_has_changed_since(name, mode):
+    weight, gradient = nd.ones(3, dtype='float16'), nd.ones(3, dtype='float16')
+    optimizer = go.create(name, multi_precision=True)
+    state = optimizer.create_state_multi_precision(0, weight)
+    optimizer.multi_precision = mode
+    with pytest.raises(ValueError, match=f'holds a float32 master.*Received: multi_precision={mode!r}. Set it back'):
+        optimizer.update_multi_precision(0, weight, gradient, state)
+    np.testing.assert_array_equal(weight.asnumpy(), 1)
+    with pytest.raises(ValueError, match='holds a float32 master.*Received: float32. Set it back'):
+        optimizer.update_multi_precision(0, weight.astype('float32'), gradient.astype('float32'), state)
+
+
 def test_other_words_are_refused():
     with pytest.raises(ValueError, match="`multi_precision` must be one of False, True, 'kahan'. Received: multi_precision='khan'"):
         go.create('adamw', multi_precision='khan')

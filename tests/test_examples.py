@@ -15,6 +15,9 @@ pytest.importorskip('mxnet')
 pytest.importorskip('sklearn')
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / 'tools'))
+import cluster  # noqa: E402
+
 ENVIRONMENT = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'error::RuntimeWarning'}
 SHORT = ['--epochs', '2', '--checkpoint-every', '10']  # 44 steps
 
@@ -101,6 +104,32 @@ def test_unusable_arguments(arguments):
 
 def test_an_unknown_optimizer_is_refused():
     assert 'novgrad' in run('train_digits.py', '--optimizer', 'novgrad', code=1)
+
+
+def distributed(*arguments, servers=2):
+    """What the worker of rank 0 says at the end, with two workers."""
+    command = [sys.executable, str(ROOT / 'examples/train_distributed.py'), *map(str, arguments)]
+    results = cluster.run(command, 120, workers=2, servers=servers, environment=ENVIRONMENT)
+    said = [re.search(r'rank (\d): (.*)', results[name].stdout).groups() for name in ('worker0', 'worker1')]
+    return dict(said)['0']
+
+
+def test_killed_workers_resume_bit_for_bit_on_more_servers(tmp_path):
+    short = ['--epochs', '4']  # 88 steps
+    said = distributed(*short, '--log', tmp_path / 'straight')
+    saved = [*short, '--checkpoint-dir', tmp_path / 'run']
+    with pytest.raises(cluster.ClusterError, match='worker1: ended with -9'):
+        distributed(*saved, '--kill-at', '50', '--log', tmp_path / 'killed')
+    assert max(losses(tmp_path / 'killed')) == 50
+    assert distributed(*saved, '--resume', '--log', tmp_path / 'resumed', servers=3) == said  # digests of weights and states
+    straight, resumed = losses(tmp_path / 'straight'), losses(tmp_path / 'resumed')
+    assert list(resumed) == list(range(41, 89))
+    assert resumed == {step: straight[step] for step in resumed}
+
+
+def test_compressed_and_asynchronous_workers_learn():
+    assert float(re.search(r'accuracy (\S+)%', distributed('--compress')).group(1)) > 95
+    assert float(re.search(r'loss (\S+) in', distributed('--asynchronous', 'dcasgd')).group(1)) < 1.5  # 2.3 at first
 
 
 def test_curvature_rises_to_the_edge_of_stability_and_newton_finds_the_minimum():

@@ -330,6 +330,17 @@ def test_bad_seeds_and_noises_are_refused(name, arguments, match):
         created(name, **arguments)
 
 
+@pytest.mark.parametrize('seed', [-1, 1.5, SEEDS, 'x', True])
+def test_a_bad_seed_cannot_be_set_later(seed):
+    """It would be saved, and a file with it could not be loaded."""
+    optimizer = created('psgld')
+    with pytest.raises(ValueError, match='`seed` must be'):
+        optimizer.seed = seed
+    assert optimizer.seed == KEY
+    optimizer.seed = np.int64(7)
+    assert type(optimizer.seed) is int and optimizer.shared_state()['seed'] == 7
+
+
 def test_a_file_with_another_key_is_refused(tmp_path):
     trainer = gluon.Trainer(parameters(), created('psgld'))
     train(trainer, 1)

@@ -19,8 +19,8 @@ from contract_nets import environment  # noqa: E402
 from server_states_worker import SHAPES, found_in, made, train  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
-from gluon_optim.mxnet.distributed.refusals import check_servers  # noqa: E402
 from gluon_optim.rules.mx import DROP_INS  # noqa: E402
+from gluon_optim.rules.servers import check_servers  # noqa: E402
 
 STEPS, MIDDLE = 10, 5
 BOUND = 100  # arrays of so many elements are divided among the servers
@@ -82,13 +82,10 @@ def may_run(name, dtype, bound):
     """Whether servers take the optimizer."""
     optimizer = go.create(name, **case(name, dtype)['arguments'])
     sizes = {str(shape): int(np.prod(shape)) for shape in SHAPES}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('DMLC_NUM_SERVER', '3')
-        patch.setenv('MXNET_KVSTORE_BIGARRAY_BOUND', str(bound))
-        try:
-            check_servers(optimizer, sizes, dtype == 'float16')
-        except ValueError:
-            return False
+    try:
+        check_servers(optimizer.rule, optimizer.hyperparameters(), optimizer.multi_precision, sizes, dtype == 'float16', 3, bound)
+    except ValueError:
+        return False
     return True
 
 

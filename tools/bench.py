@@ -373,6 +373,11 @@ def check(parser, options):
     for python in options.peer_python:
         if shutil.which(python) is None:
             parser.error(f'--peer-python must be an executable Python. Received: {python!r}.')
+    for option, path in ('--json', options.json), ('--plot', options.plot):   # before an hour of measuring
+        if path not in (None, '-') and not Path(path).absolute().parent.is_dir():
+            parser.error(f'{option} must be a file in a folder that exists. Received: {path!r}.')
+    if options.plot and util.find_spec('matplotlib') is None:
+        parser.error(f'--plot needs matplotlib, which {sys.executable} lacks. Install it, or leave --plot out.')
     options.framework = list(FRAMEWORKS) if 'all' in options.framework else list(dict.fromkeys(options.framework))
     options.optimizers = chosen(parser, '--optimizers', options.optimizers, sorted({*go.list_optimizers(), 'psgld'}))
     if options.peers is not None:

@@ -327,6 +327,7 @@ SESSIONS = {
     'list': ["gluon-optim list '*adam*'"],
     'info': ['gluon-optim info sngd'],
     'schedule': ['gluon-optim schedule', 'gluon-optim schedule cosine --max-update 900 --base-lr 0.4 --warmup-steps 100'],
+    'plan': ['gluon-optim plan --params 1e9 --optimizer adamw --dtype float16 --multi-precision --workers 16 --servers 64'],
     'inspect': ['gluon-optim inspect run/step-20.safetensors', 'gluon-optim inspect old.states --params net.params'],
     'diff': ['gluon-optim diff run/step-10.safetensors run/step-20.safetensors'],
     'verify': ['gluon-optim verify run/step-20.safetensors'],

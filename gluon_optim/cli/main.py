@@ -10,7 +10,7 @@ from typing import Any, List, NoReturn, Optional, Sequence
 from .. import __version__
 from ..schema import error_text
 from ..transfer.refused import Refused
-from . import catalog, completion, convert, inspect, schedule
+from . import catalog, completion, convert, inspect, plan, schedule
 from .text import escaped, in_options, say
 
 __all__ = ['main']
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog='gluon-optim', description='Optimizers for MXNet Gluon, and their states.')
     parser.add_argument('--version', action='version', version=f'gluon-optim {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for group in (catalog, schedule, inspect, convert):
+    for group in (catalog, schedule, plan, inspect, convert):
         group.add_commands(commands)
     completion.add_commands(commands, parser)
     for command in commands.choices.values():

@@ -16,7 +16,8 @@ PHRASES = (('allow_lossy=True', '--allow-lossy'), ('suggest_names', '--map sugge
            ('`params` as a dictionary of names to weights', '--params a .params file with the weights'),
            ("states.as_rule('adamw')", '--as adamw'), ('gluon_optim.list_optimizers()', '`gluon-optim list`'),
            ('import the module that registers it first', 'pass --import MODULE, the module that registers it'),
-           ('Set states.', 'In Python, set states.'))
+           ('Set states.', 'In Python, set states.'), ('update_on_kvstore=False', '--update-on-kvstore no'),
+           ('multi_precision=True', '--multi-precision'))
 
 
 def say(line: str = '', stream: Optional[TextIO] = None) -> None:

@@ -89,14 +89,23 @@ class DropIn(Runner):
         CLASSES[cls.rule.name] = cls
 
     def __init__(self, *args: Any, **kwargs: Any):
-        if kwargs.get('multi_precision') == KAHAN:
-            raise ValueError(f"`multi_precision` of {self.rule.name} must be False or True, because its state is MXNet's own. "
-                             f"Received: multi_precision={KAHAN!r}. Pass True, for float32 masters, or create an optimizer of "
-                             "gluon_optim, such as 'adamw' or 'sgd_torch': gluon_optim.list_optimizers() names them.")
+        self.check_mode(kwargs.get('multi_precision'))
         super().__init__(*args, **kwargs)
         self._restored_counts: Dict[Any, int] = {}
         self._set_up()
         self.hyperparameters()
+
+    @classmethod
+    def check_mode(cls, multi_precision: Any) -> None:
+        """Refuse compensations."""
+        if multi_precision == KAHAN:
+            raise ValueError(f"`multi_precision` of {cls.rule.name} must be False or True, because its state is MXNet's own. "
+                             f"Received: multi_precision={KAHAN!r}. Pass True, for float32 masters, or create an optimizer of "
+                             "gluon_optim, such as 'adamw' or 'sgd_torch': gluon_optim.list_optimizers() names them.")
+
+    def _mode(self, weight: Any) -> Any:
+        self.check_mode(self.multi_precision)   # it may have been set since
+        return super()._mode(weight)
 
     def _set_up(self) -> None:
         super()._set_up()
@@ -111,7 +120,8 @@ class DropIn(Runner):
         return copyreg._reconstructor, (self.replaces, object, None), self.__getstate__()  # type: ignore[attr-defined]
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
-        super().__setstate__(dict(state, _restored_counts={}))
+        mode = {'multi_precision': True} if state.get('multi_precision') == KAHAN else {}   # MXNet takes a text for True
+        super().__setstate__(dict(state, **mode, _restored_counts={}))
 
     def __copy__(self) -> 'DropIn':
         return _restored(type(self), self.__getstate__())
@@ -615,10 +625,12 @@ def accelerated(optimizer: mx_optimizer.Optimizer) -> mx_optimizer.Optimizer:
     """
     if isinstance(optimizer, Runner):
         return optimizer
-    if not isinstance(optimizer, mx_optimizer.Optimizer) or _of(optimizer) is None:
+    cls = _of(optimizer)
+    if cls is None:
         path = f'{type(optimizer).__module__}.{type(optimizer).__qualname__}'
         raise TypeError(f'`accelerated` takes an optimizer of one of the classes of MXNet: {one_of(sorted(CLASSES))}. '
                         f'Received: {path}. Others have no drop-in.')
+    cls.check_mode(optimizer.multi_precision)
     return drop_in(optimizer)
 
 

@@ -373,6 +373,11 @@ def _check(rule: Type[Rule], static: KernelKey, arrays: Arrays, slot_dtype: str)
                              'Call once for each.')
         expected = [(slot.shape(weight.shape) or (1,), _name(weight.dtype) if slot == COMPENSATION else slot_dtype)
                     for slot in static.slots]
+        if isinstance(slots, (tuple, list)) and any(isinstance(array, (tuple, list)) for array in slots):
+            mode = KAHAN if COMPENSATION in static.slots else False
+            setting = f'multi_precision={mode!r}' if weight.dtype == numpy.float16 else _name(weight.dtype)
+            raise ValueError(f'The state of parameter number {i} holds a float32 master, which {rule.name} keeps for float16 '
+                             f'weights with multi_precision=True. Received: {setting}. Set it back, or start without states.')
         received = [(a.shape, _name(a.dtype)) for a in slots] if isinstance(slots, (tuple, list)) else None
         if received != expected:
             raise ValueError(f'The state of parameter number {i} does not belong to {rule.name}. Expected the slots '

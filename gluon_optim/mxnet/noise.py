@@ -33,16 +33,24 @@ class Sampler(Runner):
         `mx.random.seed` decides. It is part of the state: what is loaded replaces it.
     """
 
-    seed: Optional[int] = None
     streams: Mapping[Any, int] = {}
 
     def __init__(self, *args: Any, seed: Optional[int] = None, **kwargs: Any):
-        if seed is not None:
-            self.seed = check_seed(seed)
+        self.seed = seed
         super().__init__(*args, **kwargs)
         if seed is not None and not draws_itself(self.rule, self.hyperparameters()):
             raise ValueError(f"`seed` is that of noise='philox'. Received: seed={seed!r} for {self.rule.name}, which draws from "
                              "MXNet's generator. Use mx.random.seed, or pass noise='philox'.")
+
+    @property
+    def seed(self) -> Optional[int]:
+        """The key; None until it is drawn. It can be set."""
+        found: Optional[int] = self.__dict__.get('seed')
+        return found
+
+    @seed.setter
+    def seed(self, seed: Any) -> None:
+        self.__dict__['seed'] = None if seed is None else check_seed(seed)
 
     def __getstate__(self) -> Dict[str, Any]:
         state = super().__getstate__()

@@ -2,7 +2,8 @@
 parameter in PyTorch's own operations.
 
 `KERNELS` says which devices have kernels. Parameters that a kernel does not take (a strided view, a tensor subclass, a
-gradient of another type than its parameter) are updated by operations, next to those in kernels, with the same numbers.
+gradient of another type than its parameter) are updated by operations, next to those in kernels, with the same numbers but for
+the last digit of PyTorch's own square root.
 """
 import contextlib
 import functools

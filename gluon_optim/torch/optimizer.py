@@ -1,5 +1,5 @@
 """`RuleOptimizer`: a rule as ``torch.optim.Optimizer``."""
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Any, Callable, Container, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 import torch
 from torch.optim.optimizer import Optimizer
@@ -159,7 +159,7 @@ class RuleOptimizer(Optimizer):
         if any(gradient.layout is not torch.strided for gradient in gradients):
             _check_dense(gradients)
         h = self._hypers(group)
-        return Group(h, self.rule.static(h), group['multi_precision'], params, gradients)
+        return Group(h, self.rule.static(h), MULTI_PRECISION.check(group['multi_precision']), params, gradients)
 
     def _state(self, param: torch.Tensor, slots: Iterable[Slot], multi_precision: Any) -> Dict[str, Any]:
         """The state of a parameter, with anything missing filled in."""
@@ -178,6 +178,7 @@ class RuleOptimizer(Optimizer):
                 state['master'] = param.detach().float()
         if COMPENSATION.torch in kept and state[COMPENSATION.torch].dtype != param.dtype:
             raise ValueError(_cannot_compensate('A parameter', param, state))
+        _check_kept(f'A parameter of shape {tuple(param.shape)}', kept, multi_precision)
         for slot in slots:
             if key_of(slot) not in state:
                 state[key_of(slot)] = _initial(slot, state.get('master', param))
@@ -220,12 +221,7 @@ class RuleOptimizer(Optimizer):
         loaded = dict(entry, step=step)
         for word, name in types.items():
             loaded[word] = entry[word].detach().to(param.device, getattr(torch, name), copy=True)
-        kahan = group['multi_precision'] == KAHAN
-        if ('master' in entry) > (not kahan) or (COMPENSATION.torch in entry) > kahan:
-            has = 'a master' if kahan else 'a compensation'
-            raise ValueError(f'Parameter {key} must have a master for multi_precision=True, or a compensation for {KAHAN!r}. '
-                             f"Received: {has} in a group with multi_precision={group['multi_precision']!r}. Leave the group as it "
-                             'was saved.')
+        _check_kept(f'Parameter {key}', entry, group['multi_precision'])
         if COMPENSATION.torch in entry and loaded[COMPENSATION.torch].dtype != param.dtype:
             raise ValueError(_cannot_compensate(f'Parameter {key}', param, entry))
         if group['multi_precision'] and param.dtype in HALVES:
@@ -319,6 +315,15 @@ def _initial(slot: Slot, weight: torch.Tensor) -> torch.Tensor:
     shape = slot.shape(weight.shape)
     like = weight.detach() if shape == weight.shape else weight.detach().new_empty(shape)
     return torch.full_like(like, float(slot.init), dtype=_slot_type(weight))
+
+
+def _check_kept(which: str, kept: Container[str], multi_precision: Any) -> None:
+    """Refuse a state, with the names ``kept``, that another setting has begun."""
+    kahan = multi_precision == KAHAN
+    if ('master' in kept) > (not kahan) or (COMPENSATION.torch in kept) > kahan:
+        has = 'a master' if kahan else 'a compensation'
+        raise ValueError(f'{which} must have a master for multi_precision=True, or a compensation for {KAHAN!r}. Received: {has} '
+                         f'in a group with multi_precision={multi_precision!r}. Leave the group as it began.')
 
 
 def _cannot_compensate(which: str, param: torch.Tensor, state: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ from mxnet import ndarray as nd
 from mxnet.base import py_str
 
 from ... import __version__
+from ...rules.servers import check_servers
 from .protocol import ServerError, bound, introduction, number_of_servers, read_status, status_keys, status_size
-from .refusals import check_servers
 from .server import Command
 
 __all__ = ['Session', 'send', 'send_optimizer', 'session']
@@ -81,8 +81,11 @@ class Session:
     def check(self, weights: Mapping[str, Any]) -> None:
         """ValueError where servers would not update ``weights``, parameters or arrays, as one process does. Asked once."""
         if not self.steps:
-            check_servers(self.optimizer, {name: int(numpy.prod(weight.shape)) for name, weight in weights.items()},
-                          any(numpy.dtype(weight.dtype) == numpy.float16 for weight in weights.values()))
+            optimizer = self.optimizer
+            check_servers(optimizer.rule, optimizer.hyperparameters(), optimizer.multi_precision,
+                          {name: int(numpy.prod(weight.shape)) for name, weight in weights.items()},
+                          any(numpy.dtype(weight.dtype) == numpy.float16 for weight in weights.values()),
+                          number_of_servers(), bound())
 
     def before_push(self, store: Any, weights: Sequence[Any], named: bool) -> None:
         """To be called before the gradients of each step are pushed. ``weights`` were pulled in the last one.

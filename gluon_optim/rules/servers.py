@@ -3,15 +3,14 @@
 A server has a few parameters, or slices of large ones, each as a vector; it updates one as soon as all gradients for it have
 arrived.
 """
-from typing import Any, Mapping
+from typing import Any, Mapping, Type
 
-from ...rules.base import scalars
-from ...rules.graph import trace
-from ...rules.runtimes import needs
-from ...schema import some_of
-from .protocol import bound, number_of_servers
+from ..schema import Values, some_of
+from .base import Rule, scalars
+from .graph import trace
+from .runtimes import needs
 
-__all__ = ['check_servers', 'reduces']
+__all__ = ['check_servers']
 
 _REASONS = {
     'nadam': 'has one schedule of the momentum for all parameters, which follows the order in which gradients arrive',
@@ -19,37 +18,36 @@ _REASONS = {
 }
 
 
-def check_servers(optimizer: Any, sizes: Mapping[str, int], half: bool) -> None:
+def check_servers(rule: Type[Rule], h: Values, multi_precision: Any, sizes: Mapping[str, int], half: bool, servers: int, bound: int
+                  ) -> None:
     """ValueError where servers would compute something else than one process.
 
-    ``sizes`` are the numbers of elements of the parameters, by name; ``half``: float16 weights are among them.
+    ``sizes`` are the numbers of elements of the parameters, by name; ``half``: float16 weights are among them. Those of ``bound``
+    elements and more are cut in parts, one for each of the ``servers``.
     """
-    name = optimizer.rule.name
+    name = rule.name
     reason = _REASONS.get(name)
-    if 'noise' in needs(optimizer.rule):
+    if 'noise' in needs(rule):
         reason = 'draws random numbers, and every server would draw its own'
-    elif reason is None and 'several gradients' in needs(optimizer.rule):
+    elif reason is None and 'several gradients' in needs(rule):
         reason = 'needs several gradients for an update'
-    elif half and optimizer.multi_precision and optimizer.rule.on_masters() is not optimizer.rule:
+    elif half and multi_precision and rule.on_masters() is not rule:
         reason = 'with multi_precision takes norms of float16 weights, and servers have their float32 masters only'
     if reason is not None:
         raise ValueError(f'{name} {reason}. Received: a store that updates on parameter servers. Pass update_on_kvstore=False.')
-    servers, limit = number_of_servers(), bound()
-    cut = [parameter for parameter, size in sizes.items() if size >= limit]
-    if servers > 1 and cut and reduces(optimizer):
+    cut = [parameter for parameter, size in sizes.items() if size >= bound]
+    if servers > 1 and cut and _reduces(rule, h):
         largest = max(sizes.values())
         raise ValueError(
             f'{name} takes norms of whole parameters, but parameters of MXNET_KVSTORE_BIGARRAY_BOUND elements and more are cut in '
-            f'parts, one for each server. Received: {servers} servers, a bound of {limit}, and {some_of(cut)}, of up to {largest} '
+            f'parts, one for each server. Received: {servers} servers, a bound of {bound}, and {some_of(cut)}, of up to {largest} '
             f'elements. Pass update_on_kvstore=False, set MXNET_KVSTORE_BIGARRAY_BOUND={largest + 1} for all workers, or use one '
             'server.')
 
 
-def reduces(optimizer: Any) -> bool:
+def _reduces(rule: Type[Rule], h: Values) -> bool:
     """Whether an update of one element depends on others of the same parameter."""
-    rule = optimizer.rule
     if not rule.lowerable:
         return True  # nobody knows
-    h = optimizer.hyperparameters()
     graph = trace(rule, rule.static(h), tuple(rule.all_coefficients(rule.numbers(scalars, 'float32'), h, 1)))
     return any(node.size != 'tensor' and any(argument.size == 'tensor' for argument in node.args) for node in graph.nodes)
