@@ -27,4 +27,5 @@ def main(optimizer, arguments, params, tensors, dtype, updates):
     time.sleep(600)
 
 
-main(**json.loads(sys.argv[1]))
+if __name__ == '__main__':
+    main(**json.loads(sys.argv[1]))

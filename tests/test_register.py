@@ -42,7 +42,7 @@ def no_slots(step, **more):
     (dict(slots=lambda h: go.Slot('mean')), 'returns a tuple of Slots'),
     (dict(slots=lambda h: [go.Slot('mean')]), 'returns a tuple of Slots'),
     (dict(slots=lambda h: (go.Slot('mean'), go.Slot('mean'))), 'returns a tuple of Slots'),
-    (dict(slots=lambda h: (go.Slot('master'),)), "other than 'weight' and 'master'"),
+    (dict(slots=lambda h: (go.Slot('master'),)), "other than 'weight', 'master', 'compensation'"),
     (dict(slots=lambda h: (go.Slot('a', like='tensor'),)), "like='weight' or 'scalar'"),
     (dict(coefficients=None), '`coefficients` .* must be a function'),
     (dict(coefficients=lambda xp, h, t: h.learning_rate), 'a dictionary of names and numbers, .* Received: 0.1'),

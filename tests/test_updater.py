@@ -1,10 +1,11 @@
 """The updater that remembers its lists does what MXNet's does, with fewer questions."""
-import mxnet as mx
 import numpy as np
 import pytest
-from mxnet import gluon
 
-import gluon_optim as go
+mx = pytest.importorskip('mxnet')
+from mxnet import gluon  # noqa: E402
+
+import gluon_optim as go  # noqa: E402
 
 SHAPES = [(3, 2), (5,), (1,), (40,)]
 

@@ -26,7 +26,7 @@ from .lookout import end_process
 from .protocol import ServerError, bound, number_of_servers
 
 __all__ = ['BOARD', 'BOARD_ROWS', 'Channel', 'DEADLINE', 'FIRST', 'LAST', 'PIECE', 'Page', 'channel', 'deadline', 'give_up',
-           'memory']
+           'is_open', 'memory']
 
 # MXNet multiplies a key by 9973 in 32 bits to choose its server, so keys end at 215 330
 FIRST, LAST = 200_000, 209_999
@@ -143,6 +143,11 @@ def channel(store: Any) -> Channel:
     if store not in _CHANNELS:
         _CHANNELS[store] = Channel(store)
     return _CHANNELS[store]
+
+
+def is_open(store: Any) -> bool:
+    """Whether `channel` has been called for ``store``."""
+    return store in _CHANNELS
 
 
 def deadline() -> float:

@@ -15,7 +15,7 @@ from ...states.nesting import put_together, take_apart
 from ..native import Builtin, Elsewhere, Stranger, adapted
 from ..optimizer import Runner
 from .held import WEIGHT
-from .pages import PIECE, Channel, channel
+from .pages import PIECE, Channel, channel, is_open
 from .protocol import ServerError
 from .ranks import Ranks
 from .worker import session
@@ -53,7 +53,14 @@ def ranks_of(trainers: Iterable[Any]) -> Optional[Ranks]:
     if len(there) > 1:
         raise ValueError('At most one trainer may update its weights on parameter servers. Received: several, which would '
                          'overwrite the weights of each other there. Create all but one with update_on_kvstore=False.')
-    return ranks_on(channel(store_of(there[0])))
+    trainer, = there
+    store = store_of(trainer)
+    seen = is_open(store)
+    ranks = ranks_on(channel(store))
+    if trainer._kv_initialized and not seen:
+        _show_weights(trainer, ranks, 'the start')
+        _release(ranks, 'the start')
+    return ranks
 
 
 def ranks_on(way: Channel) -> Ranks:
@@ -124,6 +131,11 @@ def held_by(trainer: Any, infos: Sequence[ParameterInfo]) -> Held:
     native = adapted(trainer._optimizer, [mxnet.cpu()])
     variables = native.twin.declared.variables if isinstance(native, Builtin) else ()
     records = [json.loads(answer) for answer in way.ask('describe', variables=variables)]
+    counted = {key for record in records for key, _ in record['counts']}
+    lost = [info.name for key, info in enumerate(infos) if key in counted and not any(str(key) in one['held'] for one in records)]
+    if lost:
+        raise ServerError(f'Servers must hold all parameters that they have updated. Received: none that holds {lost[:4]}. '
+                          'Nothing was saved. Let all workers save before the first step too.')
     optimizer = _as_there(trainer, records)
     h = optimizer.hyperparameters()
     states = {}
@@ -235,11 +247,7 @@ def send(trainer: Any, load: Load) -> None:
     All workers call it; what the first has counts. Until all of it is on the servers, nothing is changed there.
     """
     ranks, what = ranks_on(channel(trainer._kvstore)), 'the loading of states'
-    if ranks.first:
-        ranks.channel.tell('hold')
-    ranks.meet(what)
-    _push_all(trainer, ranks)  # so that servers see the arrays that MXNet keeps
-    ranks.meet(what)
+    _show_weights(trainer, ranks, what)
     error = None
     if ranks.first:
         try:
@@ -252,9 +260,7 @@ def send(trainer: Any, load: Load) -> None:
         raise error
     _push_all(trainer, ranks)
     ranks.meet(what)
-    if ranks.first:
-        ranks.channel.ask('release')
-    ranks.meet(what)
+    _release(ranks, what)
     pull(trainer)
     servers = session(trainer._kvstore)
     if servers is not None:
@@ -270,6 +276,22 @@ def pull(trainer: Any) -> None:
 
 def _sendable(trainer: Any) -> List[Tuple[int, Any]]:
     return [(key, parameter) for key, parameter in enumerate(trainer._params) if parameter not in trainer._params_to_init]
+
+
+def _show_weights(trainer: Any, ranks: Ranks, what: str) -> None:
+    """Let servers see the arrays that MXNet keeps, which it may have updated itself so far. They update nothing until 'release'."""
+    if ranks.first:
+        ranks.channel.tell('hold')
+    ranks.meet(what)
+    _push_all(trainer, ranks)
+    ranks.meet(what)
+
+
+def _release(ranks: Ranks, what: str) -> None:
+    """Let servers update again, before any worker goes on."""
+    if ranks.first:
+        ranks.channel.ask('release')
+    ranks.meet(what)
 
 
 def _push_all(trainer: Any, ranks: Ranks) -> None:
