@@ -1,6 +1,7 @@
 """`watch`: where a process of a distributed run dies, the others end instead of waiting for it in C, for ever and silently."""
 import atexit
 import contextlib
+import os
 import secrets
 import socket
 import sys
@@ -25,13 +26,28 @@ class Watch:
     def __init__(self, deadline: float):
         self.deadline = deadline
         self._lookout: Any = None
+        self._stopped = False
 
     def stop(self) -> None:
         """End no more when others die; the others do not miss this process from now on. For a worker that leaves before its
         script ends, as by ``os._exit``."""
-        atexit.unregister(self._leave)
+        self._stopped = True
         if self._lookout is not None:
+            atexit.unregister(self._leave)
             self._lookout.leave()
+
+    def _wrap(self, trainer: TrainerLike) -> None:
+        """Count the steps of ``trainer``, and begin with the first where it makes its store then."""
+        allreduce_grads = trainer._allreduce_grads
+
+        def allreduce_grads_watched() -> None:
+            if self._lookout is None and not self._stopped:
+                self._start(trainer._kvstore)
+            with contextlib.ExitStack() as step:
+                if self._lookout is not None and 'async' not in trainer._kvstore.type:
+                    step.enter_context(self._lookout.step())
+                allreduce_grads()
+        trainer._allreduce_grads = allreduce_grads_watched
 
     def _start(self, store: Any) -> None:
         """Tell all servers where this worker can be reached, and wait until each of them has connected to it."""
@@ -43,6 +59,11 @@ class Watch:
         for peer in peers:
             self._lookout.add(peer)
         atexit.register(self._leave)
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        atexit.unregister(self._leave)
+        self._lookout.forget()
 
     def _connected(self, store: Any, name: str, host: str, servers: int) -> List[Peer]:
         token = secrets.token_hex()
@@ -75,9 +96,10 @@ class Watch:
         """At the end of the script: wait for the other workers, as MXNet would, but in Python, where their deaths are noticed."""
         error = None if hasattr(sys, 'ps1') else getattr(sys, 'last_value', None)  # what ended the script, or is from a session
         try:
-            nd.waitall()  # a server may fail in the last step
+            if error is None:
+                nd.waitall()  # a server may fail in the last step
         except MXNetError as late:
-            error = error or late
+            error = late
         if error is not None:
             self._lookout.end(f'{self._lookout.name} ended with {type(error).__name__}: {error}')
         self._lookout.done()
@@ -133,12 +155,5 @@ def watch(trainer: TrainerLike, deadline: float = 15) -> Watch:
     found = vars(trainer)['_watch'] = Watch(deadline)
     if not isinstance(store, str):
         found._start(store)
-        return found
-    init_kvstore = trainer._init_kvstore
-
-    def init_and_watch() -> None:
-        init_kvstore()
-        del trainer._init_kvstore  # that of the class is there again
-        found._start(trainer._kvstore)
-    trainer._init_kvstore = init_and_watch
+    found._wrap(trainer)
     return found

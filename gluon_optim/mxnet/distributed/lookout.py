@@ -3,6 +3,7 @@
 MXNet's main threads wait in C for what a dead process would have sent. So each server opens a connection to each worker, beside
 MXNet's own. The kernel closes it when one of them is killed; both send a byte several times in ``deadline``, for machines that
 vanish; and both look whether the scheduler still takes connections. The first that notices a death tells the others, and ends.
+In dist_sync workers also say how many steps they have begun: one that has ended after fewer would never be there for the others.
 The scheduler has no such connections: nobody sends it commands. It gets datagrams at the number of its port, from servers.
 
 Nothing here calls MXNet, which knows nothing of this thread, nor holds a store: that would keep a worker from ending.
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 import warnings
-from typing import Any, List, Tuple
+from typing import Any, Iterator, List, Tuple
 
 __all__ = ['Lookout', 'Peer', 'connect', 'end_process', 'scheduler_address', 'watch_as_scheduler']
 
@@ -65,12 +66,13 @@ class Peer:
         self.name, self.connection = name, connection
         self.received = b''     # of a line that is not complete
         self.silent = 0         # beats since something arrived
+        self.steps = 0          # that it has begun, where these are counted
         self.done = False       # or has left
 
     def send(self, **message: Any) -> None:
-        """A line; an empty one is a beat. That nobody is there is found out when reading."""
+        """A line; every line is a beat. That nobody is there is found out when reading."""
         with contextlib.suppress(OSError):
-            self.connection.sendall((json.dumps(message) if message else '').encode() + b'\n')
+            self.connection.sendall(json.dumps(message).encode() + b'\n')
 
     def receive(self) -> Any:
         """The messages that have arrived; None where the connection is closed."""
@@ -82,7 +84,7 @@ class Peer:
             return None
         self.silent = 0
         *lines, self.received = (self.received + data).split(b'\n')
-        return [json.loads(line) for line in lines if line]
+        return [json.loads(line) for line in lines]
 
 
 class Lookout:
@@ -100,6 +102,7 @@ class Lookout:
     def __init__(self, name: str, number: int, deadline: float):
         self.name, self.deadline = name, deadline
         self.over = threading.Event()
+        self._steps = 0
         self._leaving = False
         self._number, self._done, self._left = number, 0, 0
         self._is_server = name.startswith('server')
@@ -114,6 +117,16 @@ class Lookout:
         self._peers.append(peer)
         self._selector.register(peer.connection, selectors.EVENT_READ, peer)
 
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """A step of dist_sync, in which all workers wait for each other. One that is refused does not count."""
+        self._steps += 1
+        try:
+            yield
+        except BaseException:
+            self._steps -= 1
+            raise
+
     def fail(self, text: str) -> None:
         """Let the cluster end because of an error in this process, soon."""
         self._failure = self._failure or f'{self.name} has failed: {text}'
@@ -121,15 +134,21 @@ class Lookout:
     def done(self) -> None:
         """This process has nothing left to do, but watches until the others are done."""
         for peer in list(self._peers):
-            peer.send(done=True)
+            peer.send(done=True, steps=self._steps)
 
     def leave(self) -> None:
         """Watch no more; nobody is to miss this process from now on."""
         self._leaving = True  # at once, for the others then close their connections
         self._tell_scheduler(left=True)
         for peer in list(self._peers):
-            peer.send(left=True)
+            peer.send(left=True, steps=self._steps)
         self.over.set()
+
+    def forget(self) -> None:
+        """In a child that was forked: it is not this process, and must not keep its connections open when that dies."""
+        self._leaving = True
+        for peer in self._peers:
+            peer.connection.close()
 
     def end(self, reason: str) -> None:
         """End this process, and all others, because of ``reason``; not while it leaves."""
@@ -168,7 +187,8 @@ class Lookout:
         for message in messages:
             if 'end' in message:
                 self.end(message['end'])
-            if not peer.done:
+            peer.steps = message.get('steps', 0)
+            if not peer.done and ('done' in message or 'left' in message):
                 peer.done = True
                 self._note_done()
             if 'left' in message:
@@ -192,16 +212,24 @@ class Lookout:
     def _beat(self, interval: float) -> None:
         for key in list(self._selector.get_map().values()):
             peer = key.data
-            peer.send()
+            peer.send(steps=self._steps)
             peer.silent += 1  # counted, not measured: where this process was asleep, the others need not have been
             if peer.silent > SILENT:
                 self.end(f'{peer.name} is lost: nothing has been heard of it for {SILENT * interval:.3g} s')
+        self._look_for_steps()
         self._tell_scheduler(deadline=self.deadline)
         self._look_for_scheduler(interval)
         if self._failure:
             self._remaining -= 1
             if not self._remaining:
                 self.end(self._failure)
+
+    def _look_for_steps(self) -> None:
+        last = max(self._peers, key=lambda peer: peer.steps, default=None)
+        for peer in self._peers:
+            if last is not None and peer.done and peer.steps < last.steps:
+                self.end(f'{peer.name} has ended after {peer.steps} steps, and {last.name} waits for it in step {last.steps}: all '
+                         'workers must make the same number of steps')
 
     def _tell_scheduler(self, **message: Any) -> None:
         """Where it is one of MXNet alone, nobody listens."""
@@ -241,12 +269,13 @@ def _listen(listener: socket.socket) -> None:
         except socket.timeout:
             reason = f'no server is left: none has been heard of for {listener.gettimeout():g} s'
             break
-        if not data.startswith(MAGIC):
+        try:
+            message = json.loads(data[len(MAGIC):]) if data.startswith(MAGIC) else {}
+            if 'left' in message:
+                return
+            reason = str(message.get('end', ''))
+            listener.settimeout(message.get('deadline', listener.gettimeout()))
+        except (AttributeError, TypeError, ValueError):  # it is somebody else's
             continue
-        message = json.loads(data[len(MAGIC):])
-        if 'left' in message:
-            return
-        reason = message.get('end', '')
-        listener.settimeout(message.get('deadline', listener.gettimeout()))
     _say_why('the scheduler', reason)
     end_process()

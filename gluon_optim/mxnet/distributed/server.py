@@ -147,6 +147,9 @@ class Server:
         if self.lookout is None:
             self.lookout = Lookout(f'server {self.store.rank}', workers, deadline)
             atexit.register(self.lookout.leave)
+        elif deadline != self.lookout.deadline:
+            raise ValueError(f'All workers must pass the same `deadline` to `watch`. Received: {deadline:g} from {worker}, '
+                             f'{self.lookout.deadline:g} before.')
         peer = Peer(worker, connect(address, deadline))
         peer.send(server=self.lookout.name, token=token)
         self.lookout.add(peer)
