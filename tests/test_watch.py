@@ -1,8 +1,13 @@
-"""Deaths in a distributed run under `go.watch`: real processes on this machine, killed in the middle of training."""
+"""Deaths in a distributed run under `go.watch`: real processes on this machine, killed in the middle of training.
+
+    GLUON_OPTIM_SERVERS=1 pytest -s tests/test_watch.py     ten moments for each victim, and how long it took until all had ended
+"""
+import contextlib
 import json
 import os
 import random
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,7 +25,7 @@ from server_states_worker import found_in, made, train  # noqa: E402
 
 import gluon_optim as go  # noqa: E402
 
-LONG = bool(os.environ.get('GLUON_OPTIM_SERVERS'))
+long_run = pytest.mark.skipif(not os.environ.get('GLUON_OPTIM_SERVERS'), reason='minutes; set GLUON_OPTIM_SERVERS=1')
 WORKERS, SERVERS = ['worker0', 'worker1'], ['server0', 'server1']
 DEADLINE = 15
 LONGER = 10     # seconds that this test may need to notice, on a busy machine
@@ -31,12 +36,12 @@ def command(options):
     return [sys.executable, str(ROOT / 'tests/watch_worker.py'), json.dumps(options)]
 
 
-def started(options):
-    """A cluster of two workers and two servers in which the workers have made steps."""
+def started(options, printed='step 2'):
+    """A cluster of two workers and two servers in which the workers have ``printed`` this."""
     for _ in range(5):
         found = Cluster(command(options), workers=2, servers=2, environment=environment(OMP_NUM_THREADS='1'))
         try:
-            found.wait_for('step 2', WORKERS, deadline=120)
+            found.wait_for(printed, WORKERS, deadline=120)
             return found
         except ClusterError:
             lost = found.lost_a_port()
@@ -49,30 +54,35 @@ def started(options):
     raise AssertionError('no free port')
 
 
-def ended(cluster, names, deadline=DEADLINE + LONGER):
-    """What each of the processes with these names has printed on standard error, when they have ended."""
+def ended(cluster, names, reason, deadline=DEADLINE + LONGER):
+    """Check that the processes with these names end, and that each says why; returns what they have printed on standard error."""
     end = time.monotonic() + deadline
     while set(names) & set(cluster.running()):
         assert time.monotonic() < end, f'{cluster.running()} did not end\n{cluster.story()}'
         time.sleep(0.05)
-    for name in names:
+    texts = [cluster.printed(name, 'stderr') for name in names]
+    for name, text in zip(names, texts):
         assert cluster[name].returncode == 1, cluster.story()
-    return [cluster.printed(name, 'stderr') for name in names]
+        assert re.search(f'gluon_optim.watch ends (worker \\d|server \\d|the scheduler): {reason}', text), cluster.story()
+    return texts
 
 
-def rank_of(cluster, worker):
-    return re.search(r'rank (\d)', cluster.printed(worker)).group(1)
+def name_of(cluster, victim):
+    """In the words of those who miss it. Which of the servers it is only MXNet knows."""
+    if victim.startswith('worker'):
+        return 'worker ' + re.search(r'rank (\d)', cluster.printed(victim)).group(1)
+    return 'the scheduler' if victim == 'scheduler' else r'server \d'
 
 
-def check_death(victim, options, pause=0.0):
-    with started(options) as cluster:
-        lost = {'w': lambda: f'worker {rank_of(cluster, victim)} is lost', 's': lambda: r'server \d is lost',
-                'scheduler': lambda: 'the scheduler is lost: 127.0.0.1:'}[victim if victim == 'scheduler' else victim[0]]()
+def check_death(victim, options, printed='step 2', pause=0.0):
+    with started(options, printed) as cluster:
+        how = r'127\.0\.0\.1:\d+ takes no connections' if victim == 'scheduler' else 'it has closed its connections'
+        reason = f'{name_of(cluster, victim)} is lost: {how}'
         time.sleep(pause)
+        begin = time.monotonic()
         cluster.kill(victim)
-        texts = ended(cluster, [name for name in cluster.processes if name != victim])
-        for text in texts:
-            assert re.search(f'gluon_optim.watch ends (worker \\d|server \\d|the scheduler): {lost}', text), cluster.story()
+        texts = ended(cluster, [name for name in cluster.processes if name != victim], reason)
+        print(f'\n{victim}: all have ended after {time.monotonic() - begin:.1f} s')
         assert len({re.search(r'(\w+ \d|scheduler) is lost', text).group() for text in texts}) == 1
 
 
@@ -91,45 +101,92 @@ def check_continuation(options):
 
 @pytest.mark.parametrize('victim', ['worker1', 'server1', 'scheduler'])
 def test_when_a_process_is_killed_all_others_end_and_say_which(victim, tmp_path):
-    options = {'folder': str(tmp_path / 'run')} if victim == 'server1' else {}
-    check_death(victim, {'steps': ENDLESS, **options}, pause=1.0 if options else 0.0)
-    if options:
+    if victim == 'server1':
+        options = {'folder': str(tmp_path / 'run')}
+        check_death(victim, {'steps': ENDLESS, **options}, printed='step 7')
         check_continuation(options)
+    else:
+        check_death(victim, {'steps': ENDLESS})
 
 
-@pytest.mark.skipif(not LONG, reason='minutes; set GLUON_OPTIM_SERVERS=1')
+@long_run
 @pytest.mark.parametrize('moment', range(10))
 @pytest.mark.parametrize('victim', ['worker1', 'server1', 'scheduler'])
 def test_at_any_moment(victim, moment, tmp_path):
     options = {'folder': str(tmp_path / 'run')}
-    check_death(victim, {'steps': ENDLESS, **options}, pause=1 + random.Random(moment).random())
+    check_death(victim, {'steps': ENDLESS, **options}, printed='step 7', pause=2 * random.Random(moment).random())
     check_continuation(options)
 
 
-@pytest.mark.skipif(not LONG, reason='minutes; set GLUON_OPTIM_SERVERS=1')
+@long_run
 @pytest.mark.parametrize('victim', ['worker1', 'server1', 'scheduler'])
 @pytest.mark.parametrize('options', [{'kvstore': 'dist_async'}, {'update_on_kvstore': False}], ids=['asynchronous', 'on workers'])
 def test_with_other_stores(victim, options):
     check_death(victim, {'steps': ENDLESS, **options})
 
 
-@pytest.mark.parametrize('stop', [None, pytest.param(0, marks=pytest.mark.skipif(not LONG, reason='GLUON_OPTIM_SERVERS=1'))])
-def test_a_worker_that_ends_before_the_others_is_not_missed(stop):
-    """It is silent for longer than one that counts as lost."""
-    options = {'steps': 4, 'late': 1, 'seconds': 6, 'deadline': 7, 'stop': stop}
-    results = run(command(options), 120, workers=2, servers=2, environment=environment(OMP_NUM_THREADS='1'))
+@pytest.mark.parametrize('victim', ['worker1', pytest.param('server0', marks=long_run)])
+def test_a_process_that_has_stopped_is_missed_and_ends_when_it_continues(victim):
+    with started({'steps': ENDLESS, 'deadline': 6}) as cluster:
+        reason = f'{name_of(cluster, victim)} is lost: nothing has been heard of it for 4 s'
+        cluster[victim].send_signal(signal.SIGSTOP)
+        ended(cluster, [name for name in cluster.processes if name != victim], reason)
+        cluster[victim].send_signal(signal.SIGCONT)
+        ended(cluster, [victim], reason)
+
+
+def living(group):
+    """The processes of a group that have not ended; zombies have."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _, its_group = path.read_text().rpartition(')')[2].split()[:3]
+            found += [path] if int(its_group) == group and state not in 'ZX' else []
+    return found
+
+
+def test_processes_that_load_data_hide_no_death_and_are_not_left():
+    """They are forked, with all that their parents have open."""
+    with started({'steps': ENDLESS, 'loader': True}) as cluster:
+        reason = f'{name_of(cluster, "worker1")} is lost: it has closed its connections'
+        cluster['worker1'].kill()  # it alone
+        ended(cluster, [name for name in cluster.processes if name != 'worker1'], reason)
+        os.killpg(cluster['worker1'].pid, signal.SIGKILL)  # nobody could end these
+        assert not living(cluster['worker0'].pid)
+
+
+@pytest.mark.parametrize('options', [
+    {'pauses': ['sleep', 'hold_the_lock'], 'seconds': 2.5, 'deadline': 6},
+    pytest.param({'pauses': ['sleep', 'compute', 'wait_in_c'], 'seconds': 15, 'deadline': 5}, marks=long_run),
+    {'late': 1, 'seconds': 6, 'deadline': 7},
+    pytest.param({'late': 1, 'seconds': 15, 'deadline': 5, 'stop': 0}, marks=long_run),
+    pytest.param({'late': 0, 'seconds': 15, 'deadline': 5, 'kvstore': 'dist_async'}, marks=long_run)],
+    ids=['in a step', 'in a step, long', 'after the last', 'after the last, without the other', 'after the last, asynchronous'])
+def test_nobody_is_missed_who_is_only_late(options):
+    """The others wait for longer than it takes until somebody counts as lost."""
+    results = run(command({'steps': 4, **options}), 200, workers=2, servers=2, environment=environment(OMP_NUM_THREADS='1'))
     for result in results.values():
         assert result.returncode == 0 and 'gluon_optim' not in result.stderr, result
 
 
 @pytest.mark.parametrize('options, reason', [
     ({'steps': ENDLESS, 'raise_at': 3, 'kvstore': 'dist_async'}, 'worker 1 ended with ArithmeticError: it has had enough'),
+    ({'steps': ENDLESS, 'exit_at': 3}, 'worker 1 has ended after 4 steps, and worker 0 waits for it in step 5: '),
+    ({'steps': ENDLESS, 'fails': True},
+     r'worker \d ended with ServerError: The optimizer failed on parameter server \d, .*ArithmeticError: the third update'),
     ({'steps': 2, 'fails': True}, r'server \d has failed: ArithmeticError: the third update is too much')],
-    ids=['on a worker', 'on a server, in the last step'])
+    ids=['on a worker', 'of a worker that ends too early', 'on a server', 'on a server, in the last step'])
 def test_an_error_ends_all_and_is_named(options, reason):
     with started(options) as cluster:
-        for text in ended(cluster, cluster.processes):
-            assert re.search(f'gluon_optim.watch ends (worker \\d|server \\d|the scheduler): {reason}', text), cluster.story()
+        ended(cluster, cluster.processes, reason)
+
+
+@long_run
+def test_deadlines_that_differ():
+    with started({'steps': ENDLESS, 'deadlines': {'0': 10, '1': 5}}, printed='') as cluster:
+        while cluster.running():
+            time.sleep(0.1)
+        assert 'must pass the same `deadline`' in cluster.printed('worker0', 'stderr') + cluster.printed('worker1', 'stderr')
 
 
 def test_what_cannot_be_watched():

@@ -1,9 +1,12 @@
 """A worker of a cluster for test_watch.py: trains as the options say, under `go.watch`."""
+import ctypes
 import json
+import multiprocessing
 import sys
 import time
 
 import mxnet as mx
+import numpy as np
 from contract_nets import gradients
 from failing_optimizer import FailsOnServers
 from mxnet import gluon
@@ -19,11 +22,46 @@ def trainer_of(run, options, kvstore):
     return gluon.Trainer(run.parameters, optimizer, kvstore=kvstore, update_on_kvstore=options.get('update_on_kvstore'))
 
 
+def sleep(seconds):
+    time.sleep(seconds)
+
+
+def compute(seconds):
+    """Products of large matrices, each of which takes long."""
+    matrix = np.ones((1500, 1500))
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        matrix @ matrix
+
+
+def wait_in_c(seconds):
+    """One call, which does not hold Python's lock."""
+    ctypes.CDLL(None).usleep(int(1e6 * seconds))
+
+
+def hold_the_lock(seconds):
+    """One call, during which no other thread runs Python."""
+    ctypes.PyDLL(None).usleep(int(1e6 * seconds))
+
+
+def pause(kinds, seconds):
+    for kind in kinds:
+        globals()[kind](seconds)
+
+
+def loader():
+    """Loads by two processes that are forked from this one; and a third that does not care about the others."""
+    multiprocessing.Process(target=time.sleep, args=(600,), daemon=True).start()
+    return gluon.data.DataLoader(gluon.data.ArrayDataset(mx.nd.zeros((8, 1))), 2, num_workers=2)
+
+
 def main(options):
     store = None if 'kvstore' in options else mx.kv.create('dist_sync')
     run = made({'name': 'adamw'})
     run.trainer = trainer_of(run, options, store)
-    watched = go.watch(run.trainer, options.get('deadline', 15)) if options.get('watch', True) else None
+    deadline = options.get('deadlines', {}).get(str(store.rank) if store else '', options.get('deadline', 15))
+    watched = go.watch(run.trainer, deadline)
+    batches = loader() if options.get('loader') else []
     with go.CheckpointManager(options.get('folder', 'nowhere'), save_every=5 if 'folder' in options else 10 ** 9) as manager:
         if 'folder' in options:
             restored = manager.restore_latest(trainer=run.trainer)
@@ -34,6 +72,12 @@ def main(options):
             rank = run.trainer._kvstore.rank
             if t == options.get('raise_at') and rank == 1:
                 raise ArithmeticError('it has had enough')
+            if t == options.get('exit_at') and rank == 1:
+                sys.exit(3)
+            if t == 2 and rank == 1:
+                pause(options.get('pauses', []), options.get('seconds'))
+            for _ in batches:
+                pass
             print(f'rank {rank} step {t + 1}', flush=True)
             if 'folder' in options:
                 manager.save(t + 1, trainer=run.trainer)

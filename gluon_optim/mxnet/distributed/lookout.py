@@ -11,6 +11,7 @@ Nothing here calls MXNet, which knows nothing of this thread, nor holds a store:
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import selectors
 import socket
@@ -48,6 +49,8 @@ def end_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+    for child in multiprocessing.active_children():  # of a DataLoader, say: they would wait for tasks, for ever
+        child.kill()
     os._exit(1)
 
 
@@ -228,7 +231,7 @@ class Lookout:
         last = max(self._peers, key=lambda peer: peer.steps, default=None)
         for peer in self._peers:
             if last is not None and peer.done and peer.steps < last.steps:
-                self.end(f'{peer.name} has ended after {peer.steps} steps, and {last.name} waits for it in step {last.steps}: all '
+                self.end(f'{peer.name} has ended after {peer.steps} steps, and {last.name} waits for it in step {peer.steps + 1}: all '
                          'workers must make the same number of steps')
 
     def _tell_scheduler(self, **message: Any) -> None:
