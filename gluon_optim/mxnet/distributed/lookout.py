@@ -231,8 +231,8 @@ class Lookout:
         last = max(self._peers, key=lambda peer: peer.steps, default=None)
         for peer in self._peers:
             if last is not None and peer.done and peer.steps < last.steps:
-                self.end(f'{peer.name} has ended after {peer.steps} steps, and {last.name} waits for it in step {peer.steps + 1}: all '
-                         'workers must make the same number of steps')
+                self.end(f'{peer.name} has ended after {peer.steps} steps, and {last.name} waits for it in step {peer.steps + 1}: '
+                         'all workers must make the same number of steps')
 
     def _tell_scheduler(self, **message: Any) -> None:
         """Where it is one of MXNet alone, nobody listens."""
