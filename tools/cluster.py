@@ -173,13 +173,13 @@ class Cluster:
         return Path(self._folder.name, f'{name}.{stream}')
 
 
-def run(command: Sequence[str], deadline: float, **arguments: Any) -> Dict[str, Result]:
+def run(command: Sequence[str], deadline: float, grace: float = 3, **arguments: Any) -> Dict[str, Result]:
     """Run a `Cluster` to its end, started again where a port was taken. ClusterError where a process fails, or after ``deadline``
-    seconds."""
+    seconds; see `Cluster.wait` for ``grace``."""
     for _ in range(STARTS):
         with Cluster(command, **arguments) as cluster:
             try:
-                results = cluster.wait(deadline, grace=3)
+                results = cluster.wait(deadline, grace)
             except ClusterError:
                 if cluster.lost_a_port():
                     continue
