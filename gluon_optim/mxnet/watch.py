@@ -109,11 +109,15 @@ class Watch:
 def watch(trainer: TrainerLike, deadline: float = 15) -> Watch:
     """End this process, with a message that names the reason, when another process of a distributed run is lost.
 
-    For trainers with a store with servers, ``dist_sync`` or ``dist_async``; every worker makes the call. Without it a killed
-    worker or server leaves all others waiting, silently and for ever. With it each worker and server ends with code 1 when
-    a worker, a server or the scheduler has died or cannot be reached, when a worker ended with an exception, and when an update
-    failed on a server (which workers raise as ServerError if they make another step in time). The reason is on the standard error
-    of each, and in its log. Resume from the newest checkpoint: MXNet has no way to rejoin.
+    For trainers with a store with servers, ``dist_sync`` or ``dist_async``; every worker makes the call, in the same place, before
+    its first step. Without it a killed worker or server leaves all others waiting, silently and for ever. With it each worker and
+    server ends with code 1 when
+
+    - a worker, a server or the scheduler has died or cannot be reached,
+    - a worker ended with an exception, or (``dist_sync``) after fewer steps than the others make,
+    - an update failed on a server; workers that make another step in time raise that as ServerError.
+
+    The reason is on the standard error of each, and in its log. Resume from the newest checkpoint: MXNet has no way to rejoin.
 
     Parameters
     ----------
@@ -121,8 +125,8 @@ def watch(trainer: TrainerLike, deadline: float = 15) -> Watch:
         One that keeps its weights on servers, or adds up its gradients there. It is watched from now on, or where it makes its
         store by itself, as ``kvstore='dist_sync'`` lets it, from the first step on.
     deadline : float
-        Seconds within which all have ended. A killed process is noticed at once; the time is needed for a machine that
-        vanishes, for the scheduler, and for processes that are stopped.
+        Seconds within which all have ended, the same on all workers. A killed process is noticed at once; the time is needed for
+        the scheduler, for a machine that vanishes, and for processes that are stopped. Default: 15.
 
     Returns
     -------
@@ -133,7 +137,7 @@ def watch(trainer: TrainerLike, deadline: float = 15) -> Watch:
     step, where a server does not have this package or cannot connect to this worker.
 
     >>> import gluon_optim as go
-    >>> from mxnet import MXNetError, gluon, nd
+    >>> from mxnet import gluon
     >>> net = gluon.nn.Dense(1, in_units=2)
     >>> net.initialize()
     >>> trainer = gluon.Trainer(net.collect_params(), 'adamw')
