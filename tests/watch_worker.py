@@ -44,8 +44,8 @@ def hold_the_lock(seconds):
     ctypes.PyDLL(None).usleep(int(1e6 * seconds))
 
 
-def pause(kinds, seconds):
-    for kind in kinds:
+def pause(kinds):
+    for kind, seconds in kinds.items():
         globals()[kind](seconds)
 
 
@@ -60,7 +60,10 @@ def main(options):
     run = made({'name': 'adamw'})
     run.trainer = trainer_of(run, options, store)
     deadline = options.get('deadlines', {}).get(str(store.rank) if store else '', options.get('deadline', 15))
+    if store and store.rank == 1:
+        time.sleep(options.get('wait', 0))
     watched = go.watch(run.trainer, deadline)
+    print('watches', flush=True)
     batches = loader() if options.get('loader') else []
     with go.CheckpointManager(options.get('folder', 'nowhere'), save_every=5 if 'folder' in options else 10 ** 9) as manager:
         if 'folder' in options:
@@ -75,7 +78,7 @@ def main(options):
             if t == options.get('exit_at') and rank == 1:
                 sys.exit(3)
             if t == 2 and rank == 1:
-                pause(options.get('pauses', []), options.get('seconds'))
+                pause(options.get('pauses', {}))
             for _ in batches:
                 pass
             print(f'rank {rank} step {t + 1}', flush=True)
@@ -84,7 +87,7 @@ def main(options):
     if options.get('stop') == rank:
         watched.stop()
     if options.get('late') == rank:
-        time.sleep(options['seconds'])
+        time.sleep(options['late_seconds'])
     if 'folder' in options:
         print(json.dumps(found_in(run)), flush=True)
 

@@ -5,14 +5,14 @@ import os
 import secrets
 import socket
 import sys
-import time
-from typing import Any, Dict, List
+from typing import Any
 
 from mxnet import MXNetError, gluon, nd
 
 from ..schema import Hyper, some_of
 from .distributed import ServerError
-from .distributed.lookout import Lookout, Peer, connect, scheduler_address
+from .distributed.lookout import Lookout, connect, scheduler_address
+from .distributed.pages import give_up
 from .distributed.protocol import number_of_servers
 from .distributed.worker import send
 from .typing import TrainerLike
@@ -51,46 +51,33 @@ class Watch:
 
     def _start(self, store: Any) -> None:
         """Tell all servers where this worker can be reached, and wait until each of them has connected to it."""
-        name, servers = f'worker {store.rank}', number_of_servers()
-        with connect(scheduler_address(), self.deadline) as way:
-            host = way.getsockname()[0]
-        peers = self._connected(store, name, host, servers)
-        self._lookout = Lookout(name, servers, self.deadline)
-        for peer in peers:
-            self._lookout.add(peer)
+        name, servers, token = f'worker {store.rank}', number_of_servers(), secrets.token_hex()
+        try:
+            with connect(scheduler_address(), self.deadline) as way:
+                host = way.getsockname()[0]
+        except OSError as error:
+            give_up()
+            raise ServerError(f'The scheduler at {":".join(map(str, scheduler_address()))} takes no connections: {error}. It may have '
+                              'ended because another process died; start all processes again.') from error
+        listener = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET)
+        listener.bind((host, 0))
+        listener.listen(servers)
+        self._lookout = Lookout(name, servers, self.deadline, listener, token)
+        send(store, 'watch', name, listener.getsockname()[:2], token, store.num_workers, self.deadline)
+        if not self._lookout.complete.wait(self.deadline):
+            missing = some_of(self._lookout.missing())
+            self._lookout.leave()
+            give_up()  # others may end before this process gives back its store
+            raise ServerError(
+                f'All servers must connect to {host}, to be watched by {name}. Received: no connection of {missing} within '
+                f'{self.deadline:g} s. Its standard error says why: install this gluon_optim there, in the Python that '
+                'starts the server, and let servers connect to workers.')
         atexit.register(self._leave)
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
         atexit.unregister(self._leave)
         self._lookout.forget()
-
-    def _connected(self, store: Any, name: str, host: str, servers: int) -> List[Peer]:
-        token = secrets.token_hex()
-        found: Dict[str, Peer] = {}
-        with socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET) as listener:
-            listener.bind((host, 0))
-            listener.listen(servers)
-            send(store, 'watch', name, listener.getsockname()[:2], token, store.num_workers, self.deadline)
-            end = time.monotonic() + self.deadline
-            while len(found) < servers:
-                listener.settimeout(max(end - time.monotonic(), 0.001))
-                try:
-                    connection, _ = listener.accept()
-                except socket.timeout:
-                    missing = some_of([f'server {number}' for number in range(servers) if f'server {number}' not in found])
-                    raise ServerError(
-                        f'All servers must connect to {host}, to be watched by {name}. Received: no connection of {missing} within '
-                        f'{self.deadline:g} s. Its standard error says why: install this gluon_optim there, in the Python that '
-                        'starts the server, and let servers connect to workers.') from None
-                connection.settimeout(1)
-                peer = Peer('', connection)
-                with contextlib.suppress(LookupError, TypeError, ValueError):  # it is somebody else
-                    introduction = peer.receive()[0]
-                    if secrets.compare_digest(introduction['token'], token):
-                        peer.name = introduction['server']
-                        found[peer.name] = peer
-        return list(found.values())
 
     def _leave(self) -> None:
         """At the end of the script: wait for the other workers, as MXNet would, but in Python, where their deaths are noticed."""

@@ -13,13 +13,14 @@ import json
 import logging
 import multiprocessing
 import os
+import secrets
 import selectors
 import socket
 import sys
 import threading
 import time
 import warnings
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 __all__ = ['Lookout', 'Peer', 'connect', 'end_process', 'scheduler_address', 'watch_as_scheduler']
 
@@ -78,33 +79,40 @@ class Peer:
             self.connection.sendall(json.dumps(message).encode() + b'\n')
 
     def receive(self) -> Any:
-        """The messages that have arrived; None where the connection is closed."""
+        """The messages that have arrived; None where the connection is closed, or somebody else is there."""
         try:
             data = self.connection.recv(1 << 16)
-        except OSError:
-            data = b''
-        if not data:
+            *lines, self.received = (self.received + data).split(b'\n')
+            messages = [json.loads(line) for line in lines]
+        except (OSError, ValueError):
             return None
         self.silent = 0
-        *lines, self.received = (self.received + data).split(b'\n')
-        return [json.loads(line) for line in lines]
+        return messages if data else None
 
 
 class Lookout:
-    """Watches the scheduler, and the processes that are added, until all of these have left.
+    """Watches the scheduler, and the processes at the other ends of connections, until all of these have left.
 
-    A worker says that it is *done* at the end of its script, and waits. A server says so when all workers have. A worker for which
-    all servers are done *leaves*, and servers let it.
+    A worker listens for the connections of servers, which they make on its command. A worker says that it is *done* at the end of
+    its script, and waits. A server says so when all workers have. A worker for which all servers are done *leaves*, and servers
+    let it.
 
     ``name``
         Of this process, in what it says.
     ``number``
         How many processes there will be.
+    ``listener``, ``token``
+        Of a worker: where servers connect, and what they know.
+    ``complete``
+        When all have connected.
+    ``over``
+        When nobody is watched any more.
     """
 
-    def __init__(self, name: str, number: int, deadline: float):
+    def __init__(self, name: str, number: int, deadline: float, listener: Optional[socket.socket] = None, token: str = ''):
         self.name, self.deadline = name, deadline
-        self.over = threading.Event()
+        self.complete, self.over = threading.Event(), threading.Event()
+        self._listener, self._token, self._beats = listener, token, 0
         self._steps = 0
         self._leaving = False
         self._number, self._done, self._left = number, 0, 0
@@ -114,11 +122,17 @@ class Lookout:
         self._datagrams = socket.socket(type=socket.SOCK_DGRAM)
         self._unreached = 0
         self._failure, self._remaining = '', FAILED
+        if listener is not None:
+            self._selector.register(listener, selectors.EVENT_READ)
         threading.Thread(target=self._run, name='gluon_optim.watch', daemon=True).start()
 
     def add(self, peer: Peer) -> None:
         self._peers.append(peer)
         self._selector.register(peer.connection, selectors.EVENT_READ, peer)
+
+    def missing(self) -> List[str]:
+        """The servers that have not connected yet."""
+        return sorted({f'server {number}' for number in range(self._number)} - {peer.name for peer in list(self._peers)})
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -154,9 +168,10 @@ class Lookout:
             peer.connection.close()
 
     def end(self, reason: str) -> None:
-        """End this process, and all others, because of ``reason``; not while it leaves."""
+        """End this process, and all others, because of ``reason``; not while it leaves, or ends already."""
         if self._leaving:
             return
+        self._leaving = True
         for peer in list(self._peers):
             peer.send(end=reason)
             with contextlib.suppress(OSError):
@@ -173,18 +188,45 @@ class Lookout:
         due = time.monotonic() + interval
         while not self.over.is_set():
             for key, _ in self._selector.select(max(due - time.monotonic(), 0)):
-                self._read(key.data)
+                if key.data is None:
+                    self._accept(key.fileobj)
+                else:
+                    self._read(key.data)
             if time.monotonic() >= due:
                 self._beat(interval)
                 due = time.monotonic() + interval
-        for peer in list(self._peers):
-            peer.connection.close()
-        self._datagrams.close()
+        registered: List[Any] = [key.fileobj for key in list(self._selector.get_map().values())]
+        for one in [*registered, *(peer.connection for peer in self._peers), self._datagrams]:
+            one.close()
         self._selector.close()
+
+    def _accept(self, listener: Any) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            connection.settimeout(1)
+            self._selector.register(connection, selectors.EVENT_READ, Peer('', connection))
+
+    def _introduced(self, peer: Peer, messages: Any) -> Any:
+        """What a process says besides its name, of which the first is the token; else it is somebody else."""
+        with contextlib.suppress(LookupError, TypeError):
+            if secrets.compare_digest(messages[0]['token'], self._token):
+                peer.name = messages[0]['server']
+                self._peers.append(peer)
+                if self._listener is not None and not self.missing():
+                    self._selector.unregister(self._listener)
+                    self._listener.close()
+                    self.complete.set()
+                return messages[1:]
+        self._selector.unregister(peer.connection)
+        peer.connection.close()
+        return []
 
     def _read(self, peer: Peer) -> None:
         messages = peer.receive()
+        if not peer.name:
+            messages = self._introduced(peer, messages)
         if messages is None:
+            self._selector.unregister(peer.connection)
             self.end(f'{peer.name} is lost: it has closed its connections, as a process does that is killed')
             return
         for message in messages:
@@ -213,8 +255,10 @@ class Lookout:
             self.leave()
 
     def _beat(self, interval: float) -> None:
-        for key in list(self._selector.get_map().values()):
-            peer = key.data
+        self._beats += 1
+        if self._listener is not None and self._beats > 2 * BEATS and self.missing():  # the main thread still waits for it, in C
+            self.end(f'{self.missing()[0]} is lost: it has not connected')
+        for peer in [key.data for key in list(self._selector.get_map().values()) if key.data is not None and key.data.name]:
             peer.send(steps=self._steps)
             peer.silent += 1  # counted, not measured: where this process was asleep, the others need not have been
             if peer.silent > SILENT:

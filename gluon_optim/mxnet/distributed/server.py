@@ -147,12 +147,12 @@ class Server:
         if self.lookout is None:
             self.lookout = Lookout(f'server {self.store.rank}', workers, deadline)
             atexit.register(self.lookout.leave)
-        elif deadline != self.lookout.deadline:
-            raise ValueError(f'All workers must pass the same `deadline` to `watch`. Received: {deadline:g} from {worker}, '
-                             f'{self.lookout.deadline:g} before.')
         peer = Peer(worker, connect(address, deadline))
         peer.send(server=self.lookout.name, token=token)
         self.lookout.add(peer)
+        if deadline != self.lookout.deadline:  # one would miss the other's beats
+            self.lookout.end(f'all workers must pass the same `deadline` to watch. Received: {deadline:g} from {worker}, '
+                             f'{self.lookout.deadline:g} before')
 
     def _check_agreement(self, name: str, step: int, rank: int, value: bytes) -> None:
         before = self._changed.get(name)
