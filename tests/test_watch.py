@@ -91,7 +91,7 @@ def check_continuation(options):
     results = run(command(dict(options, steps=7)), 120, workers=2, servers=1, environment=environment(OMP_NUM_THREADS='1'))
     for worker in WORKERS:
         lines = results[worker].stdout.splitlines()
-        begin = int(lines[0].partition('begins at ')[2])
+        begin = int(lines[1].partition('begins at ')[2])
         assert begin and begin % 5 == 0
         alone = made({'name': 'adamw'})
         alone.trainer = gluon.Trainer(alone.parameters, go.create('adamw', learning_rate=0.0625), kvstore=None)
@@ -181,6 +181,18 @@ def test_an_error_ends_all_and_is_named(options, reason):
         ended(cluster, cluster.processes, reason)
 
 
+@long_run
+def test_a_worker_that_makes_the_call_when_the_others_have_ended():
+    with Cluster(command({'steps': ENDLESS, 'wait': 10}), servers=2, environment=environment()) as cluster:
+        while not any('watches' in cluster.printed(worker) for worker in WORKERS):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        cluster.kill('server1')
+        others = [name for name in cluster.processes if name != 'server1']
+        ended(cluster, others, r'(server \d is lost|The scheduler at 127\.0\.0\.1:\d+ takes no connections)', deadline=60)
+
+
+@long_run
 def test_deadlines_that_differ():
     with Cluster(command({'steps': ENDLESS, 'deadlines': {'0': 60, '1': 5}}), servers=2, environment=environment()) as cluster:
         ended(cluster, cluster.processes, 'all workers must pass the same `deadline` to watch. Received: (60|5) from', deadline=60)

@@ -57,8 +57,8 @@ class Watch:
                 host = way.getsockname()[0]
         except OSError as error:
             give_up()
-            raise ServerError(f'The scheduler at {":".join(map(str, scheduler_address()))} takes no connections: {error}. It may have '
-                              'ended because another process died; start all processes again.') from error
+            raise ServerError(f'The scheduler at {":".join(map(str, scheduler_address()))} takes no connections: {error}. It may '
+                              'have ended because another process died; start all processes again.') from error
         listener = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET)
         listener.bind((host, 0))
         listener.listen(servers)
