@@ -120,8 +120,10 @@ def test_at_any_moment(victim, moment, tmp_path):
 
 @long_run
 @pytest.mark.parametrize('victim', ['worker1', 'server1', 'scheduler'])
-@pytest.mark.parametrize('options', [{'kvstore': 'dist_async'}, {'update_on_kvstore': False}], ids=['asynchronous', 'on workers'])
-def test_with_other_stores(victim, options):
+@pytest.mark.parametrize('options', [
+    {'kvstore': 'dist_async'}, {'update_on_kvstore': False}, {'mxnet': 'sgd'}, {'mxnet': 'sgd', 'kvstore': 'dist_sync'}],
+    ids=['asynchronous', 'on workers', "MXNet's own", "MXNet's own, from the first step on"])
+def test_with_other_stores_and_optimizers(victim, options):
     check_death(victim, {'steps': ENDLESS, **options})
 
 

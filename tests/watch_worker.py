@@ -18,7 +18,7 @@ import gluon_optim as go
 def trainer_of(run, options, kvstore):
     """Where the options name a kind of store, the trainer makes it in its first step."""
     kvstore = options.get('kvstore', kvstore)
-    optimizer = FailsOnServers() if options.get('fails') else go.create('adamw', learning_rate=0.0625)
+    optimizer = FailsOnServers() if options.get('fails') else options.get('mxnet') or go.create('adamw', learning_rate=0.0625)
     return gluon.Trainer(run.parameters, optimizer, kvstore=kvstore, update_on_kvstore=options.get('update_on_kvstore'))
 
 
@@ -49,6 +49,18 @@ def pause(kinds):
         globals()[kind](seconds)
 
 
+def refused_step(run):
+    """One that is an error before anything is sent, for a reason that can be taken back."""
+    optimizer = run.trainer._optimizer
+    optimizer.begin_num_update += 1
+    try:
+        run.trainer.step(1)
+    except ValueError:
+        optimizer.begin_num_update -= 1
+    else:
+        raise AssertionError('no error')
+
+
 def loader():
     """Loads by two processes that are forked from this one; and a third that does not care about the others."""
     multiprocessing.Process(target=time.sleep, args=(600,), daemon=True).start()
@@ -77,8 +89,9 @@ def main(options):
                 raise ArithmeticError('it has had enough')
             if t == options.get('exit_at') and rank == 1:
                 sys.exit(3)
-            if t == 2 and rank == 1:
-                pause(options.get('pauses', {}))
+            if t == 2 and rank == 1 and 'pauses' in options:
+                refused_step(run)
+                pause(options['pauses'])
             for _ in batches:
                 pass
             print(f'rank {rank} step {t + 1}', flush=True)

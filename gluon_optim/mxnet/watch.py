@@ -102,7 +102,7 @@ def watch(trainer: TrainerLike, deadline: float = 15) -> Watch:
 
     - a worker, a server or the scheduler has died or cannot be reached,
     - a worker ended with an exception, or (``dist_sync``) after fewer steps than the others make,
-    - an update failed on a server; workers that make another step in time raise that as ServerError.
+    - an update by an optimizer of this package failed on a server; workers that make another step in time raise it as ServerError.
 
     The reason is on the standard error of each, and in its log. Resume from the newest checkpoint: MXNet has no way to rejoin.
 
