@@ -1,7 +1,7 @@
 """Who notices that a process of the cluster has died: a thread in each worker and each server.
 
 MXNet's main threads wait in C for what a dead process would have sent. So each server opens a connection to each worker, beside
-MXNet's own. The kernel closes it when one of them is killed; both send a byte several times in ``deadline``, for machines that
+MXNet's own. The kernel closes it when one of them is killed; both send a line several times in ``deadline``, for machines that
 vanish; and both look whether the scheduler still takes connections. The first that notices a death tells the others, and ends.
 In dist_sync workers also say how many steps they have begun: one that has ended after fewer would never be there for the others.
 The scheduler has no such connections: nobody sends it commands. It gets datagrams at the number of its port, from servers.
