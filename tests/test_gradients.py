@@ -828,6 +828,25 @@ def test_gradients_are_summed_over_devices_once(contexts, early):
         scaler.update()
 
 
+class OfTwoProcesses(gluon.Trainer):
+    """Sums in its own way, as Horovod's trainer does: here over two processes with equal gradients."""
+
+    def _allreduce_grads(self):
+        for parameter in self._params:
+            gradient = parameter.grad()
+            gradient *= 2
+
+
+def test_gradients_are_summed_over_processes_once():
+    trainer = OfTwoProcesses(trainer_of(((2,),))._params, 'adamw')
+    scaler = G.Scaler(trainer, init_scale=1)
+    backward(trainer, [np.ones(2)], scaler.scale)
+    scaler.unscale()
+    with pytest.raises(ValueError, match='summed over the devices once'):
+        trainer.step(1)
+    assert gradients_of(trainer)[0].tolist() == [2, 2]
+
+
 @pytest.mark.parametrize('contexts', [1, 2])
 def test_a_step_of_the_trainer_itself(contexts):
     """trainer.step after scale, as AMP has it: skips, adapts, and updates by the gradient without the scale."""

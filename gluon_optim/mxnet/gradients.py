@@ -28,7 +28,7 @@ import warnings
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy
-from mxnet import autograd
+from mxnet import autograd, gluon
 from mxnet import ndarray as nd
 
 from ..schema import Hyper, check_int, compute_type, one_of, some_of
@@ -281,6 +281,12 @@ def _check_own_update(trainer: TrainerLike) -> None:
                          'Create it with update_on_kvstore=False.')
 
 
+def _sums(trainer: Any) -> bool:
+    """Whether `allreduce_grads` adds something up: the gradients of several devices, workers, or processes of Horovod."""
+    return len(contexts_of(trainer)) > 1 or bool(trainer._distributed) or (
+        type(trainer)._allreduce_grads is not gluon.Trainer._allreduce_grads)
+
+
 def _scaler(trainer: TrainerLike) -> Optional['Scaler']:
     scaler = getattr(trainer, '_amp_loss_scaler', None)
     return scaler if isinstance(scaler, Scaler) else None
@@ -425,7 +431,7 @@ class Scaler:
         trainer._amp_loss_scaler = self
 
         def allreduce_grads() -> None:
-            if self._phase == 'unscaled' and len(contexts_of(trainer)) > 1:
+            if self._phase == 'unscaled' and _sums(trainer):
                 raise ValueError('Gradients must be summed over the devices once. Received: a second call, after '
                                  'scaler.unscale(), which has done it. Call scaler.step(batch_size) next.')
             type(trainer)._allreduce_grads(trainer)
