@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Train a small net on handwritten digits with several workers and parameter servers; kill them, resume on other servers.
+"""Train a small net on handwritten digits with several workers and parameter servers; kill one, resume on other servers.
 
     tools/cluster --workers 2 --servers 2 python examples/train_distributed.py --log straight.jsonl
-    tools/cluster --workers 2 --grace 1 python examples/train_distributed.py --checkpoint-dir run --kill-at 230 --log killed.jsonl
+    tools/cluster --workers 2 --servers 2 python examples/train_distributed.py --checkpoint-dir run --kill-at 230 --log killed.jsonl
     tools/cluster --workers 2 --servers 3 python examples/train_distributed.py --checkpoint-dir run --resume --log resumed.jsonl
 
-The last line of the first and of the third are equal: the same weights and states, bit for bit. With dist_async, one worker late:
+In the second, all other processes end and say why. The last line of the first and of the third are equal: the same weights and
+states, bit for bit. With dist_async, one worker late:
 
     tools/cluster --workers 2 --servers 2 python examples/train_distributed.py --asynchronous sgd_torch --log sgd.jsonl
     tools/cluster --workers 2 --servers 2 python examples/train_distributed.py --asynchronous dcasgd --log dcasgd.jsonl
@@ -75,6 +76,7 @@ def train(options, store, log):
     trainer = gluon.Trainer(
         net.collect_params(), 'sgd_torch', {'momentum': 0.9, 'lr_scheduler': make_schedule(options, steps, store.num_workers)},
         kvstore=store, compression_params={'type': '2bit', 'threshold': THRESHOLD} if options.compress else None)
+    go.watch(trainer)  # when a process dies, the others end instead of waiting for it
     manager = go.CheckpointManager(options.checkpoint_dir, save_every=20) if options.checkpoint_dir else None
     start = restore(manager, net, trainer, recipe) if options.resume else 0
 
@@ -86,7 +88,7 @@ def train(options, store, log):
         if manager:  # all workers call it, and rank 0 writes
             manager.save(step + 1, net=net, trainer=trainer, extra=recipe)
         log.write(json.dumps({'step': step + 1, 'loss': loss}) + '\n')
-        if step + 1 == options.kill_at:
+        if step + 1 == options.kill_at and store.rank == store.num_workers - 1:
             os.kill(os.getpid(), signal.SIGKILL)
     return (f'step {steps}: accuracy {accuracy(net, *held_out):.2%} on {len(held_out[1])} held-out digits, '
             f'weights {parameters_digest(net)[:16]}, states {go.states_digest(trainer, net)[:16]}')
@@ -114,6 +116,7 @@ def train_asynchronously(options, store, log):
     hypers = {'lamda': options.lamda} if options.asynchronous == 'dcasgd' else {}
     trainer = gluon.Trainer(net.collect_params(), options.asynchronous, {'learning_rate': options.learning_rate, **hypers},
                             kvstore=store)
+    go.watch(trainer)
     parameters = list(net.collect_params().values())
     delay = options.delay if store.rank == store.num_workers - 1 else 0
     waiting = collections.deque()
@@ -182,7 +185,7 @@ def parse(arguments):
                              'not in checkpoints: with it a resumed run is not the same bit for bit')
     parser.add_argument('--checkpoint-dir', help='where rank 0 keeps the last three checkpoints; none are written without it')
     parser.add_argument('--resume', action='store_true', help='continue from the newest checkpoint in --checkpoint-dir')
-    parser.add_argument('--kill-at', type=int, metavar='STEP', help='kill all workers after this step, as an accident would')
+    parser.add_argument('--kill-at', type=int, metavar='STEP', help='kill the last worker after this step, as an accident would')
     parser.add_argument('--asynchronous', metavar='OPTIMIZER', help='use dist_async, with the last worker late')
     parser.add_argument('--delay', type=int, default=4, metavar='STEPS', help='by which its gradients are late (default: 4)')
     parser.add_argument('--lamda', type=float, default=1.0, help='how much dcasgd compensates (default: %(default)s)')

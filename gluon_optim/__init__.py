@@ -32,6 +32,7 @@ _PUBLIC = {
     'rate': 'schedules',
     'param_groups': 'mxnet.groups',
     'minimize': 'mxnet.minimize',
+    'watch': 'mxnet.watch',
 }
 # public name -> the module that it is
 _MODULES = {

@@ -11,8 +11,8 @@ Each process gets the variables that MXNet's own launchers set on real machines:
     DMLC_NUM_WORKER         the number of workers
     DMLC_INTERFACE          the network interface; lo here
 
-A scheduler and a server are `python -c 'import mxnet'`: they run inside that import until the workers have gone. Needs
-nothing but Python; `Cluster` is for programs that want to look at the processes, and to kill some.
+A server is `python -c 'import mxnet'`, a scheduler `python -c 'import gluon_optim'`: they run inside that import until the workers
+have gone. Needs nothing but Python; `Cluster` is for programs that want to look at the processes, and to kill some.
 """
 import argparse
 import contextlib
@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 ROLE = [sys.executable, '-c', 'import mxnet']  # scheduler and servers live in this import
+# which gluon_optim makes too, and lets a scheduler end with the others
+SCHEDULER = [sys.executable, '-c', 'try: import gluon_optim\nexcept ImportError: import mxnet']
 STARTS = 5  # another process may take the port between its choice and its use
 
 
@@ -73,7 +75,7 @@ class Cluster:
                       DMLC_NUM_WORKER=str(workers), DMLC_INTERFACE='lo', DMLC_NODE_HOST='127.0.0.1')
         own = [*worker_environments, *[{}] * (workers - len(worker_environments))]
         try:
-            self._start('scheduler', ROLE, dict(shared, DMLC_ROLE='scheduler'))
+            self._start('scheduler', SCHEDULER, dict(shared, DMLC_ROLE='scheduler'))
             for i in range(servers):
                 self._start(f'server{i}', server_command, dict(shared, DMLC_ROLE='server'))
             for i in range(workers):
@@ -171,13 +173,13 @@ class Cluster:
         return Path(self._folder.name, f'{name}.{stream}')
 
 
-def run(command: Sequence[str], deadline: float, **arguments: Any) -> Dict[str, Result]:
+def run(command: Sequence[str], deadline: float, grace: float = 3, **arguments: Any) -> Dict[str, Result]:
     """Run a `Cluster` to its end, started again where a port was taken. ClusterError where a process fails, or after ``deadline``
-    seconds."""
+    seconds; see `Cluster.wait` for ``grace``."""
     for _ in range(STARTS):
         with Cluster(command, **arguments) as cluster:
             try:
-                results = cluster.wait(deadline, grace=3)
+                results = cluster.wait(deadline, grace)
             except ClusterError:
                 if cluster.lost_a_port():
                     continue

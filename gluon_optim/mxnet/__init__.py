@@ -1,7 +1,12 @@
 """Everything that needs MXNet."""
+import os
 import sys
 
 from ..requirements import MXNET
+from .distributed.lookout import watch_as_scheduler
+
+if os.environ.get('DMLC_ROLE') == 'scheduler':  # this process then stays in `import mxnet` until the run has ended
+    watch_as_scheduler()
 
 try:
     import mxnet  # noqa: F401

@@ -66,6 +66,7 @@ class TrainerLike(Protocol):
     _update_on_kvstore: bool
     _distributed: bool
     _init_kvstore: Callable[[], None]
+    _allreduce_grads: Callable[[], None]
     _check_and_rescale_grad: Callable[[float], None]    # sets rescale_grad for an update
     _reset_kvstore: Callable[..., None]     # that of the class takes the trainer
 

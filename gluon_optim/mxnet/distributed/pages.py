@@ -7,13 +7,11 @@ page is pushed once, so that Python on the server sees the array that MXNet keep
 """
 import atexit
 import base64
-import contextlib
 import ctypes
 import json
 import os
 import pickle
 import struct
-import sys
 import threading
 import weakref
 from typing import Any, Dict, Iterator, List, Optional
@@ -24,6 +22,7 @@ import numpy
 from mxnet import base as mx_base
 from mxnet import ndarray as nd
 
+from .lookout import end_process
 from .protocol import ServerError, bound, number_of_servers
 
 __all__ = ['BOARD', 'BOARD_ROWS', 'Channel', 'DEADLINE', 'FIRST', 'LAST', 'PIECE', 'Page', 'channel', 'deadline', 'give_up',
@@ -165,14 +164,7 @@ def deadline() -> float:
 
 def give_up() -> None:
     """Let this process end when its program does: to give back the store MXNet would wait for the missing workers, for ever."""
-    atexit.register(_end)
-
-
-def _end() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(1)
+    atexit.register(end_process)
 
 
 # On a server

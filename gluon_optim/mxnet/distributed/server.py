@@ -3,6 +3,7 @@
 MXNet gives a server no way in but that: a command holds the pickle of an optimizer. This module is imported while the server
 is still inside `import mxnet`, so it takes submodules only.
 """
+import atexit
 import base64
 import logging
 import pickle
@@ -15,6 +16,7 @@ from mxnet.optimizer import optimizer as mx_optimizer
 
 from ... import __version__
 from . import held
+from .lookout import Lookout, Peer, connect
 from .protocol import is_introduction, write_status
 
 __all__ = ['COMMANDS', 'Command', 'Server', 'receive']
@@ -65,6 +67,8 @@ class Server:
         key -> what MXNet keeps there: the weight, or its float32 master.
     ``desk``
         What it does for checkpoints.
+    ``lookout``
+        Ends this process when another has died, where workers ask for it.
     """
 
     def __init__(self, store: Any):
@@ -74,6 +78,7 @@ class Server:
         self.weights: Dict[int, Any] = {}
         self.desk = held.Desk(self)
         self.error, self.error_step = '', 0
+        self.lookout: Optional[Lookout] = None
         self._met: Dict[int, bool] = {}                     # the keys that have been pushed
         self._shared: Dict[int, Mapping[str, Any]] = {}     # key -> what the optimizer shares between parameters
         self._statuses: List[Any] = []                      # the arrays that workers pull
@@ -137,6 +142,18 @@ class Server:
         except Exception as error:
             self.fail(error, step)
 
+    def watch(self, worker: str, address: Tuple[str, int], token: str, workers: int, deadline: float) -> None:
+        """Connect to ``worker``, for each to notice the death of the other; there will be ``workers`` of them."""
+        if self.lookout is None:
+            self.lookout = Lookout(f'server {self.store.rank}', workers, deadline)
+            atexit.register(self.lookout.leave)
+        peer = Peer(worker, connect(address, deadline))
+        peer.send(server=self.lookout.name, token=token)
+        self.lookout.add(peer)
+        if deadline != self.lookout.deadline:  # one would miss the other's beats
+            self.lookout.end(f'all workers must pass the same `deadline` to watch. Received: {deadline:g} from {worker}, '
+                             f'{self.lookout.deadline:g} before')
+
     def _check_agreement(self, name: str, step: int, rank: int, value: bytes) -> None:
         before = self._changed.get(name)
         if before is not None and before[0] == step and before[1] != rank and before[2] != value:
@@ -186,6 +203,8 @@ class Server:
         if self.updater is None:
             self.store._set_updater(self.update)  # else MXNet makes sums of gradients of the weights
         self.tell()
+        if self.lookout is not None:
+            self.lookout.fail(self.error)
 
     def tell(self, stored: Optional[Any] = None) -> None:
         """Write how this server is to where workers read it; ``stored`` is a new place."""
@@ -197,4 +216,5 @@ class Server:
 
 
 #: kind -> what is called with the server and the arguments of the command
-COMMANDS: Dict[str, Callable[..., None]] = {'optimizer': Server.set_optimizer, 'change': Server.change, 'ask': held.execute}
+COMMANDS: Dict[str, Callable[..., None]] = {'optimizer': Server.set_optimizer, 'change': Server.change, 'watch': Server.watch,
+                                          'ask': held.execute}

@@ -11,7 +11,7 @@ from ...rules.servers import check_servers
 from .protocol import ServerError, bound, introduction, number_of_servers, read_status, status_keys, status_size
 from .server import Command
 
-__all__ = ['Session', 'send_optimizer', 'session']
+__all__ = ['Session', 'send', 'send_optimizer', 'session']
 
 _SET_OPTIMIZER, _SET_MULTI_PRECISION = 0, 1  # MXNet's numbers of its commands
 _COUNTED = ('num_update', '_index_update_count', '_all_index_update_counts', '_restored_counts', 'lr_scheduler')
@@ -34,7 +34,7 @@ def send_optimizer(store: Any, optimizer: Any) -> None:
     status_size(bound())
     new = Session(store, optimizer)
     new.check({parameter.name: parameter for parameter in parameters if parameter.grad_req != 'null'})
-    _send(store, 'optimizer', optimizer.for_servers())
+    send(store, 'optimizer', optimizer.for_servers())
     if optimizer.multi_precision:
         store._send_command_to_servers(_SET_MULTI_PRECISION, '')
     store.gluon_optim = new
@@ -43,7 +43,7 @@ def send_optimizer(store: Any, optimizer: Any) -> None:
         _let_batch_sizes_change(trainer)
 
 
-def _send(store: Any, kind: str, *arguments: Any) -> None:
+def send(store: Any, kind: str, *arguments: Any) -> None:
     """Have a command executed on all servers."""
     store._send_command_to_servers(_SET_OPTIMIZER, py_str(pickle.dumps(Command(kind, *arguments), 0)))
 
@@ -136,7 +136,7 @@ class Session:
             changed_in_scheduler = _difference(self._sent_of_scheduler, of_scheduler)
         if changed or changed_in_scheduler:
             self._check_changes(changed)
-            _send(store, 'change', self.steps + 1, store.rank, changed, changed_in_scheduler)
+            send(store, 'change', self.steps + 1, store.rank, changed, changed_in_scheduler)
             self._sent, self._scheduler, self._sent_of_scheduler = attributes, scheduler, of_scheduler
 
     def _check_changes(self, changed: Mapping[str, bytes]) -> None:
