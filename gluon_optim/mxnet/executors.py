@@ -16,7 +16,7 @@ import numpy
 from mxnet import base as mx_base
 from mxnet import ndarray as nd
 
-from ..lowering.plan import GRADIENT, HALF, Storage
+from ..lowering.plan import GRADIENT, HALF, NOISE, Storage
 from ..rules.base import KernelKey, Rule, scalars
 from ..rules.compensated import COMPENSATION, KAHAN, compensated, with_compensation
 from ..rules.graph import WEIGHT
@@ -227,7 +227,7 @@ class _Launches:
         weights, gradients, slots, masters = arrays
         roles = {**dict(zip((slot.name for slot in static.slots), zip(*slots))), WEIGHT: masters or weights, HALF: weights}
         for role, handles in zip(batch.kernel.roles, batch.arrays):
-            if role != GRADIENT:
+            if role != GRADIENT and role not in NOISE:
                 handles[:len(weights)] = _handles(roles[role])
         self._point(weights, gradients)
 
@@ -251,7 +251,9 @@ class _Launches:
             self.update = Update(tuple(weights), tuple(gradients), tuple(states))
         return True
 
-    def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int], noise: None = None) -> None:
+    def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int], noise: Optional[Sequence[Counter]] = None) -> None:
+        if noise is not None:
+            self._batch.arrays[-3:, :len(noise)] = numpy.transpose(noise)   # NOISE, the last roles
         self._batch.run([[c[name] for name in self._names] for c in table], rows)
 
 
