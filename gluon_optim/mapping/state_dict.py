@@ -7,8 +7,8 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 import numpy
 
 from ..rules import Rule
-from ..rules.base import initial_slot
-from ..rules.compensated import COMPENSATION, ROUND
+from ..rules.base import ROUND, initial_slot
+from ..rules.compensated import COMPENSATION
 from ..schema import Slot, Values, compute_type, one_of
 from ..states.model import STATISTICS, OptimizerStates, ParameterInfo
 from .classes import APPROXIMATE, EXACT, VANISHED, Foreign

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Dict
 import numpy
 
 from ...schema import Hyper, Values
-from ..base import Rule, _Scalars, bias_correction, clipped, scalars
+from ..base import Rule, _Scalars, bias_correction, clipped, rounded_to, scalars
 
 __all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'correction',
            'factor', 'half_norm', 'operator_correction', 'parameter', 'parameters', 'rate', 'rescaled', 'rounded', 'working']
@@ -124,9 +124,8 @@ def operator_correction(xp: Any, beta: float, t: Any) -> Any:
 
 def half_norm(xp: Any, x: Any) -> Any:
     """The L2 norm of a float16 array as MXNet computes it: each square is rounded to float16."""
-    half = xp.half if xp is not numpy else lambda a: a.astype('float16').astype(a.dtype)  # numpy.half is a type
-    x = half(x)
-    return xp.sqrt(xp.sum(half(x * x)))
+    x = rounded_to(xp, 'float16', x)
+    return xp.sqrt(xp.sum(rounded_to(xp, 'float16', x * x)))
 
 
 def rate(value: float) -> Hyper:
