@@ -476,3 +476,37 @@ def test_fused_is_said_or_refused(monkeypatch, caplog):
         assert launched(steps(create('adamw', params), params, 1, 1)) == (0, len(SHAPES))
     executors._module.cache_clear()
     assert [record.message.count('pip install numba') for record in caplog.records] == [1]
+
+
+@pytest.mark.parametrize('change', [dict(lr=0.3), dict(beta1=0.2), dict(wd=0.4), dict(multi_precision=False)])
+def test_settings_that_change_between_steps_are_seen(change):
+    params = [torch.nn.Parameter(torch.randn(5))]
+    first = create('adamw', params, lr=0.1, wd=0.01)
+    for t in (1, 2):
+        feed(params, t)
+        first.step()
+    copies = copy.deepcopy(params)
+    first.param_groups[0].update(change)
+    anew = create('adamw', copies, lr=0.1, wd=0.01)
+    anew.load_state_dict(copy.deepcopy(first.state_dict()))
+    for optimizer, weights in ((first, params), (anew, copies)):
+        feed(weights, 3)
+        optimizer.step()
+    assert torch.equal(params[0], copies[0])
+
+
+@pytest.mark.parametrize('name, value', [('beta1', 1.5), ('wd', '0.1'), ('amsgrad', 0.5), ('multi_precision', 'other')])
+def test_settings_that_become_wrong_are_refused_at_every_step(name, value):
+    params = [torch.nn.Parameter(torch.randn(5))]
+    optimizer = create('adamw', params, lr=0.1)
+    feed(params, 1)
+    optimizer.step()
+    before, right = params[0].detach().clone(), optimizer.param_groups[0][name]
+    optimizer.param_groups[0][name] = value
+    for _ in range(2):
+        with pytest.raises((ValueError, TypeError)):
+            optimizer.step()
+    assert torch.equal(params[0], before)
+    optimizer.param_groups[0][name] = right
+    optimizer.step()
+    assert not torch.equal(params[0], before)

@@ -201,9 +201,10 @@ class Launches:
                 self._counts = torch.stack([state['step'] for state in states]) if states else torch.zeros(0)
                 for state, count in zip(states, self._counts.unbind()):
                     state['step'] = count   # a view: one operation counts for all of them
-        self._held = [(state, key) for state in states for key, value in state.items()
-                      if isinstance(value, torch.Tensor) and key != 'step']
-        self._tensors = [state['step'] for state in states], [state[key] for state, key in self._held]
+        held = [(state, key) for state in states for key, value in state.items()
+                if isinstance(value, torch.Tensor) and key != 'step']
+        self._held = [state for state, _ in held], [key for _, key in held]
+        self._tensors = self._found()
         self._places = _places(*self._tensors, self._params)
         buckets: Dict[Any, List[int]] = {}
         self._alone: List[int] = []   # parameters without a kernel
@@ -226,10 +227,12 @@ class Launches:
         if not (_same(self._params, params) and _same(self._entries, entries)
                 and self._kinds == [(group.static, group.multi_precision, len(group.params)) for group in groups]):
             return False
-        tensors = [state.get(key, params[0]) for state, key in self._held]
-        return (_same(self._tensors[0], [state.get('step') for state in self._states]) and _same(self._tensors[1], tensors)
-                and self._places == _places(self._tensors[0], tensors, params)
+        return (all(map(_same, self._tensors, self._found())) and self._places == _places(*self._tensors, self._params)
                 and self._gradients == _kinds(_flat(group.gradients for group in groups)))
+
+    def _found(self) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
+        """What the states hold: counts, and slots and masters. None for what is no longer there."""
+        return list(map(_get, self._states, itertools.repeat('step'))), list(map(_get, *self._held))
 
     def stays(self, groups: Sequence[Group], entries: Sequence[Dict[str, Any]]) -> bool:
         """Whether it may be used again, for other parameters than these or some of these."""
@@ -241,7 +244,7 @@ class Launches:
         steps = torch.stack(self._tensors[0]) if self._counts is None else self._counts
         if steps.device.type != 'cpu':
             return self._run_there(groups, gradients, steps)
-        counts = [int(count) + 1 for count in steps.tolist()]
+        counts = (steps + 1).long().tolist()
         memory: Dict[Any, Dict[str, float]] = {}
 
         def coefficients(group: int, precision: str, t: int) -> Dict[str, float]:
@@ -255,7 +258,7 @@ class Launches:
             apply(self._rule, groups[group].static, coefficients(group, compute_type(param.dtype), counts[i]), param, gradients[i],
                   self._states[i])
         for bucket in self._batches:
-            bucket.run(gradients, [(self._group[i], counts[i]) for i in bucket.members], coefficients)
+            bucket.run(gradients, self._group, counts, coefficients)
         if self._counts is None:
             torch._foreach_add_(self._tensors[0], 1)
         else:
@@ -291,19 +294,21 @@ class _Bucket:
         for role, tensors in held.items():
             self._batch.addresses[kernel.roles.index(role)] = list(map(_pointer, tensors))
         self._gradients = kernel.roles.index(GRADIENT)
-        self._strides = list(map(_stride, params))
+        self._strides = _strides(params)
         self.precision = storage.precision
         self.order = torch.tensor(members, device=states[0]['step'].device)
 
-    def run(self, gradients: Sequence[torch.Tensor], kinds: Sequence[Tuple[int, int]],
+    def run(self, gradients: Sequence[torch.Tensor], groups: Sequence[int], counts: Sequence[int],
             coefficients: Callable[[int, str, int], Dict[str, float]]) -> None:
         pointed_at = self._point_at(gradients)
-        rows = {kind: row for row, kind in enumerate(dict.fromkeys(kinds))}
+        # pairs pass one by one: thousands at once would start Python's garbage collection at each step
+        groups, counts = [groups[i] for i in self.members], [counts[i] for i in self.members]
+        rows = {kind: row for row, kind in enumerate(dict.fromkeys(zip(groups, counts)))}
         table = [coefficients(group, self.precision, t) for group, t in rows]
         names = self._batch.kernel.coefficients
         self._batch.threads = torch.get_num_threads()
         with _current(self._device):
-            self._batch.run([[c[name] for name in names] for c in table], [rows[kind] for kind in kinds])
+            self._batch.run([[c[name] for name in names] for c in table], list(map(rows.__getitem__, zip(groups, counts))))
         del pointed_at
         _mark_written(self._params)
 
@@ -324,8 +329,8 @@ class _Bucket:
     def _point_at(self, gradients: Sequence[torch.Tensor]) -> List[torch.Tensor]:
         """Put the gradients' addresses into the table; what is returned must live until they have been read."""
         mine = [gradients[i] for i in self.members]
-        if list(map(_stride, mine)) != self._strides:
-            mine = list(map(_laid_out, mine, self._strides))
+        if _strides(mine) != self._strides:
+            mine = [_laid_out(gradient, param.stride()) for gradient, param in zip(mine, self._params)]
         self._batch.addresses[self._gradients] = list(map(_pointer, mine))
         return mine
 
@@ -395,13 +400,19 @@ def _numbered(lengths: Sequence[int]) -> List[int]:
 
 
 # functions of C, for lists of thousands
-_pointer, _stride, _numel = torch.Tensor.data_ptr, torch.Tensor.stride, torch.Tensor.numel
+_pointer, _numel, _is_contiguous = torch.Tensor.data_ptr, torch.Tensor.numel, torch.Tensor.is_contiguous
+_get: Callable[[Dict[str, Any], str], Any] = dict.get
 _KIND = type, operator.attrgetter('dtype'), torch.Tensor.get_device, _numel, torch.Tensor.is_neg
 
 
 def _places(counts: List[torch.Tensor], slots: List[torch.Tensor], params: List[torch.Tensor]) -> List[List[Any]]:
     """Where tensors lie, and how: users change `.data`, and resize."""
-    return [list(map(_pointer, counts + slots + params)), list(map(_numel, slots + params)), list(map(_stride, params))]
+    return [list(map(_pointer, counts + slots + params)), list(map(_numel, slots + params)), _strides(params)]
+
+
+def _strides(tensors: Sequence[torch.Tensor]) -> List[Any]:
+    """How each of them lies: its strides, or True for most, as thousands of tuples would start Python's garbage collection."""
+    return [contiguous or tensor.stride() for contiguous, tensor in zip(map(_is_contiguous, tensors), tensors)]
 
 
 def _kinds(gradients: Sequence[torch.Tensor]) -> List[List[Any]]:

@@ -1,4 +1,5 @@
 """`RuleOptimizer`: a rule as ``torch.optim.Optimizer``."""
+import operator
 from typing import Any, Callable, Container, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 import torch
@@ -8,6 +9,7 @@ from .. import rules
 from ..mapping.classes import own_class
 from ..mapping.state_dict import check_entry
 from ..rules import Rule
+from ..rules.base import KernelKey
 from ..rules.compensated import COMPENSATION, KAHAN, MULTI_PRECISION
 from ..schema import Slot, Values, check_known, compute_type
 from .executors import HALVES, Group, Launches, capturing, key_of
@@ -16,10 +18,12 @@ __all__ = ['RuleOptimizer', 'create', 'param_groups']
 
 ALIASES = {'learning_rate': 'lr', 'weight_decay': 'wd'}  # other name -> the key in a param group
 GROUP_KEYS = ('params', 'param_names', 'initial_lr', 'lr_mult', 'optimizer')  # what a param group holds besides hyper-parameters
+PLAIN = (bool, int, float, str, type(None))
 KEEP = 16   # as many different lists of parameters with gradients stay prepared
 TYPES = HALVES + (torch.float32, torch.float64)
 
 
+_grad, _layout = operator.attrgetter('grad'), operator.attrgetter('layout')
 F = TypeVar('F', bound=Callable[..., Any])
 
 
@@ -53,11 +57,12 @@ class RuleOptimizer(Optimizer):
     fused: Optional[bool] = None
     capturable: bool = False
     _captured: List[Launches]              # what CUDA graphs replay
+    _settings: Dict[int, Tuple[Any, Tuple[Values, KernelKey, Any]]]   # place of a param group -> what it held, and what that means
     _launches: Optional[Launches] = None   # what the last step used
     _kept: Sequence[Launches] = ()         # for the lists of parameters with gradients of the last steps, the latest first
 
     def __init__(self, rule: Type[Rule], params: Any, fused: Optional[bool] = None, capturable: bool = False, **hypers: Any):
-        self.rule, self.fused, self.capturable, self._captured = rule, fused, capturable, []
+        self.rule, self.fused, self.capturable, self._captured, self._settings = rule, fused, capturable, [], {}
         super().__init__(params, dict(self._checked(self._named(hypers, {}), partly=True), optimizer=rule.name))
 
     def __getstate__(self) -> Dict[str, Any]:
@@ -66,7 +71,7 @@ class RuleOptimizer(Optimizer):
     def __setstate__(self, state: Dict[str, Any]) -> None:  # PyTorch also calls it with part of the state
         state = dict(state)
         if 'rule' in state:
-            self.rule, self._captured = rules.get(state.pop('rule')), []
+            self.rule, self._captured, self._settings = rules.get(state.pop('rule')), [], {}
         super().__setstate__(state)
 
     def __repr__(self) -> str:
@@ -130,7 +135,7 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.set_grad_enabled(True):
                 loss = closure()
-        groups = [self._group(group) for group in self.param_groups]
+        groups = [self._group(place, group) for place, group in enumerate(self.param_groups)]
         self._launches = self._prepared(groups)
         self._launches.run(groups)
         if capturing():
@@ -152,14 +157,26 @@ class RuleOptimizer(Optimizer):
         self._kept = [made, *others]
         return made
 
-    def _group(self, group: Dict[str, Any]) -> Group:
+    def _group(self, place: int, group: Dict[str, Any]) -> Group:
         """What of a param group takes part in a step, checked."""
-        params = [param for param in group['params'] if param.grad is not None]
-        gradients = [param.grad for param in params]
-        if any(gradient.layout is not torch.strided for gradient in gradients):
+        params, gradients = group['params'], list(map(_grad, group['params']))
+        if any(gradient is None for gradient in gradients):
+            params = [param for param, gradient in zip(params, gradients) if gradient is not None]
+            gradients = [gradient for gradient in gradients if gradient is not None]
+        if set(map(_layout, gradients)) - {torch.strided}:
             _check_dense(gradients)
-        h = self._hypers(group)
-        return Group(h, self.rule.static(h), MULTI_PRECISION.check(group['multi_precision']), params, gradients)
+        return Group(*self._settings_of(place, group), params, gradients)
+
+    def _settings_of(self, place: int, group: Dict[str, Any]) -> Tuple[Values, KernelKey, Any]:
+        """Hyper-parameters of a group, which of them change the computation, and multi_precision; checked if anything changed."""
+        held = {key: (type(value), value) for key, value in group.items() if key not in ('params', 'param_names')}
+        before, settings = self._settings.get(place, (None, None))
+        if settings is None or held != before:
+            h = self._hypers(group)
+            settings = h, self.rule.static(h), MULTI_PRECISION.check(group['multi_precision'])
+            if all(kind in PLAIN for kind, _ in held.values()):   # to compare a tensor may wait for a device
+                self._settings[place] = held, settings
+        return settings
 
     def _state(self, param: torch.Tensor, slots: Iterable[Slot], multi_precision: Any) -> Dict[str, Any]:
         """The state of a parameter, with anything missing filled in."""
