@@ -4,6 +4,7 @@ import ctypes
 import functools
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -330,20 +331,27 @@ def test_a_rule_with_another_operation_is_refused():
 
 
 @needs_compiler
-@pytest.mark.parametrize('dtype', ['float32', 'float64', 'float16', 'bfloat16'])
-def test_the_check_for_gpus(monkeypatch, tmp_path, dtype):
+@pytest.mark.parametrize('name, kind, launches', [
+    *(('novograd', kind, 3) for kind in ('float32', 'float64', 'float16', 'bfloat16', 'kahan-float16', 'kahan-bfloat16')),
+    ('psgld', 'float32', 1), ('psgld', 'kahan-bfloat16', 1), ('sgld', 'float64', 1), ('sgld', 'float16', 1)])
+def test_the_check_for_gpus(monkeypatch, tmp_path, name, kind, launches):
     """All of it but the driver's calls."""
     pytest.importorskip('torch')
     import cuda_check
     import gpu_check
 
     def loaded(kernel):
-        library = emulate({f'x{len(kept)}': kernel}, tmp_path)
-        kept.append(library)
-        return [getattr(library, f'launch_x{len(kept) - 1}_{one.name}') for one in kernel.passes]
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))   # a library of the same name would be the one that is loaded
+        library = emulate({'x': kernel}, folder)
+        return [getattr(library, f'launch_x_{one.name}') for one in kernel.passes]
 
-    kept = []
     monkeypatch.setattr(cuda_check, 'loaded', functools.lru_cache(maxsize=None)(loaded))
     monkeypatch.setattr(cuda_check, 'launch', lambda function, *arguments: function(*arguments, False))
-    row = gpu_check.check_kernels(cuda_check.TorchSteps, 'novograd', dtype, 'cpu')
-    assert row['holds'] and row['launches'] == 3, row
+    row = gpu_check.check_kernels(cuda_check.TorchSteps, name, kind, 'cpu')
+    assert row['holds'] and row['launches'] == launches, row
+    if name == 'sgld':
+        row = gpu_check.check_noise(cuda_check.TorchSteps, 'float64', 'cpu')
+        assert row['holds'], row
+    if name == 'psgld' and kind == 'float32':
+        row = gpu_check.check_noise(cuda_check.TorchSteps, 'float32', 'cpu')
+        assert row['holds'] and row['rule'] == 0, row

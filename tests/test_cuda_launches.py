@@ -249,6 +249,9 @@ def test_the_check_for_gpus(device, monkeypatch):
     """tools/gpu_check.py where MXNet runs on the GPU."""
     pytest.importorskip('torch')
     import gpu_check
-    row = gpu_check.check_kernels(gpu_check.MXNetSteps, 'lamb', 'float16', mx.cpu())
-    assert row['holds'] and row['by'] == 'mx.rtc' and row['launches'] == 6, row
-    assert device.launches
+    for name, kind, launches in (('lamb', 'float16', 6), ('adamw', 'kahan-float16', 2), ('psgld', 'float32', 2)):
+        del device.launches[:]
+        row = gpu_check.check_kernels(gpu_check.MXNetSteps, name, kind, mx.cpu())
+        assert row['holds'] and row['by'] == 'mx.rtc' and row['launches'] == launches, row
+        assert device.launches
+    assert gpu_check.check_noise(gpu_check.MXNetSteps, 'float32', mx.cpu())['rule'] == 0
