@@ -19,9 +19,11 @@ from test_lowering import Run as NumbaRun
 from gluon_optim import rules
 from gluon_optim.lowering import cuda
 from gluon_optim.lowering.plan import NOISE, LoopPass, plan
-from gluon_optim.rules.base import scalars
+from gluon_optim.rules.base import NOISE as NOISE_HYPER
+from gluon_optim.rules.base import scalars, standard_normal
 from gluon_optim.rules.noise import LANES, Noise, normals, pair, philox
 from gluon_optim.rules.runtimes import runs_on
+from gluon_optim.schema import Slot
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tools'))
 import nvrtc
@@ -278,6 +280,29 @@ def expected_noise(counter, start, n, dtype):
     words = philox((block * np.uint64(LANES) + lane, update, stream, draw), (key & np.uint64(2 ** 32 - 1), key >> np.uint64(32)))
     samples = [sample for first in (0, 2) for sample in pair(dtype, words[first], words[first + 1])]
     return np.choose(k.astype(int), samples)
+
+
+@needs_compiler
+def test_a_second_draw_of_an_update_is_another(tmp_path):
+    class TwoDraws(rules.Rule):
+        name, summary, needs = 'two_draws', 'two samples for each element', frozenset({'noise'})
+        hypers = (*rules.get('sgd_torch').hypers, NOISE_HYPER)
+        slots = staticmethod(lambda h: (Slot('second'),))
+        coefficients = staticmethod(lambda xp, h, t: dict(lr=h.learning_rate))
+
+        @staticmethod
+        def step(xp, h, c, w, g, s):
+            return w + c.lr * standard_normal(xp, w), dict(second=s.second + c.lr * standard_normal(xp, w))
+
+    kernel = printed(TwoDraws, TwoDraws.hyperparameters(learning_rate=1.0), cuda.Storage('float32'), 1)
+    held = {role: np.zeros(ITEM + 100, np.float32) for role in ('weight', 'gradient', 'second')}
+    batch = Batch(kernel, [ITEM + 100], emulate({'two': kernel}, tmp_path), 'two')
+    numbers = dict(zip(NOISE, (9, 8, 7)))
+    batch.arrays[:, 0] = [numbers[role] if role in numbers else held[role].ctypes.data for role in kernel.roles]
+    batch.point()
+    batch.run([[1.0] * len(kernel.coefficients)], [0])
+    for draw, role in enumerate(('weight', 'second')):
+        np.testing.assert_array_equal(held[role], normals(9, 8, 7, draw, ITEM + 100, 'float32'))
 
 
 @needs_compiler
