@@ -43,11 +43,13 @@ def in_options(message: str, reading: bool = False) -> str:
 
     >>> in_options("Leave `params` out, or pass target='mirror' or allow=['lions.Lion'].")
     "Leave --params out, or pass --target 'mirror' or --allow lions.Lion."
+    >>> in_options("Received: params=0. Pass params= a file, or part='gen'.")
+    "Received: --params 0. Pass --params a file, or --part 'gen'."
     """
     def option(match: Any) -> str:
         name = OPTIONS.get(match[0], match[1] or match[2])
         name = 'source' if reading and name == 'target' else name
-        return f'--{name}' + (' ' if match[0].endswith('=') and message[match.end():match.end() + 1] in ("'", '"') else '')
+        return f'--{name}' + (' ' if match[0].endswith('=') and message[match.end():match.end() + 1].strip() else '')
 
     for argument, phrase in PHRASES:
         message = message.replace(argument, phrase)
