@@ -233,9 +233,9 @@ print(len(compiled))
 '''
 
 
-def in_process(cache, code=PROCESS, **variables):
+def in_process(cache, code=PROCESS, *arguments, **variables):
     environment = dict(os.environ, GLUON_OPTIM_CACHE=str(cache), **variables)
-    return subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, '-c', code, *arguments], env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_second_process_compiles_nothing(tmp_path):
@@ -258,6 +258,26 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path):
     result = in_process(tmp_path / 'file' / 'cache')
     assert result.stdout.split() == ['1'], result.stderr
     assert result.stderr.count('not kept for the next process') == 1
+
+
+ON_A_PROCESSOR = '''
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_lowering import Run, hypers_of
+from gluon_optim import rules
+run = Run(rules.get('lans'), hypers_of(rules.get('lans')), 'float64')
+for t in range(1, 4):
+    run.step(t)
+print(*[w.tobytes().hex() for w in run.weights])
+'''
+
+
+def test_sums_do_not_depend_on_the_processor(tmp_path):
+    """The widest vectors of this one, and none: elements are added up in the same order."""
+    folder = str(pathlib.Path(__file__).parent)
+    results = [in_process(tmp_path / (name or 'this'), ON_A_PROCESSOR, folder, **({'NUMBA_CPU_NAME': name} if name else {}))
+               for name in ('', 'generic')]
+    assert results[0].stdout == results[1].stdout and len(results[0].stdout) > 1000, results[0].stderr + results[1].stderr
 
 
 COMPILED = '''

@@ -19,10 +19,12 @@ from numba.np.arrayobj import populate_array
 
 from ..rules import noise
 
-__all__ = ['DESCRIBED', 'ITEM', 'accumulate', 'bfloat_to_float', 'describe', 'f32_at', 'f64_at', 'fetch_addresses',
-           'float_to_bfloat', 'float_to_half', 'half_to_float', 'i64_at', 'launch', 'normals_f32', 'normals_f64', 'prefetch_2',
-           'prefetch_4', 'prefetch_8', 'prefetch_once_2', 'prefetch_once_4', 'prefetch_once_8', 'u16_at']
+__all__ = ['BLOCK', 'DESCRIBED', 'ITEM', 'add_f32', 'add_f64', 'bfloat_to_float', 'describe', 'f32_at', 'f64_at', 'fetch_addresses',
+           'float_to_bfloat', 'float_to_half', 'half_to_float', 'i64_at', 'launch', 'no_sums', 'normals_f32', 'normals_f64',
+           'prefetch_2', 'prefetch_4', 'prefetch_8', 'prefetch_once_2', 'prefetch_once_4', 'prefetch_once_8', 'sum_of', 'terms_f32',
+           'terms_f64', 'u16_at']
 
+BLOCK = noise.BLOCK  # elements per turn of a loop in a kernel
 ITEM = 16384       # elements in one piece of work
 SMALL = 2 ** 18    # a launch over fewer elements gains nothing from a second thread, and waits long for it on a busy machine
 
@@ -88,13 +90,78 @@ u16_at = _pointer(types.uint16, ir.IntType(16))
 i64_at = _pointer(types.int64, _I64)
 
 
+# Sums ----------------------------------------------------------------------------------------------------------------
+# In float64 and in an order of their own, the same on every processor: element k of a block goes to sum k % LANES.
+
+LANES = 8
+_SUMS = ir.VectorType(ir.DoubleType(), LANES)
+
+
+def _on_stack(builder: ir.IRBuilder, llvm_type: ir.Type) -> ir.Value:
+    """Room on the stack of the calling function, the same for each turn of a loop."""
+    with builder.goto_entry_block():
+        place = builder.alloca(llvm_type)
+        place.align = 64
+    return place
+
+
 @intrinsic
-def accumulate(typing_context: Any, total: types.Type, value: types.Type) -> Typed:
-    """total + value in float64, in any order. Only here may the compiler reorder, so that sums vectorize while everything
-    else stays bit for bit equal to MXNet's operators."""
+def no_sums(typing_context: Any) -> Typed:
+    """The address of LANES sums, which are 0."""
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-        return builder.fadd(args[0], args[1], flags=('reassoc',))
-    return types.float64(types.float64, types.float64), generate
+        place = _on_stack(builder, _SUMS)
+        builder.store(ir.Constant(_SUMS, [ir.Constant(ir.DoubleType(), 0.0)] * LANES), place)
+        return builder.ptrtoint(place, _I64)
+    return types.int64(), generate
+
+
+@intrinsic
+def sum_of(typing_context: Any, sums: types.Type) -> Typed:
+    """What the sums at that address are together."""
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+        found = builder.load(builder.inttoptr(args[0], _SUMS.as_pointer()))
+        return _tree(builder, [builder.extract_element(found, ir.Constant(ir.IntType(32), k)) for k in range(LANES)])
+    return types.float64(types.int64), generate
+
+
+def _tree(builder: ir.IRBuilder, values: Sequence[ir.Value]) -> ir.Value:
+    while len(values) > 1:
+        values = [builder.fadd(a, b) for a, b in zip(values[::2], values[1::2])]
+    return values[0]
+
+
+def _terms(numba_type: types.Type, llvm_type: ir.Type) -> Callable[[], numpy.ndarray]:
+    """A function that returns an array of BLOCK numbers on the stack."""
+    array_type = types.Array(numba_type, 1, 'C')
+
+    @intrinsic
+    def terms(typing_context: Any) -> Typed:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+            place = builder.bitcast(_on_stack(builder, ir.ArrayType(llvm_type, BLOCK)), llvm_type.as_pointer())
+            return _array(context, builder, array_type, place, _I64(BLOCK))
+        return array_type(), generate
+    return terms
+
+
+def _add(numba_type: types.Type, llvm_type: ir.Type) -> Callable[[int, numpy.ndarray], None]:
+    """A function that adds an array of BLOCK numbers to the sums at an address."""
+    @intrinsic
+    def add(typing_context: Any, sums: types.Type, terms: types.Type) -> Typed:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+            vector = ir.VectorType(llvm_type, LANES)
+            data = builder.bitcast(context.make_array(terms)(context, builder, args[1]).data, vector.as_pointer())
+            values = [builder.load(builder.gep(data, [_I64(k)])) for k in range(BLOCK // LANES)]
+            if llvm_type != _SUMS.element:
+                values = [builder.fpext(value, _SUMS) for value in values]
+            place = builder.inttoptr(args[0], _SUMS.as_pointer())
+            builder.store(builder.fadd(builder.load(place), _tree(builder, values)), place)
+            return context.get_dummy_value()
+        return types.void(types.int64, terms), generate
+    return add
+
+
+terms_f32, terms_f64 = _terms(types.float32, ir.FloatType()), _terms(types.float64, ir.DoubleType())
+add_f32, add_f64 = _add(types.float32, ir.FloatType()), _add(types.float64, ir.DoubleType())
 
 
 def _prefetch(lines: int, locality: int) -> Callable[[int], None]:
