@@ -238,7 +238,7 @@ def compute_type(dtype: Any) -> str:
 
 
 def same_objects(old: Sequence[Any], new: Sequence[Any]) -> bool:
-    """Whether ``new`` has the very objects of ``old``, in their order.
+    """Whether ``new`` has the very objects of ``old``, in their order. Raises nothing for two sequences.
 
     >>> same_objects(['a', None], ('a', None)), same_objects([[]], [[]])
     (True, False)
