@@ -15,7 +15,7 @@ import operator
 from typing import Any, Callable, Collection, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
 __all__ = ['Hyper', 'Slot', 'Values', 'check_int', 'check_known', 'compute_type', 'error_text', 'lower_name', 'one_of',
-           'some_of']
+           'same_objects', 'some_of']
 
 
 REQUIRED: Any = inspect.Parameter.empty  # the default of an argument without one
@@ -235,6 +235,15 @@ def compute_type(dtype: Any) -> str:
     ('float64', 'float32')
     """
     return 'float64' if str(dtype).endswith('float64') else 'float32'
+
+
+def same_objects(old: Sequence[Any], new: Sequence[Any]) -> bool:
+    """Whether ``new`` has the very objects of ``old``, in their order. Raises nothing for two sequences.
+
+    >>> same_objects(['a', None], ('a', None)), same_objects([[]], [[]])
+    (True, False)
+    """
+    return len(old) == len(new) and all(map(operator.is_, old, new))
 
 
 def check_int(name: str, value: Any, least: int = 0) -> int:

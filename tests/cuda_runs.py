@@ -22,12 +22,14 @@ def printed(rule, h, storage, tensors=None):
 
 def joined(kernels):
     """One source with the kernels of all, {prefix: kernel}: pass_0 of 'adamw' is adamw_pass_0."""
-    parts = []
+    heads, parts = set(), []
     for prefix, kernel in kernels.items():
         head, begin, passes = kernel.source.partition('\n#define PARAMETERS_0')
-        parts += [] if parts else [head]
+        heads.add(head)
         parts.append(re.sub(r'\b(PARAMETERS|TENSOR|pass)_(?=\d)', rf'{prefix}_\1_', begin + passes))
-    return ''.join(parts)
+    longest = max(heads, key=len)   # with noise
+    assert all(map(longest.startswith, heads))
+    return ''.join([longest, *parts])
 
 
 def emulate(kernels, folder):

@@ -35,6 +35,14 @@ def run(*arguments, without='', expect=0, **variables):
     return done.stdout, done.stderr
 
 
+@pytest.mark.parametrize('tool', ['bench.py', 'bench_first.py', 'cluster.py', 'docs_pages.py', 'gpu_check.py', 'make_tables.py'])
+def test_help_of_tools(tool):
+    if tool == 'gpu_check.py':
+        pytest.importorskip('torch')
+    done = subprocess.run([sys.executable, str(TOOLS / tool), '--help'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and done.stdout.startswith('usage: ') and not done.stderr, done.stderr
+
+
 @pytest.fixture(scope='module')
 def bench():
     sys.path.insert(0, str(TOOLS))

@@ -1,5 +1,6 @@
 """The command gluon-optim on files: what it prints, what it writes, and its exit codes."""
 import argparse
+import contextlib
 import dataclasses
 import io
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import work
 from commands import refused
 
 from gluon_optim import cli
@@ -77,6 +79,21 @@ def test_inspect_counts_what_is_not_finite_and_prints_strict_json(run, tmp_path)
     row = next(row for row in found['arrays'] if (row['parameter'], row['array']) == ('0.bias', 'mean'))
     assert code == 0 and row['norm'] == 2 and row['zeros'] == 0 and math.isclose(row['nonfinite'], 2 / 3)
     assert found['digest'] == digest(states) and found['optimizer'] == 'adamw' and found['hypers'] == states.hypers
+
+
+def test_json_of_many_parameters_takes_no_more_memory_than_a_table(tmp_path):
+    """It is printed piece by piece."""
+    infos = [ParameterInfo(f'block{k}.weight', f'net0_dense{k}_weight', (2,), 'float32') for k in range(2000)]
+    slots = {info.name: {'mean': np.ones(2, 'float32'), 'var': np.ones(2, 'float32')} for info in infos}
+    path = str(tmp_path / 'many.states')
+    container.write(path, OptimizerStates('adamw', {}, 3, infos, {info.name: 3 for info in infos}, slots))
+
+    def inspect(*options):
+        with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+            assert cli.main(['inspect', path, *options]) == 0
+
+    inspect()   # imports
+    assert work.memory_of(lambda: inspect('--json')) < 1.1 * work.memory_of(inspect)
 
 
 def test_inspect_old_files(run):

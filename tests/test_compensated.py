@@ -230,6 +230,29 @@ def test_a_state_with_a_compensation_belongs_to_parameters_of_its_type():
         optimizer.step()
 
 
+@pytest.mark.parametrize('key', ['compensation', 'exp_avg'])
+@pytest.mark.parametrize('wrong', [torch.zeros(2), torch.zeros(()), torch.zeros(5, 3), torch.zeros(1), 0.0, None, [1.0]])
+def test_what_cannot_belong_to_the_parameter_is_refused(key, wrong):
+    """In a state to be loaded, and where it was put into the optimizer's own."""
+    wrong = wrong.bfloat16() if isinstance(wrong, torch.Tensor) and key == 'compensation' else wrong
+    params = parameters(torch.bfloat16)
+    for fused in (True, False):
+        optimizer = steps(create('adamw', params, multi_precision='kahan', fused=fused), params)
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved['state'][1][key] = wrong
+        before = [tensor.clone() for tensor in everything(optimizer, params)]
+        with pytest.raises(ValueError, match=rf"'{key}' of parameter 1 must (have shape|be an array).*Received: "):
+            optimizer.load_state_dict(saved)
+        assert all(map(torch.equal, before, everything(optimizer, params)))
+        optimizer.state[params[1]][key] = wrong
+        weights = [param.detach().clone() for param in params]
+        feed(params, 9)
+        with pytest.raises(ValueError, match=f"'{key}' in the state of a parameter .* must be a tensor of shape .*Received: "):
+            optimizer.step()
+        assert all(map(torch.equal, weights, params))
+        del optimizer.state[params[1]][key]
+
+
 @pytest.mark.parametrize('saved, claimed, has', [(True, 'kahan', 'a master'), ('kahan', True, 'a compensation'),
                                                  ('kahan', False, 'a compensation')])
 def test_a_group_and_its_states_must_agree(saved, claimed, has):

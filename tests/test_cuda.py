@@ -4,6 +4,7 @@ import ctypes
 import functools
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,25 @@ from test_lowering import Run as NumbaRun
 
 from gluon_optim import rules
 from gluon_optim.lowering import cuda
-from gluon_optim.lowering.plan import LoopPass, plan
-from gluon_optim.rules.base import scalars
+from gluon_optim.lowering.plan import NOISE, LoopPass, plan
+from gluon_optim.rules.base import NOISE as NOISE_HYPER
+from gluon_optim.rules.base import scalars, standard_normal
+from gluon_optim.rules.noise import LANES, Noise, normals, pair, philox
 from gluon_optim.rules.runtimes import runs_on
+from gluon_optim.schema import Slot
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'tools'))
 import nvrtc
 
-# these kernels draw no noise, and MXNet itself updates by lbsgd on GPUs
-NAMES = [name for name in rules.names(drop_ins=True, samplers=True)
-         if runs_on(rules.get(name), 'kernels') and 'noise' not in rules.get(name).needs and name != 'lbsgd']
+
+def drawing(name):
+    """The argument of rules that draw noise with which they draw it themselves."""
+    return {'noise': 'philox'} if 'noise' in rules.get(name).needs else {}
+
+
+# MXNet itself updates by lbsgd on GPUs
+NAMES = [name for name in rules.names(drop_ins=True, samplers=True) if name != 'lbsgd'
+         and runs_on(rules.get(name), 'kernels', rules.get(name).hyperparameters(**drawing(name)))]
 STORAGES = [('float32', False, False), ('float64', False, False), ('float16', True, False), ('float16', False, False),
             ('float16', False, True)]
 BFLOATS = [('bfloat16', True, False), ('bfloat16', False, False)]
@@ -42,7 +52,7 @@ needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason='NVRTC is missi
 
 def hypers_of(name, which='other'):
     rule = rules.get(name)
-    h = rule.hyperparameters(**hyper_sets(name)[which], learning_rate=0.3, rescale_grad=0.7)
+    h = rule.hyperparameters(**{**hyper_sets(name)[which], **drawing(name)}, learning_rate=0.3, rescale_grad=0.7)
     return type(h)(**h.asdict(), **{key: SUPPLIED.get(key, 0.5) for key in rule.supplied})
 
 
@@ -67,15 +77,19 @@ def architecture(number, kind='compute'):
     return f'--gpu-architecture={kind}_{number}'   # the spelling that keeps MXNet from adding that of its first GPU
 
 
+# what CUDA's logarithm, cosine and sine of double precision are made of is its own affair
+WITHOUT_LIBRARY = '#define log\n#define cos\n#define sin\n'
+
+
 @needs_nvrtc
 @pytest.mark.parametrize('storage', STORAGES + BFLOATS)
 def test_the_source_of_every_rule_compiles(storage):
     """In C++ of 2003, which the compilers of MXNet's wheels for CUDA 10 read; and rounded as on the CPU."""
-    source = joined(kernels(storage, 2))
+    source = WITHOUT_LIBRARY + joined(kernels(storage, 2))
     for number in (70, 80, 90):
         ptx = nvrtc.compile_ptx(source, [*cuda.OPTIONS, '--std=c++03', architecture(number)]).decode()
         assert ptx.count('.visible .entry') == 1 + sum(len(kernel.passes) for kernel in kernels(storage, 2).values())
-        assert not re.findall(r'\bfma\.rn|\bmad\.f|(?:div|sqrt)\.(?:approx|full)|\.ftz', ptx)
+        assert not re.findall(r'\bfma\.rn|\bmad\.f|\.(?:approx|full)\b|\.ftz', ptx)
         assert not re.findall(r'\b(?:red|atom)\.', ptx)
     assert ('cvt.rn.f16.f32' in ptx) == (storage[0] == 'float16')
 
@@ -88,10 +102,23 @@ def test_contraction_would_show():
 
 
 @needs_nvrtc
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_noise_is_drawn_once_for_four_elements_and_by_no_approximation(dtype):
+    """Philox has two multiplications in each of ten rounds."""
+    for name in ('sgld', 'psgld'):
+        source = printed(rules.get(name), hypers_of(name), cuda.Storage(dtype), 2).source
+        ptx = nvrtc.compile_ptx(source, [*cuda.OPTIONS, architecture(80)]).decode()
+        assert 19 <= len(re.findall(r'\bmul\.lo\.s64', ptx)) <= 21
+        stores = 1 + len(rules.get(name).slots(hypers_of(name)))
+        assert len(re.findall(r'\bst\.global', ptx)) == 4 * stores
+        assert not re.findall(r'\b(?:lg2|ex2|sin|cos)\.approx', ptx)
+
+
+@needs_nvrtc
 @pytest.mark.parametrize('number', [70, 80, 90])
 def test_full_launches_fit(number):
     """The assembler refuses kernels with arguments of more than 4096 bytes."""
-    for name, storage in (('adamw', STORAGES[0]), ('novograd', STORAGES[2]), ('sgd_torch', STORAGES[1])):
+    for name, storage in (('adamw', STORAGES[0]), ('novograd', STORAGES[2]), ('sgd_torch', STORAGES[1]), ('psgld', STORAGES[0])):
         rule, h = rule_of(name, storage), hypers_of(name)
         kernel = printed(rule, h, cuda.Storage(*storage))
         assert kernel.tensors > 20
@@ -146,10 +173,19 @@ class Run(NumbaRun):
         return kernel, batch
 
     def point(self, i, arrays):
-        self.batch.arrays[:, i] = [arrays[role].ctypes.data for role in self.kernel.roles]
+        numbers = dict(zip(NOISE, self.counter(i, self._t)))
+        self.batch.arrays[:, i] = [numbers[role] if role in numbers else arrays[role].ctypes.data for role in self.kernel.roles]
         self.batch.point()
 
+    def counter(self, i, t):
+        """The key, stream and update of tensor i."""
+        return 2 ** 53 - 5, 2 ** 32 - 1 - 7 * i, t + 2 ** 31 * (i % 2)
+
+    def namespace(self, i, t):
+        return Noise(super().namespace(i, t), *self.counter(i, t))
+
     def step(self, t, gradients=None):
+        self._t = t
         gradients = [self._guarded(self.random.normal(size=w.shape).astype(w.dtype)) for w in self.weights]
         super().step(t, gradients)
         assert all(map(intact, self._buffers))
@@ -157,7 +193,8 @@ class Run(NumbaRun):
             late = i % 2
             c = self.rule.all_coefficients(scalars, self.h.replace(learning_rate=0.3 / t), max(t - late, 1))
             with np.errstate(all='ignore'):
-                new, new_slots = self.rule.apply(np, self.static, c, w, gradients[i].astype(float), slots)
+                xp = Noise(np, *self.counter(i, t))
+                new, new_slots = self.rule.apply(xp, self.static, c, w, gradients[i].astype(float), slots)
             self.way[i] += np.abs(new - w).max(initial=0)
             self.exact[i] = new, new_slots
 
@@ -210,11 +247,69 @@ def test_every_rule_is_what_it_is_in_numpy(library, storage):
                 run.check_exact()
 
 
+def head_of(name, dtype='float32'):
+    """The functions that passes call."""
+    return printed(rules.get(name), hypers_of(name), cuda.Storage(dtype), 1).source.partition('\n#define PARAMETERS_0')[0]
+
+
+@needs_compiler
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_noise_is_that_of_the_rules_wherever_an_element_is(tmp_path, dtype):
+    """Bit for bit in single precision. In double precision the logarithm, cosine and sine of each library have some error in the
+    last bit, which 8 roundings of the largest sample cover; another word of Philox would be another sample."""
+    source = tmp_path / 'normals.cpp'
+    source.write_text(f'#include "{HEADER}"\n{head_of("sgld", dtype)}\n' + '''
+    extern "C" void samples(uint64 key, uint64 stream, uint64 update, uint64 draw, uint64 start, TYPE *out, int n)
+    { for (int j = 0; j < n; j++) out[j] = normal(key, stream, update, draw, start + j); }'''.replace('TYPE', dtype + ' '))
+    library, n = compiled(source), 2 ** 14
+    limit = 0 if dtype == 'float32' else 8 * 2 ** -52 * 7
+    for counter in [(0, 0, 1, 0), (2 ** 53 - 1, 2 ** 32 - 1, 2 ** 32 - 1, 3), (2 ** 32, 1, 2, 1)]:
+        for start in (0, 2 ** 31 - 40, 2 ** 33 + 1):
+            found = np.empty(n, dtype)
+            library.samples(*map(ctypes.c_uint64, (*counter, start)), ctypes.c_void_p(found.ctypes.data), n)
+            np.testing.assert_allclose(found, expected_noise(counter, start, n, dtype), rtol=0, atol=limit)
+            if not start:
+                np.testing.assert_allclose(found, normals(*counter, n, dtype), rtol=0, atol=limit)
+
+
+def expected_noise(counter, start, n, dtype):
+    """`rules.noise.normals` from element ``start`` on."""
+    key, stream, update, draw = map(np.uint64, counter)
+    j = np.arange(start, start + n, dtype=np.uint64)
+    block, k, lane = j // np.uint64(4 * LANES), j // np.uint64(LANES) % np.uint64(4), j % np.uint64(LANES)
+    words = philox((block * np.uint64(LANES) + lane, update, stream, draw), (key & np.uint64(2 ** 32 - 1), key >> np.uint64(32)))
+    samples = [sample for first in (0, 2) for sample in pair(dtype, words[first], words[first + 1])]
+    return np.choose(k.astype(int), samples)
+
+
+@needs_compiler
+def test_a_second_draw_of_an_update_is_another(tmp_path):
+    class TwoDraws(rules.Rule):
+        name, summary, needs = 'two_draws', 'two samples for each element', frozenset({'noise'})
+        hypers = (*rules.get('sgd_torch').hypers, NOISE_HYPER)
+        slots = staticmethod(lambda h: (Slot('second'),))
+        coefficients = staticmethod(lambda xp, h, t: dict(lr=h.learning_rate))
+
+        @staticmethod
+        def step(xp, h, c, w, g, s):
+            return w + c.lr * standard_normal(xp, w), dict(second=s.second + c.lr * standard_normal(xp, w))
+
+    kernel = printed(TwoDraws, TwoDraws.hyperparameters(learning_rate=1.0), cuda.Storage('float32'), 1)
+    held = {role: np.zeros(ITEM + 100, np.float32) for role in ('weight', 'gradient', 'second')}
+    batch = Batch(kernel, [ITEM + 100], emulate({'two': kernel}, tmp_path), 'two')
+    numbers = dict(zip(NOISE, (9, 8, 7)))
+    batch.arrays[:, 0] = [numbers[role] if role in numbers else held[role].ctypes.data for role in kernel.roles]
+    batch.point()
+    batch.run([[1.0] * len(kernel.coefficients)], [0])
+    for draw, role in enumerate(('weight', 'second')):
+        np.testing.assert_array_equal(held[role], normals(9, 8, 7, draw, ITEM + 100, 'float32'))
+
+
 @needs_compiler
 def test_conversions_are_those_of_numpy(tmp_path):
     """Those of the header, as PTX's cvt has them, and bfloat16's in the source: the upper half of a float32."""
     source = tmp_path / 'conversions.cpp'
-    head = printed(rules.get('adamw'), hypers_of('adamw'), cuda.Storage('float32'), 1).source.partition('\n#define PARAMETERS_0')[0]
+    head = head_of('adamw')
     loop = 'extern "C" void all_{0}(const {1} *x, {2} *y, int n) {{ for (int i = 0; i < n; i++) y[i] = {0}(x[i]); }}\n'
     bits = 'unsigned short'
     loops = ''.join(loop.format(f'{half}_to_float', bits, 'float') + loop.format(f'float_to_{half}', 'float', bits)
@@ -261,20 +356,27 @@ def test_a_rule_with_another_operation_is_refused():
 
 
 @needs_compiler
-@pytest.mark.parametrize('dtype', ['float32', 'float64', 'float16', 'bfloat16'])
-def test_the_check_for_gpus(monkeypatch, tmp_path, dtype):
+@pytest.mark.parametrize('name, kind, launches', [
+    *(('novograd', kind, 3) for kind in ('float32', 'float64', 'float16', 'bfloat16', 'kahan-float16', 'kahan-bfloat16')),
+    ('psgld', 'float32', 1), ('psgld', 'kahan-bfloat16', 1), ('sgld', 'float64', 1), ('sgld', 'float16', 1)])
+def test_the_check_for_gpus(monkeypatch, tmp_path, name, kind, launches):
     """All of it but the driver's calls."""
     pytest.importorskip('torch')
     import cuda_check
     import gpu_check
 
     def loaded(kernel):
-        library = emulate({f'x{len(kept)}': kernel}, tmp_path)
-        kept.append(library)
-        return [getattr(library, f'launch_x{len(kept) - 1}_{one.name}') for one in kernel.passes]
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))   # a library of the same name would be the one that is loaded
+        library = emulate({'x': kernel}, folder)
+        return [getattr(library, f'launch_x_{one.name}') for one in kernel.passes]
 
-    kept = []
     monkeypatch.setattr(cuda_check, 'loaded', functools.lru_cache(maxsize=None)(loaded))
     monkeypatch.setattr(cuda_check, 'launch', lambda function, *arguments: function(*arguments, False))
-    row = gpu_check.check_kernels(cuda_check.TorchSteps, 'novograd', dtype, 'cpu')
-    assert row['holds'] and row['launches'] == 3, row
+    row = gpu_check.check_kernels(cuda_check.TorchSteps, name, kind, 'cpu')
+    assert row['holds'] and row['launches'] == launches, row
+    if name == 'sgld':
+        row = gpu_check.check_noise(cuda_check.TorchSteps, 'float64', 'cpu')
+        assert row['holds'], row
+    if name == 'psgld' and kind == 'float32':
+        row = gpu_check.check_noise(cuda_check.TorchSteps, 'float32', 'cpu')
+        assert row['holds'] and row['rule'] == 0, row

@@ -78,9 +78,12 @@ def on_loops(monkeypatch, *arguments, **options):
 
 
 MIXED = {'multi_precision': True}
+PHILOX = {'noise': 'philox', 'seed': 2 ** 53 - 5}
 CASES = [('adamw', 'float32', {}), ('adamw', 'float16', MIXED), ('adamw', 'float64', {}), ('adamw', 'float16', {}),
          ('novograd', 'float32', {}), ('lans', 'float32', {}), ('lamb', 'float16', MIXED), ('adam', 'float16', {}),
-         ('nadam', 'float32', {}), ('lars', 'float16', MIXED), ('sgd_torch', 'float32', {})]
+         ('nadam', 'float32', {}), ('lars', 'float16', MIXED), ('sgd_torch', 'float32', {}), ('sgld', 'float32', PHILOX),
+         ('sgld', 'float16', {**PHILOX, **MIXED}), ('psgld', 'float32', PHILOX), ('psgld', 'float64', PHILOX),
+         ('psgld', 'float16', PHILOX)]
 
 
 def passes(optimizer):
@@ -122,6 +125,43 @@ def test_a_trainer_makes_few_launches(device):
         assert len(device.launches) <= 3 * -(-tensors // TENSORS)
         assert device.waits == []
         assert np.isfinite(net[0].weight.data().asnumpy()).all()
+
+
+@pytest.mark.parametrize('name', ['sgld', 'psgld'])
+def test_a_chain_continues_bit_for_bit(device, monkeypatch, tmp_path, name):
+    """The key and the streams are in the state, the number of the update is that of the parameter. The loops of the CPU walk the
+    same way."""
+    def trainer(seed):
+        parameters = [gluon.Parameter(f'p{i}_weight', shape=shape) for i, shape in enumerate(SHAPES)]
+        for i, parameter in enumerate(parameters):
+            parameter.initialize(mx.init.Constant(0.1 * i))
+        return gluon.Trainer(parameters, go.create(name, learning_rate=0.1, noise='philox', seed=seed), kvstore=None)
+
+    def train(trainer, steps):
+        for t in steps:
+            for parameter in trainer._params:
+                parameter.grad()[:] = t
+                parameter.data()._fresh_grad = True
+            nd.waitall()
+            del device.launches[:], device.waits[:]
+            trainer.step(1)
+            assert device.waits == [] or executors.KERNELS['cpu'] is executors._loops
+        return [parameter.data().asnumpy() for parameter in trainer._params]
+
+    straight = trainer(7)
+    train(straight, (1, 2))
+    go.save_states(straight, tmp_path / 'states')
+    resumed = trainer(8)
+    for mine, theirs in zip(resumed._params, straight._params):
+        mine.set_data(theirs.data())
+    go.load_states(resumed, tmp_path / 'states')
+    expected = train(straight, (3, 4))
+    assert len(device.launches) == -(-len(SHAPES) // TENSORS)
+    for mine, theirs in zip(train(resumed, (3, 4)), expected):
+        np.testing.assert_array_equal(mine, theirs)
+    monkeypatch.setattr(executors, 'KERNELS', {'cpu': executors._loops})
+    for mine, theirs in zip(train(trainer(7), (1, 2, 3, 4)), expected):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_what_is_only_read_is_constant(device):
@@ -209,6 +249,9 @@ def test_the_check_for_gpus(device, monkeypatch):
     """tools/gpu_check.py where MXNet runs on the GPU."""
     pytest.importorskip('torch')
     import gpu_check
-    row = gpu_check.check_kernels(gpu_check.MXNetSteps, 'lamb', 'float16', mx.cpu())
-    assert row['holds'] and row['by'] == 'mx.rtc' and row['launches'] == 6, row
-    assert device.launches
+    for name, kind, launches in (('lamb', 'float16', 6), ('adamw', 'kahan-float16', 2), ('psgld', 'float32', 2)):
+        del device.launches[:]
+        row = gpu_check.check_kernels(gpu_check.MXNetSteps, name, kind, mx.cpu())
+        assert row['holds'] and row['by'] == 'mx.rtc' and row['launches'] == launches, row
+        assert device.launches
+    assert gpu_check.check_noise(gpu_check.MXNetSteps, 'float32', mx.cpu())['rule'] == 0

@@ -69,6 +69,9 @@ class Run:
     def point(self, i, arrays):
         self.batch.addresses[:, i] = [arrays[role].ctypes.data for role in self.kernel.roles]
 
+    def namespace(self, i, t):
+        return namespace(self.precision)
+
     def step(self, t, gradients=None):
         gradients = gradients or [self.random.normal(size=w.shape).astype(w.dtype) for w in self.weights]
         # two rows of coefficients: every other parameter is one update behind
@@ -79,10 +82,10 @@ class Run:
                           half=self.weights[i])
             self.point(i, arrays)
         self.batch.run([[c[name] for name in self.kernel.coefficients] for c in table], rows)
-        xp = namespace(self.precision)
         for i, (w, slots) in enumerate(self.expected):
             c = {name: self.precision.type(value) for name, value in table[rows[i]].items()}
             with np.errstate(all='ignore'):
+                xp = self.namespace(i, t)
                 new, new_slots = self.rule.apply(xp, self.static, c, w, gradients[i].astype(self.precision), slots)
             if self.storage.dtype == 'float16' and not self.storage.master:
                 new = new.astype(np.float16).astype(np.float32)

@@ -130,6 +130,28 @@ def test_decay_is_that_of_a_trainer():
     assert abs(weights(net) - before).max() < 1e-6  # at the minimum there is nothing to do
 
 
+@pytest.mark.parametrize('hybrid', [False, True])
+def test_shapes_are_found_by_a_forward_pass(hybrid, tmp_path):
+    """That leaves the statistics of BatchNorm as they were; a manager then finds all of the net."""
+    def net(**known):
+        made = nn.HybridSequential()
+        made.add(nn.BatchNorm(scale=False, center=False, **({'in_channels': 30} if known else {})), nn.Dense(1, **known))
+        made.initialize(mx.init.Zero())
+        made.cast('float64')
+        made.hybridize(hybrid)
+        return made
+
+    deferred, other = net(), net(in_units=30)
+    batches = [(X[:400], DATA[1][:400]), (X[400:], DATA[1][400:])]
+    results = [go.minimize(each, BCE, iter(batches), wd=WD) for each in (deferred, other)]
+    assert results[0].success and numpy.array_equal(*(result.x for result in results))
+    for mine, theirs in zip(deferred.collect_params().values(), other.collect_params().values()):
+        numpy.testing.assert_array_equal(mine.data().asnumpy(), theirs.data().asnumpy())
+    manager = str(tmp_path / 'run')
+    first = go.minimize(net(), BCE, DATA, wd=WD, maxiter=2, manager=manager)
+    assert go.minimize(net(), BCE, DATA, wd=WD, maxiter=3, manager=manager).nit == first.nit + 1 == 3
+
+
 def test_several_inputs_and_frozen_parameters():
     class Sum(nn.HybridBlock):
         def __init__(self):
@@ -355,12 +377,6 @@ def frozen():
     return net
 
 
-def deferred():
-    net = nn.Dense(1)
-    net.initialize()
-    return net
-
-
 @pytest.mark.parametrize('what, error, said', [
     (call(method='newton'), ValueError, "Unknown method 'newton'. Did you mean 'newton-cg'"),
     (call(method=None), TypeError, 'must be a string'),
@@ -371,7 +387,7 @@ def deferred():
     (call(options={'max_iter': 3}), ValueError, 'max_iter'),
     (call(net=lambda: dense().collect_params()), TypeError, '`net` must be a gluon.Block'),
     (call(net=frozen), ValueError, 'at least one trainable parameter'),
-    (call(net=deferred), ValueError, 'one forward pass'),
+    (call(net=lambda: nn.Dense(1)), ValueError, r'must be initialized.*net.initialize'),
     (call(net=lambda: dense(dtype='float16')), ValueError, r'net.cast'),
     (call(data=3), TypeError, 'Received: int'),
     (call(data=[]), ValueError, 'at least one batch'),

@@ -271,6 +271,24 @@ def test_a_trainer_computes_the_rule(name, dtype):
         np.testing.assert_allclose(p.data().asnumpy(), w, rtol=rtol, atol=0.01 * rtol)
 
 
+@pytest.mark.parametrize('multi_precision', [True, 'kahan'])
+def test_samples_hold_the_rounded_weights_of_float16(tmp_path, multi_precision):
+    p = gluon.Parameter('w', shape=(200,), dtype='float16')
+    p.initialize(mx.init.Constant(0.5))
+    optimizer = go.create('psgld', learning_rate=1e-6, multi_precision=multi_precision)
+    trainer = gluon.Trainer([p], optimizer, update_on_kvstore=False)
+    chain = go.sampling.Chain(trainer, tmp_path / 'chain', burn_in=0, thin=1)
+    for _ in range(3):
+        p.data()._fresh_grad = True
+        chain.step(1, 10)
+    _, sample = list(chain)[-1]
+    slots, master = optimizer.split_state(trainer._updaters[0].states[0], optimizer.hyperparameters(), multi_precision)
+    exact = master.asnumpy() if master is not None else p.data().asnumpy().astype('float32') + slots[-1].asnumpy()
+    assert sample['w'].dtype == np.float16
+    np.testing.assert_array_equal(sample['w'], exact.astype('float16'))
+    assert 1e-5 < np.abs(exact - sample['w']).max() < 2.0 ** -11   # the walk is finer than the type
+
+
 def test_sgld_at_temperature_1_is_mxnets():
     results = []
     for optimizer in ('sgld', go.create('sgld', learning_rate=0.01, wd=0.1, temperature=1)):

@@ -291,14 +291,16 @@ def smaller_gradient(optimizer, p):
     p.grad.data = torch.ones(2)
 
 
-@pytest.mark.parametrize('change', [larger_weight, smaller_slot, resized_slot, smaller_gradient])
-def test_what_does_not_fit_is_refused_and_nothing_written(change):
+@pytest.mark.parametrize('change, error, match', [
+    (larger_weight, ValueError, 'must be a tensor of shape'), (smaller_slot, ValueError, 'must be a tensor of shape'),
+    (resized_slot, ValueError, 'must be a tensor of shape'), (smaller_gradient, RuntimeError, 'size')])
+def test_what_does_not_fit_is_refused_and_nothing_written(change, error, match):
     params = parameters(shapes=[(40,), (7,)])
     optimizer = steps(create('adamw', params), params, 1, 2)
     feed(params, 3)
     change(optimizer, params[0])
     before = everything(optimizer, params)
-    with pytest.raises(RuntimeError, match='size'):
+    with pytest.raises(error, match=match):
         optimizer.step()
     assert all(map(torch.equal, before, everything(optimizer, params)))
 

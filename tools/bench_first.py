@@ -5,6 +5,7 @@ what the cold one has compiled. `framework` is what MXNet or PyTorch takes on it
 update of its own SGD; `ours` the rest: `import gluon_optim`, creating the optimizer, and its first update. The net has
 360,600 parameters, so that the update runs on several threads.
 """
+import argparse
 import json
 import os
 import subprocess
@@ -115,4 +116,8 @@ def table(rows):
 
 
 if __name__ == '__main__':
-    child(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description='One first update in this process, as JSON. tools/bench.py --case first_step '
+                                     'compares them, cold and warm.')
+    parser.add_argument('framework', choices=FRAMEWORKS)
+    parser.add_argument('rule')
+    child(**vars(parser.parse_args()))

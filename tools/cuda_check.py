@@ -13,9 +13,13 @@ import torch
 from nvrtc import compile_ptx
 
 from gluon_optim.lowering import cuda
+from gluon_optim.lowering.plan import NOISE
 from gluon_optim.rules.base import initial_slot, scalars
+from gluon_optim.rules.compensated import COMPENSATION, KAHAN, compensated
 
-__all__ = ['MXNetSteps', 'TorchSteps', 'mxnet_runs']
+__all__ = ['KEY', 'MXNetSteps', 'TorchSteps', 'mxnet_runs']
+
+KEY = 2 ** 53 - 5   # of rules that draw noise; a weight's stream is its number
 
 MXNET = 'import mxnet as mx; assert (mx.nd.ones((2,), ctx=mx.gpu()) * 2).sum().asscalar() == 4'
 
@@ -26,21 +30,26 @@ def mxnet_runs():
 
 
 class TorchSteps:
-    """Updates of copies of ``weights``, PyTorch's tensors, by a rule."""
+    """Updates of copies of ``weights``, PyTorch's tensors, by a rule. Those of half precision have masters, or with
+    ``multi_precision='kahan'`` compensations."""
 
     by = "NVRTC and the CUDA driver, on PyTorch's memory"
 
-    def __init__(self, rule, h, weights, device=None):
+    def __init__(self, rule, h, weights, device=None, multi_precision=True):
         device = device or 'cuda'
         dtype = str(weights[0].dtype).partition('.')[2]
-        storage = cuda.Storage(dtype, master=dtype in ('float16', 'bfloat16'))
-        if storage.master and dtype == 'float16':
+        half = dtype in ('float16', 'bfloat16')
+        storage = cuda.Storage(dtype, master=half and multi_precision != KAHAN)
+        if half and multi_precision == KAHAN:
+            rule = compensated(rule, dtype)
+        elif dtype == 'float16':
             rule = rule.on_masters()
         self.rule, self.h, self.storage, self.device = rule, h, storage, device
         self.weights = [w.to(device, copy=True) for w in weights]
         exact = getattr(torch, storage.precision)
         self.masters = [w.to(exact) for w in self.weights] if storage.master else self.weights
-        self.slots = [{slot.name: torch.as_tensor(initial_slot(slot, w.to(exact).numpy()), dtype=exact, device=device)
+        self.slots = [{slot.name: torch.as_tensor(initial_slot(slot, w.to(exact).numpy()), device=device,
+                                                  dtype=getattr(torch, storage.element(slot.name)))
                        for slot in rule.slots(h)} for w in weights]
         key = rule, rule.static(h), tuple(rule.all_coefficients(scalars, h, 1)), storage
         tensors = cuda.evenly(len(weights), cuda.capacity(*key))
@@ -48,18 +57,22 @@ class TorchSteps:
         self.gradients = [torch.zeros_like(w) for w in self.weights]   # kernels keep their addresses
         for i, arrays in enumerate(zip(self.masters, self.weights, self.gradients, self.slots)):
             held = dict(zip(('weight', 'half', 'gradient'), arrays), **arrays[3])
-            self.batch.arrays[:, i] = [held[role].data_ptr() for role in self.batch.kernel.roles]
+            numbers, roles = dict(zip(NOISE, (KEY, i, 0))), self.batch.kernel.roles
+            self.batch.arrays[:, i] = [numbers[role] if role in NOISE else held[role].data_ptr() for role in roles]
         self.batch.point()
 
     def step(self, t, gradients=None):
         for held, gradient in zip(self.gradients, gradients or ()):
             held.copy_(gradient)
+        if NOISE[-1] in self.batch.kernel.roles:
+            self.batch.arrays[self.batch.kernel.roles.index(NOISE[-1])] = t   # the update
         c = self.rule.all_coefficients(self.rule.numbers(scalars, self.storage.precision), self.h, t)
         self.batch.run([[c[name] for name in self.batch.kernel.coefficients]], [0] * len(self.weights))
 
     def exact(self):
         """The weights that count, in NumPy."""
-        return [w.double().cpu().numpy() for w in self.masters]
+        rest = [slots[COMPENSATION.name].double() if COMPENSATION.name in slots else 0.0 for slots in self.slots]
+        return [(w.double() + lost).cpu().numpy() for w, lost in zip(self.masters, rest)]
 
     def launches(self):
         """How many a step makes, at most."""
@@ -117,13 +130,14 @@ class MXNetSteps:
 
     by = 'mx.rtc'
 
-    def __init__(self, rule, h, weights, device=None):
+    def __init__(self, rule, h, weights, device=None, multi_precision=True):
         import mxnet as mx
 
         import gluon_optim
         self.nd, self.context = mx.nd, device or mx.gpu()
-        mixed = weights[0].dtype == torch.float16
-        self.optimizer = gluon_optim.create(rule.name, multi_precision=mixed, **h.asdict())
+        mixed = weights[0].dtype == torch.float16 and multi_precision
+        seed = dict(seed=KEY) if 'noise' in rule.needs else {}
+        self.optimizer = gluon_optim.create(rule.name, multi_precision=mixed, **seed, **h.asdict())
         self.weights = [self.array(w) for w in weights]
         self.gradients = [self.nd.zeros_like(w) for w in self.weights]
         self.states = [self.optimizer.create_state_multi_precision(i, w) for i, w in enumerate(self.weights)]
@@ -138,9 +152,11 @@ class MXNetSteps:
         self.optimizer.update_multi_precision(list(range(len(self.weights))), self.weights, self.gradients, self.states)
 
     def exact(self):
-        h = self.optimizer.hyperparameters()
-        masters = [self.optimizer.split_state(state, h, True)[1] for state in self.states] if self.mixed else self.weights
-        return [w.asnumpy().astype(float) for w in masters]
+        h, weights = self.optimizer.hyperparameters(), [w.asnumpy().astype(float) for w in self.weights]
+        split = [self.optimizer.split_state(state, h, self.mixed) for state in self.states] if self.mixed else []
+        if self.mixed == KAHAN:
+            return [w + slots[-1].asnumpy() for w, (slots, _) in zip(weights, split)]
+        return [master.asnumpy().astype(float) for _, master in split] or weights
 
     def launches(self):
         prepared = next(iter(self.optimizer._executor._prepared.values()))   # an AttributeError where operators ran

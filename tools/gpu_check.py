@@ -5,8 +5,8 @@
     python tools/gpu_check.py --rules adamw novograd --no-timing
     python tools/gpu_check.py --json figures.json    also writes what it prints as JSON
 
-For every rule that has a mirror, and each type of weights (float32, float64, float16 and bfloat16 with masters), it takes
-eight steps by kernels and checks
+For every rule that has a mirror, and each type of weights (float32, float64, float16 and bfloat16 with masters, and these two with
+compensations, multi_precision='kahan'), it takes eight steps by kernels and checks
 
     rule      the same steps by the rule in NumPy, in float64: the distance in units of the way that the weights have gone
     plain     and by PyTorch's operations on the GPU, likewise
@@ -17,7 +17,8 @@ eight steps by kernels and checks
     resumed   a state_dict through a file and on, bit for bit
 
 Then the CUDA kernels that MXNet launches: by MXNet, where its wheel runs on this GPU (up to compute capability 8.6), else the same
-source by NVRTC and the CUDA driver, on PyTorch's memory. It says which. They are held to rule and again, and timed.
+source by NVRTC and the CUDA driver, on PyTorch's memory. It says which. They are held to rule and again, and timed; sgld and
+psgld, which have no mirror, among them. Their noise must be NumPy's: bit for bit in float32, to rounding in float64.
 
 Exit codes: 0 all hold, 1 one does not, 2 there is no GPU to use.
 """
@@ -35,22 +36,27 @@ from pathlib import Path
 import numpy
 import torch
 from bench_competitors import resnet50
-from cuda_check import MXNetSteps, TorchSteps, mxnet_runs
+from cuda_check import KEY, MXNetSteps, TorchSteps, mxnet_runs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gluon_optim import list_optimizers, rules
 from gluon_optim.rules.base import initial_slot, scalars
 from gluon_optim.rules.mx.base import MXRule
+from gluon_optim.rules.noise import Noise, normals
 from gluon_optim.rules.runtimes import mirrored, runs_on
 from gluon_optim.schema import compute_type
 from gluon_optim.torch import create
 
 SHAPES = ((64, 3, 7, 7), (64,), (), (1000, 129), (9001,), (1,))
 STEPS = 8
-TYPES = ('float32', 'float64', 'float16', 'bfloat16')
+SAMPLERS = ('sgld', 'psgld')
+TYPES = ('float32', 'float64', 'float16', 'bfloat16', 'kahan-float16', 'kahan-bfloat16')
 # of the way that a weight has gone: single and double precision, several operations and a sum of many numbers
-LIMITS = {'float32': 2e-5, 'float64': 1e-12, 'float16': 2e-5, 'bfloat16': 2e-5}
+LIMITS = {kind: 1e-12 if kind == 'float64' else 2e-5 for kind in TYPES}
+# of a weight, what a step may lose of it: a weight and its compensation have that many digits
+LOST = {'kahan-float16': 2.0 ** -23, 'kahan-bfloat16': 2.0 ** -17}
+NOISE_LIMITS = {'float32': 0.0, 'float64': 1e-14}
 # MXNet's own compute 1 - beta^t in single precision, and a graph, on the device, in double
 GRAPH_LIMIT = 5e-4
 USUAL = dict(momentum=0.8, wd=0.05, epsilon=2e-3, beta1=0.8, beta2=0.97, trust_coefficient=0.5)
@@ -59,7 +65,7 @@ USUAL = dict(momentum=0.8, wd=0.05, epsilon=2e-3, beta1=0.8, beta2=0.97, trust_c
 def hypers_of(name):
     """A large rate, and what the rule allows of `USUAL`."""
     rule, given = rules.get(name), dict(clip_gradient=1.5, rescale_grad=0.5)
-    for key, value in dict(USUAL, learning_rate=0.1).items():
+    for key, value in dict(USUAL, learning_rate=0.1, noise='philox').items():
         try:
             rule.hyperparameters(**given, **{key: value})
             given[key] = value
@@ -69,9 +75,11 @@ def hypers_of(name):
 
 
 class Data:
-    """Weights, and gradients for each step."""
+    """Weights, and gradients for each step; ``kind`` is one of `TYPES`."""
 
-    def __init__(self, dtype):
+    def __init__(self, kind):
+        self.kind, (kahan, _, dtype) = kind, kind.rpartition('-')
+        self.multi_precision = kahan or True
         self.dtype, random = getattr(torch, dtype), numpy.random.default_rng(1)
         self.weights = [torch.tensor(random.normal(size=shape)).to(self.dtype) for shape in SHAPES]
         self._gradients = [[torch.tensor(random.normal(size=shape) * 10.0 ** -(t % 3)).to(self.dtype) for shape in SHAPES]
@@ -82,12 +90,12 @@ class Data:
 class Run(Data):
     """Some steps of one optimizer on the GPU."""
 
-    def __init__(self, name, dtype, **options):
-        super().__init__(dtype)
+    def __init__(self, name, kind, **options):
+        super().__init__(kind)
         self.params = [torch.nn.Parameter(weight.cuda()) for weight in self.weights]
         for p in self.params:
             p.grad = torch.zeros_like(p)
-        self.optimizer = create(name, self.params, **hypers_of(name), **options)
+        self.optimizer = create(name, self.params, multi_precision=self.multi_precision, **hypers_of(name), **options)
         self._on_device = [[g.cuda() for g in gradients] for gradients in self._gradients]
 
     def feed(self, t):
@@ -101,27 +109,42 @@ class Run(Data):
         return self
 
     def exact(self):
-        """The weights that count: masters where there are some."""
-        return [self.optimizer.state[p].get('master', p).detach().double().cpu().numpy() for p in self.params]
+        """The weights that count: masters where there are some, and weights with their compensations."""
+        return [exact_weight(p, self.optimizer.state[p]).double().cpu().numpy() for p in self.params]
 
     def all(self):
         return [tensor.detach().cpu().clone() for p in self.params for tensor in (p, *self.optimizer.state[p].values())]
 
 
+def exact_weight(param, state):
+    if 'compensation' in state:
+        return param.detach().float() + state['compensation'].float()
+    return state.get('master', param).detach()
+
+
+def is_rounded(weight, state):
+    """Whether ``weight`` is the exact one, rounded: what is lost is half of the last digit at most."""
+    if 'compensation' not in state:
+        return torch.equal(weight, state.get('master', weight).to(weight.dtype))
+    facts = torch.finfo(weight.dtype)
+    return bool((state['compensation'].abs() <= facts.eps / 2 * weight.abs().clamp(min=facts.smallest_normal).float()).all())
+
+
 def by_rule(name, run):
-    """Weights after `STEPS` steps by the rule in float64, and the way that each has gone."""
+    """Weights after `STEPS` steps by the rule in float64, and the way that each has gone, and what rounding takes of it besides."""
     rule, results = rules.get(name), []
     h = rule.hyperparameters(**hypers_of(name))
-    if run.dtype == torch.float16:
+    if run.kind == 'float16':
         rule = rule.on_masters()
     for i, weight in enumerate(run.weights):
         w, way = weight.double().numpy(), 0.0
         slots = {slot.name: initial_slot(slot, w) for slot in rule.slots(h)}
         for t in range(STEPS):
             c = rule.all_coefficients(rule.numbers(scalars, compute_type(run.dtype)), h, t + 1)
-            new, slots = rule.apply(numpy, rule.static(h), c, w, run.gradients[t][i], slots)
+            new, slots = rule.apply(Noise(numpy, KEY, i, t + 1), rule.static(h), c, w, run.gradients[t][i], slots)
             way, w = way + numpy.abs(new - w).max(), new
-        results.append((w, way))
+        rounding = STEPS * LOST.get(run.kind, 0.0) * numpy.abs(w).max()
+        results.append((w, way + rounding / LIMITS[run.kind]))
     return results
 
 
@@ -143,8 +166,7 @@ def check(name, dtype):
     row['plain'] = max(distance(w, p, way) for w, p, (_, way) in zip(run.exact(), plain.exact(), expected))
     again = Run(name, dtype, fused=True).steps(0, STEPS)
     row['again'] = all(map(torch.equal, run.all(), again.all()))
-    row['stored'] = all(torch.equal(p.detach(), run.optimizer.state[p]['master'].to(p.dtype))
-                        for p in run.params if 'master' in run.optimizer.state[p])
+    row['stored'] = all(is_rounded(p.detach(), run.optimizer.state[p]) for p in run.params)
     row['passes'], row['launches'] = launches(again)
     row['graph'] = graph(name, dtype)
     row['resumed'] = resumed(name, dtype, run)
@@ -240,7 +262,7 @@ def resumed(name, dtype, straight):
 def check_kernels(kind, name, dtype, device=None):
     """What steps of the class ``kind`` do, as a row of figures."""
     def steps():
-        made = kind(rules.get(name), rules.get(name).hyperparameters(**hypers_of(name)), data.weights, device)
+        made = kind(rules.get(name), rules.get(name).hyperparameters(**hypers_of(name)), data.weights, device, data.multi_precision)
         for t in range(STEPS):
             made.step(t + 1, data._gradients[t])
         return made
@@ -251,6 +273,15 @@ def check_kernels(kind, name, dtype, device=None):
     again = all(map(numpy.array_equal, first.exact(), second.exact()))
     right = far <= LIMITS[dtype] or (name == 'signum' and dtype != 'float64')
     return dict(name=name, dtype=dtype, by=first.by, rule=far, again=again, launches=first.launches(), holds=bool(right and again))
+
+
+def check_noise(kind, dtype, device=None):
+    """The noise of a step of sgld that adds nothing else to weights of 0."""
+    rule, weights = rules.get('sgld'), [torch.zeros(size, dtype=getattr(torch, dtype)) for size in (300_000, 1, 64)]
+    steps = kind(rule, rule.hyperparameters(learning_rate=1.0, noise='philox'), weights, device)
+    steps.step(1)
+    far = max(abs(w - normals(KEY, i, 1, 0, w.size, dtype)).max() for i, w in enumerate(steps.exact()))
+    return dict(name='noise', dtype=dtype, by=steps.by, rule=float(far), holds=bool(far <= NOISE_LIMITS[dtype]))
 
 
 def measure_kernels(kind, name, case):
@@ -268,22 +299,30 @@ def measure_kernels(kind, name, case):
     return (time.perf_counter() - start) / ROUNDS * 1e3
 
 
+def mxnet_has(name, dtype):
+    """MXNet has no bfloat16, and the states of its own optimizers hold no compensations."""
+    return 'bfloat16' not in dtype and not (dtype.startswith('kahan') and issubclass(rules.get(name), MXRule))
+
+
 def mxnet_kernels(names, options):
     """Rows of both, printed too."""
     kind = MXNetSteps if mxnet_runs() else TorchSteps
     print(f"\nthe CUDA kernels of MXNet's GPU contexts, by {kind.by}")
     checked, timings = [], []
+    for dtype in () if options.no_check else NOISE_LIMITS:
+        checked.append(check_noise(kind, dtype))
+        print(f'{"noise":<20}{dtype:<16}{checked[-1]["rule"]:9.1e}{"" if checked[-1]["holds"] else "   DOES NOT HOLD"}', flush=True)
     for name in () if options.no_check else names:
         for dtype in options.dtypes:
-            if dtype == 'bfloat16' and kind is MXNetSteps:
-                continue   # which MXNet does not have
+            if kind is MXNetSteps and not mxnet_has(name, dtype):
+                continue
             try:
                 row = check_kernels(kind, name, dtype)
-                print(f'{name:<20}{dtype:<10}{row["rule"]:9.1e}  {row["again"]!s:5} {row["launches"]} launches'
+                print(f'{name:<20}{dtype:<16}{row["rule"]:9.1e}  {row["again"]!s:5} {row["launches"]} launches'
                       f'{"" if row["holds"] else "   DOES NOT HOLD"}', flush=True)
             except Exception as error:
                 row = dict(name=name, dtype=dtype, by=kind.by, holds=False, error=f'{type(error).__name__}: {error}')
-                print(f'{name:<20}{dtype:<10}{row["error"][:300]}', flush=True)
+                print(f'{name:<20}{dtype:<16}{row["error"][:300]}', flush=True)
             checked.append(row)
     for case in () if options.no_timing else options.cases:
         for name in options.optimizers:
@@ -398,9 +437,9 @@ def main():
         return 2
     card = torch.cuda.get_device_name()
     print(f'{card}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}')
-    names = [name for name in list_optimizers() if mirrored(rules.get(name)) and runs_on(rules.get(name), 'kernels')
-             and any(fnmatch.fnmatch(name, pattern) for pattern in options.rules)]
-    print(f'{"rule":<20}{"weights":<10}{"rule":>9}{"plain":>9}{"graph":>9}  again resumed launches/passes')
+    chosen = [name for name in (*list_optimizers(), *SAMPLERS) if any(fnmatch.fnmatch(name, pattern) for pattern in options.rules)]
+    names = [name for name in chosen if mirrored(rules.get(name)) and runs_on(rules.get(name), 'kernels')]
+    print(f'{"rule":<20}{"weights":<16}{"rule":>9}{"plain":>9}{"graph":>9}  again resumed launches/passes')
     checked, timings = [], []
     for name in () if options.no_check else names:
         for dtype in options.dtypes:
@@ -408,10 +447,10 @@ def main():
                 row = check(name, dtype)
             except Exception as error:  # the others are still of interest
                 row = dict(name=name, dtype=dtype, holds=False, error=f'{type(error).__name__}: {error}')
-                print(f'{name:<20}{dtype:<10}{row["error"][:300]}', flush=True)
+                print(f'{name:<20}{dtype:<16}{row["error"][:300]}', flush=True)
             else:
                 holds = '' if row['holds'] else '   DOES NOT HOLD'
-                print(f'{name:<20}{dtype:<10}{row["rule"]:9.1e}{row["plain"]:9.1e}{row["graph"]:9.1e}  {row["again"]!s:5} '
+                print(f'{name:<20}{dtype:<16}{row["rule"]:9.1e}{row["plain"]:9.1e}{row["graph"]:9.1e}  {row["again"]!s:5} '
                       f'{row["resumed"]!s:7} {row["launches"]}/{row["passes"]}{holds}', flush=True)
             checked.append(row)
     if not options.no_check:
@@ -428,7 +467,7 @@ def main():
                       f'{row["host_ms"]:9.3f}', flush=True)
             timings += rows
             torch.cuda.empty_cache()
-    more, kernel_timings = mxnet_kernels(names, options)
+    more, kernel_timings = mxnet_kernels([*names, *(name for name in SAMPLERS if name in chosen)], options)
     checked += more
     failed = [row for row in checked if not row['holds']]
     print(f'\n{len(checked) - len(failed)} of {len(checked)} hold')

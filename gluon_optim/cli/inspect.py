@@ -14,7 +14,7 @@ from ..transfer.read import READABLE
 from ..transfer.refused import refusing
 from .options import NAMELESS_FILES, add_command, add_common, check_used, opened, read_all
 from .paths import PICTURES, check_picture, keep_apart, write_whole
-from .text import dumps, in_options, pairs, say, shape_text, short, table
+from .text import dumps, in_options, pairs, say, say_json, shape_text, short, table
 
 __all__ = ['add_commands']
 
@@ -56,7 +56,7 @@ def _inspect(options: Namespace) -> int:
         say(f'picture: {options.plot}', sys.stderr)
     if options.json:
         described = {name: _described(contents) for name, contents in parts.items()}
-        print(dumps(described.get('', {'path': options.file, 'parts': described})))
+        say_json(described.get('', {'path': options.file, 'parts': described}))
         return 0
     for name, contents in parts.items():
         if name:
@@ -66,7 +66,8 @@ def _inspect(options: Namespace) -> int:
 
 
 def _described(contents: inspection.Contents) -> Dict[str, Any]:
-    return dict(contents.about(), arrays=[row._asdict() for row in inspection.rows(contents) if row.array is not None])
+    """For `say_json`, which makes the dictionaries of rows one at a time."""
+    return dict(contents.about(), arrays=[row._asdict for row in inspection.rows(contents) if row.array is not None])
 
 
 def _show(contents: inspection.Contents) -> None:

@@ -5,9 +5,9 @@ import re
 import shutil
 import sys
 import textwrap
-from typing import Any, Dict, List, Optional, Sequence, TextIO
+from typing import Any, Dict, Iterator, List, Optional, Sequence, TextIO
 
-__all__ = ['dumps', 'escaped', 'in_options', 'pairs', 'shape_text', 'say', 'short', 'table']
+__all__ = ['dumps', 'escaped', 'in_options', 'pairs', 'shape_text', 'say', 'say_json', 'short', 'table']
 
 ARGUMENT = re.compile(r'(?<![\w.])(?:`(params|target|optimizer|names|like|weights|part)`|'
                       r'(params|target|optimizer|names|like|part)=)')
@@ -43,11 +43,13 @@ def in_options(message: str, reading: bool = False) -> str:
 
     >>> in_options("Leave `params` out, or pass target='mirror' or allow=['lions.Lion'].")
     "Leave --params out, or pass --target 'mirror' or --allow lions.Lion."
+    >>> in_options("Received: params=0. Pass params= a file, or part='gen'.")
+    "Received: --params 0. Pass --params a file, or --part 'gen'."
     """
     def option(match: Any) -> str:
         name = OPTIONS.get(match[0], match[1] or match[2])
         name = 'source' if reading and name == 'target' else name
-        return f'--{name}' + (' ' if match[0].endswith('=') and message[match.end():match.end() + 1] in ("'", '"') else '')
+        return f'--{name}' + (' ' if match[0].endswith('=') and message[match.end():match.end() + 1].strip() else '')
 
     for argument, phrase in PHRASES:
         message = message.replace(argument, phrase)
@@ -70,8 +72,23 @@ def short(value: Any, length: int = 60) -> str:
 
 
 def dumps(value: Any) -> str:
-    """Strict JSON in printable ASCII: infinities and NaN, which it does not have, become null."""
-    return json.dumps(_finite(value), indent=2, allow_nan=False, default=str).replace('\x7f', '\\u007f')
+    """Strict JSON in printable ASCII: infinities and NaN, which it does not have, become null. A function in ``value`` stands for
+    what it returns."""
+    return ''.join(_json(value))
+
+
+def say_json(value: Any) -> None:
+    """Print what `dumps` returns piece by piece, as there may be a lot of it."""
+    if sys.stdout is not None:   # as in `say`
+        sys.stdout.writelines(_json(value))
+        sys.stdout.write('\n')
+
+
+def _json(value: Any) -> Iterator[str]:
+    encoder = json.JSONEncoder(indent=2, allow_nan=False, default=lambda entry: _finite(entry()) if callable(entry) else str(entry))
+    pieces = encoder.iterencode(_finite(value))
+    for text in iter(lambda: ''.join(itertools.islice(pieces, 1000)), ''):
+        yield text.replace('\x7f', '\\u007f')
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,8 @@ launch; nothing is copied to the device.
 
 Every operation is rounded on its own, as on the CPU: `OPTIONS` contract no multiplication with an addition, and divisions and
 roots are correctly rounded. Sums are accumulated in float64, thread by thread and then in a tree, whose order depends on the
-sizes alone: each run gives the same bits.
+sizes alone: each run gives the same bits. Noise is that of `rules.noise`, from the numbers that a tensor has for it: bit for bit
+in single precision; in double precision logarithm, cosine and sine are CUDA's.
 
 Nothing here needs a GPU: `kernel` prints, and a subclass of `Batch` launches what somebody has compiled.
 """
@@ -17,7 +18,9 @@ import numpy
 
 from ..rules.base import KernelKey, Rule
 from ..rules.graph import WEIGHT, Node
-from .plan import HALF, LoopPass, Pass, Plan, ScalarPass, Storage, plan, variable, with_coefficients
+from ..rules.noise import BLOCK, LANES
+from .noise import normals
+from .plan import HALF, NOISE, LoopPass, Pass, Plan, ScalarPass, Storage, plan, variable, with_coefficients
 
 __all__ = ['BYTES_OF_ARGUMENTS', 'ITEM', 'OPTIONS', 'THREADS', 'Batch', 'Kernel', 'Printed', 'Storage', 'capacity', 'evenly',
            'kernel']
@@ -35,7 +38,7 @@ class Printed(NamedTuple):
 
     ``scalars``       whether it has a block per tensor (else one per item of a tensor)
     ``scratch``       of 'partial' and 'kept', those that are arguments, in this order
-    ``roles``         then for each tensor: these arrays,
+    ``roles``         then for each tensor: these arrays, and where it draws noise the numbers `NOISE` (int64),
     ``sized``         where this is true its size (int64) and the number of its first item in the launch (int32),
     ``coefficients``  and these numbers
     ``signature``     all of them as `mx.rtc.CudaModule.get_kernel` wants them
@@ -96,7 +99,8 @@ class Batch:
     """A list of tensors, ready to be updated by ``kernel``.
 
     A subclass allocates (`_allocate`) and launches (`_launch`). Fill ``arrays`` (one row per role, one column per tensor; also the
-    columns from the number of tensors on, whose arrays the last launch does not use), call `point`, then `run`.
+    columns from the number of tensors on, whose arrays the last launch does not use), call `point`, then `run`. The rows of
+    `NOISE` are the numbers themselves; they may change between calls of `run`.
     """
 
     #: whether an array's argument is, as the driver has it, the address of what is in ``arrays``, or that itself
@@ -136,11 +140,14 @@ class Batch:
             for one, arguments in zip(self.kernel.passes, lists):
                 arguments[:len(one.scratch)] = [self._array(self._scratch[name])[launch] for name in one.scratch]
                 tensors = arguments[len(one.scratch):].reshape(self.kernel.tensors, -1)
-                fields = [self._array(self.arrays[self.kernel.roles.index(role)]) for role in one.roles]
+                fields = [self._argument(role, self.arrays[self.kernel.roles.index(role)]) for role in one.roles]
                 fields += [_addresses(self._sizes), _addresses(self._first.reshape(-1))] if one.sized else []
                 fields += [_addresses(self._values[self.kernel.coefficients.index(name)]) for name in one.coefficients]
                 for k, field in enumerate(fields):
                     tensors[:, k] = field[columns]
+
+    def _argument(self, role: str, words: numpy.ndarray) -> numpy.ndarray:
+        return _addresses(words) if role in NOISE else self._array(words)
 
     def _array(self, words: numpy.ndarray) -> numpy.ndarray:
         return _addresses(words) if self.by_address else words
@@ -229,6 +236,29 @@ extern "C" __global__ void __launch_bounds__(THREADS) pass_{k}(
 }}
 """
 
+# a sample of `rules.noise`; types have NumPy's names there
+_NORMAL = """
+typedef unsigned long long uint64;
+typedef unsigned uint32;
+typedef int int32;
+typedef float float32;
+typedef double float64;
+
+static __device__ float32 view_float32(uint32 bits) {{ return bits_to_float(bits); }}
+static __device__ uint32 view_uint32(float32 x) {{ return float_to_bits(x); }}
+static __device__ int32 view_int32(float32 x) {{ return (int32)float_to_bits(x); }}
+static __device__ int32 view_int32(uint32 bits) {{ return (int32)bits; }}
+
+static __device__ {T} normal(uint64 key, uint64 stream, uint64 update, uint64 draw, uint64 element)
+{{
+    {lines}
+    return {result};
+}}
+"""
+_NOISE = {'assign': 'const {T} {name} = {value};', 'number': '({T}){0!r}', 'astype': '({T}){0}', 'view': 'view_{T}({0})',
+          'where': '{0} ? {1} : {2}', 'sqrt float32': 'sqrtf({0})', 'sqrt float64': 'sqrt({0})', 'log': 'log({0})',
+          'cos': 'cos({0})', 'sin': 'sin({0})'}
+
 _TYPES = {'float16': 'unsigned short', 'bfloat16': 'unsigned short', 'float32': 'float', 'float64': 'double'}
 _LOADS = {'float16': 'half_to_float({0})', 'bfloat16': 'bfloat_to_float({0})'}
 _STORES = {'float16': 'float_to_half({0})', 'bfloat16': 'float_to_bfloat({0})'}
@@ -273,13 +303,16 @@ class _Printer:
 
     def bytes_of(self, one: Printed) -> int:
         """How many bytes the arguments of a tensor take; the next tensor's begin with a pointer."""
-        size = 8 * len(one.roles) + 12 * one.sized
+        size = 8 * len(one.roles) + 12 * one.sized   # an address has as many as a number of `NOISE`
         number = _BYTES[self.type]
         return -(-(-(-size // number) * number + number * len(one.coefficients)) // 8) * 8
 
     @property
     def text(self) -> str:
         parts = [_HEAD.format(threads=THREADS, item=ITEM)]
+        if NOISE[0] in self.plan.roles:
+            lines, result = normals(self.storage.precision, _NOISE)
+            parts.append(_NORMAL.format(T=self.storage.precision, lines='\n    '.join(lines), result=result))
         for k, one in enumerate(self.plan.passes):
             printed = self._printed(k, one)
             body = self._scalar_pass(one) if isinstance(one, ScalarPass) else self._loop_pass(one)
@@ -299,7 +332,7 @@ class _Printer:
         scalars = isinstance(one, ScalarPass)
         own = [node for node in one.body if node.op == 'slot'] if isinstance(one, ScalarPass) else []
         roles = [role for role in self.plan.roles if role in one.stores or role in {node.name for node in own}] \
-            if isinstance(one, ScalarPass) else one.roles
+            if isinstance(one, ScalarPass) else [*one.roles, *(NOISE if one.draws else ())]
         keeps = self._keeps(one)
         scratch = [*(['partial'] if one.sums else []), *(['kept'] if keeps or self._needs(one) else [])]
         used = with_coefficients(one.body if isinstance(one, ScalarPass) else one.computed)
@@ -328,7 +361,8 @@ class _Printer:
     def _arguments(self, one: Pass, printed: Printed) -> List[_Argument]:
         """Those of each tensor."""
         written = {*one.stores, *([HALF] if WEIGHT in one.stores else [])}
-        found = [_Argument(('' if role in written else 'const ') + _TYPES[self.storage.element(role)] + ' *', f'at_{role}',
+        found = [_Argument('long long', role, role) if role in NOISE else
+                 _Argument(('' if role in written else 'const ') + _TYPES[self.storage.element(role)] + ' *', f'at_{role}',
                            f'{role}_at') for role in printed.roles]
         if printed.sized:
             found += [_Argument('long long', 'size', 'size'), _Argument('int', 'first', 'first')]
@@ -374,16 +408,30 @@ class _Printer:
                 *self._coefficients(one.computed),
                 *[self._declared(node, self._kept(node)) for node in one.scalars],
                 *[f'double total{k} = 0.0;' for k in sums],
-                'for (int j = threadIdx.x; j < count; j += THREADS) {',
-                *['    ' + line for line in self._elements(one)], '}',
+                *self._loop(one),
                 *[f'total{k} = sum_of_block(total{k});' for k in sums],
                 *(['if (threadIdx.x == 0) {',
                    *[f'    partial[(long long)block * {self.plan.sums} + {k}] = total{k};' for k in sums], '}'] if sums else [])]
 
+    def _loop(self, one: LoopPass) -> List[str]:
+        """The loop over a thread's elements. Where they need noise, four of a turn share a counter: written like this, the compiler
+        sees it, and computes Philox once for them."""
+        elements = self._elements(one)
+        if not one.draws:
+            return ['for (int j = threadIdx.x; j < count; j += THREADS) {', *['    ' + line for line in elements], '}']
+        numbers = ', '.join(NOISE)
+        draws = [self._declared(node, f'normal({numbers}, {node.name}, start + turn | k * {LANES})') for node in one.draws]
+        return [f'for (int turn = threadIdx.x / {LANES} * {BLOCK} + threadIdx.x % {LANES}; turn < count; turn += 4 * THREADS) {{',
+                '#pragma unroll',
+                '    for (int k = 0; k < 4; k++) {',
+                f'        const int j = turn + k * {LANES};',
+                *['        ' + line for line in draws],
+                '        if (j < count) {', *['            ' + line for line in elements], '        }', '    }', '}']
+
     def _elements(self, one: LoopPass) -> List[str]:
-        """The computation for element j."""
+        """The computation for element j, without its noise."""
         body = [self._declared(node, self._load(one.loads[node], 'j') if node in one.loads else self._expression(node))
-                for node in one.body]
+                for node in one.body if node.op != 'noise']
         body += [f'total{k} += (double){variable(node.args[0])};' for k, node in enumerate(one.sums)]
         for slot, node in one.stores.items():
             body += [self._store(role, 'j', node) for role in ([slot, HALF] if slot == WEIGHT and self.storage.master else [slot])]

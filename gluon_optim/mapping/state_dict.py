@@ -7,8 +7,8 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 import numpy
 
 from ..rules import Rule
-from ..rules.base import initial_slot
-from ..rules.compensated import COMPENSATION, ROUND
+from ..rules.base import ROUND, initial_slot
+from ..rules.compensated import COMPENSATION
 from ..schema import Slot, Values, compute_type, one_of
 from ..states.model import STATISTICS, OptimizerStates, ParameterInfo
 from .classes import APPROXIMATE, EXACT, VANISHED, Foreign
@@ -70,6 +70,11 @@ def check_entry(foreign: Foreign, slots: Sequence[Slot], where: str, shape: Sequ
     if missing:
         raise ValueError(f'The state of {where} must hold {one_of(missing)}. Received: only {one_of(entry)}. '
                          'Does the state belong to another optimizer or other hyper-parameters?')
+    arrays = [*shapes, *(['master'] if foreign.masters else []), *([COMPENSATION.torch] if foreign.compensations else [])]
+    for key in arrays:
+        if key in entry and not hasattr(entry[key], 'dtype'):
+            raise ValueError(f'{key!r} of {where} must be an array. Received: {type(entry[key]).__name__} {entry[key]!r:.50}. '
+                             'Keep it as the optimizer has made it.')
     types = dict.fromkeys(shapes, dtype)
     if foreign.masters and 'master' in entry:
         shapes['master'], types['master'] = tuple(shape), 'float32'

@@ -16,6 +16,7 @@ from mxnet import base as mx_base
 from mxnet import ndarray as nd
 
 from ..lowering import cuda
+from ..lowering.plan import NOISE
 from ..rules.base import KernelKey, Rule
 
 __all__ = ['Batch', 'are_alike', 'are_apart', 'batch']
@@ -31,6 +32,8 @@ class Batch(cuda.Batch):
         self._own: List[Any] = []
         super().__init__(kernel, sizes)
         for role, handles in zip(kernel.roles, self.arrays):
+            if role in NOISE:
+                continue   # numbers
             handles[len(sizes):] = [self._allocate(1, kernel.storage.element(role)) for _ in handles[len(sizes):]]
 
     def _allocate(self, size: int, dtype: str) -> int:

@@ -7,7 +7,6 @@ import collections
 import ctypes
 import functools
 import logging
-import operator
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
 import numpy
@@ -16,13 +15,13 @@ import numpy
 from mxnet import base as mx_base
 from mxnet import ndarray as nd
 
-from ..lowering.plan import GRADIENT, HALF, Storage
+from ..lowering.plan import GRADIENT, HALF, NOISE, Storage
 from ..rules.base import KernelKey, Rule, scalars
 from ..rules.compensated import COMPENSATION, KAHAN, compensated, with_compensation
 from ..rules.graph import WEIGHT
 from ..rules.noise import Noise
 from ..rules.runtimes import runs_on
-from ..schema import Values
+from ..schema import Values, same_objects
 
 log = logging.getLogger('gluon_optim')
 
@@ -118,11 +117,6 @@ def has_kernels(context: Any) -> bool:
     return context.device_type.startswith('cpu') and _compiler() is not None
 
 
-def _same(old: Sequence[Any], new: Sequence[Any]) -> bool:
-    """Whether ``new`` has the very objects of ``old``."""
-    return len(old) == len(new) and all(map(operator.is_, old, new))
-
-
 class _Loops:
     """A list of parameters for the compiled kernel.
 
@@ -157,9 +151,9 @@ class _Loops:
         A kvstore hands over new objects for the same arrays at every call.
         """
         weights, gradients, states = update
-        if not _same(self.update.states, states):
+        if not same_objects(self.update.states, states):
             return False
-        if not (_same(self.update.weights, weights) and _same(self.update.gradients, gradients)):
+        if not (same_objects(self.update.weights, weights) and same_objects(self.update.gradients, gradients)):
             if not len(weights) == len(gradients) == len(states):
                 return False
             self._handles[:] = [array.handle.value for array in (*weights, *gradients)]
@@ -227,7 +221,7 @@ class _Launches:
         weights, gradients, slots, masters = arrays
         roles = {**dict(zip((slot.name for slot in static.slots), zip(*slots))), WEIGHT: masters or weights, HALF: weights}
         for role, handles in zip(batch.kernel.roles, batch.arrays):
-            if role != GRADIENT:
+            if role != GRADIENT and role not in NOISE:
                 handles[:len(weights)] = _handles(roles[role])
         self._point(weights, gradients)
 
@@ -240,9 +234,9 @@ class _Launches:
     def takes(self, update: Update) -> bool:
         """As `_Loops.takes`."""
         weights, gradients, states = update
-        if not _same(self.update.states, states):
+        if not same_objects(self.update.states, states):
             return False
-        if not (_same(self.update.weights, weights) and _same(self.update.gradients, gradients)):
+        if not (same_objects(self.update.weights, weights) and same_objects(self.update.gradients, gradients)):
             old = [*self.update.weights, *self.update.gradients]
             if not _cuda_batch().are_alike(old, [*weights, *gradients]) \
                     or not _cuda_batch().are_apart([*weights, *gradients, *self._own]):
@@ -251,7 +245,9 @@ class _Launches:
             self.update = Update(tuple(weights), tuple(gradients), tuple(states))
         return True
 
-    def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int], noise: None = None) -> None:
+    def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int], noise: Optional[Sequence[Counter]] = None) -> None:
+        if noise is not None:
+            self._batch.arrays[-3:, :len(noise)] = numpy.transpose(noise)   # NOISE, the last roles
         self._batch.run([[c[name] for name in self._names] for c in table], rows)
 
 
@@ -321,7 +317,7 @@ class _Operators:
 
     def takes(self, update: Update) -> bool:
         """Whether ``update`` has the arrays of the last one."""
-        return all(map(_same, self.update, update))
+        return all(map(same_objects, self.update, update))
 
     def run(self, table: Sequence[Dict[str, float]], rows: Sequence[int], noise: Optional[Sequence[Counter]] = None) -> None:
         weights, gradients, slots, masters = self._arrays

@@ -6,7 +6,7 @@ import warnings
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy
-from mxnet import MXNetError, gluon, nd
+from mxnet import MXNetError, autograd, gluon, nd
 from mxnet.util import is_np_array
 
 from ..requirements import missing
@@ -15,7 +15,7 @@ from ..states.container import Path
 from .manager import CheckpointManager
 from .objective import Objective, progress_bar, trainable
 from .typing import ParameterLike
-from .weights import remember, write_weight
+from .weights import devices_of, remember, write_weight
 
 __all__ = ['minimize']
 
@@ -39,7 +39,8 @@ def minimize(net: Any, loss: Any, data: Any, method: str = 'newton-cg', *, wd: f
     ----------
     net : gluon.Block
         Its trainable parameters, float32 or float64, are the variables; frozen ones stay. With float32 the minimum is found as
-        closely as float32 gradients allow; ``net.cast('float64')``, and data of that type, for all digits.
+        closely as float32 gradients allow; ``net.cast('float64')``, and data of that type, for all digits. Shapes that are not
+        known yet are found by a forward pass over the first batch.
     loss : gluon.loss.Loss or callable
         ``loss(net(x), y)`` gives one value for each example. One value for a whole batch counts as the mean over that batch
         (with ``reduction='sum'``, the sum).
@@ -157,9 +158,11 @@ class _Problem:
     """What SciPy minimizes, and the best of what it has tried. Leaving its ``with`` block writes that into the net."""
 
     def __init__(self, net: Any, loss: Any, data: Any, wd: float, reduction: str, train_mode: bool):
-        params = trainable(net.collect_params())
-        context = params[0].list_data()[0].context
-        batches = _batches(data, context, params)
+        params = trainable(net.collect_params(), with_shapes=False)
+        batches = _batches(data, devices_of(params[0])[0], params)
+        if any(parameter._deferred_init for parameter in net.collect_params().values()):
+            with autograd.pause():
+                net(*batches[0][0])   # finds the shapes
         examples = sum(y.shape[0] for _, y in batches)
         self.objective = Objective([functools.partial(_loss_of, net, loss, x, y, reduction, examples) for x, y in batches],
                                    params, train_mode)

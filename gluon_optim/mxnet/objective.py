@@ -18,8 +18,9 @@ TOLERANCE = {'float64': 1e-6, 'float32': 1e-2}       # of an exact product, in n
 SAME = {'float64': 1e-10, 'float32': 1e-5}           # of two values of a loss at the same weights
 
 
-def trainable(params: Any) -> List[ParameterLike]:
-    """The parameters that are not frozen, each once. Raises TypeError or ValueError for what has no second derivative here."""
+def trainable(params: Any, with_shapes: bool = True) -> List[ParameterLike]:
+    """The parameters that are not frozen, each once. Raises TypeError or ValueError for what has no second derivative here, and
+    where ``with_shapes`` for parameters of unknown shapes."""
     given = list(params.values()) if isinstance(params, (Mapping, gluon.ParameterDict)) else params
     if not isinstance(given, (list, tuple)) or not all(isinstance(each, gluon.Parameter) for each in given):
         raise TypeError('`params` must be a list of Parameters or a ParameterDict. '
@@ -29,10 +30,10 @@ def trainable(params: Any) -> List[ParameterLike]:
         raise ValueError('`params` must hold at least one trainable parameter. '
                          f'Received: {len(given)} parameters{", all with grad_req null" if given else ""}.')
     for parameter in parameters:
-        if parameter._deferred_init:
+        if with_shapes and parameter._deferred_init:
             raise ValueError(f'Shapes of parameters must be known. Received: the deferred parameter {parameter.name}. '
                              'Run one forward pass first: net(batch).')
-        if parameter._data is None:
+        if parameter._data is None and not parameter._deferred_init:
             raise ValueError(f'Parameters must be initialized. Received: {parameter.name}, which is not. Call net.initialize().')
         if parameter._stype != 'default':
             raise ValueError(f'Parameters must be dense. Received: {parameter.name}, which is {parameter._stype}.')

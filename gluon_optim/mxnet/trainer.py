@@ -43,7 +43,7 @@ from .native import Builtin, Stranger, adapted, to_mxnet_state
 from .old_files import read_for
 from .scheduler_states import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .typing import BlockLike, ParameterLike, TrainerLike, UpdaterLike
-from .weights import keep_kvstore, remember, write_weight
+from .weights import devices_of, keep_kvstore, remember, write_weight
 
 __all__ = ['LoadReport', 'export_states', 'import_states', 'load_states', 'save_states', 'states_digest']
 
@@ -469,7 +469,7 @@ def keys_of(trainer: TrainerLike, index: int) -> List[Any]:
 def contexts_of(trainer: TrainerLike) -> List[Any]:
     """The devices of the parameters, in their order: `reset_ctx` may have moved them since the trainer was made."""
     for parameter in trainer._params:
-        return list(parameter.list_ctx() if hasattr(parameter, 'list_ctx') else parameter.list_device())  # MXNet 1.x, 2.x
+        return devices_of(parameter)
     return list(trainer._contexts if hasattr(trainer, '_contexts') else trainer._devices)
 
 

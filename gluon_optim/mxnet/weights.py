@@ -13,14 +13,18 @@ from mxnet.util import is_np_array
 
 from .typing import KVStoreLike, ParameterLike, TrainerLike
 
-__all__ = ['initialize', 'keep_kvstore', 'remember', 'send_weights', 'store_keys', 'trainer_of',
-           'write_weight']
+__all__ = ['devices_of', 'initialize', 'keep_kvstore', 'remember', 'send_weights', 'store_keys', 'trainer_of', 'write_weight']
 
 
 def initialize(parameter: ParameterLike, value: Any) -> None:
     """Initialize a deferred parameter with the NumPy array ``value``, on all its devices."""
     make = mx_numpy.array if is_np_array() else nd_array
     parameter._load_init(make(value, dtype=value.dtype), None)
+
+
+def devices_of(parameter: ParameterLike) -> List[Any]:
+    """The contexts on which ``parameter`` is, or will be when its shape is known."""
+    return list(parameter.list_ctx() if hasattr(parameter, 'list_ctx') else parameter.list_device())  # MXNet 1.x, 2.x
 
 
 def trainer_of(parameter: ParameterLike) -> Optional[TrainerLike]:

@@ -20,14 +20,15 @@ import numpy
 
 from ..schema import Hyper, Slot, Values, check_known, compute_type
 
-__all__ = ['BASE_HYPERS', 'NOISE', 'TEMPERATURE', 'KernelKey', 'Rule', 'bias_correction', 'clipped', 'divided', 'initial_slot',
-           'norm', 'scalar', 'scalars', 'standard_normal', 'trust_ratio']
+__all__ = ['BASE_HYPERS', 'NOISE', 'ROUND', 'TEMPERATURE', 'KernelKey', 'Rule', 'bias_correction', 'clipped', 'divided',
+           'initial_slot', 'norm', 'rounded_to', 'scalar', 'scalars', 'standard_normal', 'trust_ratio']
 
 BASE_HYPERS = (
     Hyper('rescale_grad', 1.0, '(-inf, inf)', 'factor on the gradient; `Trainer.step(batch_size)` sets it to 1/batch_size'),
     Hyper('clip_gradient', None, '(0, inf)', 'bound on each element of the rescaled gradient', optional=True),
 )
 TEMPERATURE = Hyper('temperature', 1.0, '(0, inf)', 'samplers draw from exp(-U / temperature); 1 is the posterior')
+ROUND = {'float16': 'half', 'bfloat16': 'bfloat'}   # type of half precision -> the function of array namespaces that rounds to it
 NOISE = Hyper('noise', 'philox', ('philox', 'mxnet'), "who draws: a counter, inside compiled kernels, or MXNet's generator")
 
 
@@ -79,6 +80,29 @@ def standard_normal(xp: Any, like: Any) -> Any:
     if xp is numpy:
         return numpy.random.standard_normal(like.shape).astype(like.dtype)  # noqa: NPY002
     return xp.standard_normal(like)
+
+
+def rounded_to(xp: Any, dtype: str, x: Any) -> Any:
+    """``x`` rounded to 'float16' or 'bfloat16', to nearest even, in the type that it has.
+
+    >>> rounded_to(numpy, 'float16', numpy.float32([1.0001, 1.001])), rounded_to(numpy, 'bfloat16', numpy.float32([1.001, 1.01]))
+    (array([1.       , 1.0009766], dtype=float32), array([1.       , 1.0078125], dtype=float32))
+    """
+    own = getattr(xp, ROUND[dtype], None)
+    if own is None or isinstance(own, type):   # NumPy has no such function, and its `half` is a type
+        return _ROUND_IN_NUMPY[dtype](x)
+    return own(x)
+
+
+def _bfloat(x: numpy.ndarray) -> numpy.ndarray:
+    """``x`` rounded to bfloat16, the first half of a float32."""
+    bits = x.astype('float32').view('uint32')
+    bits = (bits + 0x7fff + (bits >> 16 & 1) & 0xffff0000).astype('uint32')
+    return numpy.where(numpy.isnan(x), x, bits.view('float32').astype(x.dtype))
+
+
+_ROUND_IN_NUMPY: Mapping[str, Callable[[numpy.ndarray], numpy.ndarray]] = {
+    'float16': lambda x: x.astype('float16').astype(x.dtype), 'bfloat16': _bfloat}
 
 
 def scalar(value: Any, like: Any) -> Any:

@@ -18,21 +18,20 @@ A weight that overflows is infinite, and continues as one without a master would
 Because all of this is in the rule, every runtime that can round a number to the type has it; nothing else is needed of a printer
 of kernels.
 """
-from typing import Any, Callable, Dict, Iterable, Mapping, Tuple, Type
+from typing import Any, Dict, Iterable, Mapping, Tuple, Type
 
 import numpy
 
 from ..schema import Hyper, Slot, Values, compute_type
-from .base import KernelKey, Rule
+from .base import ROUND, KernelKey, Rule, rounded_to
 
-__all__ = ['COMPENSATION', 'KAHAN', 'MULTI_PRECISION', 'ROUND', 'check_multi_precision', 'compensated', 'exact_weight',
-           'is_compensated', 'mode_of', 'slot_type', 'with_compensation']
+__all__ = ['COMPENSATION', 'KAHAN', 'MULTI_PRECISION', 'check_multi_precision', 'compensated', 'exact_weight', 'is_compensated',
+           'mode_of', 'slot_type', 'with_compensation']
 
 KAHAN = 'kahan'
 COMPENSATION = Slot('compensation', torch='compensation', doc="what the rounded weight lacks, of the weight's type")
 MULTI_PRECISION = Hyper('multi_precision', True, (False, True, KAHAN),
                         "keep float32 masters of float16 and bfloat16 parameters, or with 'kahan' their rounding errors")
-ROUND = {'float16': 'half', 'bfloat16': 'bfloat'}  # type of weights -> the function of array namespaces that rounds to it
 FINITE = 1e38  # no rounding error is that large
 
 
@@ -66,15 +65,6 @@ def exact_weight(weight: numpy.ndarray, slots: Mapping[str, numpy.ndarray]) -> n
     return numpy.asarray(weight.astype('float32') + slots[COMPENSATION.name].astype('float32'))
 
 
-def _bfloat(x: numpy.ndarray) -> numpy.ndarray:
-    """``x`` rounded to bfloat16, the first half of a float32, to nearest even."""
-    bits = x.astype('float32').view('uint32')
-    bits = (bits + 0x7fff + (bits >> 16 & 1) & 0xffff0000).astype('uint32')
-    return numpy.where(numpy.isnan(x), x, bits.view('float32').astype(x.dtype))
-
-
-_ROUND_IN_NUMPY: Mapping[str, Callable[[numpy.ndarray], numpy.ndarray]] = {
-    'float16': lambda x: x.astype('float16').astype(x.dtype), 'bfloat16': _bfloat}
 _made: Dict[Tuple[Type[Rule], str], Type[Rule]] = {}
 
 
@@ -87,8 +77,6 @@ def compensated(rule: Type[Rule], dtype: str) -> Type[Rule]:
 
 
 def _around(rule: Any, dtype: str) -> Type[Rule]:
-    rounding = ROUND[dtype]
-
     class Compensated(rule):  # type: ignore[misc]
         @staticmethod
         def slots(h: Values) -> Tuple[Slot, ...]:
@@ -100,10 +88,10 @@ def _around(rule: Any, dtype: str) -> Type[Rule]:
             own = {name: slot for name, slot in slots.items() if name != COMPENSATION.name}
             inner = static._replace(slots=tuple(slot for slot in static.slots if slot.name in own))
             new, new_slots = rule.apply(xp, inner, c, w + slots[COMPENSATION.name], g, own)
-            rounded_to = getattr(xp, rounding) if xp is not numpy else _ROUND_IN_NUMPY[dtype]   # numpy.half is a type
-            rounded = rounded_to(new)
+            rounded = rounded_to(xp, dtype, new)
             lost = new - rounded
-            return rounded, {**new_slots, COMPENSATION.name: rounded_to(xp.where(xp.abs(lost) < FINITE, lost, 0.0))}
+            rest = rounded_to(xp, dtype, xp.where(xp.abs(lost) < FINITE, lost, 0.0))
+            return rounded, {**new_slots, COMPENSATION.name: rest}
 
     made: Type[Rule] = Compensated
     made.__name__, made.__doc__ = rule.__name__, rule.__doc__

@@ -20,7 +20,7 @@ from ..rules.base import KernelKey, Rule, scalars
 from ..rules.compensated import COMPENSATION, compensated, slot_type, with_compensation
 from ..rules.graph import WEIGHT
 from ..rules.runtimes import runs_on
-from ..schema import Slot, Values, compute_type
+from ..schema import Slot, Values, compute_type, same_objects
 
 __all__ = ['HALVES', 'KERNELS', 'Group', 'Launches', 'Namespace', 'apply', 'capturing', 'key_of', 'kernels_on']
 
@@ -224,10 +224,10 @@ class Launches:
     def takes(self, groups: Sequence[Group], entries: Sequence[Dict[str, Any]]) -> bool:
         """Whether `run` can update these: the parameters, states and types of last time."""
         params = groups[0].params if len(groups) == 1 else _flat(group.params for group in groups)
-        if not (_same(self._params, params) and _same(self._entries, entries)
+        if not (same_objects(self._params, params) and same_objects(self._entries, entries)
                 and self._kinds == [(group.static, group.multi_precision, len(group.params)) for group in groups]):
             return False
-        return (all(map(_same, self._tensors, self._found())) and self._places == _places(*self._tensors, self._params)
+        return (all(map(same_objects, self._tensors, self._found())) and self._places == _places(*self._tensors, self._params)
                 and self._gradients == _kinds(_flat(group.gradients for group in groups)))
 
     def _found(self) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
@@ -237,7 +237,7 @@ class Launches:
     def stays(self, groups: Sequence[Group], entries: Sequence[Dict[str, Any]]) -> bool:
         """Whether it may be used again, for other parameters than these or some of these."""
         own = {id(param) for group in groups for param in group.params}
-        return _same(self._entries, entries) and not own.issuperset(map(id, self._params))
+        return same_objects(self._entries, entries) and not own.issuperset(map(id, self._params))
 
     def run(self, groups: Sequence[Group]) -> None:
         gradients = groups[0].gradients if len(groups) == 1 else _flat(group.gradients for group in groups)
@@ -384,10 +384,6 @@ def _refused(rule: Type[Rule], param: torch.Tensor, gradient: torch.Tensor) -> s
             f'of the type of their gradients. Received: {rule.name}, a parameter {tuple(param.shape)} of {param.dtype} on '
             f'{param.device} with a gradient of {gradient.dtype}. Pass fused=None and capturable=False to use kernels where there '
             'are some.')
-
-
-def _same(old: Sequence[Any], new: Sequence[Any]) -> bool:
-    return len(old) == len(new) and all(map(operator.is_, old, new))
 
 
 def _flat(lists: Iterable[List[Any]]) -> List[Any]:

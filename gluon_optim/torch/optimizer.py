@@ -193,9 +193,11 @@ class RuleOptimizer(Optimizer):
                 state[COMPENSATION.torch] = torch.zeros_like(param, requires_grad=False)
             else:
                 state['master'] = param.detach().float()
-        if COMPENSATION.torch in kept and state[COMPENSATION.torch].dtype != param.dtype:
+        if COMPENSATION.torch in kept and getattr(state[COMPENSATION.torch], 'dtype', param.dtype) != param.dtype:
             raise ValueError(_cannot_compensate('A parameter', param, state))
         _check_kept(f'A parameter of shape {tuple(param.shape)}', kept, multi_precision)
+        shapes = {key_of(slot): slot.shape(param.shape) for slot in slots}
+        _check_shapes(param, state, {**shapes, **dict.fromkeys(kept, param.shape)})
         for slot in slots:
             if key_of(slot) not in state:
                 state[key_of(slot)] = _initial(slot, state.get('master', param))
@@ -332,6 +334,16 @@ def _initial(slot: Slot, weight: torch.Tensor) -> torch.Tensor:
     shape = slot.shape(weight.shape)
     like = weight.detach() if shape == weight.shape else weight.detach().new_empty(shape)
     return torch.full_like(like, float(slot.init), dtype=_slot_type(weight))
+
+
+def _check_shapes(param: torch.Tensor, state: Mapping[str, Any], shapes: Mapping[str, Tuple[int, ...]]) -> None:
+    """Refuse what somebody has put into the state of ``param``, where it cannot be the rule's."""
+    for key, shape in shapes.items():
+        found = getattr(state[key], 'shape', type(state[key]).__name__) if key in state else shape
+        if found != shape:
+            raise ValueError(f'{key!r} in the state of a parameter of shape {tuple(param.shape)} must be a tensor of shape '
+                             f'{tuple(shape)}. Received: {found if isinstance(found, str) else tuple(found)}. Nothing was updated. '
+                             f'Put back what the optimizer had there, or load a state with `load_state_dict`.')
 
 
 def _check_kept(which: str, kept: Container[str], multi_precision: Any) -> None:

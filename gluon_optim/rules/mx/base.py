@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Dict
 import numpy
 
 from ...schema import Hyper, Values
-from ..base import Rule, _Scalars, bias_correction, clipped, scalars
+from ..base import Rule, _Scalars, bias_correction, clipped, rounded_to, scalars
 
 __all__ = ['BETA1', 'BETA2', 'LAZY_UPDATE', 'MOMENTUM', 'WD', 'DecayedFirst', 'MXNumbers', 'MXRule', 'ScaledByRate', 'VARIANT',
-           'correction', 'factor', 'half_norm', 'halved', 'operator_correction', 'parameter', 'parameters', 'rate', 'rescaled',
+           'correction', 'factor', 'half_norm', 'operator_correction', 'parameter', 'parameters', 'rate', 'rescaled',
            'rounded', 'working']
 
 _REALS: Dict[str, Any] = {'float32': numpy.float32, 'float64': numpy.float64}
@@ -125,13 +125,8 @@ def operator_correction(xp: Any, beta: float, t: Any) -> Any:
 
 def half_norm(xp: Any, x: Any) -> Any:
     """The L2 norm of a float16 array as MXNet 1.x computes it: each square is rounded to float16."""
-    x = halved(xp, x)
-    return xp.sqrt(xp.sum(halved(xp, x * x)))
-
-
-def halved(xp: Any, x: Any) -> Any:
-    """``x`` rounded to float16."""
-    return x.astype('float16').astype(x.dtype) if xp is numpy else xp.half(x)  # numpy.half is a type
+    x = rounded_to(xp, 'float16', x)
+    return xp.sqrt(xp.sum(rounded_to(xp, 'float16', x * x)))
 
 
 def rate(value: float) -> Hyper:

@@ -1,7 +1,7 @@
 """MXNet's `lars` (You, Gitman and Ginsburg, arXiv:1708.03888): rate and ratio are inside the momentum."""
 from ...schema import Hyper, Slot
-from ..base import divided, norm
-from .base import LAZY_UPDATE, MOMENTUM, VARIANT, WD, MXRule, half_norm, halved, parameter, rate, rescaled, rounded
+from ..base import divided, norm, rounded_to
+from .base import LAZY_UPDATE, MOMENTUM, VARIANT, WD, MXRule, half_norm, parameter, rate, rescaled, rounded
 
 
 class LARS(MXRule):
@@ -78,4 +78,4 @@ class MasterLARS(LARS):
 
     @staticmethod
     def size(xp, h, x):
-        return norm(xp, halved(xp, x)) if h.variant == '2.x' else half_norm(xp, x)
+        return norm(xp, rounded_to(xp, 'float16', x)) if h.variant == '2.x' else half_norm(xp, x)
