@@ -49,7 +49,8 @@ def in_options(message: str, reading: bool = False) -> str:
     def option(match: Any) -> str:
         name = OPTIONS.get(match[0], match[1] or match[2])
         name = 'source' if reading and name == 'target' else name
-        return f'--{name}' + (' ' if match[0].endswith('=') and message[match.end():match.end() + 1].strip() else '')
+        following = message[match.end():match.end() + 1]   # a value, or punctuation
+        return f'--{name}' + (' ' if match[0].endswith('=') and re.match(r'[\w\'"/~-]', following) else '')
 
     for argument, phrase in PHRASES:
         message = message.replace(argument, phrase)
