@@ -39,7 +39,8 @@ def command(options):
 def started(options, printed='step 2'):
     """A cluster of two workers and two servers in which the workers have ``printed`` this."""
     for _ in range(5):
-        found = Cluster(command(options), workers=2, servers=2, environment=environment(OMP_NUM_THREADS='1'))
+        found = Cluster(command(options), workers=2, servers=2,
+                        environment=environment(OMP_NUM_THREADS='1', GLUON_OPTIM_DEADLINE='5'))
         try:
             found.wait_for(printed, WORKERS, deadline=120)
             return found
@@ -173,14 +174,22 @@ def test_nobody_is_missed_who_is_only_late(options):
 
 @pytest.mark.parametrize('options, reason', [
     ({'steps': ENDLESS, 'raise_at': 3, 'kvstore': 'dist_async'}, 'worker 1 ended with ArithmeticError: it has had enough'),
+    ({'steps': ENDLESS, 'save_at': 3}, r'worker 1 ended with TimeoutError: All 2 workers must call save_states\. .*worker 0'),
     ({'steps': ENDLESS, 'exit_at': 3}, 'worker 1 has ended after 4 steps, and worker 0 waits for it in step 5: '),
     ({'steps': ENDLESS, 'fails': True},
      r'worker \d ended with ServerError: The optimizer failed on parameter server \d, .*ArithmeticError: the third update'),
     ({'steps': 2, 'fails': True}, r'server \d has failed: ArithmeticError: the third update is too much')],
-    ids=['on a worker', 'of a worker that ends too early', 'on a server', 'on a server, in the last step'])
+    ids=['on a worker', 'of a call that one worker makes alone', 'of a worker that ends too early', 'on a server',
+         'on a server, in the last step'])
 def test_an_error_ends_all_and_is_named(options, reason):
     with started(options) as cluster:
         ended(cluster, cluster.processes, reason)
+
+
+def test_a_worker_that_does_not_make_the_call_is_named():
+    """At the end, where it would be waited for. It hangs there itself, as without `watch`."""
+    with Cluster(command({'steps': 3, 'only': 1, 'deadline': 6}), workers=2, servers=2, environment=environment()) as cluster:
+        ended(cluster, [*SERVERS, 'scheduler'], "'worker 0' never called `watch`, which every worker must", deadline=120)
 
 
 @long_run
@@ -216,7 +225,7 @@ def test_what_cannot_be_watched():
         go.watch(3)
     trainer = gluon.Trainer([parameter], 'adamw', kvstore='dist_sync')  # which makes no store before its first step
     with pytest.raises(ValueError, match='`deadline` must be in '):
-        go.watch(trainer, deadline=0)
+        go.watch(trainer, deadline=0.5)
     go.watch(trainer)
     with pytest.raises(ValueError, match='must not be watched already'):
         go.watch(trainer)

@@ -74,8 +74,9 @@ def main(options):
     deadline = options.get('deadlines', {}).get(str(store.rank) if store else '', options.get('deadline', 15))
     if store and store.rank == 1:
         time.sleep(options.get('wait', 0))
-    watched = go.watch(run.trainer, deadline)
-    print('watches', flush=True)
+    if options.get('only') in (None, store and store.rank):
+        watched = go.watch(run.trainer, deadline)
+        print('watches', flush=True)
     batches = loader() if options.get('loader') else []
     with go.CheckpointManager(options.get('folder', 'nowhere'), save_every=5 if 'folder' in options else 10 ** 9) as manager:
         if 'folder' in options:
@@ -85,6 +86,8 @@ def main(options):
         for t in range(run.steps, run.steps + options['steps']):
             run.step([0.5 * g for g in gradients(t, SHAPES)])
             rank = run.trainer._kvstore.rank
+            if t == options.get('save_at') and rank == 1:
+                go.save_states(run.trainer, 'nowhere.states')
             if t == options.get('raise_at') and rank == 1:
                 raise ArithmeticError('it has had enough')
             if t == options.get('exit_at') and rank == 1:

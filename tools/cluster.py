@@ -17,6 +17,7 @@ have gone. Needs nothing but Python; `Cluster` is for programs that want to look
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -211,7 +212,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     given = parser.parse_args(arguments)
     if not given.command or given.workers < 1 or given.servers < 1:
         parser.error('at least one worker, one server, and a command, such as: python train.py')
+    if shutil.which(given.command[0]) is None:
+        parser.error(f'{given.command[0]!r} is no program that can be run here')
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that __exit__ kills the others
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     for _ in range(STARTS):
         with Cluster(given.command, given.workers, given.servers) as cluster:
             code = _follow(cluster, given.logs, given.grace)

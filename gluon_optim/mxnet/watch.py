@@ -4,15 +4,13 @@ import contextlib
 import os
 import secrets
 import socket
-import sys
 from typing import Any
 
 from mxnet import MXNetError, gluon, nd
 
 from ..schema import Hyper, some_of
 from .distributed import ServerError
-from .distributed.lookout import Lookout, connect, scheduler_address
-from .distributed.pages import give_up
+from .distributed.lookout import Lookout, connect, described, give_up, scheduler_address, script_error
 from .distributed.protocol import number_of_servers
 from .distributed.worker import send
 from .typing import TrainerLike
@@ -81,14 +79,14 @@ class Watch:
 
     def _leave(self) -> None:
         """At the end of the script: wait for the other workers, as MXNet would, but in Python, where their deaths are noticed."""
-        error = None if hasattr(sys, 'ps1') else getattr(sys, 'last_value', None)  # what ended the script, or is from a session
+        error = script_error()
         try:
             if error is None:
                 nd.waitall()  # a server may fail in the last step
         except MXNetError as late:
             error = late
         if error is not None:
-            self._lookout.end(f'{self._lookout.name} ended with {type(error).__name__}: {error}')
+            self._lookout.end(f'{self._lookout.name} ended with {described(error)}')
         self._lookout.done()
         self._lookout.over.wait()
 
@@ -101,7 +99,7 @@ def watch(trainer: TrainerLike, deadline: float = 15) -> Watch:
     server ends with code 1 when
 
     - a worker, a server or the scheduler has died or cannot be reached,
-    - a worker ended with an exception, or (``dist_sync``) after fewer steps than the others make,
+    - a worker ended with an exception, after fewer steps than the others make (``dist_sync``), or without having made this call,
     - an update by an optimizer of this package failed on a server; workers that make another step in time raise it as ServerError.
 
     The reason is on the standard error of each, and in its log. Resume from the newest checkpoint: MXNet has no way to rejoin.
@@ -120,7 +118,7 @@ def watch(trainer: TrainerLike, deadline: float = 15) -> Watch:
     An object with the method ``stop()``, for a worker that leaves early on purpose. A script that ends needs none: it waits for
     the other workers, as MXNet does anyway.
 
-    Raises ValueError where there are no servers, or for a ``deadline`` that is not above 0; ServerError, then or in the first
+    Raises ValueError where there are no servers, or for a ``deadline`` below 1; ServerError, then or in the first
     step, where a server does not have this package or cannot connect to this worker.
 
     >>> import gluon_optim as go
@@ -135,16 +133,18 @@ def watch(trainer: TrainerLike, deadline: float = 15) -> Watch:
     """
     if not isinstance(trainer, gluon.Trainer):
         raise TypeError(f'`trainer` must be a gluon.Trainer. Received: {trainer!r:.100}.')
-    deadline = Hyper('deadline', 15.0, '(0, inf)').check(deadline)
-    store = trainer._kvstore if trainer._kv_initialized else trainer._kvstore_params['kvstore']
+    deadline = Hyper('deadline', 15.0, '[1, inf)').check(deadline)
+    given = trainer._kvstore_params['kvstore']
+    store = trainer._kvstore if trainer._kv_initialized and trainer._kvstore is not None else given
     kind = str(getattr(store, 'type', store))
     if 'dist' not in kind:
         raise ValueError(f"`trainer` must have a store with servers. Received: kvstore={kind!r}. "
                          "Create it with kvstore='dist_sync' or 'dist_async', or leave the call out: there is nobody to watch.")
     if '_watch' in vars(trainer):
         raise ValueError('`trainer` must not be watched already. Received: a second call.')
-    found = vars(trainer)['_watch'] = Watch(deadline)
+    found = Watch(deadline)
     if not isinstance(store, str):
         found._start(store)
+    vars(trainer)['_watch'] = found
     found._wrap(trainer)
     return found

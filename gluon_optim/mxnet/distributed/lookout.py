@@ -8,6 +8,7 @@ The scheduler has no such connections: nobody sends it commands. It gets datagra
 
 Nothing here calls MXNet, which knows nothing of this thread, nor holds a store: that would keep a worker from ending.
 """
+import atexit
 import contextlib
 import json
 import logging
@@ -22,7 +23,10 @@ import time
 import warnings
 from typing import Any, Iterator, List, Optional, Tuple
 
-__all__ = ['Lookout', 'Peer', 'connect', 'end_process', 'scheduler_address', 'watch_as_scheduler']
+from ...schema import some_of
+
+__all__ = ['Lookout', 'Peer', 'connect', 'described', 'end_process', 'give_up', 'scheduler_address', 'script_error',
+           'watch_as_scheduler']
 
 log = logging.getLogger('gluon_optim')
 
@@ -32,7 +36,11 @@ UNREACHED = 4   # attempts to connect to the scheduler that may fail
 FAILED = 5      # beats for which a server that has failed stays, for workers to raise its error in their next step
 MAGIC = b'gluon_optim.watch '  # before each datagram
 WORDS = 1000    # letters of a reason that fit in one
+ALONE = 4 * BEATS   # beats for which a worker of dist_async that is done waits for one that has not begun
 PARTING = 0.3   # seconds between the last words and the end, for others to read them
+
+
+_of_workers: List['Lookout'] = []
 
 
 def scheduler_address() -> Tuple[str, int]:
@@ -53,6 +61,31 @@ def end_process() -> None:
     for child in multiprocessing.active_children():  # of a DataLoader, say: they would wait for tasks, for ever
         child.kill()
     os._exit(1)
+
+
+def script_error() -> Optional[BaseException]:
+    """What ended the script; None too for what is from an interactive session."""
+    return None if hasattr(sys, 'ps1') else getattr(sys, 'last_value', None)
+
+
+def described(error: BaseException) -> str:
+    try:
+        return f'{type(error).__name__}: {error}'.rstrip(': ')
+    except Exception:   # its own
+        return type(error).__name__
+
+
+def give_up() -> None:
+    """Let this process end when its program does: to give back the store MXNet would wait for the missing workers, for ever."""
+    atexit.register(_end_after_failure)
+
+
+def _end_after_failure() -> None:
+    for lookout in _of_workers:
+        error = script_error()
+        lookout.end(f'{lookout.name} ended ' + (f'with {described(error)}' if error else
+                                                'after a call in which not all workers took part'))
+    end_process()
 
 
 def _say_why(name: str, reason: str) -> None:
@@ -122,8 +155,10 @@ class Lookout:
         self._datagrams = socket.socket(type=socket.SOCK_DGRAM)
         self._unreached = 0
         self._failure, self._remaining = '', FAILED
+        self._alone = 0         # beats since a worker has been done and another has never been there
         if listener is not None:
             self._selector.register(listener, selectors.EVENT_READ)
+            _of_workers.append(self)
         threading.Thread(target=self._run, name='gluon_optim.watch', daemon=True).start()
 
     def add(self, peer: Peer) -> None:
@@ -172,11 +207,12 @@ class Lookout:
         if self._leaving:
             return
         self._leaving = True
+        reason = reason if len(reason) <= WORDS else reason[:WORDS] + '...'
         for peer in list(self._peers):
             peer.send(end=reason)
             with contextlib.suppress(OSError):
                 peer.connection.shutdown(socket.SHUT_WR)
-        self._tell_scheduler(end=reason[:WORDS])
+        self._tell_scheduler(end=reason)
         _say_why(self.name, reason)
         time.sleep(PARTING)
         end_process()
@@ -264,6 +300,7 @@ class Lookout:
             if peer.silent > SILENT:
                 self.end(f'{peer.name} is lost: nothing has been heard of it for {SILENT * interval:.3g} s')
         self._look_for_steps()
+        self._look_for_strangers()
         self._tell_scheduler(deadline=self.deadline)
         self._look_for_scheduler(interval)
         if self._failure:
@@ -277,6 +314,15 @@ class Lookout:
             if last is not None and peer.done and peer.steps < last.steps:
                 self.end(f'{peer.name} has ended after {peer.steps} steps, and {last.name} waits for it in step {peer.steps + 1}: '
                          'all workers must make the same number of steps')
+
+    def _look_for_strangers(self) -> None:
+        """A worker that is done waits until all are; one that has not made the call would never say so."""
+        if self._is_server and self._done and len(self._peers) < self._number:
+            self._alone += 1
+            if self._alone > (SILENT if any(peer.steps for peer in self._peers) else ALONE):
+                present = {peer.name for peer in self._peers}
+                absent = [f'worker {rank}' for rank in range(self._number) if f'worker {rank}' not in present]
+                self.end(f'{some_of(absent)} never called `watch`, which every worker must, in the same place')
 
     def _tell_scheduler(self, **message: Any) -> None:
         """Where it is one of MXNet alone, nobody listens."""

@@ -5,7 +5,6 @@ A command is text. MXNet sends it to every server and waits until each of them h
 in dist_sync either, and neither is compressed as gradients may be. Only `Channel`, made at the start of a run, is collective: each
 page is pushed once, so that Python on the server sees the array that MXNet keeps there.
 """
-import atexit
 import base64
 import ctypes
 import json
@@ -22,11 +21,11 @@ import numpy
 from mxnet import base as mx_base
 from mxnet import ndarray as nd
 
-from .lookout import end_process
+from .lookout import give_up
 from .protocol import ServerError, bound, number_of_servers
 
-__all__ = ['BOARD', 'BOARD_ROWS', 'Channel', 'DEADLINE', 'FIRST', 'LAST', 'PIECE', 'Page', 'channel', 'deadline', 'give_up',
-           'is_open', 'memory']
+__all__ = ['BOARD', 'BOARD_ROWS', 'Channel', 'DEADLINE', 'FIRST', 'LAST', 'PIECE', 'Page', 'channel', 'deadline', 'is_open',
+           'memory']
 
 # MXNet multiplies a key by 9973 in 32 bits to choose its server, so keys end at 215 330
 FIRST, LAST = 200_000, 209_999
@@ -160,11 +159,6 @@ def deadline() -> float:
     except ValueError:
         pass
     raise ValueError(f'{DEADLINE} must be a number of seconds above 0. Received: {given!r}.')
-
-
-def give_up() -> None:
-    """Let this process end when its program does: to give back the store MXNet would wait for the missing workers, for ever."""
-    atexit.register(end_process)
 
 
 # On a server

@@ -12,7 +12,8 @@ from typing import Any, Iterator, List, Optional
 import numpy
 from mxnet import ndarray as nd
 
-from .pages import DEADLINE, Channel, deadline, give_up
+from .lookout import give_up
+from .pages import DEADLINE, Channel, deadline
 
 __all__ = ['Ranks', 'Shared', 'agreeing', 'sharing']
 
