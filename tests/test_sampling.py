@@ -285,7 +285,8 @@ def test_samples_hold_the_rounded_weights_of_float16(tmp_path, multi_precision):
     slots, master = optimizer.split_state(trainer._updaters[0].states[0], optimizer.hyperparameters(), multi_precision)
     exact = master.asnumpy() if master is not None else p.data().asnumpy().astype('float32') + slots[-1].asnumpy()
     assert sample['w'].dtype == np.float16
-    np.testing.assert_array_equal(sample['w'], exact.astype('float16'))
+    # half of the last digit, which in a tie is rounded either way
+    assert (np.abs(exact - sample['w']) <= np.spacing(np.abs(sample['w'])).astype('float32') / 2).all()
     assert 1e-5 < np.abs(exact - sample['w']).max() < 2.0 ** -11   # the walk is finer than the type
 
 
