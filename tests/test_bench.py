@@ -39,7 +39,9 @@ def run(*arguments, without='', expect=0, **variables):
 def test_help_of_tools(tool):
     if tool == 'gpu_check.py':
         pytest.importorskip('torch')
-    done = subprocess.run([sys.executable, str(TOOLS / tool), '--help'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = dict(os.environ, PYTHONPATH=str(TOOLS.parent))   # where this package is not installed
+    done = subprocess.run([sys.executable, str(TOOLS / tool), '--help'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=environment)
     assert done.returncode == 0 and done.stdout.startswith('usage: ') and not done.stderr, done.stderr
 
 
