@@ -12,7 +12,7 @@ from ..rules import Rule
 from ..rules.base import KernelKey
 from ..rules.compensated import COMPENSATION, KAHAN, MULTI_PRECISION
 from ..schema import Slot, Values, check_known, compute_type
-from .executors import HALVES, Group, Launches, capturing, key_of
+from .executors import HALVES, MOST_UPDATES, Group, Launches, capturing, key_of, not_a_count
 
 __all__ = ['RuleOptimizer', 'create', 'param_groups']
 
@@ -129,7 +129,7 @@ class RuleOptimizer(Optimizer):
         """Update all parameters that have a gradient; ``closure`` reevaluates the model and returns the loss.
 
         Before anything is written, raises ValueError or TypeError for a hyper-parameter out of range (a scheduler may have set
-        it) or for a sparse gradient.
+        it), for a sparse gradient, or for a state that somebody has changed to what the rule cannot use.
         """
         loss = None
         if closure is not None:
@@ -185,19 +185,20 @@ class RuleOptimizer(Optimizer):
             # on the CPU, where reading it waits for no device
             state['step'] = torch.zeros((), dtype=torch.float32, device=param.device if self.capturable else 'cpu')
         step = state['step']   # users put numbers there, or move it with everything else
-        if not isinstance(step, torch.Tensor) or step.shape or (step.device.type != 'cpu' and not self.capturable):
-            state['step'] = torch.tensor(float(step), dtype=torch.float32, device=param.device if self.capturable else 'cpu')
+        if not (isinstance(step, torch.Tensor) and step.layout is torch.strided and not step.shape
+                and step.dtype in (torch.float32, torch.float64) and (step.device.type == 'cpu' or (self.capturable and step.device == param.device))):
+            state['step'] = torch.tensor(_count(param, step), dtype=torch.float32, device=param.device if self.capturable else 'cpu')
         kept = {'master', COMPENSATION.torch}.intersection(state)   # the state says what an optimizer that has begun keeps
         if multi_precision and param.dtype in HALVES and not kept:
             if multi_precision == KAHAN:
                 state[COMPENSATION.torch] = torch.zeros_like(param, requires_grad=False)
             else:
                 state['master'] = param.detach().float()
-        if COMPENSATION.torch in kept and getattr(state[COMPENSATION.torch], 'dtype', param.dtype) != param.dtype:
-            raise ValueError(_cannot_compensate('A parameter', param, state))
         _check_kept(f'A parameter of shape {tuple(param.shape)}', kept, multi_precision)
         shapes = {key_of(slot): slot.shape(param.shape) for slot in slots}
-        _check_shapes(param, state, {**shapes, **dict.fromkeys(kept, param.shape)})
+        _check_tensors(param, state, {**shapes, **dict.fromkeys(kept, param.shape)})
+        if COMPENSATION.torch in kept and state[COMPENSATION.torch].dtype != param.dtype:
+            raise ValueError(_cannot_compensate('A parameter', param, state))
         for slot in slots:
             if key_of(slot) not in state:
                 state[key_of(slot)] = _initial(slot, state.get('master', param))
@@ -336,14 +337,33 @@ def _initial(slot: Slot, weight: torch.Tensor) -> torch.Tensor:
     return torch.full_like(like, float(slot.init), dtype=_slot_type(weight))
 
 
-def _check_shapes(param: torch.Tensor, state: Mapping[str, Any], shapes: Mapping[str, Tuple[int, ...]]) -> None:
+def _check_tensors(param: torch.Tensor, state: Mapping[str, Any], shapes: Mapping[str, Tuple[int, ...]]) -> None:
     """Refuse what somebody has put into the state of ``param``, where it cannot be the rule's."""
     for key, shape in shapes.items():
-        found = getattr(state[key], 'shape', type(state[key]).__name__) if key in state else shape
-        if found != shape:
+        found = state.get(key)
+        if key in state and not (isinstance(found, torch.Tensor) and found.shape == shape and found.layout is torch.strided
+                                 and found.device == param.device and found.dtype in TYPES):
             raise ValueError(f'{key!r} in the state of a parameter of shape {tuple(param.shape)} must be a tensor of shape '
-                             f'{tuple(shape)}. Received: {found if isinstance(found, str) else tuple(found)}. Nothing was updated. '
-                             f'Put back what the optimizer had there, or load a state with `load_state_dict`.')
+                             f"{tuple(shape)}, dense, on {param.device} and one of {', '.join(map(str, TYPES))}. Received: "
+                             f'{_described(found)}. Nothing was updated. Put back what the optimizer had there, or load a state with '
+                             '`load_state_dict`.')
+
+
+def _described(found: Any) -> str:
+    if not isinstance(found, torch.Tensor):
+        return type(found).__name__
+    return f'{tuple(found.shape)}, {found.layout}, {found.device}, {found.dtype}'
+
+
+def _count(param: torch.Tensor, step: Any) -> float:
+    """The number of updates that a user has put into the state of ``param``."""
+    try:
+        number = float('nan' if isinstance(step, str) else step)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = float('nan')
+    if not (0 <= number <= MOST_UPDATES and number.is_integer()):
+        raise ValueError(not_a_count(param, step))
+    return number
 
 
 def _check_kept(which: str, kept: Container[str], multi_precision: Any) -> None:
