@@ -555,7 +555,7 @@ def test_a_count_that_is_none_is_refused_before_anything_is_updated(count, fused
                    r"'step' in the state of a parameter of shape \(2, 3, 4\) must be a number of updates.*Received: ")
     optimizer.state[params[2]]['step'] = 4
     steps(optimizer, params)
-    if isinstance(count, (int, float)) and count < 2 ** 100:   # written into the count that is there: nothing is prepared anew
+    if isinstance(count, (int, float)) and count < 2 ** 100:   # into the count itself: nothing is prepared anew
         spoil_and_step(optimizer, params, lambda state: state['step'].fill_(float(count)), r"'step' in .*of shape \(2, 3, 4\)")
 
 

@@ -359,9 +359,9 @@ def _check_counts(params: Sequence[torch.Tensor], steps: torch.Tensor) -> None:
 
 
 def not_a_count(param: torch.Tensor, step: Any) -> str:
-    return (f"'step' in the state of a parameter of shape {tuple(param.shape)} must be a number of updates: a whole number from 0 to "
-            f'2**24, which float32 counts up to. Received: {step!r}. Nothing was updated. Put back what the optimizer had there, or '
-            'load a state with `load_state_dict`.')
+    return (f"'step' in the state of a parameter of shape {tuple(param.shape)} must be a number of updates: a whole number from 0 "
+            f'to 2**24, up to which float32 counts. Received: {step!r}. Nothing was updated. Put back what the optimizer had '
+            'there, or load a state with `load_state_dict`.')
 
 
 def capturing() -> bool:

@@ -128,8 +128,9 @@ class RuleOptimizer(Optimizer):
     def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
         """Update all parameters that have a gradient; ``closure`` reevaluates the model and returns the loss.
 
-        Before anything is written, raises ValueError or TypeError for a hyper-parameter out of range (a scheduler may have set
-        it), for a sparse gradient, or for a state that somebody has changed to what the rule cannot use.
+        Before anything is updated, raises ValueError or TypeError for a hyper-parameter out of range (a scheduler may have set
+        it), for ``group['weight_decay']`` that differs from the ``group['wd']`` which counts, for a sparse gradient, or for a
+        state that somebody has changed to what the rule cannot use.
         """
         loss = None
         if closure is not None:
@@ -172,6 +173,7 @@ class RuleOptimizer(Optimizer):
         held = {key: (type(value), value) for key, value in group.items() if key not in ('params', 'param_names')}
         before, settings = self._settings.get(place, (None, None))
         if settings is None or held != before:
+            _check_aliases(group)
             h = self._hypers(group)
             settings = h, self.rule.static(h), MULTI_PRECISION.check(group['multi_precision'])
             if all(kind in PLAIN for kind, _ in held.values()):   # to compare a tensor may wait for a device
@@ -185,9 +187,10 @@ class RuleOptimizer(Optimizer):
             # on the CPU, where reading it waits for no device
             state['step'] = torch.zeros((), dtype=torch.float32, device=param.device if self.capturable else 'cpu')
         step = state['step']   # users put numbers there, or move it with everything else
+        there = param.device if self.capturable else torch.device('cpu')
         if not (isinstance(step, torch.Tensor) and step.layout is torch.strided and not step.shape
-                and step.dtype in (torch.float32, torch.float64) and (step.device.type == 'cpu' or (self.capturable and step.device == param.device))):
-            state['step'] = torch.tensor(_count(param, step), dtype=torch.float32, device=param.device if self.capturable else 'cpu')
+                and step.dtype in (torch.float32, torch.float64) and (step.device.type == 'cpu' or step.device == there)):
+            state['step'] = torch.tensor(_count(param, step), dtype=torch.float32, device=there)
         kept = {'master', COMPENSATION.torch}.intersection(state)   # the state says what an optimizer that has begun keeps
         if multi_precision and param.dtype in HALVES and not kept:
             if multi_precision == KAHAN:
@@ -337,6 +340,16 @@ def _initial(slot: Slot, weight: torch.Tensor) -> torch.Tensor:
     return torch.full_like(like, float(slot.init), dtype=_slot_type(weight))
 
 
+def _check_aliases(group: Mapping[str, Any]) -> None:
+    """Refuse what a schedule for PyTorch's own optimizers sets. A copy of our value, and keys of other libraries, may be there."""
+    for alias, key in ALIASES.items():
+        if alias in group and key in group and group[alias] is not group[key] and (
+                isinstance(group[key], torch.Tensor) or group[alias] != group[key]):   # to read a tensor may wait for a device
+            raise ValueError(f"A param group must have its {alias} as group['{key}'], which the update reads. Received: "
+                             f"group['{alias}'] = {group[alias]!r} beside group['{key}'] = {group[key]!r}. Nothing was updated. "
+                             f"Set group['{key}'] instead, and remove group['{alias}'].")
+
+
 def _check_tensors(param: torch.Tensor, state: Mapping[str, Any], shapes: Mapping[str, Tuple[int, ...]]) -> None:
     """Refuse what somebody has put into the state of ``param``, where it cannot be the rule's."""
     for key, shape in shapes.items():
@@ -345,8 +358,8 @@ def _check_tensors(param: torch.Tensor, state: Mapping[str, Any], shapes: Mappin
                                  and found.device == param.device and found.dtype in TYPES):
             raise ValueError(f'{key!r} in the state of a parameter of shape {tuple(param.shape)} must be a tensor of shape '
                              f"{tuple(shape)}, dense, on {param.device} and one of {', '.join(map(str, TYPES))}. Received: "
-                             f'{_described(found)}. Nothing was updated. Put back what the optimizer had there, or load a state with '
-                             '`load_state_dict`.')
+                             f'{_described(found)}. Nothing was updated. Put back what the optimizer had there, or load a '
+                             'state with `load_state_dict`.')
 
 
 def _described(found: Any) -> str:
