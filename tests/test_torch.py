@@ -131,6 +131,22 @@ def test_param_groups_have_their_own_hyperparameters():
         np.testing.assert_allclose(params[key].detach().numpy(), w, rtol=1e-13)
 
 
+def test_other_libraries_may_keep_their_own_in_a_group():
+    p, q = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    optimizer, other = (create('adamw', [one], lr=0.1, wd=0.3) for one in (p, q))
+    optimizer.param_groups[0].update(initial_lr=0.5, max_lr=1.0, swa_lr=0.2, name='head', lr_scale=0.1, weight_decay=0.3)
+    for t in range(3):
+        for one, its in ((p, optimizer), (q, other)):
+            one.grad = torch.full((2,), float(t))
+            its.step()
+    assert torch.equal(p, q)
+    optimizer.param_groups[0]['wd'] = 0.4   # what was a copy now contradicts it
+    with pytest.raises(ValueError, match=r"remove group\['weight_decay'\]"):
+        optimizer.step()
+    del optimizer.param_groups[0]['weight_decay']
+    optimizer.step()
+
+
 def test_a_group_of_larc_may_have_another_base():
     weights, gradients = weights_and_gradients()
     params = parameters(weights)
@@ -332,6 +348,8 @@ def test_a_group_that_is_refused_is_not_added():
 @pytest.mark.parametrize('spoil, words', [
     (lambda optimizer, p, q: optimizer.param_groups[1].update(lr=float('nan')), 'learning_rate=nan'),
     (lambda optimizer, p, q: optimizer.param_groups[1].update(beta2=1.5), '`beta2` must be in'),
+    (lambda optimizer, p, q: optimizer.param_groups[1].update(weight_decay=100.0), r"as group\['wd'\].*Received.*100.0"),
+    (lambda optimizer, p, q: optimizer.param_groups[1].update(learning_rate=100.0), r"learning_rate as group\['lr'\]"),
     (lambda optimizer, p, q: setattr(q, 'grad', torch.eye(2).to_sparse()), 'gradient must be dense'),
 ])
 def test_nothing_is_written_before_all_is_checked(spoil, words):

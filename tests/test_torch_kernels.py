@@ -510,3 +510,72 @@ def test_settings_that_become_wrong_are_refused_at_every_step(name, value):
     optimizer.param_groups[0][name] = right
     optimizer.step()
     assert not torch.equal(params[0], before)
+
+
+BAD_SLOTS = {
+    'an array': lambda slot: slot.numpy(), 'a list': lambda slot: slot.tolist(), 'meta': lambda slot: slot.to('meta'),
+    'sparse': lambda slot: slot.to_sparse(), 'bool': lambda slot: slot.bool(), 'int': lambda slot: slot.long(),
+    'complex': lambda slot: slot.to(torch.complex64), 'another shape': lambda slot: slot[..., :1],
+}
+
+
+def spoil_and_step(optimizer, params, spoil, words):
+    """A step with the state of the third parameter spoiled raises, and leaves all others as they were."""
+    before = [param.detach().clone() for param in params], copy.deepcopy([optimizer.state[p] for p in params[:2]])
+    spoil(optimizer.state[params[2]])
+    feed(params, 9)
+    with pytest.raises(ValueError, match=words):
+        optimizer.step()
+    assert all(map(torch.equal, before[0], params))
+    for state, param in zip(before[1], params):
+        assert state.keys() == optimizer.state[param].keys()
+        assert all(torch.equal(value, optimizer.state[param][key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize('fused', [None, False])
+@pytest.mark.parametrize('key, dtype', [('exp_avg', torch.float32), ('master', torch.float16)])
+@pytest.mark.parametrize('bad', BAD_SLOTS)
+def test_a_slot_that_the_rule_cannot_use_is_refused_before_anything_is_updated(bad, key, dtype, fused):
+    params = parameters(dtype, [(4, 3), (7,), (2, 3, 4), ()])
+    optimizer = steps(create('adamw', params, fused=fused), params)
+    good = optimizer.state[params[2]][key]
+    spoil_and_step(optimizer, params, lambda state: state.update({key: BAD_SLOTS[bad](good)}),
+                   rf"'{key}' in the state of a parameter of shape \(2, 3, 4\) must be a tensor .*Received: .*Nothing was updated")
+    optimizer.state[params[2]][key] = good
+    steps(optimizer, params)
+
+
+@pytest.mark.parametrize('fused', [None, False])
+@pytest.mark.parametrize('count', [-1, -5, 2.5, float('nan'), float('inf'), 2 ** 24 + 2, 2 ** 70, 10 ** 400, 'x', '3', None, [1.0],
+                                   torch.tensor([1.0, 2.0]), torch.tensor(-1.0), torch.tensor(-1), torch.tensor(3.0, device='meta')])
+def test_a_count_that_is_none_is_refused_before_anything_is_updated(count, fused):
+    params = parameters(shapes=[(4, 3), (7,), (2, 3, 4), ()])
+    optimizer = steps(create('adamw', params, fused=fused), params)
+    spoil_and_step(optimizer, params, lambda state: state.update(step=count),
+                   r"'step' in the state of a parameter of shape \(2, 3, 4\) must be a number of updates.*Received: ")
+    optimizer.state[params[2]]['step'] = 4
+    steps(optimizer, params)
+    if isinstance(count, (int, float)) and count < 2 ** 100:   # into the count itself: nothing is prepared anew
+        spoil_and_step(optimizer, params, lambda state: state['step'].fill_(float(count)), r"'step' in .*of shape \(2, 3, 4\)")
+
+
+@pytest.mark.parametrize('fused', [None, False])
+@pytest.mark.parametrize('change', [lambda slot: slot.half(), lambda slot: slot.bfloat16(), lambda slot: slot.double(),
+                                    lambda slot: slot.transpose(0, 2).contiguous().transpose(0, 2),
+                                    lambda slot: slot.clone().requires_grad_(), torch.nn.Parameter])
+def test_slots_may_be_of_another_float_type_or_lie_otherwise(change, fused):
+    params, others = parameters(shapes=[(4, 3), (2, 3, 4)]), parameters(shapes=[(4, 3), (2, 3, 4)])
+    optimizer, other = (steps(create('adamw', own, fused=fused), own) for own in (params, others))
+    optimizer.state[params[1]]['exp_avg'] = change(optimizer.state[params[1]]['exp_avg'])
+    for own, one in ((params, optimizer), (others, other)):
+        steps(one, own, 5, 8)
+    assert torch.allclose(params[1], others[1], rtol=1e-2, atol=1e-4) and torch.equal(params[0], others[0])
+
+
+@pytest.mark.parametrize('fused', [None, False])
+def test_the_last_count_of_float32_stays(fused):
+    params = parameters(shapes=[(4, 3), (7,)])
+    optimizer = steps(create('adamw', params, fused=fused), params)
+    optimizer.state[params[1]]['step'] = 2 ** 24 - 1
+    steps(optimizer, params, 5, 7)
+    assert optimizer.state[params[1]]['step'] == 2 ** 24 and optimizer.state[params[0]]['step'] == 7

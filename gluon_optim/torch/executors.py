@@ -22,11 +22,13 @@ from ..rules.graph import WEIGHT
 from ..rules.runtimes import runs_on
 from ..schema import Slot, Values, compute_type, same_objects
 
-__all__ = ['HALVES', 'KERNELS', 'Group', 'Launches', 'Namespace', 'apply', 'capturing', 'key_of', 'kernels_on']
+__all__ = ['HALVES', 'KERNELS', 'MOST_UPDATES', 'Group', 'Launches', 'Namespace', 'apply', 'capturing', 'key_of', 'kernels_on',
+           'not_a_count']
 
 log = logging.getLogger('gluon_optim')
 
 HALVES = (torch.float16, torch.bfloat16)
+MOST_UPDATES = 2 ** 24   # where counting in float32 stays
 
 #: type of device -> the module of the `Batch` that launches kernels there, and the package that it needs
 KERNELS: Mapping[str, Tuple[str, str]] = {
@@ -244,6 +246,7 @@ class Launches:
         steps = torch.stack(self._tensors[0]) if self._counts is None else self._counts
         if steps.device.type != 'cpu':
             return self._run_there(groups, gradients, steps)
+        _check_counts(self._params, steps)
         counts = (steps + 1).long().tolist()
         memory: Dict[Any, Dict[str, float]] = {}
 
@@ -345,6 +348,20 @@ def _laid_out(tensor: torch.Tensor, strides: Tuple[int, ...]) -> torch.Tensor:
     if _lies_so(tensor, strides):
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def _check_counts(params: Sequence[torch.Tensor], steps: torch.Tensor) -> None:
+    """Refuse what users may have written into counts, at each step: all of them at once."""
+    whole = steps.clamp(0, MOST_UPDATES).floor()
+    if not torch.equal(whole, steps):   # NaN does not equal itself
+        wrong = (whole != steps).tolist().index(True)
+        raise ValueError(not_a_count(params[wrong], steps[wrong].item()))
+
+
+def not_a_count(param: torch.Tensor, step: Any) -> str:
+    return (f"'step' in the state of a parameter of shape {tuple(param.shape)} must be a number of updates: a whole number from 0 "
+            f'to 2**24, up to which float32 counts. Received: {step!r}. Nothing was updated. Put back what the optimizer had '
+            'there, or load a state with `load_state_dict`.')
 
 
 def capturing() -> bool:

@@ -12,7 +12,7 @@ from ..rules import Rule
 from ..rules.base import KernelKey
 from ..rules.compensated import COMPENSATION, KAHAN, MULTI_PRECISION
 from ..schema import Slot, Values, check_known, compute_type
-from .executors import HALVES, Group, Launches, capturing, key_of
+from .executors import HALVES, MOST_UPDATES, Group, Launches, capturing, key_of, not_a_count
 
 __all__ = ['RuleOptimizer', 'create', 'param_groups']
 
@@ -128,8 +128,9 @@ class RuleOptimizer(Optimizer):
     def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
         """Update all parameters that have a gradient; ``closure`` reevaluates the model and returns the loss.
 
-        Before anything is written, raises ValueError or TypeError for a hyper-parameter out of range (a scheduler may have set
-        it) or for a sparse gradient.
+        Before anything is updated, raises ValueError or TypeError for a hyper-parameter out of range (a scheduler may have set
+        it), for ``group['weight_decay']`` that differs from the ``group['wd']`` which counts, for a sparse gradient, or for a
+        state that somebody has changed to what the rule cannot use.
         """
         loss = None
         if closure is not None:
@@ -172,6 +173,7 @@ class RuleOptimizer(Optimizer):
         held = {key: (type(value), value) for key, value in group.items() if key not in ('params', 'param_names')}
         before, settings = self._settings.get(place, (None, None))
         if settings is None or held != before:
+            _check_aliases(group)
             h = self._hypers(group)
             settings = h, self.rule.static(h), MULTI_PRECISION.check(group['multi_precision'])
             if all(kind in PLAIN for kind, _ in held.values()):   # to compare a tensor may wait for a device
@@ -185,19 +187,21 @@ class RuleOptimizer(Optimizer):
             # on the CPU, where reading it waits for no device
             state['step'] = torch.zeros((), dtype=torch.float32, device=param.device if self.capturable else 'cpu')
         step = state['step']   # users put numbers there, or move it with everything else
-        if not isinstance(step, torch.Tensor) or step.shape or (step.device.type != 'cpu' and not self.capturable):
-            state['step'] = torch.tensor(float(step), dtype=torch.float32, device=param.device if self.capturable else 'cpu')
+        there = param.device if self.capturable else torch.device('cpu')
+        if not (isinstance(step, torch.Tensor) and step.layout is torch.strided and not step.shape
+                and step.dtype in (torch.float32, torch.float64) and (step.device.type == 'cpu' or step.device == there)):
+            state['step'] = torch.tensor(_count(param, step), dtype=torch.float32, device=there)
         kept = {'master', COMPENSATION.torch}.intersection(state)   # the state says what an optimizer that has begun keeps
         if multi_precision and param.dtype in HALVES and not kept:
             if multi_precision == KAHAN:
                 state[COMPENSATION.torch] = torch.zeros_like(param, requires_grad=False)
             else:
                 state['master'] = param.detach().float()
-        if COMPENSATION.torch in kept and getattr(state[COMPENSATION.torch], 'dtype', param.dtype) != param.dtype:
-            raise ValueError(_cannot_compensate('A parameter', param, state))
         _check_kept(f'A parameter of shape {tuple(param.shape)}', kept, multi_precision)
         shapes = {key_of(slot): slot.shape(param.shape) for slot in slots}
-        _check_shapes(param, state, {**shapes, **dict.fromkeys(kept, param.shape)})
+        _check_tensors(param, state, {**shapes, **dict.fromkeys(kept, param.shape)})
+        if COMPENSATION.torch in kept and state[COMPENSATION.torch].dtype != param.dtype:
+            raise ValueError(_cannot_compensate('A parameter', param, state))
         for slot in slots:
             if key_of(slot) not in state:
                 state[key_of(slot)] = _initial(slot, state.get('master', param))
@@ -336,14 +340,43 @@ def _initial(slot: Slot, weight: torch.Tensor) -> torch.Tensor:
     return torch.full_like(like, float(slot.init), dtype=_slot_type(weight))
 
 
-def _check_shapes(param: torch.Tensor, state: Mapping[str, Any], shapes: Mapping[str, Tuple[int, ...]]) -> None:
+def _check_aliases(group: Mapping[str, Any]) -> None:
+    """Refuse what a schedule for PyTorch's own optimizers sets. A copy of our value, and keys of other libraries, may be there."""
+    for alias, key in ALIASES.items():
+        if alias in group and key in group and group[alias] is not group[key] and (
+                isinstance(group[key], torch.Tensor) or group[alias] != group[key]):   # to read a tensor may wait for a device
+            raise ValueError(f"A param group must have its {alias} as group['{key}'], which the update reads. Received: "
+                             f"group['{alias}'] = {group[alias]!r} beside group['{key}'] = {group[key]!r}. Nothing was updated. "
+                             f"Set group['{key}'] instead, and remove group['{alias}'].")
+
+
+def _check_tensors(param: torch.Tensor, state: Mapping[str, Any], shapes: Mapping[str, Tuple[int, ...]]) -> None:
     """Refuse what somebody has put into the state of ``param``, where it cannot be the rule's."""
     for key, shape in shapes.items():
-        found = getattr(state[key], 'shape', type(state[key]).__name__) if key in state else shape
-        if found != shape:
+        found = state.get(key)
+        if key in state and not (isinstance(found, torch.Tensor) and found.shape == shape and found.layout is torch.strided
+                                 and found.device == param.device and found.dtype in TYPES):
             raise ValueError(f'{key!r} in the state of a parameter of shape {tuple(param.shape)} must be a tensor of shape '
-                             f'{tuple(shape)}. Received: {found if isinstance(found, str) else tuple(found)}. Nothing was updated. '
-                             f'Put back what the optimizer had there, or load a state with `load_state_dict`.')
+                             f"{tuple(shape)}, dense, on {param.device} and one of {', '.join(map(str, TYPES))}. Received: "
+                             f'{_described(found)}. Nothing was updated. Put back what the optimizer had there, or load a '
+                             'state with `load_state_dict`.')
+
+
+def _described(found: Any) -> str:
+    if not isinstance(found, torch.Tensor):
+        return type(found).__name__
+    return f'{tuple(found.shape)}, {found.layout}, {found.device}, {found.dtype}'
+
+
+def _count(param: torch.Tensor, step: Any) -> float:
+    """The number of updates that a user has put into the state of ``param``."""
+    try:
+        number = float('nan' if isinstance(step, str) else step)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = float('nan')
+    if not (0 <= number <= MOST_UPDATES and number.is_integer()):
+        raise ValueError(not_a_count(param, step))
+    return number
 
 
 def _check_kept(which: str, kept: Container[str], multi_precision: Any) -> None:
