@@ -3,6 +3,7 @@
 Through a real Trainer, with arrays of mx.np. test_mxnet2.py has the formulas, and needs no MXNet.
 """
 import pickle
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -266,6 +267,33 @@ def test_mxnets_file_in_our_reader(name, tmp_path):
         warnings.simplefilter('error', UserWarning)
         go.load_states(second.trainer, tmp_path / 'x.states')
     compare(trained(None, range(4, 8), run=first), trained(None, range(4, 8), run=second))
+
+
+WITHOUT_DROP_IN = ['adabelief', 'adamw', 'lans']  # their names mean other optimizers here
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize('name', WITHOUT_DROP_IN)
+def test_mxnets_file_of_an_optimizer_without_a_drop_in(name, dtype, tmp_path):
+    own = dict(BASE, **MOMENTS, multi_precision=True)
+    first = trained(mx.optimizer.create(name, **own), range(4), dtype)
+    first.trainer.save_states(str(tmp_path / 'x.states'))
+    second = Run(mx.optimizer.create(name, **own), dtype=dtype, shapes=SHAPES, weights=list(first.weights().values()))
+    go.load_states(second.trainer, tmp_path / 'x.states')
+    compare(trained(None, range(4, 8), run=first), trained(None, range(4, 8), run=second), 0.0)
+    assert go.states_digest(second.trainer) == go.states_digest(first.trainer)
+
+
+@pytest.mark.parametrize('name', WITHOUT_DROP_IN)
+def test_how_to_continue_where_two_optimizers_have_one_name(name, tmp_path):
+    for create, advice in ((go.create, f"go.create('{name}')"), (mx.optimizer.create, f"'{name}'")):
+        go.save_states(trained(create(name), range(2)).trainer, tmp_path / 'x')
+        other = {go.create: mx.optimizer.create, mx.optimizer.create: go.create}[create]
+        with pytest.raises(ValueError, match=re.escape(f'Create the trainer with {advice}, or load states of ')):
+            go.load_states(Run(other(name), shapes=SHAPES).trainer, tmp_path / 'x')
+    trained(mx.optimizer.create('adamw'), range(2)).trainer.save_states(str(tmp_path / 'x.states'))
+    with pytest.raises(ValueError, match="are of 'mxnet.adamw', .* Create the trainer with 'adamw', or"):
+        go.load_states(Run(go.create('adamw'), shapes=SHAPES).trainer, tmp_path / 'x.states')
 
 
 @pytest.mark.parametrize('name', ['adam', 'adagrad', 'lars'])

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,13 @@ def test_another_optimizer_is_refused(resumed, other, words):
     net, trainer = runs.make({'optimizer': other})
     with pytest.raises(ValueError, match=words):
         go.load_checkpoint(resumed[0] / 'bertadam', net=net, trainer=trainer)
+
+
+def test_an_optimizer_that_this_mxnet_does_not_have(resumed):
+    states = replace(go.read_states(resumed[0] / 'bertadam'), optimizer='mxnet.optimizer.lans.LANS')
+    net, trainer = runs.make({'optimizer': 'adam'})
+    with pytest.raises(ValueError, match=f"runs 'adam'. MXNet {mx.__version__} does not have it: continue with the MXNet that"):
+        import_states(trainer, states, net)
 
 
 def test_a_state_that_nests_otherwise_is_refused(resumed):

@@ -16,6 +16,7 @@ from gluon_optim.lowering import cuda
 from gluon_optim.lowering.plan import NOISE
 from gluon_optim.rules.base import initial_slot, scalars
 from gluon_optim.rules.compensated import COMPENSATION, KAHAN, compensated
+from gluon_optim.rules.mx.base import VARIANT
 
 __all__ = ['KEY', 'MXNetSteps', 'TorchSteps', 'mxnet_runs']
 
@@ -137,7 +138,10 @@ class MXNetSteps:
         self.nd, self.context = mx.nd, device or mx.gpu()
         mixed = weights[0].dtype == torch.float16 and multi_precision
         seed = dict(seed=KEY) if 'noise' in rule.needs else {}
-        self.optimizer = gluon_optim.create(rule.name, multi_precision=mixed, **seed, **h.asdict())
+        arguments = h.asdict()
+        if VARIANT in rule.hypers:   # follows from the MXNet that is installed
+            del arguments[VARIANT.name]
+        self.optimizer = gluon_optim.create(rule.name, multi_precision=mixed, **seed, **arguments)
         self.weights = [self.array(w) for w in weights]
         self.gradients = [self.nd.zeros_like(w) for w in self.weights]
         self.states = [self.optimizer.create_state_multi_precision(i, w) for i, w in enumerate(self.weights)]

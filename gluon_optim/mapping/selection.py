@@ -37,13 +37,17 @@ def select(states: OptimizerStates, names: Optional[Iterable[str]] = None, froze
     return [known[name] for name in names]
 
 
-def normalize(states: OptimizerStates, allow_lossy: bool = False) -> Tuple[OptimizerStates, Type[Rule], Values]:
+def normalize(states: OptimizerStates, allow_lossy: bool = False, target: str = 'mirror'
+              ) -> Tuple[OptimizerStates, Type[Rule], Values]:
     """The first step of all converters: the states (MXNet 2.x's under a rule that computes the same), that rule, and the
     hyper-parameters with which the run continues, at the scheduler's rate, which in MXNet's own files is not the optimizer's.
 
+    A mirror keeps the variant of MXNet 2.x's drop-ins. Classes of other projects have none: they compute what a rule without a
+    variant does, where there is one.
+
     Raises what `mxnet2.as_rule` raises, and ValueError or TypeError if the hyper-parameters are not the rule's.
     """
-    states = mxnet2.as_rule(mxnet2.as_written(states), allow_lossy)
+    states = mxnet2.as_rule(states if target == 'mirror' else mxnet2.as_written(states), allow_lossy)
     if states.optimizer and not has_rule(states):
         near = difflib.get_close_matches(states.optimizer, rules.names(drop_ins=True, samplers=True), n=1)
         hint = f' Did you mean {near[0]!r}?' if near else ''

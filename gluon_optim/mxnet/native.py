@@ -7,6 +7,7 @@ import copy
 import inspect
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
+import mxnet
 import numpy
 from mxnet.ndarray.ndarray import NDArray
 from mxnet.ndarray.ndarray import array as nd_array
@@ -14,6 +15,7 @@ from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.optimizer.optimizer import Optimizer
 
 from .. import rules
+from ..rules.mx import DROP_INS
 from ..schema import Values, one_of, some_of
 from ..states.model import OptimizerStates, ParameterInfo
 from ..states.mxnet_files.reader import BOOKKEEPING
@@ -21,7 +23,7 @@ from ..states.nesting import leaves, put_together, take_apart
 from .optimizer import Runner
 from .typing import ParameterLike
 
-__all__ = ['Builtin', 'Elsewhere', 'Native', 'Stranger', 'adapted', 'to_mxnet_state']
+__all__ = ['Builtin', 'Elsewhere', 'Native', 'Stranger', 'adapted', 'how_to_continue', 'is_stranger', 'path_of', 'to_mxnet_state']
 
 SET_BY_TRAINER = ('rescale_grad', 'multi_precision')
 
@@ -33,8 +35,27 @@ def adapted(optimizer: Any, contexts: Sequence[Any], saved_as: str = '') -> Any:
         return optimizer
     from .builtin import tell_of_class, twin  # when it is needed
     tell_of_class(optimizer)
-    counterpart = None if saved_as == _path(optimizer) else twin(optimizer)
+    counterpart = None if saved_as == path_of(optimizer) else twin(optimizer)
     return Stranger(optimizer, contexts) if counterpart is None else Builtin(optimizer, contexts, counterpart)
+
+
+def is_stranger(optimizer: Any) -> bool:
+    """Whether ``optimizer`` has no rule here."""
+    return isinstance(adapted(optimizer, ()), Stranger)
+
+
+def how_to_continue(name: str, word: str) -> str:
+    """How to make a trainer (the ``word`` for it) with the optimizer that files call ``name``, on the MXNet that is installed."""
+    if name == 'mxnet.adamw':
+        name = 'mxnet.optimizer.adamW.AdamW'
+    short = name.rpartition('.')[2].lower()
+    registered = Optimizer.opt_registry.get(short)
+    if registered is not None and name == f'{registered.__module__}.{registered.__qualname__}':
+        return f'Create the {word} with {short!r}'
+    if name.startswith('mxnet.') or (registered is None and name in rules.names(drop_ins=True, samplers=True)):
+        return f'MXNet {mxnet.__version__} does not have it: continue with the MXNet that saved it'
+    meant = registered is None or issubclass(registered, Runner) or name in DROP_INS
+    return f'Create the {word} with {name!r}' if meant else f'Create the {word} with go.create({name!r})'
 
 
 class Elsewhere:
@@ -168,7 +189,7 @@ class Stranger(Native):
             try:
                 trees[name], arrays = take_apart(value, NDArray)
             except TypeError as error:
-                raise TypeError(f'The attribute {name!r} of {_path(self.optimizer)} cannot be saved: {error}. Leave it out of its '
+                raise TypeError(f'The attribute {name!r} of {path_of(self.optimizer)} cannot be saved: {error}. Leave it out of its '
                                 '__getstate__ if the run does not need it, or keep it in such values.') from None
             variables.update((f'{name}:{place}', array) for place, array in arrays.items())
         return trees, variables
@@ -203,7 +224,7 @@ class Stranger(Native):
         moved = [info.name for key, info in pairs.items() if isinstance(key, int) and place[info.name] != key]
         by_index = [name for name, tree in states.attributes.items() if _has_whole_keys(tree)]
         if moved and by_index:
-            raise ValueError(f'The parameters must be in the order of the file, because {_path(self.optimizer)} keeps '
+            raise ValueError(f'The parameters must be in the order of the file, because {path_of(self.optimizer)} keeps '
                              f'{one_of(by_index)} by their index. Received: another place for {some_of(moved)}. Create the trainer '
                              'as it was.')
 
@@ -214,10 +235,10 @@ class Stranger(Native):
         try:
             tree, arrays = take_apart(state, (NDArray, Elsewhere))
         except TypeError as error:
-            raise TypeError(f'The state that {_path(self.optimizer)} keeps for {name} cannot be saved: {error}.') from None
+            raise TypeError(f'The state that {path_of(self.optimizer)} keeps for {name} cannot be saved: {error}.') from None
         sparse = [place for place, array in arrays.items() if isinstance(array, BaseSparseNDArray)]
         if sparse:
-            raise TypeError(f'The state that {_path(self.optimizer)} keeps for {name} cannot be saved: it must be dense. '
+            raise TypeError(f'The state that {path_of(self.optimizer)} keeps for {name} cannot be saved: it must be dense. '
                             f'Received: a sparse array at {sparse[0]}. Use trainer.save_states.')
         return tree, arrays
 
@@ -291,6 +312,6 @@ def _words(tree: Any, arrays: Mapping[str, Tuple[str, Tuple[int, ...]]]) -> str:
     return f'{tree!r} of {", ".join(kinds)}' if arrays else repr(tree)
 
 
-def _path(optimizer: Any) -> str:
-    return f'{type(optimizer).__module__}.{type(optimizer).__qualname__}'
+def path_of(value: Any) -> str:
+    return f'{type(value).__module__}.{type(value).__qualname__}'
 

@@ -1,7 +1,7 @@
 """A loss as a function of a net's weights: its value, its gradient, and its Hessian times a vector, without a trace left behind."""
 import contextlib
 import math
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy
 from mxnet import autograd, gluon, nd
@@ -21,7 +21,7 @@ SAME = {'float64': 1e-10, 'float32': 1e-5}           # of two values of a loss a
 def trainable(params: Any, with_shapes: bool = True) -> List[ParameterLike]:
     """The parameters that are not frozen, each once. Raises TypeError or ValueError for what has no second derivative here, and
     where ``with_shapes`` for parameters of unknown shapes."""
-    given = list(params.values()) if isinstance(params, (Mapping, gluon.ParameterDict)) else params
+    given = list(params.values()) if hasattr(params, 'values') else params
     if not isinstance(given, (list, tuple)) or not all(isinstance(each, gluon.Parameter) for each in given):
         raise TypeError('`params` must be a list of Parameters or a ParameterDict. '
                         f'Received: {type(params).__name__}. Write net.collect_params().')

@@ -7,6 +7,7 @@ from ..states.files import Kind, open_once
 from ..states.model import OptimizerStates, ParameterInfo
 from ..states.mxnet_files.names import renumbered
 from ..states.reader import check_no_part
+from .native import is_stranger, path_of
 from .typing import TrainerLike
 
 __all__ = ['read_for']
@@ -19,15 +20,16 @@ def read_for(path: container.Path, trainer: TrainerLike, present: List[Parameter
     Raises StateFileError for a damaged file, ValueError for one that does not fit or does not contain its optimizer.
     """
     optimizer = trainer._optimizer  # its class may be named, and so may its scheduler's: their attributes are read
-    allow = [f'{type(value).__module__}.{type(value).__qualname__}' for value in (optimizer, optimizer.lr_scheduler) if value]
+    allow = [path_of(value) for value in (optimizer, optimizer.lr_scheduler) if value]
     with open_once(path) as file:
         if file.kind is not Kind.MXNET_STATES:
             return container.read(file, part)
         check_no_part(file, part)
-        states = mxnet_files.read_states(file, [info.name for info in present], allow)
+        nested = path_of(optimizer) if is_stranger(optimizer) else ''  # then the trainer's states have no names either
+        states = mxnet_files.read_states(file, [info.name for info in present], allow, nested=nested)
         fresh = renumbered([info.full_name for info in present])
         if fresh and states.producer.get('mxnet') == '1.x':
-            other = mxnet_files.read_states(file, [present[place].name for place in fresh], allow)
+            other = mxnet_files.read_states(file, [present[place].name for place in fresh], allow, nested=nested)
             states = _of_one_order(os.fspath(path), states, other, present)
     if not states.optimizer:
         raise ValueError(f'Cannot load {os.fspath(path)!r}: it was saved without its optimizer, so that update counts and '

@@ -39,7 +39,7 @@ from .distributed import remote
 from .distributed.ranks import agreeing, sharing
 from .distributed.received import is_hollow, received
 from .distributed.start import start_together
-from .native import Builtin, Stranger, adapted, to_mxnet_state
+from .native import Builtin, Stranger, adapted, how_to_continue, to_mxnet_state
 from .old_files import read_for
 from .scheduler_states import SchedulerPlan, export_scheduler, keep, plan_scheduler
 from .typing import BlockLike, ParameterLike, TrainerLike, UpdaterLike
@@ -227,17 +227,16 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
     optimizer = _optimizer(trainer, states.optimizer)
     if getattr(getattr(optimizer, 'twin', optimizer), 'version', 1) == 2:  # a drop-in on MXNet 2.x
         states = mxnet2.as_drop_in(states)
+    if states.optimizer == 'mxnet.adamw':  # which has no rule to be put under
+        raise _other_optimizer(trainer, optimizer, states.optimizer)
     otherwise = mxnet2.not_in_rule(states)
     saved = states
     states = replace(states, variables={name: array for name, array in states.variables.items() if not is_accumulated(name)})
     states = mxnet2.as_rule(states, allow_lossy=True)
     if hyperparameters not in ('file', 'current'):
         raise ValueError(f"`hyperparameters` must be 'file' or 'current'. Received: hyperparameters={hyperparameters!r}.")
-    name = name_of(optimizer)
-    if states.optimizer.lower() != name.lower():
-        word = word_of(trainer)
-        raise ValueError(f'The states are of {states.optimizer!r}, the {word} runs {name!r}. '
-                         f'Create the {word} with {states.optimizer!r}, or load states of {name!r}.')
+    if states.optimizer.lower() != name_of(optimizer).lower():
+        raise _other_optimizer(trainer, optimizer, states.optimizer)
     stranger = isinstance(optimizer, Stranger)
     h = optimizer.merged(states.hypers, hyperparameters) if stranger else _hyperparameters(optimizer, states, hyperparameters)
     scheduler = plan_scheduler(optimizer.lr_scheduler, optimizer.num_update, states.scheduler, states.num_update, hyperparameters)
@@ -263,6 +262,12 @@ def plan_import(trainer: TrainerLike, states: OptimizerStates, net: Optional[Blo
         arrays = _to_devices(trainer, optimizer, states, fit, h)
     return StatesPlan(trainer, optimizer, states, present, fit, h, fit.pairs if multipliers == 'file' else {}, arrays, scheduler,
                       shared, scaler, scales, accumulated, notes)
+
+
+def _other_optimizer(trainer: TrainerLike, optimizer: Any, saved: str) -> ValueError:
+    word, name = word_of(trainer), name_of(optimizer)
+    return ValueError(f'The states are of {saved!r}, the {word} runs {name!r}. '
+                      f'{how_to_continue(saved, word)}, or load states of {name!r}.')
 
 
 class StatesPlan(NamedTuple):

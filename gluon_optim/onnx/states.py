@@ -210,7 +210,7 @@ def _converted(states: OptimizerStates, target: str, params: Optional[Iterable[s
                allow_lossy: bool) -> Converted:
     """What `to_onnx` makes of ``states``, still sharing the states' arrays."""
     check_known('target', target, TARGETS, ValueError)
-    states, rule, h = normalize(states, allow_lossy)
+    states, rule, h = normalize(states, allow_lossy, target)
     chosen = select(states, params, frozen=False)
     foreign = _as_foreign(rule, h, target)
     lost = what_is_lost(foreign, rule, h, states, chosen)

@@ -63,7 +63,7 @@ def to_torch(states: OptimizerStates, target: str = 'mirror', params: Optional[I
     >>> print(states.report[0])
     gluon_optim.torch.create('novograd'): exact; 1 parameters, update 1; in this order: weight
     """
-    states, rule, h = normalize(states, allow_lossy)
+    states, rule, h = normalize(states, allow_lossy, target)
     foreign, chosen = classes.find(rule, target, states.hypers), select(states, params)
     lost = what_is_lost(foreign, rule, h, states, chosen)
     if lost and not allow_lossy:

@@ -24,7 +24,7 @@ def convert(job: Job, to: str) -> Dict[str, Any]:
     with refusing():
         _check_optimizer(job)
         if to != 'mxnet':
-            job = job._replace(states=normalize(job.states, job.allow_lossy)[0])
+            job = job._replace(states=normalize(job.states, job.allow_lossy, job.target)[0])
         if to in ('onnx', 'optax') and job.names is None:  # where the optimizer updates all that it is given
             job = job._replace(names=[info.name for info in select(job.states, frozen=False)])
         states = job.states
@@ -71,7 +71,7 @@ def _replayed(job: Job, to: str, path: str) -> Outcome:
     if to == 'mxnet':
         return _read_back(job, path)
     chosen = select(states, job.names)
-    _, rule, h = normalize(states, job.allow_lossy)
+    _, rule, h = normalize(states, job.allow_lossy, job.target)
     label = EXACT
     if to == 'torch':
         label = find(rule, job.target, states.hypers).label(h, min(states.counts.get(info.name, 0) for info in chosen))

@@ -66,7 +66,7 @@ def read_params(path: Union[Path, OpenFile], limit: Optional[int] = None) -> Dic
 
 
 def read_states(path: Union[Path, OpenFile], params: Params = None, allow: Collection[str] = (),
-                limit: Optional[int] = None) -> OptimizerStates:
+                limit: Optional[int] = None, nested: str = '') -> OptimizerStates:
     """The optimizer states of a ``.states`` file of MXNet 1.x or 2.x. Nothing that the file names is imported or called.
 
     Files of `Trainer.save_states`, `KVStore.save_optimizer_states`, `Updater.get_states` and Module can be read, with or
@@ -84,6 +84,8 @@ def read_states(path: Union[Path, OpenFile], params: Params = None, allow: Colle
         Import paths of further classes, such as your own scheduler: their attributes are read, but they are not imported.
     limit : int, optional
         As in `read_params`.
+    nested : str, optional
+        The import path of an optimizer of MXNet. Its states are left as MXNet nests them, like those of a class of your own.
 
     Returns
     -------
@@ -109,7 +111,7 @@ def read_states(path: Union[Path, OpenFile], params: Params = None, allow: Colle
             source.fail('the second half of the pickle must be an optimizer.')
         if type(states) is not dict:
             source.fail("the file must hold an updater's states: a dictionary by index, or a pair of that and the optimizer.")
-        return _Reader(source, states, optimizer).read(params)
+        return _Reader(source, states, optimizer, nested).read(params)
 
 
 def _what_it_is(kind: Kind) -> str:
@@ -155,7 +157,7 @@ def _arrays(state: Any, layout: Layout) -> Dict[str, Array]:
 class _Reader:
     """One unpickled file; the arrays are still in it."""
 
-    def __init__(self, source: FilePart, states: Dict[Any, Any], optimizer: Optional[Object]):
+    def __init__(self, source: FilePart, states: Dict[Any, Any], optimizer: Optional[Object], nested: str):
         self.source, self.states, self.optimizer = source, states, optimizer
         self.attributes: Dict[str, Any] = optimizer.attributes if optimizer else {}
         self.report: List[str] = []
@@ -167,8 +169,8 @@ class _Reader:
         ours = path.startswith('gluon_optim.') or '_names' in self.attributes
         self.ours = _rule(path.rpartition('.')[2]) if ours else None
         self.class_name = path.rpartition('.')[2].lower()
-        self.builtin = BUILTINS.get(self.class_name) if path.startswith('mxnet.') else None
-        if path.startswith('mxnet.') and self.builtin is None:
+        self.builtin = BUILTINS.get(self.class_name) if path.startswith('mxnet.') and path != nested else None
+        if path.startswith('mxnet.') and path != nested and self.builtin is None:
             source.fail(f'the second half of the pickle must be an optimizer. Received: {path}.')
 
     def read(self, params: Params) -> OptimizerStates:
@@ -206,7 +208,7 @@ class _Reader:
                                "called 'mxnet.adamw' here.")
             return 'mxnet.adamw'
         if self.builtin is None:
-            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet or gluon_optim: its slots are numbered '
+            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet that has a rule here, or of gluon_optim: its slots are numbered '
                                'by position.')
         # of the same name as one with a rule
         unlike = self.builtin is None and self.class_name in rules.names(drop_ins=True, samplers=True)
