@@ -189,8 +189,8 @@ class Stranger(Native):
             try:
                 trees[name], arrays = take_apart(value, NDArray)
             except TypeError as error:
-                raise TypeError(f'The attribute {name!r} of {path_of(self.optimizer)} cannot be saved: {error}. Leave it out of its '
-                                '__getstate__ if the run does not need it, or keep it in such values.') from None
+                raise TypeError(f'The attribute {name!r} of {path_of(self.optimizer)} cannot be saved: {error}. Leave it out of '
+                                'its __getstate__ if the run does not need it, or keep it in such values.') from None
             variables.update((f'{name}:{place}', array) for place, array in arrays.items())
         return trees, variables
 

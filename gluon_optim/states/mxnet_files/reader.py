@@ -208,8 +208,8 @@ class _Reader:
                                "called 'mxnet.adamw' here.")
             return 'mxnet.adamw'
         if self.builtin is None:
-            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet that has a rule here, or of gluon_optim: its slots are numbered '
-                               'by position.')
+            self.report.append(f'{self.optimizer.path} is not an optimizer of MXNet that has a rule here, or of gluon_optim: its '
+                               'slots are numbered by position.')
         # of the same name as one with a rule
         unlike = self.builtin is None and self.class_name in rules.names(drop_ins=True, samplers=True)
         return self.optimizer.path if unlike else self.class_name
