@@ -533,11 +533,12 @@ def spoil_and_step(optimizer, params, spoil, words):
 
 
 @pytest.mark.parametrize('fused', [None, False])
-@pytest.mark.parametrize('key, dtype', [('exp_avg', torch.float32), ('master', torch.float16)])
+@pytest.mark.parametrize('key, dtype', [('exp_avg', torch.float32), ('master', torch.float16), ('compensation', torch.float16)])
 @pytest.mark.parametrize('bad', BAD_SLOTS)
 def test_a_slot_that_the_rule_cannot_use_is_refused_before_anything_is_updated(bad, key, dtype, fused):
     params = parameters(dtype, [(4, 3), (7,), (2, 3, 4), ()])
-    optimizer = steps(create('adamw', params, fused=fused), params)
+    kept = 'kahan' if key == 'compensation' else True
+    optimizer = steps(create('adamw', params, fused=fused, multi_precision=kept), params)
     good = optimizer.state[params[2]][key]
     spoil_and_step(optimizer, params, lambda state: state.update({key: BAD_SLOTS[bad](good)}),
                    rf"'{key}' in the state of a parameter of shape \(2, 3, 4\) must be a tensor .*Received: .*Nothing was updated")
@@ -555,7 +556,7 @@ def test_a_count_that_is_none_is_refused_before_anything_is_updated(count, fused
                    r"'step' in the state of a parameter of shape \(2, 3, 4\) must be a number of updates.*Received: ")
     optimizer.state[params[2]]['step'] = 4
     steps(optimizer, params)
-    if isinstance(count, (int, float)) and count < 2 ** 100:   # into the count itself: nothing is prepared anew
+    if isinstance(count, (int, float)) and count < 2 ** 100:   # into the count: nothing is prepared anew
         spoil_and_step(optimizer, params, lambda state: state['step'].fill_(float(count)), r"'step' in .*of shape \(2, 3, 4\)")
 
 

@@ -197,11 +197,11 @@ class RuleOptimizer(Optimizer):
                 state[COMPENSATION.torch] = torch.zeros_like(param, requires_grad=False)
             else:
                 state['master'] = param.detach().float()
-        _check_kept(f'A parameter of shape {tuple(param.shape)}', kept, multi_precision)
         shapes = {key_of(slot): slot.shape(param.shape) for slot in slots}
         _check_tensors(param, state, {**shapes, **dict.fromkeys(kept, param.shape)})
         if COMPENSATION.torch in kept and state[COMPENSATION.torch].dtype != param.dtype:
             raise ValueError(_cannot_compensate('A parameter', param, state))
+        _check_kept(f'A parameter of shape {tuple(param.shape)}', kept, multi_precision)
         for slot in slots:
             if key_of(slot) not in state:
                 state[key_of(slot)] = _initial(slot, state.get('master', param))
