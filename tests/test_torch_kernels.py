@@ -548,7 +548,8 @@ def test_a_slot_that_the_rule_cannot_use_is_refused_before_anything_is_updated(b
 
 @pytest.mark.parametrize('fused', [None, False])
 @pytest.mark.parametrize('count', [-1, -5, 2.5, float('nan'), float('inf'), 2 ** 24 + 2, 2 ** 70, 10 ** 400, 'x', '3', None, [1.0],
-                                   torch.tensor([1.0, 2.0]), torch.tensor(-1.0), torch.tensor(-1), torch.tensor(3.0, device='meta')])
+                                   torch.tensor([1.0, 2.0]), torch.tensor(-1.0), torch.tensor(-1),
+                                   torch.tensor(3.0, device='meta')])
 def test_a_count_that_is_none_is_refused_before_anything_is_updated(count, fused):
     params = parameters(shapes=[(4, 3), (7,), (2, 3, 4), ()])
     optimizer = steps(create('adamw', params, fused=fused), params)
