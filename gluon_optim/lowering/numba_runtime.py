@@ -97,10 +97,10 @@ LANES = 8
 _SUMS = ir.VectorType(ir.DoubleType(), LANES)
 
 
-def _on_stack(builder: ir.IRBuilder, llvm_type: ir.Type) -> ir.Value:
-    """Room on the stack of the calling function, the same for each turn of a loop."""
+def _on_stack(builder: ir.IRBuilder, llvm_type: ir.Type, count: int = 1) -> ir.Value:
+    """Room for ``count`` values on the stack of the calling function, the same for each turn of a loop."""
     with builder.goto_entry_block():
-        place = builder.alloca(llvm_type)
+        place = builder.alloca(llvm_type, count)
         place.align = 64
     return place
 
@@ -137,8 +137,7 @@ def _terms(numba_type: types.Type, llvm_type: ir.Type) -> Callable[[], numpy.nda
     @intrinsic
     def terms(typing_context: Any) -> Typed:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-            place = builder.bitcast(_on_stack(builder, ir.ArrayType(llvm_type, BLOCK)), llvm_type.as_pointer())
-            return _array(context, builder, array_type, place, _I64(BLOCK))
+            return _array(context, builder, array_type, _on_stack(builder, llvm_type, BLOCK), _I64(BLOCK))
         return array_type(), generate
     return terms
 
@@ -448,9 +447,7 @@ def _normals(numba_type: types.Type, precision: str) -> Callable[..., numpy.ndar
     def normals(typing_context: Any, key: types.Type, stream: types.Type, update: types.Type, draw: types.Type, start: types.Type
                 ) -> Typed:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-            with builder.goto_entry_block():
-                out = builder.alloca(_LLVM[precision], noise.BLOCK)
-                out.align = 64
+            out = _on_stack(builder, _LLVM[precision], noise.BLOCK)
             builder.call(_fill(builder.module, precision), [out, *args])
             return _array(context, builder, array_type, out, _I64(noise.BLOCK))
         return array_type(*[types.int64] * 5), generate
