@@ -47,7 +47,7 @@ from .trainer import (
     weights_written,
 )
 from .typing import BlockLike, ParameterLike, TrainerLike
-from .weights import initialize, remember, trainer_of, write_weight
+from .weights import devices_of, initialize, remember, trainer_of, write_weight
 
 __all__ = ['Restored', 'load_checkpoint', 'save_checkpoint']
 
@@ -572,7 +572,7 @@ def _plan_weights(weights: List[Weight], present: Dict[str, Any], strict: bool) 
         more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
         raise ValueError(f'The checkpoint must have the same parameters. Received: {"; ".join(problems[:8])}{more}. '
                          'Nothing was changed. Pass strict=False to load what fits.')
-    return WeightsPlan([(present[name], _for_devices(copies, len(present[name].list_ctx()))) for name, copies in fitting.items()],
+    return WeightsPlan([(present[name], _for_devices(copies, len(devices_of(present[name])))) for name, copies in fitting.items()],
                        problems)
 
 

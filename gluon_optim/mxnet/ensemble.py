@@ -37,7 +37,7 @@ from .checkpoint import load_checkpoint, parameters
 from .manager import CheckpointManager
 from .trainer import check_trainer
 from .typing import BlockLike, TrainerLike
-from .weights import remember
+from .weights import devices_of, remember
 
 __all__ = ['Snapshots']
 
@@ -230,7 +230,7 @@ class Snapshots:
     def _context(self, x: Any) -> Any:
         if not isinstance(x, numpy.ndarray):
             return x.context
-        return next(iter(parameters(self.net, None).values())).list_ctx()[0]
+        return devices_of(next(iter(parameters(self.net, None).values())))[0]
 
     def _chosen(self, last: Optional[int]) -> List[int]:
         last = None if last is None else check_int('last', last, 1)
